@@ -1,0 +1,126 @@
+"""Augmentation of whole batches on the device the images live on.
+
+Legend: S images, B batch, H W stored size, h w crop. Images are stored as uint8 (S, H, W, 3); a batch leaves as
+(B, 3, h, w) in channels_last, normalised.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+# Luma (Y) and the two chroma axes (I, Q) of the NTSC colour space: a rotation of (I, Q) changes hue alone.
+RGB_TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
+
+
+@dataclass(frozen=True)
+class Views:
+    """How stored images become network inputs.
+
+    Args:
+        image_size: height and width in pixels at which images are stored.
+        crop_size: height and width of what the network sees: a random crop in training, the centre in testing.
+        padding: pixels mirrored onto each side before a training crop is taken.
+        flip: mirror half of the training images.
+        cutout: side in pixels of a square that is greyed out in every training image; 0 for none.
+        colour: ``colour`` as stored; ``grey``: luma only; ``hue-scrambled``: each image's hues turned by a random angle
+            (the same control in training and testing).
+    """
+
+    image_size: int = 32
+    crop_size: int = 32
+    padding: int = 0
+    flip: bool = True
+    cutout: int = 0
+    colour: Literal["colour", "grey", "hue-scrambled"] = "colour"
+
+    def __post_init__(self) -> None:
+        if self.image_size < 1 or self.crop_size < 1:
+            raise ValueError(f"image_size={self.image_size}, crop_size={self.crop_size}: must be at least 1 pixel")
+        if self.crop_size > self.image_size + 2 * self.padding:
+            raise ValueError(
+                f"crop_size={self.crop_size} is larger than image_size={self.image_size} with padding={self.padding}"
+            )
+        if not 0 <= self.padding < self.image_size:
+            raise ValueError(f"padding={self.padding}: must be at least 0 and below image_size={self.image_size}")
+        if self.cutout < 0:
+            raise ValueError(f"cutout={self.cutout}: must be at least 0")
+
+
+def training_batch(pixels_SHWC: Tensor, index_B: Tensor, views: Views, generator: Generator) -> Tensor:
+    """Random crops of the indexed images, flipped, recoloured and cut out as ``views`` says; float, 0…255.
+
+    Random numbers are drawn on the CPU, so that a seed gives the same batches on every device.
+    """
+    batch, device = len(index_B), pixels_SHWC.device
+    span = views.image_size + 2 * views.padding - views.crop_size + 1
+    top, left = (torch.randint(span, (batch,), generator=generator) for _ in range(2))
+    mirrored = torch.rand(batch, generator=generator) < 0.5 if views.flip else None
+    if views.padding:
+        images = pixels_SHWC[index_B.to(device)].permute(0, 3, 1, 2).float()
+        images = F.pad(images, (views.padding,) * 4, mode="reflect").permute(0, 2, 3, 1)
+        index_B = torch.arange(batch)
+    else:
+        images = pixels_SHWC
+    # A view of every possible crop; indexing it copies the wanted ones alone, already as (B, 3, h, w) channels_last.
+    windows = images.unfold(1, views.crop_size, 1).unfold(2, views.crop_size, 1)
+    x = windows[index_B.to(device), top.to(device), left.to(device)]
+    if mirrored is not None:
+        flipped = mirrored.nonzero().squeeze(1).to(device)
+        x[flipped] = x[flipped].flip(3)
+    x = recolour(x, views.colour, generator)
+    return cut_out(x, views.cutout, generator) if views.cutout else x
+
+
+def evaluation_batch(pixels_SHWC: Tensor, index_B: Tensor, views: Views, generator: Generator) -> Tensor:
+    """Centre crops of the indexed images, recoloured as ``views`` says; 0…255."""
+    size = min(views.crop_size, views.image_size)
+    start = (views.image_size - size) // 2
+    x = pixels_SHWC[index_B.to(pixels_SHWC.device), start : start + size, start : start + size]
+    x = x.permute(0, 3, 1, 2)
+    if size < views.crop_size:
+        before = (views.crop_size - size) // 2
+        after = views.crop_size - size - before
+        x = F.pad(x.float(), (before, after, before, after), mode="reflect")
+    return recolour(x, views.colour, generator)
+
+
+def recolour(x_BCHW: Tensor, colour: str, generator: Generator) -> Tensor:
+    """The colour controls: leave, take the colour away, or turn every image's hues by its own random angle."""
+    if colour == "colour":
+        return x_BCHW
+    to_yiq = torch.tensor(RGB_TO_YIQ, dtype=torch.float64)
+    if colour == "grey":
+        turn = torch.zeros(1, 3, 3, dtype=torch.float64)
+    else:
+        angle = torch.rand(len(x_BCHW), generator=generator, dtype=torch.float64) * (2 * torch.pi)
+        cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+        turn = torch.stack([zero, zero, zero, zero, cos, -sin, zero, sin, cos], 1).view(-1, 3, 3)
+    turn[:, 0, 0] = 1
+    rgb = (torch.linalg.inv(to_yiq) @ turn @ to_yiq).to(x_BCHW.device, torch.float32)
+    x = (rgb @ x_BCHW.float().flatten(2)).view_as(x_BCHW)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def cut_out(x_BCHW: Tensor, side: int, generator: Generator) -> Tensor:
+    """Set one square per image, centred anywhere, to mid-grey (DeVries & Taylor 2017, arXiv 1708.04552)."""
+    batch, _, height, width = x_BCHW.shape
+    spans = []
+    for size in (height, width):
+        centre = torch.randint(size, (batch, 1), generator=generator)
+        place = torch.arange(size)
+        spans.append(((place >= centre - side // 2) & (place < centre - side // 2 + side)).to(x_BCHW.device))
+    square = spans[0][:, None, :, None] & spans[1][:, None, None, :]
+    return x_BCHW.masked_fill(square, 128)
+
+
+def normalise(x_BCHW: Tensor, mean_C: Tensor, std_C: Tensor, dtype: torch.dtype) -> Tensor:
+    """(x − mean) / std per channel, in ``dtype``, channels_last. Pixel values are exact in bf16 too."""
+    x = x_BCHW.to(dtype, memory_format=torch.channels_last, copy=True)
+    scale = (1 / std_C).view(1, 3, 1, 1).to(x)
+    shift = (-mean_C / std_C).view(1, 3, 1, 1).to(x)
+    return x.mul_(scale).add_(shift)

@@ -1,0 +1,345 @@
+"""Datasets: images decoded once into a memory-mapped uint8 cache that is keyed by their content.
+
+``photos`` ships with the dependencies; ``cifar10`` and ``imagenette`` come through torchvision, downloaded on request;
+``folder:PATH`` is any tree ``train/<class>/*``, ``val/<class>/*`` (or ``test/<class>/*``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from tqdm import tqdm
+
+from experiments import photos
+from experiments.errors import UsageError
+from experiments.vision import import_torchvision
+
+DATASETS = ("photos", "cifar10", "imagenette", "folder:PATH")
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"}
+CACHE_VERSION = 1  # raise when decoding changes
+NAMED_BROKEN = 5  # broken images named one by one; the others are counted
+
+
+@dataclass(frozen=True)
+class Images:
+    """One split, decoded.
+
+    Attributes:
+        pixels: uint8 (S, H, W, 3).
+        labels: int64 (S,).
+    """
+
+    pixels: Tensor
+    labels: Tensor
+
+    def to(self, device: torch.device) -> Images:
+        """The same images on a device, or, where they take over half of its free memory, still in host memory."""
+        if device.type == "cuda" and self.pixels.numel() > 0.5 * torch.cuda.mem_get_info(device)[0]:
+            return self
+        return Images(self.pixels.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training and test images of one source at one size.
+
+    Attributes:
+        classes: names, in label order.
+        key: hash of the content: source files, size, decoding.
+        mean, std: per channel over the training images, 0…255.
+        broken: files that could not be read and were left out.
+    """
+
+    train: Images
+    test: Images
+    classes: tuple[str, ...]
+    key: str
+    mean: Tensor
+    std: Tensor
+    broken: tuple[str, ...]
+
+    def to(self, device: torch.device) -> Dataset:
+        """The same dataset on a device."""
+        return Dataset(
+            self.train.to(device), self.test.to(device), self.classes, self.key, self.mean, self.std, self.broken
+        )
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a dataset comes from before it is decoded: files with labels, or arrays made at once."""
+
+    classes: tuple[str, ...]
+    digest: str
+    count: dict[str, int]
+    decode: Callable[[str, int, Decoded], None]
+
+
+class Decoded:
+    """Collects one split's images on disk and notes which could not be read."""
+
+    def __init__(self, folder: Path, split: str, count: int, size: int) -> None:
+        self.pixels = np.memmap(folder / f"{split}.u8", dtype=np.uint8, mode="w+", shape=(max(count, 1), size, size, 3))
+        self.labels: list[int] = []
+        self.broken: list[str] = []
+
+    def add(self, images: np.ndarray, labels: np.ndarray | list[int]) -> None:
+        """Append uint8 images (S, size, size, 3)."""
+        start = len(self.labels)
+        self.pixels[start : start + len(images)] = images
+        self.labels.extend(int(label) for label in labels)
+
+
+def load(spec: str, image_size: int, root: Path, download: bool = False) -> Dataset:
+    """Load a dataset, decoding it first if it was not decoded at this size before.
+
+    Args:
+        spec: ``photos``, ``cifar10``, ``imagenette`` or ``folder:PATH``.
+        image_size: height and width in pixels; other shapes are resized by the shorter side and centre-cropped.
+        root: folder of downloads and of the cache.
+        download: fetch what is not there.
+
+    Raises:
+        UsageError: unknown dataset, nothing there, no class folder, no readable image, no room, no network.
+    """
+    source = _source(spec, root, download)
+    key = hashlib.sha256(f"{source.digest} {image_size} {CACHE_VERSION}".encode()).hexdigest()[:16]
+    folder = root / "cache" / key
+    if not (folder / "index.json").is_file():
+        _decode(source, image_size, folder, spec)
+    index = json.loads((folder / "index.json").read_text())
+    images = {
+        split: Images(
+            torch.from_file(
+                str(folder / f"{split}.u8"), size=len(labels) * image_size**2 * 3, dtype=torch.uint8
+            ).view(len(labels), image_size, image_size, 3),
+            torch.tensor(labels),
+        )
+        for split, labels in index["labels"].items()
+    }
+    return Dataset(
+        images["train"],
+        images["test"],
+        source.classes,
+        key,
+        torch.tensor(index["mean"]),
+        torch.tensor(index["std"]),
+        tuple(index["broken"]),
+    )
+
+
+def _source(spec: str, root: Path, download: bool) -> Source:
+    name, _, place = spec.partition(":")
+    if spec == "photos":
+        return _photos()
+    if spec == "cifar10":
+        return _cifar10(root, download)
+    if spec == "imagenette":
+        return _imagenette(root, download)
+    if name == "folder" and place:
+        return _folder(Path(place).expanduser(), root, spec)
+    near = get_close_matches(spec, ["photos", "cifar10", "imagenette"], n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise UsageError(f"dataset={spec}: no such dataset{hint} There are: {', '.join(DATASETS)}")
+
+
+def _photos() -> Source:
+    digest = hashlib.sha256(f"photos {photos.CROPS} {photos.STRIPES}".encode())
+    for file in photos.photo_files():
+        digest.update(file.read_bytes())
+
+    def decode(split: str, size: int, out: Decoded) -> None:
+        out.add(*photos.crops(split, size))
+
+    count = {split: crops * len(photos.PHOTOS) for split, crops in photos.CROPS.items()}
+    return Source(tuple(photos.PHOTOS), digest.hexdigest(), count, decode)
+
+
+def _cifar10(root: Path, download: bool) -> Source:
+    datasets = import_torchvision().datasets
+    splits = {
+        split: _through_torchvision(
+            "cifar10",
+            root,
+            download,
+            lambda split=split: datasets.CIFAR10(str(root), train=split == "train", download=download),
+        )
+        for split in ("train", "test")
+    }
+    digest = hashlib.sha256(b"cifar10")
+    for split in splits.values():
+        digest.update(split.data)
+
+    def decode(split: str, size: int, out: Decoded) -> None:
+        data, labels = splits[split].data, splits[split].targets
+        for image, label in zip(data, labels, strict=True):
+            out.add(_fit(Image.fromarray(image), size)[None], [label])
+
+    return Source(
+        tuple(splits["train"].classes), digest.hexdigest(), {s: len(d.data) for s, d in splits.items()}, decode
+    )
+
+
+def _imagenette(root: Path, download: bool) -> Source:
+    datasets = import_torchvision().datasets
+    folder = root / "imagenette2-320"
+    if not folder.is_dir():
+        _through_torchvision(
+            "imagenette",
+            root,
+            download,
+            lambda: datasets.Imagenette(str(root), split="train", size="320px", download=download),
+        )
+    return _folder(folder, root, "imagenette")
+
+
+def _through_torchvision(name: str, root: Path, download: bool, make: Callable) -> object:
+    """Construct a torchvision dataset; what goes wrong is one line."""
+    try:
+        return make()
+    except OSError as error:  # URLError is one too
+        raise UsageError(
+            f"dataset={name}: the download to {root} failed ({error}); "
+            f"check the network, or put the files there by hand, or use --dataset=folder:PATH"
+        ) from None
+    except RuntimeError as error:
+        if download:
+            raise UsageError(f"dataset={name}: the files in {root} are damaged ({error}); remove them") from None
+        raise UsageError(
+            f"dataset={name}: not found in {root}; add --download=true to fetch it, "
+            f"or use --dataset=folder:PATH for images you have, or --dataset=photos"
+        ) from None
+
+
+def _folder(path: Path, root: Path, spec: str) -> Source:
+    if not path.is_dir():
+        raise UsageError(f"dataset={spec}: there is no folder {path}")
+    splits = {"train": path / "train", "test": path / "val" if (path / "val").is_dir() else path / "test"}
+    for split, place in splits.items():
+        if not place.is_dir():
+            wanted = "train/<class>/" if split == "train" else "val/<class>/ or test/<class>/"
+            raise UsageError(f"dataset={spec}: {path} has no {wanted} folder")
+    classes = tuple(sorted(child.name for child in splits["train"].iterdir() if child.is_dir()))
+    if len(classes) < 2:
+        raise UsageError(f"dataset={spec}: {splits['train']} has {len(classes)} class folders; at least 2 are needed")
+    unknown = {c.name for c in splits["test"].iterdir() if c.is_dir()} - set(classes)
+    if unknown:
+        raise UsageError(f"dataset={spec}: {splits['test']} has classes that train lacks: {', '.join(sorted(unknown))}")
+    files = {split: list(_images_in(place, classes)) for split, place in splits.items()}
+    for split, place in splits.items():
+        if not files[split]:
+            raise UsageError(f"dataset={spec}: no image in {place} (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
+
+    def decode(split: str, size: int, out: Decoded) -> None:
+        def read(entry: tuple[Path, int]) -> np.ndarray | None:
+            try:
+                with Image.open(entry[0]) as image:
+                    image.draft("RGB", (size, size))
+                    return _fit(image, size)
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+                return None
+
+        progress = tqdm(total=len(files[split]), desc=f"decoding {split}", unit="image", disable=None, leave=False)
+        with ThreadPoolExecutor(os.cpu_count()) as pool, progress:
+            for (file, label), image in zip(files[split], pool.map(read, files[split]), strict=True):
+                progress.update()
+                if image is None:
+                    out.broken.append(str(file))
+                else:
+                    out.add(image[None], [label])
+
+    everything = files["train"] + files["test"]
+    digest = _content_digest(path, [file for file, _ in everything], root)
+    return Source(classes, digest, {split: len(entries) for split, entries in files.items()}, decode)
+
+
+def _images_in(place: Path, classes: tuple[str, ...]) -> Iterator[tuple[Path, int]]:
+    for label, name in enumerate(classes):
+        for folder, inner, names in os.walk(place / name):
+            inner.sort()
+            yield from (
+                (Path(folder, file), label) for file in sorted(names) if Path(file).suffix.lower() in IMAGE_SUFFIXES
+            )
+
+
+def _content_digest(base: Path, files: list[Path], root: Path) -> str:
+    """Hash of names and bytes. Remembered under the files' sizes and times, so that bytes are read once."""
+    stats = hashlib.sha256(str(base.resolve()).encode())
+    for file in files:
+        stat = file.stat()
+        stats.update(f"{file.relative_to(base)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    memory = root / "cache" / "digests" / stats.hexdigest()[:32]
+    if memory.is_file():
+        return memory.read_text()
+    content = hashlib.sha256()
+    for file in tqdm(files, desc="hashing", unit="image", disable=None, leave=False):
+        content.update(f"{file.relative_to(base)}\n".encode())
+        content.update(file.read_bytes())
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    fresh = memory.with_suffix(f".{os.getpid()}")
+    fresh.write_text(content.hexdigest())
+    fresh.replace(memory)
+    return content.hexdigest()
+
+
+def _fit(image: Image.Image, size: int) -> np.ndarray:
+    """uint8 (size, size, 3): shorter side resized to ``size``, centre kept; grey images become RGB."""
+    rgb = image.convert("RGB")
+    return np.asarray(rgb if rgb.size == (size, size) else ImageOps.fit(rgb, (size, size), Image.Resampling.BICUBIC))
+
+
+def _decode(source: Source, size: int, folder: Path, spec: str) -> None:
+    """Decode both splits into a folder that appears whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    needed, free = sum(source.count.values()) * size**2 * 3, shutil.disk_usage(folder.parent).free
+    if needed > free:
+        raise UsageError(f"dataset={spec}: decoding needs {needed >> 20} MiB in {folder.parent}, {free >> 20} are free")
+    fresh = folder.with_name(f"unfinished-{os.getpid()}-{folder.name}")
+    try:
+        fresh.mkdir()
+        index: dict[str, object] = {"image_size": size, "classes": source.classes}
+        labels, broken = {}, []
+        for split, count in source.count.items():
+            out = Decoded(fresh, split, count, size)
+            source.decode(split, size, out)
+            if not out.labels:
+                raise UsageError(f"dataset={spec}: none of the {count} {split} images could be read")
+            out.pixels.flush()
+            os.truncate(fresh / f"{split}.u8", len(out.labels) * size**2 * 3)
+            labels[split] = out.labels
+            broken += out.broken
+            if split == "train":
+                index["mean"], index["std"] = _channel_statistics(out.pixels[: len(out.labels)])
+        index.update(labels=labels, broken=broken)
+        (fresh / "index.json").write_text(json.dumps(index))
+        try:
+            fresh.rename(folder)
+        except OSError:  # another process decoded the same content meanwhile
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    for file in broken[:NAMED_BROKEN]:
+        print(f"warning: {file}: not a readable image, left out", file=sys.stderr)
+    if len(broken) > NAMED_BROKEN:
+        print(f"warning: {len(broken)} images could not be read and are left out", file=sys.stderr)
+
+
+def _channel_statistics(pixels: np.ndarray) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel, from at most 2,000 evenly spaced images."""
+    some = pixels[:: max(1, len(pixels) // 2000)].astype(np.float64)
+    std = np.maximum(some.std((0, 1, 2)), 1.0)  # a constant channel stays finite
+    return some.mean((0, 1, 2)).tolist(), std.tolist()

@@ -1,0 +1,9 @@
+"""Errors that are the user's to mend: the command line prints them as one line, without a traceback."""
+
+
+class UsageError(Exception):
+    """Something the user gave cannot work: the message names the value, where it stands and what would be right."""
+
+
+class RunFailed(Exception):
+    """A run ended without a result, for a reason worth one line; other runs go on."""

@@ -1,0 +1,45 @@
+"""The architectures, one readable file each: a function of typed arguments that returns a module.
+
+Every grouped layer takes any partition: ``4``, ``"log:4"``, ``"4:2:1:1"``. To add one, write its file and name it here.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import Any
+
+from torch import nn
+
+from experiments.errors import UsageError
+
+MODELS = {
+    "alexnet": "experiments.models.alexnet",
+    "small": "experiments.models.small",
+}
+
+
+def model_builder(name: str) -> Callable[..., nn.Module]:
+    """The function that builds the model called ``name``.
+
+    Raises:
+        UsageError: there is no such model; names those there are.
+    """
+    if name not in MODELS:
+        near = get_close_matches(str(name), MODELS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UsageError(f"model.name={name}: no such model{hint} There are: {', '.join(MODELS)}")
+    return getattr(importlib.import_module(MODELS[name]), name)
+
+
+def build_model(name: str, **arguments: Any) -> nn.Module:
+    """Build a model; what its arguments cannot be is an error of one line.
+
+    Raises:
+        UsageError: no such model, or arguments that no network can have (groups that cannot cut the channels).
+    """
+    try:
+        return model_builder(name)(**arguments)
+    except ValueError as error:
+        raise UsageError(f"model {name}: {error}") from None

@@ -1,0 +1,280 @@
+"""Train one run: the loop, mixed precision, checkpoints, resuming."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+from experiments.augment import Views, evaluation_batch, normalise, training_batch
+from experiments.data import Dataset, Images
+from experiments.errors import RunFailed, UsageError
+from experiments.runs import Run
+from experiments.tracking import Tracker
+
+CHECK_EVERY = 25  # steps between looks at the loss: each look waits for the device
+EVALUATION_BATCH = 512
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained: SGD with Nesterov momentum on a one-cycle schedule.
+
+    Args:
+        epochs: passes over the training images.
+        batch_size: images per step.
+        lr: peak learning rate of the one-cycle schedule (Smith & Topin 2018).
+        warmup: fraction of the steps in which the rate rises to its peak.
+        momentum: of SGD.
+        weight_decay: on the weights of convolutions and linear layers; norms and biases have none.
+        label_smoothing: probability mass spread over all classes.
+        evaluate_every: epochs between evaluations on the test images; the last epoch is always evaluated.
+        precision: ``auto`` is bf16 where the hardware multiplies it (CUDA, AMX or AVX512-BF16), else fp32.
+        device: ``auto`` is CUDA, then MPS, then the CPU.
+    """
+
+    epochs: int = 10
+    batch_size: int = 128
+    lr: float = 0.1
+    warmup: float = 0.25
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.1
+    evaluate_every: int = 1
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "evaluate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"recipe.{name}={getattr(self, name)}: must be at least 1")
+        for name, low, high in (("warmup", 0, 1), ("momentum", 0, 1), ("label_smoothing", 0, 1)):
+            if not low <= getattr(self, name) < high:
+                raise ValueError(f"recipe.{name}={getattr(self, name)}: must be at least {low} and below {high}")
+        if not self.lr > 0:
+            raise ValueError(f"recipe.lr={self.lr}: must be above 0")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"recipe.weight_decay={self.weight_decay}: must be at least 0")
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that ``name`` means on this machine.
+
+    Raises:
+        UsageError: no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"recipe.device={name}: not usable here ({reason}); try auto or cpu") from None
+    return device
+
+
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype that convolutions run in: bf16 only where the hardware multiplies it, since elsewhere it crawls."""
+    if precision != "auto":
+        return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "cpu":
+        fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    else:
+        fast = False
+    return torch.bfloat16 if fast else torch.float32
+
+
+def device_name(device: torch.device) -> str:
+    """What the hardware calls itself, for provenance."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        try:
+            with open("/proc/cpuinfo") as file:
+                model = next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+        except (OSError, StopIteration):
+            model = "CPU"
+        return f"{model}, {torch.get_num_threads()} threads"
+    return device.type
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Everything a run is trained with, on its device.
+
+    Attributes:
+        dataset: on the device.
+        views: how images become inputs.
+        recipe: how to train.
+        device, dtype: where, and in what precision convolutions run.
+    """
+
+    dataset: Dataset
+    views: Views
+    recipe: Recipe
+    device: torch.device
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, dataset: Dataset, views: Views, recipe: Recipe) -> Setting:
+        """Choose device and precision, and move the images there."""
+        device = choose_device(recipe.device)
+        return cls(dataset.to(device), views, recipe, device, choose_dtype(recipe.precision, device))
+
+    def autocast(self) -> torch.autocast:
+        """Mixed precision where the dtype asks for it."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def training_inputs(self, index: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Augmented inputs (B, 3, h, w) and labels (B,) of the indexed training images."""
+        images = self.dataset.train
+        x = training_batch(images.pixels, index, self.views, generator)
+        return self._inputs(x), images.labels[index.to(images.labels.device)].to(self.device)
+
+    def test_inputs(self, index: torch.Tensor, images: Images | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Centre crops (B, 3, h, w) and labels (B,) of the indexed images, by default of the test split."""
+        images = images or self.dataset.test
+        generator = torch.Generator().manual_seed(int(index[0]) if len(index) else 0)  # the hue control, repeatable
+        x = evaluation_batch(images.pixels, index, self.views, generator)
+        return self._inputs(x), images.labels[index.to(images.labels.device)].to(self.device)
+
+    def _inputs(self, x: torch.Tensor) -> torch.Tensor:
+        return normalise(x.to(self.device), self.dataset.mean, self.dataset.std, self.dtype)
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe, steps: int) -> tuple[torch.optim.SGD, Any]:
+    """SGD and its one-cycle schedule over ``steps`` steps."""
+    weights = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() <= 1]
+    optimizer = torch.optim.SGD(
+        [{"params": weights, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        nesterov=recipe.momentum > 0,
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, recipe.lr, total_steps=max(steps, 2), pct_start=recipe.warmup, cycle_momentum=False
+    )
+    return optimizer, schedule
+
+
+def train_epoch(
+    model: nn.Module, setting: Setting, optimizer: torch.optim.SGD, schedule: Any, seed: int, epoch: int, label: str
+) -> dict[str, float]:
+    """One pass over the training images; returns its mean loss and accuracy.
+
+    Order and augmentation depend on (seed, epoch) alone, so that a resumed run sees the batches it would have seen.
+
+    Raises:
+        RunFailed: the loss is no longer finite.
+    """
+    recipe, count = setting.recipe, len(setting.dataset.train.labels)
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = torch.randperm(count, generator=generator)
+    batches = order.split(recipe.batch_size)
+    if len(batches) > 1 and len(batches[-1]) < recipe.batch_size:
+        batches = batches[:-1]  # a short batch would have other batch statistics and another noise scale
+    total = torch.zeros(2, device=setting.device, dtype=torch.float64)
+    model.train()
+    with tqdm(batches, desc=f"{label} epoch {epoch + 1}/{recipe.epochs}", disable=None, leave=False) as progress:
+        for step, index in enumerate(progress):
+            x, y = setting.training_inputs(index, generator)
+            with setting.autocast():
+                logits = model(x)
+                loss = F.cross_entropy(logits.float(), y, label_smoothing=recipe.label_smoothing)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            total += torch.stack([loss.detach(), (logits.argmax(1) == y).float().mean()])
+            if step % CHECK_EVERY == 0 or step == len(batches) - 1:
+                mean_loss = total[0].item() / (step + 1)
+                if not mean_loss < float("inf"):
+                    raise RunFailed(f"the loss became {mean_loss} in epoch {epoch + 1}, step {step + 1}")
+                progress.set_postfix(loss=f"{mean_loss:.3f}")
+    return {"train_loss": total[0].item() / len(batches), "train_accuracy": total[1].item() / len(batches)}
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, setting: Setting) -> dict[str, float]:
+    """Loss and accuracy on the test images."""
+    model.eval()
+    count = len(setting.dataset.test.labels)
+    total = torch.zeros(2, device=setting.device, dtype=torch.float64)
+    for index in torch.arange(count).split(EVALUATION_BATCH):
+        x, y = setting.test_inputs(index)
+        with setting.autocast():
+            logits = model(x).float()
+        total += torch.stack([F.cross_entropy(logits, y, reduction="sum"), (logits.argmax(1) == y).sum()])
+    return {"test_loss": total[0].item() / count, "test_accuracy": total[1].item() / count}
+
+
+def train_run(run: Run, model: nn.Module, setting: Setting, tracker: Tracker) -> dict[str, float]:
+    """Train ``model`` from its last checkpoint, or from the start, to the end of the recipe.
+
+    Args:
+        run: where checkpoints and metrics go.
+        model: freshly built under the run's seed.
+        setting: what to train it with.
+        tracker: told the metrics of every epoch.
+
+    Returns:
+        The metrics of the last epoch and the seconds spent in training.
+
+    Raises:
+        RunFailed: the loss is no longer finite; the last checkpoint is from before.
+    """
+    recipe = setting.recipe
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    model.to(setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    count = len(setting.dataset.train.labels)
+    optimizer, schedule = make_optimizer(model, recipe, recipe.epochs * max(1, count // recipe.batch_size))
+    history: list[dict[str, float]] = []
+    checkpoint = run.load_checkpoint()
+    if checkpoint is not None:
+        model.load_state_dict(checkpoint["model"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        schedule.load_state_dict(checkpoint["schedule"])
+        _set_rng_state(checkpoint["rng"], setting.device)
+        history = checkpoint["history"]
+    for epoch in range(len(history), recipe.epochs):
+        start = time.perf_counter()
+        metrics = train_epoch(model, setting, optimizer, schedule, run.seed, epoch, run.folder.name.rsplit("-", 1)[0])
+        metrics = {"epoch": epoch + 1, **metrics, "lr": schedule.get_last_lr()[0]}
+        metrics["seconds"] = time.perf_counter() - start
+        if (epoch + 1) % recipe.evaluate_every == 0 or epoch + 1 == recipe.epochs:
+            metrics |= evaluate(model, setting)
+        history.append(metrics)
+        run.save_checkpoint(
+            {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "schedule": schedule.state_dict(),
+                "rng": _rng_state(setting.device),
+                "history": history,
+            }
+        )
+        run.write_metrics(history)
+        tracker.log(metrics)
+    return {**history[-1], "seconds": sum(epoch["seconds"] for epoch in history)}
+
+
+def _rng_state(device: torch.device) -> dict[str, torch.Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _set_rng_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

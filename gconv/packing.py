@@ -1,0 +1,54 @@
+"""Packing: how groups of unequal sizes share the equal bins of one uniform grouped convolution.
+
+Neighbouring groups share a bin; all bins have the same capacity. Logarithmic groups fill two bins exactly: the first
+half is one, all the other groups are the second.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Which groups share a bin, and how many channels a bin holds.
+
+    Attributes:
+        bins: (first, last + 1) group of each bin, in order.
+        in_capacity, out_capacity: input and output channels of every bin, padding included.
+    """
+
+    bins: tuple[tuple[int, int], ...]
+    in_capacity: int
+    out_capacity: int
+
+    @property
+    def links(self) -> int:
+        """Channel pairs that are multiplied, zeros included: what the packing costs."""
+        return len(self.bins) * self.in_capacity * self.out_capacity
+
+
+def cheapest_packing(in_sizes: tuple[int, ...], out_sizes: tuple[int, ...]) -> Packing:
+    """The packing into contiguous bins that multiplies fewest channel pairs; fewer bins where equal."""
+    if len(set(in_sizes)) == len(set(out_sizes)) == 1:
+        return Packing(tuple((g, g + 1) for g in range(len(in_sizes))), in_sizes[0], out_sizes[0])
+    groups = range(len(in_sizes))
+    capacities = {sum(in_sizes[a : b + 1]) for a in groups for b in groups if b >= a}
+    packings = [_fill(in_sizes, out_sizes, capacity) for capacity in capacities if capacity >= max(in_sizes)]
+    return min(packings, key=lambda packing: (packing.links, len(packing.bins)))
+
+
+def _fill(in_sizes: tuple[int, ...], out_sizes: tuple[int, ...], in_capacity: int) -> Packing:
+    """Put as many neighbouring groups into each bin as ``in_capacity`` allows."""
+    starts, filled = [0], 0
+    for group, size in enumerate(in_sizes):
+        if filled + size > in_capacity:
+            starts.append(group)
+            filled = 0
+        filled += size
+    bins = tuple(zip(starts, [*starts[1:], len(in_sizes)], strict=True))
+    return Packing(
+        bins,
+        max(sum(in_sizes[a:b]) for a, b in bins),
+        max(sum(out_sizes[a:b]) for a, b in bins),
+    )

@@ -1,0 +1,39 @@
+"""Channel shuffle (Zhang et al. 2018, ShuffleNet), for groups of any sizes.
+
+With equal groups it is the published one: view (G, C/G), transpose, flatten. For unequal ones every channel is placed by
+its relative position inside its group, (j + 1/2) / size, ties in group order; equal groups are the special case. So any
+run of neighbouring outputs sees every group in proportion to its size, and whoever cuts them next reads from all.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from gconv.partition import Partition
+
+
+@lru_cache(maxsize=1024)
+def shuffle_order(partition: Partition) -> tuple[int, ...]:
+    """Which input channel each output channel takes: ``(0, 2, 1, 3)`` for two groups of two."""
+    places = [(Fraction(2 * j + 1, size), g) for g, size in enumerate(partition.sizes) for j in range(size)]
+    return tuple(sorted(range(partition.channels), key=places.__getitem__))
+
+
+def channel_shuffle(x_NCHW: Tensor, partition: Partition) -> Tensor:
+    """Interleave the groups' channels.
+
+    Args:
+        x_NCHW: (N, C, H, W) with C = ``partition.channels``.
+
+    Raises:
+        ValueError: the input does not have the channels that the partition cuts.
+    """
+    if x_NCHW.shape[1] != partition.channels:
+        raise ValueError(f"input has {x_NCHW.shape[1]} channels; the groups {partition} cut {partition.channels}")
+    if partition.is_uniform:
+        return x_NCHW.unflatten(1, (partition.groups, partition.sizes[0])).transpose(1, 2).flatten(1, 2)
+    return x_NCHW[:, torch.tensor(shuffle_order(partition), device=x_NCHW.device)]
