@@ -66,6 +66,6 @@ def grouped_conv2d(x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype a convolution of ``x`` runs in, autocast considered."""
-    if torch.is_autocast_enabled(x.device.type):
+    if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
