@@ -2,91 +2,177 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 
-from experiments import data
+from experiments import data, report
 from experiments.data import Dataset
 from experiments.errors import RunFailed
+from experiments.measure import Rows, measure_run, measure_speed, save_arrays, save_table
 from experiments.models import build_model
-from experiments.runs import Run
+from experiments.runs import Run, config_hash, file_name
 from experiments.study import Study, Variant
 from experiments.tracking import Tracker
 from experiments.train import Setting, device_name, train_run
 
 
-def planned_runs(study: Study) -> list[tuple[Variant, Run, Dataset]]:
-    """Every variant with every seed, seed by seed, so that an interrupted study is balanced."""
-    datasets = {
-        (v.dataset, v.views.image_size): data.load(v.dataset, v.views.image_size, study.data_root, study.download)
-        for v in study.variants
-    }
-    runs = []
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a study, with what it needs."""
+
+    variant: Variant
+    run: Run
+    dataset: Dataset
+
+    def fresh_model(self) -> nn.Module:
+        """The untrained network, as the run's seed makes it."""
+        torch.manual_seed(self.run.seed)
+        return build_model(
+            **self.variant.model, classes=len(self.dataset.classes), input_size=self.variant.views.crop_size
+        )
+
+    def trained_model(self) -> nn.Module:
+        """The network as its training left it."""
+        checkpoint = self.run.load_checkpoint()
+        assert checkpoint is not None, f"{self.run.folder} is done but has no checkpoint"
+        model = self.fresh_model()
+        model.load_state_dict(checkpoint["model"])
+        return model
+
+    def setting(self) -> Setting:
+        """Images, views and recipe on their device."""
+        return Setting.of(self.dataset, self.variant.views, self.variant.recipe)
+
+
+def run_study(study: Study) -> int:
+    """Train, measure, draw and report; returns how many runs failed."""
+    planned = plan(study)
+    failed = train_all(study, planned)
+    done = [p for p in planned if (p.run.result or {}).get("status") == "done"]
+    if done:
+        print("measuring …", flush=True)
+        measure_all(study, done)
+        figures = report.draw_figures(study.folder)
+        print(f"\n{study.question}\n\n{report.summary(report.read_measures(study.folder))}\n")
+        print(f"tables:  {report.tables_folder(study.folder)}")
+        print("figures: " + "\n         ".join(str(path) for path in figures if path.suffix == ".png"))
+    return failed
+
+
+def plan(study: Study) -> list[PlannedRun]:
+    """Every variant with every seed, seed by seed, so that an interrupted study is balanced.
+
+    Raises:
+        UsageError: a dataset cannot be loaded, or an architecture cannot be built.
+    """
+    datasets: dict[tuple[str, int], Dataset] = {}
+    for v in study.variants:
+        source = (v.dataset, v.views.image_size)
+        if source not in datasets:
+            datasets[source] = data.load(*source, study.data_root, study.download)
+    planned = []
     for seed in range(study.seeds):
-        for variant in study.variants:
-            dataset = datasets[variant.dataset, variant.views.image_size]
-            run = Run.of(study.folder, variant.name, variant.run_config(dataset.key, seed))
-            runs.append((variant, run, dataset))
-    return runs
+        for v in study.variants:
+            dataset = datasets[v.dataset, v.views.image_size]
+            run = Run.of(study.folder, v.name, v.run_config(dataset.key, seed))
+            planned.append(PlannedRun(v, run, dataset))
+    for p in planned[: len(study.variants)]:
+        with torch.device("meta"):
+            p.fresh_model()
+    return planned
 
 
-def fresh_model(variant: Variant, classes: int, seed: int) -> nn.Module:
-    """The untrained network of a variant under a seed."""
-    torch.manual_seed(seed)
-    arguments = {**variant.model, "classes": classes}
-    if variant.model["name"] == "alexnet":
-        arguments["input_size"] = variant.views.crop_size
-    return build_model(**arguments)
-
-
-def train_study(study: Study) -> tuple[list[tuple[Variant, Run, Dataset]], int]:
-    """Train what is not trained yet. Returns all planned runs and how many of them failed."""
-    runs = planned_runs(study)
-    for variant in study.variants:  # an architecture that cannot be built is an error before anything is trained
-        fresh_model(variant, 2, 0)
+def train_all(study: Study, planned: list[PlannedRun]) -> int:
+    """Train what is not trained yet; returns how many runs failed. A run that fails does not stop the others."""
     failed = 0
-    for number, (variant, run, dataset) in enumerate(runs, 1):
-        label = f"[{number}/{len(runs)}] {variant.name}, seed {run.seed}"
-        result = run.result
+    for number, p in enumerate(planned, 1):
+        label = f"[{number}/{len(planned)}] {p.variant.name}, seed {p.run.seed}"
+        result, before = p.run.result, " (done before)"
         if result is None:
-            with run.lock() as held:
+            before = ""
+            with p.run.lock() as held:
                 if not held:
                     print(f"{label}: in training by another process, left to it", flush=True)
                     continue
-                result = run.result or _train(study, variant, run, dataset)
-            print(f"{label}: {_describe(result)}", flush=True)
+                result = p.run.result or _train(study, p)
+        if result["status"] == "done":
+            print(f"{label}: accuracy {result['test_accuracy']:.3f}, {result['seconds']:.0f} s{before}", flush=True)
         else:
-            print(f"{label}: {_describe(result)} (done before)", flush=True)
-        failed += result["status"] != "done"
-    return runs, failed
+            failed += 1
+            print(f"{label}: {result['status']}: {result['reason']}; checkpoint of epoch {result['epoch']} kept{before}")
+    return failed
 
 
-def _train(study: Study, variant: Variant, run: Run, dataset: Dataset) -> dict:
-    setting = Setting.of(dataset, variant.views, variant.recipe)
-    model = fresh_model(variant, len(dataset.classes), run.seed)
-    run.begin()
-    name = f"{variant.name}-seed{run.seed}"
-    tracker = Tracker(study.wandb, "grouped-convolution", name, study.name, run.config, run.folder)
-    device = device_name(setting.device)
+def _train(study: Study, p: PlannedRun) -> dict[str, Any]:
+    """Train one run to its end and record it."""
+    setting, model = p.setting(), p.fresh_model()
+    p.run.begin()
+    name = f"{p.variant.name}-seed{p.run.seed}"
+    tracker = Tracker(study.wandb, "grouped-convolution", name, study.name, p.run.config, p.run.folder)
     try:
-        values = train_run(run, model, setting, tracker)
+        values = train_run(p.run, model, setting, tracker)
     except RunFailed as error:
-        run.finish("diverged", {"reason": str(error)}, device)
-        tracker.finish({"status": "diverged"}, failed=True)
+        status, values = "diverged", {"reason": str(error), "epoch": len(p.run.metrics())}
     else:
-        values |= {"precision": str(setting.dtype).removeprefix("torch."), "dataset": variant.dataset}
-        values |= {"broken_images": len(dataset.broken)}
-        run.finish("done", values, device)
-        tracker.finish({"status": "done", **values})
-    result = run.result
-    assert result is not None
+        status = "done"
+    values |= {
+        "dataset": p.variant.dataset,
+        "broken_images": len(p.dataset.broken),
+        "precision": str(setting.dtype).removeprefix("torch."),
+    }
+    result = p.run.finish(status, values, device_name(setting.device))
+    tracker.finish({"status": status, **values}, failed=status != "done")
     return result
 
 
-def _describe(result: dict) -> str:
-    if result["status"] != "done":
-        return f"{result['status']}: {result['reason']}; the last good checkpoint is kept"
-    return f"accuracy {result['test_accuracy']:.3f}, {result['seconds']:.0f} s"
+def measure_all(study: Study, done: list[PlannedRun]) -> None:
+    """Measure every trained run once, and gather all of them in the study's tables."""
+    tables = []
+    for p in done:
+        if not _measured(p, study):
+            rows = Rows(study.name, p.variant.name, p.run.seed, str(p.variant.model.get("groups", "")))
+            arrays = measure_run(rows, p.run, p.trained_model(), p.fresh_model(), p.setting(), study.measures)
+            save_arrays(p.run.folder / "arrays.npz", arrays)
+            save_table(p.run.folder / "measures.csv", rows.table())
+            (p.run.folder / "measured.json").write_text(json.dumps(asdict(study.measures)))
+        tables.append(pd.read_csv(p.run.folder / "measures.csv"))
+    folder = report.tables_folder(study.folder)
+    tables.append(_speed(study, done))
+    save_table(folder / "measures.csv", pd.concat(tables, ignore_index=True))
+    curves = [
+        {"variant": p.variant.name, "seed": p.run.seed, "test_accuracy": np.nan, **epoch}
+        for p in done
+        for epoch in p.run.metrics()
+    ]
+    save_table(folder / "curves.csv", pd.DataFrame(curves))
+    save_table(folder / "runs.csv", pd.DataFrame([{"variant": p.variant.name, **(p.run.result or {})} for p in done]))
+    for p in done:
+        if p.run.seed == report.SEED_DRAWN:
+            with np.load(p.run.folder / "arrays.npz") as arrays:
+                save_arrays(folder / f"{file_name(p.variant.name)}-seed{p.run.seed}.npz", dict(arrays))
+
+
+def _measured(p: PlannedRun, study: Study) -> bool:
+    path = p.run.folder / "measured.json"
+    return path.is_file() and json.loads(path.read_text()) == asdict(study.measures)
+
+
+def _speed(study: Study, done: list[PlannedRun]) -> pd.DataFrame:
+    """Latency and memory of the study's architectures, measured side by side, again only if they are others."""
+    first = {p.variant.name: p for p in reversed(done)}
+    first = {v.name: first[v.name] for v in study.variants if v.name in first}
+    key = config_hash({name: [p.variant.model, asdict(p.variant.views)] for name, p in first.items()})
+    path = report.tables_folder(study.folder) / f"speed-{key}.csv"
+    if not path.is_file():
+        rows = {name: Rows(study.name, name, None, str(p.variant.model.get("groups", ""))) for name, p in first.items()}
+        models = {name: p.fresh_model() for name, p in first.items()}
+        measure_speed(rows, models, next(iter(first.values())).setting())
+        save_table(path, pd.concat([r.table() for r in rows.values()], ignore_index=True))
+    return pd.read_csv(path)
+

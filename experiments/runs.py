@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,11 @@ import torch
 def config_hash(config: dict[str, Any]) -> str:
     """Eight hex digits over a configuration, independent of key order."""
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def file_name(variant: str) -> str:
+    """A variant's name as part of a file name."""
+    return re.sub(r"[^\w.=,-]+", "_", variant)
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -68,8 +74,8 @@ class Run:
     @classmethod
     def of(cls, study_folder: Path, variant: str, config: dict[str, Any]) -> Run:
         """The run of a configuration; nothing is written yet."""
-        name = f"{variant}-seed{config['seed']}-{config_hash(config)}"
-        return cls(variant, config, study_folder / name.replace("/", "_"))
+        name = f"{file_name(variant)}-seed{config['seed']}-{config_hash(config)}"
+        return cls(variant, config, study_folder / name)
 
     @property
     def seed(self) -> int:
@@ -117,12 +123,12 @@ class Run:
         path = self.folder / "metrics.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
-    def finish(self, status: str, values: dict[str, Any], device: str) -> None:
-        """Record how the run ended (``done`` or ``diverged``), with provenance."""
-        write_json(
-            self.folder / "result.json",
-            {"status": status, **values, "config_hash": config_hash(self.config), **provenance(device)},
-        )
+    def finish(self, status: str, values: dict[str, Any], device: str) -> dict[str, Any]:
+        """Record how the run ended (``done`` or ``diverged``), with provenance; returns the record."""
+        hashes = {"config_hash": config_hash(self.config), "data_hash": self.config["data"]}
+        result = {"status": status, "seed": self.seed, **values, **hashes, **provenance(device)}
+        write_json(self.folder / "result.json", result)
+        return result
 
 
 @lru_cache(maxsize=1)

@@ -19,13 +19,12 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from experiments.augment import Views
+from experiments.catalogue import study_file
 from experiments.errors import UsageError
 from experiments.measure import Measures
 from experiments.models import model_builder
 from experiments.tracking import WandbMode
 from experiments.train import Recipe
-
-CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 @dataclass(frozen=True)
@@ -87,24 +86,6 @@ class Study:
     def folder(self) -> Path:
         """Where the study's runs, tables and figures go."""
         return self.runs_root / self.name
-
-
-def study_names() -> list[str]:
-    """The studies in ``configs/``."""
-    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
-
-
-def study_file(name: str) -> Path:
-    """The file of a study.
-
-    Raises:
-        UsageError: there is none of that name; lists those there are and suggests the nearest.
-    """
-    if name in study_names():
-        return CONFIGS / f"{name}.yaml"
-    near = get_close_matches(name, study_names(), n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]}?" if near else ";"
-    raise UsageError(f"NAME={name}: no such study{hint} There are: {', '.join(study_names())}")
 
 
 def load_study(name: str, flags: list[str] | None = None) -> Study:
@@ -212,7 +193,7 @@ def _parse_flags(model: str, flags: list[str]) -> dict[str, Any]:
     try:
         given = parser.parse_args(flags, defaults=False)
     except ArgumentError as error:
-        raise UsageError(f"command line: {_one_line(error, parser)}") from None
+        raise UsageError(f"command line: {parser_error(error, parser)}") from None
     return {key: value for key, value in vars(given.as_flat()).items()}
 
 
@@ -222,13 +203,13 @@ def _parse(flat: dict[str, Any], place: str) -> dict[str, Any]:
         settled = parser.parse_object(_nest(flat, place))
         instantiated = parser.instantiate(settled)
     except ArgumentError as error:
-        raise UsageError(f"{place}: {_one_line(error, parser)}") from None
+        raise UsageError(f"{place}: {parser_error(error, parser)}") from None
     except (ValueError, TypeError) as error:
         raise UsageError(f"{place}: {error}") from None
     return {**vars(instantiated), "model": settled.model}
 
 
-def _one_line(error: ArgumentError, parser: ArgumentParser) -> str:
+def parser_error(error: ArgumentError, parser: ArgumentParser) -> str:
     """jsonargparse's message on one line, with the nearest key where a key is unknown."""
     text = " ".join((error.message or "").split())
     text = re.sub(r'Parser key "([^"]+)": ', r"\1: ", text)

@@ -6,6 +6,7 @@ Every grouped layer takes any partition: ``4``, ``"log:4"``, ``"4:2:1:1"``. To a
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any
@@ -33,13 +34,21 @@ def model_builder(name: str) -> Callable[..., nn.Module]:
     return getattr(importlib.import_module(MODELS[name]), name)
 
 
-def build_model(name: str, **arguments: Any) -> nn.Module:
+def build_model(name: str, input_size: int | None = None, **arguments: Any) -> nn.Module:
     """Build a model; what its arguments cannot be is an error of one line.
+
+    Args:
+        name: of the model.
+        input_size: height and width of the images, for the models whose layers depend on it.
+        arguments: of the model's function.
 
     Raises:
         UsageError: no such model, or arguments that no network can have (groups that cannot cut the channels).
     """
+    builder = model_builder(name)
+    if input_size is not None and "input_size" in inspect.signature(builder).parameters:
+        arguments["input_size"] = input_size
     try:
-        return model_builder(name)(**arguments)
+        return builder(**arguments)
     except ValueError as error:
         raise UsageError(f"model {name}: {error}") from None

@@ -22,13 +22,7 @@ def conv_norm_relu(
     groups: Groups = 1,
     norm: Norm = "batch",
 ) -> list[nn.Module]:
-    """Convolution, batch normalisation if asked for (then without a bias), ReLU; He initialisation, group by group."""
-    conv = GroupedConv2d(
-        in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=norm != "batch"
-    )
-    for weight in conv.group_weights():
-        nn.init.kaiming_normal_(weight, nonlinearity="relu")
-    if conv.bias is not None:
-        nn.init.zeros_(conv.bias)
+    """Convolution, batch normalisation if asked for (then without a bias), ReLU."""
+    conv = GroupedConv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=norm != "batch")
     normalise = [nn.BatchNorm2d(out_channels)] if norm == "batch" else []
     return [conv, *normalise, nn.ReLU(inplace=True)]

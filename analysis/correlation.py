@@ -1,0 +1,110 @@
+"""Correlation between filters, within and between groups.
+
+The figure of merit is the mean absolute correlation of the responses of two filters, over pairs in the same group
+(within) and over pairs in different groups (between); the diagonal is left out (Ioannou et al. 2017, arXiv 1605.06489).
+Grouping alone makes within exceed between, since each group sees inputs of its own: a contrast is no finding before it
+is held against a null.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from analysis.stats import permutation_p, permuted_labels
+
+
+def correlation_matrix(covariance: ArrayLike) -> NDArray[np.float64]:
+    """Correlations from covariances (C, C). A dead filter, which never varies, has NaN in its row and column."""
+    cov = np.asarray(covariance, dtype=np.float64)
+    std = np.sqrt(np.clip(np.diag(cov), 0, None))
+    dead = std <= 1e-12 * max(float(std.max(initial=0)), 1e-300)
+    corr = cov / np.outer(np.where(dead, np.nan, std), np.where(dead, np.nan, std))
+    corr = np.clip(corr, -1, 1)
+    np.fill_diagonal(corr, np.where(dead, np.nan, 1.0))
+    return corr
+
+
+@dataclass(frozen=True)
+class GroupContrast:
+    """Mean |r| within and between groups.
+
+    Attributes:
+        within: over pairs of filters of the same group; NaN if every group has one filter.
+        between: over pairs of filters of different groups; NaN if there is one group.
+        filters: filters that took part.
+        dead: filters left out because they never vary.
+    """
+
+    within: float
+    between: float
+    filters: int
+    dead: int
+
+    @property
+    def ratio(self) -> float:
+        """within / between."""
+        return self.within / self.between
+
+    @property
+    def difference(self) -> float:
+        """within − between."""
+        return self.within - self.between
+
+
+def group_contrast(corr: ArrayLike, labels: ArrayLike) -> GroupContrast:
+    """Mean absolute correlation within and between groups, diagonal excluded.
+
+    Args:
+        corr: (C, C) correlations; rows of NaN are dead filters.
+        labels: (C,) group of each filter.
+
+    Raises:
+        ValueError: the shapes do not fit.
+    """
+    magnitude, group, dead = _alive(corr, labels)
+    within, between = _means(magnitude, group[None])
+    return GroupContrast(float(within[0]), float(between[0]), len(group), dead)
+
+
+def contrast_test(corr: ArrayLike, labels: ArrayLike, permutations: int = 2000, seed: int = 0) -> float:
+    """One-sided p of within − between when the labels are permuted, every group keeping its size.
+
+    Raises:
+        ValueError: the shapes do not fit, or there is no pair within or none between groups.
+    """
+    magnitude, group, _ = _alive(corr, labels)
+    draws = np.concatenate([group[None], permuted_labels(group, permutations, seed)])
+    within, between = _means(magnitude, draws)
+    difference = within - between
+    if not np.isfinite(difference[0]):
+        raise ValueError(f"groups of {np.unique(group, return_counts=True)[1].tolist()} filters have no contrast")
+    return permutation_p(float(difference[0]), difference[1:])
+
+
+def _alive(corr: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.int64], int]:
+    matrix, group = np.asarray(corr, dtype=np.float64), np.asarray(labels, dtype=np.int64)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or group.shape != matrix.shape[:1]:
+        raise ValueError(f"correlations of shape {matrix.shape} and labels of shape {group.shape} do not fit")
+    alive = ~np.isnan(np.diag(matrix))
+    return np.abs(matrix[np.ix_(alive, alive)]), group[alive], int((~alive).sum())
+
+
+def _means(magnitude: NDArray[np.float64], labels: NDArray[np.int64]) -> tuple[NDArray, NDArray]:
+    """Within and between means of |r| (C, C) under each row of ``labels`` (P, C)."""
+    count = magnitude.shape[0]
+    off_diagonal = magnitude.sum() - np.trace(magnitude)
+    diagonal = np.diag(magnitude)
+    within_sum, within_pairs = np.zeros(len(labels)), np.zeros(len(labels))
+    for group in np.unique(labels[0]):
+        member = (labels == group).astype(np.float64)
+        within_sum += np.einsum("pc,pc->p", member @ magnitude, member) - member @ diagonal
+        size = member.sum(1)
+        within_pairs += size * (size - 1)
+    between_pairs = count * (count - 1) - within_pairs
+    with np.errstate(invalid="ignore", divide="ignore"):
+        within = np.where(within_pairs > 0, within_sum / within_pairs, np.nan)
+        between = np.where(between_pairs > 0, (off_diagonal - within_sum) / between_pairs, np.nan)
+    return within, between

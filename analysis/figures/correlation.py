@@ -1,0 +1,54 @@
+"""Correlation matrices in block order, with the borders of the groups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.figures import page
+
+
+def draw(arrays: Mapping[str, Mapping[str, NDArray]], folder: Path) -> list[Path]:
+    """One row per variant, one column per convolution: |r| between its filters' responses on test images.
+
+    Args:
+        arrays: per variant ``correlation <layer>`` (C, C), and ``groups <layer> computed`` or ``… read`` (C,) where the
+            filters fall into groups.
+        folder: where the figure goes.
+
+    Returns:
+        The files written; none if there is no matrix.
+    """
+    layers = list(dict.fromkeys(key.split()[1] for a in arrays.values() for key in a if key.startswith("correlation ")))
+    if not layers:
+        return []
+    side = page.WIDTH / (len(layers) + 0.6)
+    figure, panels = plt.subplots(
+        len(arrays), len(layers), figsize=(page.WIDTH, side * len(arrays) + 0.4), squeeze=False, layout="constrained"
+    )
+    shown = None
+    for row, (name, a) in zip(panels, arrays.items(), strict=True):
+        row[0].set_ylabel(name)
+        for panel, layer in zip(row, layers, strict=True):
+            panel.set(xticks=[], yticks=[])
+            if f"correlation {layer}" not in a:
+                panel.set_visible(False)
+                continue
+            matrix = np.abs(a[f"correlation {layer}"])
+            way = next((w for w in ("computed", "read") if f"groups {layer} {w}" in a), None)
+            if way is not None:
+                labels = a[f"groups {layer} {way}"]
+                order = np.argsort(labels, kind="stable")
+                matrix = matrix[np.ix_(order, order)]
+                for border in np.flatnonzero(np.diff(labels[order])) + 0.5:
+                    panel.axhline(border, color="white", linewidth=0.6)
+                    panel.axvline(border, color="white", linewidth=0.6)
+            shown = panel.imshow(matrix, vmin=0, vmax=1, cmap="magma", interpolation="nearest")
+            panel.set_title(f"{layer}" if way is None else f"{layer}, {way} by group")
+    if shown is not None:
+        figure.colorbar(shown, ax=panels, shrink=0.6, label="|r|")
+    return page.save(figure, folder, "correlation")

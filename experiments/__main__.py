@@ -1,0 +1,140 @@
+"""The command line: list · run · cost · figures.
+
+Nothing heavy is imported before it is known to be needed, so that ``list`` and ``--help`` answer at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import sys
+from typing import NoReturn
+
+from experiments.errors import UsageError
+
+USAGE = """\
+usage: python -m experiments COMMAND …
+
+  list [--json]                     the studies: name, question, what has been run
+  run NAME [--key=value …]          train, measure, draw and report a study; --help lists its keys
+  cost MODEL [--key=value …]        parameters, MACs and activations of a model; --help lists its keys
+  figures NAME [--runs_root=DIR]    draw a study's figures again from its saved tables
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command; returns the exit code: 0 done, 1 a run failed, 2 wrong usage, 130 interrupted."""
+    commands = {"list": list_studies, "run": run, "cost": cost, "figures": figures}
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    name, *rest = arguments
+    if name not in commands:
+        raise UsageError(f"{name}: no such command; there are: {', '.join(commands)}")
+    return commands[name](rest)
+
+
+def list_studies(arguments: list[str]) -> int:
+    """Print the studies."""
+    import yaml
+
+    from experiments.catalogue import studies
+
+    for flag in arguments:
+        if flag != "--json":
+            raise UsageError(f"list: unknown flag {flag}; there is: --json")
+    try:
+        found = studies()
+    except yaml.YAMLError as error:
+        raise UsageError(f"configs: not valid YAML: {' '.join(str(error).split())}") from None
+    if "--json" in arguments:
+        print(json.dumps(found, indent=1))
+    else:
+        for study in found:
+            print(f"{study['name']:<20}{study['question']}\n{'':<20}{study['time']}; {study['runs_done']} runs done\n")
+    return 0
+
+
+def run(arguments: list[str]) -> int:
+    """Run a study."""
+    name, flags = _name(arguments, "run NAME")
+    from experiments.catalogue import study_file
+
+    study_file(name)  # a misspelt name is told before torch is loaded
+    from experiments.study import load_study, study_help
+
+    if "-h" in flags or "--help" in flags:
+        print(study_help(name), end="")
+        return 0
+    from experiments.pipeline import run_study
+
+    return 1 if run_study(load_study(name, flags)) else 0
+
+
+def cost(arguments: list[str]) -> int:
+    """Print what a model costs."""
+    name, flags = _name(arguments, "cost MODEL")
+    from experiments.model_cost import print_cost
+
+    print_cost(name, flags)
+    return 0
+
+
+def figures(arguments: list[str]) -> int:
+    """Draw the figures of a study again."""
+    from pathlib import Path
+
+    name, flags = _name(arguments, "figures NAME")
+    from experiments.catalogue import study_file
+
+    study_file(name)
+    root = "runs"
+    for flag in flags:
+        key, _, value = flag.partition("=")
+        if key != "--runs_root" or not value:
+            raise UsageError(f"figures: unknown flag {flag}; there is: --runs_root=DIR")
+        root = value
+    from experiments.report import draw_figures
+
+    for path in draw_figures(Path(root).expanduser() / name):
+        print(path)
+    return 0
+
+
+def _name(arguments: list[str], usage: str) -> tuple[str, list[str]]:
+    if not arguments or arguments[0].startswith("-"):
+        hint = "; `python -m experiments list` shows the studies" if "NAME" in usage else ""
+        raise UsageError(f"{usage}: the name is missing{hint}")
+    return arguments[0], arguments[1:]
+
+
+def _terminate(_signal: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def entry() -> int:
+    """``main`` with every expected failure told in one line."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # repeatable matrix products on CUDA
+    signal.signal(signal.SIGTERM, _terminate)  # a cluster's notice is treated as Ctrl-C
+    try:
+        return main(sys.argv[1:])
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted: finished epochs are saved; the same command goes on from there", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        print(f"error: {error.filename or 'the run store'}: {error.strerror}; nothing was half-written", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(entry())

@@ -1,0 +1,51 @@
+"""The studies in ``configs/``: found and described without loading torch."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from experiments.errors import UsageError
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def study_names() -> list[str]:
+    """The studies in ``configs/``."""
+    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+
+
+def study_file(name: str) -> Path:
+    """The file of a study.
+
+    Raises:
+        UsageError: there is none of that name; lists those there are and suggests the nearest.
+    """
+    if name in study_names():
+        return CONFIGS / f"{name}.yaml"
+    near = get_close_matches(name, study_names(), n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]}?" if near else ";"
+    raise UsageError(f"NAME={name}: no such study{hint} There are: {', '.join(study_names())}")
+
+
+def studies(runs_root: Path = Path("runs")) -> list[dict[str, Any]]:
+    """Name, question, variants, expected time and finished runs of every study."""
+    import yaml
+
+    found = []
+    for name in study_names():
+        text = study_file(name).read_text()
+        content = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        time = next((line[1:].strip() for line in text.splitlines() if line.startswith("# Time:")), "")
+        found.append(
+            {
+                "name": name,
+                "question": content.get("question", ""),
+                "variants": list(content.get("variants") or {}),
+                "seeds": content.get("seeds"),
+                "time": time,
+                "runs_done": len(list((runs_root / name).glob("*/result.json"))),
+            }
+        )
+    return found

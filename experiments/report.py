@@ -1,0 +1,131 @@
+"""What a study shows at its end: one table on the terminal, and its figures; both from saved tables only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from analysis.stats import mean_interval
+from analysis.tradeoff import over_seeds, tradeoff_table
+from experiments.errors import UsageError
+from experiments.runs import file_name
+
+SEED_DRAWN = 0  # the seed whose filters and matrices are drawn: the first, never the prettiest
+
+
+def tables_folder(study_folder: Path) -> Path:
+    """Where a study's tables lie."""
+    return study_folder / "tables"
+
+
+def draw_figures(study_folder: Path) -> list[Path]:
+    """Draw every figure of a study.
+
+    Raises:
+        UsageError: the study has no tables yet.
+    """
+    from analysis.figures import correlation, curves, filters, page, tradeoff
+
+    tables = tables_folder(study_folder)
+    if not (tables / "measures.csv").is_file():
+        raise UsageError(f"{tables} has no measures.csv: run the study first (make experiment NAME={study_folder.name})")
+    page.apply_style()
+    table = read_measures(study_folder)
+    arrays = {}
+    for variant in dict.fromkeys(table["variant"]):
+        path = tables / f"{file_name(variant)}-seed{SEED_DRAWN}.npz"
+        if path.is_file():
+            with np.load(path) as file:
+                arrays[variant] = dict(file)
+    folder = study_folder / "figures"
+    return [
+        *filters.draw(arrays, folder),
+        *correlation.draw(arrays, folder),
+        *tradeoff.draw(table, folder),
+        *curves.draw(pd.read_csv(tables / "curves.csv"), folder),
+    ]
+
+
+def read_measures(study_folder: Path) -> pd.DataFrame:
+    """The long table of a study."""
+    table = pd.read_csv(tables_folder(study_folder) / "measures.csv", dtype={"groups": str, "variant": str})
+    return table.fillna({"layer": "", "null": "", "unit": ""})
+
+
+def summary(table: pd.DataFrame) -> str:
+    """The study in plain text: accuracy against cost, then correlation and colour with their nulls."""
+    lines = [_accuracy_lines(tradeoff_table(table)), _correlation_lines(table), _colour_lines(table)]
+    return "\n\n".join(part for part in lines if part)
+
+
+def _accuracy_lines(rows: pd.DataFrame) -> str:
+    if rows.empty:
+        return ""
+    text = [
+        "Accuracy against cost (mean over seeds, 95% interval; difference paired by seed with the first variant)",
+        f"{'variant':<18}{'accuracy':<28}{'difference':<28}{'parameters':>12}{'MACs':>14}{'ms/image':>10}",
+    ]
+    for _, row in rows.iterrows():
+        interval = "" if row["n"] < 2 else f" [{row['low']:.3f}, {row['high']:.3f}]"
+        difference = "" if pd.isna(row["difference"]) else f"{row['difference']:+.3f}"
+        if difference and not pd.isna(row["difference_low"]):
+            difference += f" [{row['difference_low']:+.3f}, {row['difference_high']:+.3f}]"
+        accuracy = f"{row['accuracy']:.3f}{interval} n={row['n']}"
+        text.append(
+            f"{row['variant']:<18}{accuracy:<28}{difference:<28}"
+            f"{row['parameters']:>12,.0f}{row['macs']:>14,.0f}{row['latency']:>10.3f}"
+        )
+    return "\n".join(text)
+
+
+def _correlation_lines(table: pd.DataFrame) -> str:
+    ratios = table[table["measure"].str.startswith("ratio_") & (table["null"] == "")]
+    if ratios.empty:
+        return ""
+    text = [
+        "Correlation between filters: mean |r| within groups / between groups (test images)",
+        f"{'variant':<18}{'layer, groups by':<20}{'trained':<24}{'untrained':<24}{'trained - untrained':<26}p < .05",
+    ]
+    for (variant, layer, measure), rows in ratios.groupby(["variant", "layer", "measure"], sort=False):
+        side = str(measure).removeprefix("ratio_")
+        same = (table["variant"] == variant) & (table["layer"] == layer)
+        null = table[same & (table["measure"] == measure) & (table["null"] == "untrained")]
+        paired = rows.set_index("seed")["value"] - null.set_index("seed")["value"]
+        p = table.loc[same & (table["measure"] == f"within_over_between_{side}_p"), "value"]
+        text.append(
+            f"{variant:<18}{f'{layer}, {side}':<20}{_short(rows['value']):<24}{_short(null['value']):<24}"
+            f"{_short(paired):<26}{(p < 0.05).sum()} of {len(p)} seeds"
+        )
+    return "\n".join(text)
+
+
+def _colour_lines(table: pd.DataFrame) -> str:
+    learned = table[table["measure"] == "learned_filters"]
+    if learned.empty:
+        return ""
+    text = [
+        "Colour: share of first-layer filters' energy off the grey axis, learned filters only",
+        f"{'variant':<18}{'learned filters':<24}{'colour index':<24}{'difference of groups':<26}p < .05",
+    ]
+    for variant, rows in learned.groupby("variant", sort=False):
+        layer = rows["layer"].iloc[0]
+        index = over_seeds(table, "colour_index", str(variant), layer)
+        difference = table[(table["variant"] == variant) & (table["measure"] == "colour_difference")]["value"]
+        p = table[(table["variant"] == variant) & (table["measure"] == "colour_difference_p")]["value"]
+        text.append(
+            f"{variant:<18}{_short(rows['value']):<24}{str(index) if index else 'none learned':<24}"
+            f"{_short(difference) if len(difference) else 'one group':<26}"
+            f"{f'{(p < 0.05).sum()} of {len(p)} seeds' if len(p) else ''}"
+        )
+    return "\n".join(text)
+
+
+def _short(values: pd.Series) -> str:
+    finite = values.dropna()
+    if finite.empty:
+        return "undefined"
+    estimate = mean_interval(finite)
+    interval = "" if estimate.n < 2 else f" [{estimate.low:.2f}, {estimate.high:.2f}]"
+    return f"{estimate.mean:.2f}{interval}"
