@@ -39,7 +39,7 @@ def smoothness(filters_O3KK: ArrayLike) -> NDArray[np.float64]:
     """
     filters = _rgb(filters_O3KK)
     energy = (filters**2).sum((1, 2, 3))
-    kept = (uniform_filter(filters, size=(1, 1, 3, 3), mode="constant") ** 2).sum((1, 2, 3))
+    kept = (uniform_filter(filters, 3, axes=(2, 3), mode="constant") ** 2).sum((1, 2, 3))
     return np.divide(kept, energy, out=np.full(len(filters), np.nan), where=energy > 0)
 
 
@@ -55,7 +55,7 @@ def colour_difference(colour: ArrayLike, labels: ArrayLike) -> float:
 
 
 def colour_difference_test(colour: ArrayLike, labels: ArrayLike, permutations: int = 2000, seed: int = 0) -> float:
-    """p of ``colour_difference`` when the filters are dealt to the groups at random, sizes kept.
+    """Permutation p of ``colour_difference`` when the filters are dealt to the groups at random, sizes kept.
 
     Raises:
         ValueError: fewer than two groups have a filter.

@@ -45,12 +45,12 @@ class GroupContrast:
 
     @property
     def ratio(self) -> float:
-        """within / between."""
+        """The quotient within / between."""
         return self.within / self.between
 
     @property
     def difference(self) -> float:
-        """within − between."""
+        """The difference within − between."""
         return self.within - self.between
 
 

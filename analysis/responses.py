@@ -1,7 +1,7 @@
 """Collect layer responses once, in a stream, in bounded memory.
 
-Legend: N batch, C channels, H W space. Every pixel is a sample of the C filters' responses; only the count, the mean and
-the C × C sum of products are kept, in float64.
+Legend: N batch, C channels, H W space. Every pixel is a sample of the C filters' responses; only the count, the mean
+and the C × C sum of products are kept, in float64.
 """
 
 from __future__ import annotations

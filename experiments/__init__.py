@@ -1,0 +1,1 @@
+"""Trains networks with filter groups and measures what comes of it."""

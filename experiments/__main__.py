@@ -132,7 +132,9 @@ def entry() -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
-        print(f"error: {error.filename or 'the run store'}: {error.strerror}; nothing was half-written", file=sys.stderr)
+        print(
+            f"error: {error.filename or 'the run store'}: {error.strerror}; nothing was half-written", file=sys.stderr
+        )
         return 1
 
 

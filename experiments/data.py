@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -123,9 +124,9 @@ def load(spec: str, image_size: int, root: Path, download: bool = False) -> Data
     index = json.loads((folder / "index.json").read_text())
     images = {
         split: Images(
-            torch.from_file(
-                str(folder / f"{split}.u8"), size=len(labels) * image_size**2 * 3, dtype=torch.uint8
-            ).view(len(labels), image_size, image_size, 3),
+            torch.from_file(str(folder / f"{split}.u8"), size=len(labels) * image_size**2 * 3, dtype=torch.uint8).view(
+                len(labels), image_size, image_size, 3
+            ),
             torch.tensor(labels),
         )
         for split, labels in index["labels"].items()
@@ -157,7 +158,7 @@ def _source(spec: str, root: Path, download: bool) -> Source:
 
 
 def _photos() -> Source:
-    digest = hashlib.sha256(f"photos {photos.CROPS} {photos.STRIPES}".encode())
+    digest = hashlib.sha256(f"photos {photos.CROPS}".encode())
     for file in photos.photo_files():
         digest.update(file.read_bytes())
 
@@ -206,7 +207,7 @@ def _imagenette(root: Path, download: bool) -> Source:
     return _folder(folder, root, "imagenette")
 
 
-def _through_torchvision(name: str, root: Path, download: bool, make: Callable) -> object:
+def _through_torchvision(name: str, root: Path, download: bool, make: Callable[[], Any]) -> Any:
     """Construct a torchvision dataset; what goes wrong is one line."""
     try:
         return make()

@@ -5,5 +5,5 @@ class UsageError(Exception):
     """Something the user gave cannot work: the message names the value, where it stands and what would be right."""
 
 
-class RunFailed(Exception):
+class RunFailedError(Exception):
     """A run ended without a result, for a reason worth one line; other runs go on."""

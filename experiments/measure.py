@@ -1,7 +1,8 @@
 """A trained run to tidy tables, through analysis.
 
 Everything lands in one long table (study, variant, seed, layer, measure, null, groups, value, unit): ``null`` is empty
-for what was measured and names the null otherwise. Arrays that figures need (filters, correlation matrices) go beside it.
+for what was measured and names the null otherwise. Arrays that figures need (filters, correlation matrices) go beside
+it.
 """
 
 from __future__ import annotations

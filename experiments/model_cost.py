@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from argparse import ArgumentError
 from dataclasses import asdict
+from difflib import get_close_matches
 
 import torch
 from jsonargparse import ArgumentParser
@@ -35,8 +36,7 @@ def print_cost(name: str, flags: list[str]) -> None:
     if given.batch < 1 or given.input_size < 1:
         raise UsageError(f"--batch={given.batch}, --input_size={given.input_size}: must be at least 1")
     arguments = vars(given.model) if "model" in given else {}
-    with torch.device("meta"):
-        model = _build(name, arguments, given.input_size)
+    model = _build(name, arguments, given.input_size)
     shape = (3, given.input_size, given.input_size)
     try:
         counted = count_cost(model, shape)
@@ -90,8 +90,11 @@ def _build(name: str, arguments: dict, input_size: int) -> nn.Module:
     if not name.startswith(TORCHVISION):
         return build_model(name, input_size, **arguments)
     models, model = import_torchvision().models, name.removeprefix(TORCHVISION)
-    if model not in models.list_models(module=models):
-        raise UsageError(f"MODEL={name}: torchvision has no such classifier; it has {', '.join(models.list_models(module=models))}")
+    known = models.list_models(module=models)
+    if model not in known:
+        near = get_close_matches(model, known, n=1)
+        hint = f"; did you mean {TORCHVISION}{near[0]}?" if near else f" There are: {', '.join(known)}"
+        raise UsageError(f"MODEL={name}: torchvision has no such classifier{hint}")
     return models.get_model(model)
 
 

@@ -7,6 +7,7 @@ for testing, the others for training, and no crop crosses a border, so that no p
 from __future__ import annotations
 
 import importlib.util
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,6 @@ PHOTOS = {
     "rocket": ("skimage", "data/rocket.jpg"),
 }
 CROPS = {"train": 1000, "test": 300}  # of each photograph
-STRIPES = 6  # at most: small photographs have fewer, so that a stripe is never narrower than two crops
 
 
 def photo_files() -> list[Path]:
@@ -69,11 +69,11 @@ def crops(split: str, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 def stripes(width: int, window: int, split: str) -> list[tuple[int, int]]:
     """(left, right) of the vertical stripes of a split; each third stripe is for testing."""
-    count = max(3, min(STRIPES, width // (2 * window)))
+    count = max(3, width // (2 * window))  # stripes two crops wide, where the photograph has room for three
     edges = [round(k * width / count) for k in range(count + 1)]
     return [
         (left, right)
-        for k, (left, right) in enumerate(zip(edges, edges[1:], strict=False))
+        for k, (left, right) in enumerate(pairwise(edges))
         if (k % 3 == 1) == (split == "test") and right - left >= window
     ]
 

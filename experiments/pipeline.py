@@ -13,7 +13,7 @@ from torch import nn
 
 from experiments import data, report
 from experiments.data import Dataset
-from experiments.errors import RunFailed
+from experiments.errors import RunFailedError
 from experiments.measure import Rows, measure_run, measure_speed, save_arrays, save_table
 from experiments.models import build_model
 from experiments.runs import Run, config_hash, file_name
@@ -105,7 +105,8 @@ def train_all(study: Study, planned: list[PlannedRun]) -> int:
             print(f"{label}: accuracy {result['test_accuracy']:.3f}, {result['seconds']:.0f} s{before}", flush=True)
         else:
             failed += 1
-            print(f"{label}: {result['status']}: {result['reason']}; checkpoint of epoch {result['epoch']} kept{before}")
+            kept = f"checkpoint of epoch {result['epoch']} kept" if result["epoch"] else "no checkpoint yet"
+            print(f"{label}: {result['status']}: {result['reason']}; {kept}{before}", flush=True)
     return failed
 
 
@@ -117,7 +118,7 @@ def _train(study: Study, p: PlannedRun) -> dict[str, Any]:
     tracker = Tracker(study.wandb, "grouped-convolution", name, study.name, p.run.config, p.run.folder)
     try:
         values = train_run(p.run, model, setting, tracker)
-    except RunFailed as error:
+    except RunFailedError as error:
         status, values = "diverged", {"reason": str(error), "epoch": len(p.run.metrics())}
     else:
         status = "done"
@@ -175,4 +176,3 @@ def _speed(study: Study, done: list[PlannedRun]) -> pd.DataFrame:
         measure_speed(rows, models, next(iter(first.values())).setting())
         save_table(path, pd.concat([r.table() for r in rows.values()], ignore_index=True))
     return pd.read_csv(path)
-

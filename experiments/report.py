@@ -30,7 +30,9 @@ def draw_figures(study_folder: Path) -> list[Path]:
 
     tables = tables_folder(study_folder)
     if not (tables / "measures.csv").is_file():
-        raise UsageError(f"{tables} has no measures.csv: run the study first (make experiment NAME={study_folder.name})")
+        raise UsageError(
+            f"{tables} has no measures.csv: run the study first (make experiment NAME={study_folder.name})"
+        )
     page.apply_style()
     table = read_measures(study_folder)
     arrays = {}

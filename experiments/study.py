@@ -130,7 +130,7 @@ def resolve(name: str, content: dict[str, Any], place: str, flags: list[str]) ->
                 variant,
                 settled["dataset"],
                 settled["data"],
-                {k: v for k, v in vars(settled["model"]).items()},
+                dict(vars(settled["model"])),
                 settled["recipe"],
             )
         )
@@ -194,7 +194,7 @@ def _parse_flags(model: str, flags: list[str]) -> dict[str, Any]:
         given = parser.parse_args(flags, defaults=False)
     except ArgumentError as error:
         raise UsageError(f"command line: {parser_error(error, parser)}") from None
-    return {key: value for key, value in vars(given.as_flat()).items()}
+    return dict(vars(given.as_flat()))
 
 
 def _parse(flat: dict[str, Any], place: str) -> dict[str, Any]:
@@ -210,7 +210,7 @@ def _parse(flat: dict[str, Any], place: str) -> dict[str, Any]:
 
 
 def parser_error(error: ArgumentError, parser: ArgumentParser) -> str:
-    """jsonargparse's message on one line, with the nearest key where a key is unknown."""
+    """The message of jsonargparse on one line, with the nearest key where a key is unknown."""
     text = " ".join((error.message or "").split())
     text = re.sub(r'Parser key "([^"]+)": ', r"\1: ", text)
     text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.", "")

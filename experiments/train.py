@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from experiments.augment import Views, evaluation_batch, normalise, training_batch
 from experiments.data import Dataset, Images
-from experiments.errors import RunFailed, UsageError
+from experiments.errors import RunFailedError, UsageError
 from experiments.runs import Run
 from experiments.tracking import Tracker
 
@@ -174,7 +174,7 @@ def train_epoch(
     Order and augmentation depend on (seed, epoch) alone, so that a resumed run sees the batches it would have seen.
 
     Raises:
-        RunFailed: the loss is no longer finite.
+        RunFailedError: the loss is no longer finite.
     """
     recipe, count = setting.recipe, len(setting.dataset.train.labels)
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
@@ -198,7 +198,7 @@ def train_epoch(
             if step % CHECK_EVERY == 0 or step == len(batches) - 1:
                 mean_loss = total[0].item() / (step + 1)
                 if not mean_loss < float("inf"):
-                    raise RunFailed(f"the loss became {mean_loss} in epoch {epoch + 1}, step {step + 1}")
+                    raise RunFailedError(f"the loss became {mean_loss} in epoch {epoch + 1}, step {step + 1}")
                 progress.set_postfix(loss=f"{mean_loss:.3f}")
     return {"train_loss": total[0].item() / len(batches), "train_accuracy": total[1].item() / len(batches)}
 
@@ -230,7 +230,7 @@ def train_run(run: Run, model: nn.Module, setting: Setting, tracker: Tracker) ->
         The metrics of the last epoch and the seconds spent in training.
 
     Raises:
-        RunFailed: the loss is no longer finite; the last checkpoint is from before.
+        RunFailedError: the loss is no longer finite; the last checkpoint is from before.
     """
     recipe = setting.recipe
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False

@@ -20,9 +20,9 @@ PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 class GroupedConv2d(nn.Module):
     """2-D convolution in filter groups: input group g feeds output group g, and nothing else.
 
-    Takes what ``nn.Conv2d`` takes. With equal groups the ``state_dict`` is that of ``nn.Conv2d``, and so are the initial
-    values under the same seed. With unequal groups ``weight`` has shape (L, Kh, Kw): the weights of all L connected
-    channel pairs, group after group; ``group_weights()`` gives them as (O_g, C_g, Kh, Kw) views.
+    Takes what ``nn.Conv2d`` takes. With equal groups the ``state_dict`` is that of ``nn.Conv2d``, and so are the
+    initial values under the same seed. With unequal groups ``weight`` has shape (L, Kh, Kw): the weights of all L
+    connected channel pairs, group after group; ``group_weights()`` gives them as (O_g, C_g, Kh, Kw) views.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, bias, padding_mode, device, dtype:
@@ -39,6 +39,8 @@ class GroupedConv2d(nn.Module):
         ValueError: the channels cannot be cut so; an unknown padding; ``padding="same"`` with a stride.
     """
 
+    bias: nn.Parameter | None
+
     def __init__(
         self,
         in_channels: int,
@@ -47,13 +49,13 @@ class GroupedConv2d(nn.Module):
         stride: _size_2_t = 1,
         padding: _size_2_t | Literal["same", "valid"] = 0,
         dilation: _size_2_t = 1,
-        groups: Spec = 1,  # type: ignore[valid-type]
+        groups: Spec = 1,
         bias: bool = True,
         padding_mode: str = "zeros",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        in_groups: Spec | None = None,  # type: ignore[valid-type]
+        in_groups: Spec | None = None,
     ) -> None:
         super().__init__()
         if padding_mode not in PADDING_MODES:
@@ -80,9 +82,7 @@ class GroupedConv2d(nn.Module):
         )
         self.groups = self.geometry.groups
         self.weight = nn.Parameter(torch.empty(self.geometry.weight_shape, device=device, dtype=dtype))
-        self.register_parameter(
-            "bias", nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
-        )
+        self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
         self.reset_parameters()
 
     def _padding_sides(self) -> tuple[int, int, int, int]:
@@ -145,7 +145,7 @@ def _pair(value: _size_2_t, name: str, least: int = 1) -> tuple[int, int]:
     return pair
 
 
-def _cut(spec: Spec, channels: int, name: str) -> Partition:  # type: ignore[valid-type]
+def _cut(spec: Spec, channels: int, name: str) -> Partition:
     try:
         return Partition.of(spec, channels)
     except ValueError as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,7 +146,7 @@ def _run_on_meta(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def flop_counter() -> FlopCounterMode:
-    """torch's FLOP counter, with its count of the backward pass of grouped convolutions put right.
+    """The FLOP counter of torch, with its count of the backward pass of grouped convolutions put right.
 
     torch (2.11–2.13) counts the weight gradient as if every input channel met every output channel, G times too much.
     """
@@ -181,7 +181,9 @@ class Latency:
     upper: float
 
 
-def measure_latencies(calls: dict[str, Callable[[], object]], device: torch.device, repeats: int) -> dict[str, Latency]:
+def measure_latencies(
+    calls: Mapping[str, Callable[[], object]], device: torch.device, repeats: int
+) -> dict[str, Latency]:
     """Time several calls side by side, in turn, so that a drifting machine treats them alike.
 
     Args:

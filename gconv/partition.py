@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 from itertools import accumulate
-from math import lcm
+from math import gcd, lcm
+from typing import TypeAlias
 
-Spec = "int | str | Sequence[int] | Partition"
+Spec: TypeAlias = "int | str | Sequence[int] | Partition"
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Partition:
         return cls((*sizes, channels >> (n - 1)))
 
     @classmethod
-    def of(cls, spec: Spec, channels: int) -> Partition:  # type: ignore[valid-type]
+    def of(cls, spec: Spec, channels: int) -> Partition:
         """Parse what a user writes.
 
         Args:
@@ -100,7 +100,7 @@ class Partition:
                 if "," in text:
                     return cls._of_sizes([_whole(part) for part in text.strip("[]()").split(",")], channels)
                 return cls.uniform(channels, _whole(text))
-            except _NotWhole:
+            except _NotWholeError:
                 pass
         elif isinstance(spec, Sequence) and all(isinstance(s, int) and not isinstance(s, bool) for s in spec):
             return cls._of_sizes(spec, channels)
@@ -123,7 +123,7 @@ class Partition:
     @classmethod
     def _of_proportions(cls, parts: Sequence[int], channels: int) -> Partition:
         total = sum(cls(tuple(parts)).sizes)
-        unit = reduce(lcm, (total // _gcd(part, total) for part in parts))
+        unit = lcm(*(total // gcd(part, total) for part in parts))
         if channels % unit:
             raise ValueError(
                 f"{channels} channels cannot be cut in the proportions {':'.join(map(str, parts))}; "
@@ -166,7 +166,7 @@ class Partition:
         return ",".join(map(str, self.sizes))
 
 
-class _NotWhole(ValueError):
+class _NotWholeError(ValueError):
     pass
 
 
@@ -174,13 +174,7 @@ def _whole(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise _NotWhole(text) from None
-
-
-def _gcd(a: int, b: int) -> int:
-    while b:
-        a, b = b, a % b
-    return a
+        raise _NotWholeError(text) from None
 
 
 def _at_least_one(value: int, name: str) -> None:

@@ -1,8 +1,8 @@
 """Channel shuffle (Zhang et al. 2018, ShuffleNet), for groups of any sizes.
 
-With equal groups it is the published one: view (G, C/G), transpose, flatten. For unequal ones every channel is placed by
-its relative position inside its group, (j + 1/2) / size, ties in group order; equal groups are the special case. So any
-run of neighbouring outputs sees every group in proportion to its size, and whoever cuts them next reads from all.
+With equal groups it is the published one: view (G, C/G), transpose, flatten. For unequal ones every channel is placed
+by its relative position inside its group, (j + 1/2) / size, ties in group order; equal groups are the special case. So
+any run of neighbouring outputs sees every group in proportion to its size, and whoever cuts them next reads from all.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gconv.partition import Partition
 
@@ -37,3 +37,19 @@ def channel_shuffle(x_NCHW: Tensor, partition: Partition) -> Tensor:
     if partition.is_uniform:
         return x_NCHW.unflatten(1, (partition.groups, partition.sizes[0])).transpose(1, 2).flatten(1, 2)
     return x_NCHW[:, torch.tensor(shuffle_order(partition), device=x_NCHW.device)]
+
+
+class ChannelShuffle(nn.Module):
+    """``channel_shuffle`` as a layer; ``nn.ChannelShuffle`` for groups of any sizes."""
+
+    def __init__(self, partition: Partition) -> None:
+        super().__init__()
+        self.partition = partition
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, H, W)."""
+        return channel_shuffle(x_NCHW, self.partition)
+
+    def extra_repr(self) -> str:
+        """What ``print(layer)`` shows."""
+        return f"{self.partition.channels}, groups={self.partition}"

@@ -2,9 +2,9 @@
 
 "The group of a filter" is not always the group that computes it: AlexNet's conv1 is not grouped, its filters belong to
 the group of conv2 that *reads* them. The model is traced once (torch.fx) and run on the meta device beside a shadow: an
-integer tensor of the same shape that holds, for each element, which filters it comes from. Operations that move elements
-(view, transpose, cat, slicing, shuffle) move the shadow by the very same call; those that keep channels apart (norm,
-activation, pooling) spread it over their output; sums unite.
+integer tensor of the same shape that holds, for each element, which filters it comes from. Operations that move
+elements (view, transpose, cat, slicing, shuffle) move the shadow by the very same call; those that keep channels apart
+(norm, activation, pooling) spread it over their output; sums unite.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.fx.proxy import TraceError
 
 from gconv.conv import GroupedConv2d
 from gconv.partition import Partition
+from gconv.shuffle import ChannelShuffle, channel_shuffle
 
 Filter = tuple[str, int]  # convolution, output channel
 
@@ -79,13 +81,14 @@ def trace_wiring(model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, La
     """
     try:
         graph = _Tracer().trace(model)
-    except (torch.fx.proxy.TraceError, TypeError, NameError) as error:
+    except (TraceError, TypeError, NameError) as error:
         raise ValueError(f"{type(model).__name__} cannot be traced by torch.fx: {error}") from None
     shadow = _ShadowInterpreter(fx.GraphModule(model, graph))
+    image = _Shadowed(torch.empty(1, *input_shape, device="meta"), torch.zeros(1, *input_shape, dtype=torch.long))
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        shadow.run(_Shadowed(torch.empty(1, *input_shape, device="meta"), torch.zeros(1, *input_shape, dtype=torch.long)))
+        shadow.run(image)
     finally:
         for module, was_training in training.items():
             module.training = was_training
@@ -93,8 +96,11 @@ def trace_wiring(model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, La
 
 
 class _Tracer(fx.Tracer):
+    def __init__(self) -> None:
+        super().__init__(autowrap_functions=(channel_shuffle,))
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, GroupedConv2d) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, GroupedConv2d | ChannelShuffle) or super().is_leaf_module(m, module_qualified_name)
 
 
 @dataclass
@@ -134,6 +140,7 @@ CHANNELWISE = {
     *("relu", "relu_", "sigmoid", "contiguous", "clone", "float", "to"),
 }
 MOVES = {
+    channel_shuffle,
     *(torch.flatten, torch.reshape, torch.transpose, torch.permute, torch.split, torch.chunk, operator.getitem),
     *("view", "reshape", "flatten", "unflatten", "transpose", "permute", "split", "chunk", "squeeze", "unsqueeze"),
 }
@@ -162,7 +169,7 @@ class _ShadowInterpreter(fx.Interpreter):
             return self._convolve(target, module, x)
         if isinstance(module, CHANNELWISE_MODULES):
             return _spread(x, _on_meta(module, x.value))
-        if isinstance(module, nn.Flatten):
+        if isinstance(module, nn.Flatten | nn.ChannelShuffle | ChannelShuffle):
             return _Shadowed(module(x.value), module(x.origin))
         if isinstance(module, nn.Linear):
             return self._mix(x, _on_meta(module, x.value))

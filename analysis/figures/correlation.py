@@ -15,6 +15,8 @@ from analysis.figures import page
 def draw(arrays: Mapping[str, Mapping[str, NDArray]], folder: Path) -> list[Path]:
     """One row per variant, one column per convolution: |r| between its filters' responses on test images.
 
+    The title of a panel says whether its groups are those that computed the filters or those that read them.
+
     Args:
         arrays: per variant ``correlation <layer>`` (C, C), and ``groups <layer> computed`` or ``… read`` (C,) where the
             filters fall into groups.
@@ -45,10 +47,11 @@ def draw(arrays: Mapping[str, Mapping[str, NDArray]], folder: Path) -> list[Path
                 order = np.argsort(labels, kind="stable")
                 matrix = matrix[np.ix_(order, order)]
                 for border in np.flatnonzero(np.diff(labels[order])) + 0.5:
-                    panel.axhline(border, color="white", linewidth=0.6)
-                    panel.axvline(border, color="white", linewidth=0.6)
+                    panel.axhline(border, color="deepskyblue", linewidth=0.8)
+                    panel.axvline(border, color="deepskyblue", linewidth=0.8)
             shown = panel.imshow(matrix, vmin=0, vmax=1, cmap="magma", interpolation="nearest")
-            panel.set_title(f"{layer}" if way is None else f"{layer}, {way} by group")
+            panel.set_title(layer if way is None else f"{layer}, {way}")
+    figure.suptitle("|r| between filters, by the group that computed or that reads them")
     if shown is not None:
         figure.colorbar(shown, ax=panels, shrink=0.6, label="|r|")
     return page.save(figure, folder, "correlation")

@@ -19,9 +19,14 @@ WIDTH = figsizes.neurips2024()["figure.figsize"][0]  # inches
 def apply_style() -> None:
     """Set fonts, lines and colours for every figure that follows; TrueType is embedded in PDFs."""
     sns.set_theme(context="paper", style="ticks", palette="colorblind")
-    plt.rcParams.update(fontsizes.neurips2024())
-    plt.rcParams.update(axes.lines())
-    plt.rcParams.update({"pdf.fonttype": 42, "ps.fonttype": 42, "font.family": "DejaVu Sans", "savefig.dpi": 200})
+    settings = {
+        **fontsizes.neurips2024(),
+        **axes.lines(),
+        **{"figure.titlesize": 9, "axes.titlesize": 7, "axes.labelsize": 8, "legend.fontsize": 8},
+        **{"pdf.fonttype": 42, "ps.fonttype": 42, "font.family": "DejaVu Sans", "savefig.dpi": 200},
+    }
+    for key, value in settings.items():
+        plt.rcParams[key] = value  # type: ignore[index]
 
 
 def variant_colours(variants: list[str]) -> dict[str, tuple[float, float, float]]:

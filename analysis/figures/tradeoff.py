@@ -37,7 +37,7 @@ def draw(table: pd.DataFrame, folder: Path) -> list[Path]:
             error = None if row["n"] < 2 else [[row["accuracy"] - row["low"]], [row["high"] - row["accuracy"]]]
             panel.errorbar(x, row["accuracy"], error, fmt="o", color=colour, markersize=4, label=row["variant"])
         panel.set_xlabel(COSTS[cost])
-        panel.set_xlim(left=0)
+        panel.set_xlim(0, 1.1 * summary[cost].max())
         panel.xaxis.set_major_locator(MaxNLocator(4))
         panel.xaxis.set_major_formatter(FuncFormatter(_short))
     panels[0][0].set_ylabel("test accuracy")

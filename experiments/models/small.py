@@ -19,7 +19,7 @@ def small(classes: int = 10, groups: Groups = 1, width: int = 32) -> nn.Module:
         width: filters of conv1; conv2 and conv3 have twice as many.
 
     Returns:
-        A module from (N, 3, H, W), H and W at least 8, to (N, classes).
+        A module from (N, 3, H, W), H and W at least 7, to (N, classes).
 
     Raises:
         ValueError: the groups cannot cut the channels.
@@ -36,6 +36,7 @@ def small(classes: int = 10, groups: Groups = 1, width: int = 32) -> nn.Module:
             conv2=conv2,
             norm2=norm2,
             relu2=relu2,
+            pool2=nn.MaxPool2d(2),
             conv3=conv3,
             norm3=norm3,
             relu3=relu3,

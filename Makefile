@@ -1,0 +1,57 @@
+# Every target sets up what it needs: a virtual environment in .venv, once.
+
+SHELL := /bin/bash
+PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(shell \
+	$(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
+RUN := .venv/bin/python
+READY := .venv/.ready
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test test-all lint list experiment cost figures bench clean
+
+help: ## show this help
+	@echo "What filter groups buy, and what they learn."
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  make experiment NAME=quickstart                          the first thing to try"
+	@echo '  make experiment NAME=quickstart ARGS="--recipe.lr=0.05"  override any key (ARGS=--help lists them)'
+	@echo '  make cost MODEL=alexnet ARGS="--model.groups=2 --json"   what a network costs'
+
+$(READY): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed; name one with make PYTHON=/path/to/python3" >&2; exit 2; }
+	@echo "setting up .venv (once; a minute or two) …"
+	@test -x $(RUN) || $(PYTHON) -m venv .venv
+	@.venv/bin/pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@touch $@
+
+setup: $(READY) ## make the virtual environment (every other target does so by itself)
+
+test: $(READY) ## run the tests (under 4 minutes on two cores)
+	@$(RUN) -m pytest -m "not slow"
+
+test-all: $(READY) ## run the slow tests too
+	@$(RUN) -m pytest
+
+lint: $(READY) ## check style and types
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/pyright
+
+list: $(READY) ## list the studies
+	@$(RUN) -m experiments list $(ARGS)
+
+experiment: $(READY) ## run a study: NAME=quickstart [ARGS="--key=value …"]
+	@$(RUN) -m experiments run $(NAME) $(ARGS)
+
+cost: $(READY) ## parameters, MACs, activations: MODEL=alexnet | torchvision:resnet50 [ARGS=…]
+	@$(RUN) -m experiments cost $(MODEL) $(ARGS)
+
+figures: $(READY) ## draw a study's figures again from its tables: NAME=quickstart
+	@$(RUN) -m experiments figures $(NAME) $(ARGS)
+
+bench: $(READY) ## measure training throughput side by side
+	@$(RUN) -m benchmarks.training $(ARGS)
+
+clean: ## remove the virtual environment and all caches (runs/ and data/ stay)
+	@rm -rf .venv .pytest_cache .ruff_cache .hypothesis *.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,50 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from gconv import Partition, channel_shuffle
+from gconv.shuffle import shuffle_order
+
+
+def test_equal_groups_shuffle_as_published():
+    x = torch.arange(6.0).view(1, 6, 1, 1)
+    assert channel_shuffle(x, Partition.uniform(6, 2)).flatten().tolist() == [0, 3, 1, 4, 2, 5]
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3, 4, 6, 12])
+def test_equal_groups_shuffle_as_torch_does(groups):
+    x = torch.randn(2, 12, 3, 3)
+    assert torch.equal(channel_shuffle(x, Partition.uniform(12, groups)), nn.ChannelShuffle(groups)(x))
+
+
+@given(st.integers(1, 6), st.integers(1, 6))
+def test_the_rule_for_unequal_groups_gives_the_published_order_for_equal_ones(groups, size):
+    published = torch.arange(groups * size).view(groups, size).T.flatten().tolist()
+    assert list(shuffle_order(Partition.uniform(groups * size, groups))) == published
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=6))
+def test_a_shuffle_loses_nothing_and_mixes_in_proportion(sizes):
+    partition = Partition(tuple(sizes))
+    order = shuffle_order(partition)
+    assert sorted(order) == list(range(partition.channels))
+    labels = [partition.labels[channel] for channel in order]
+    for end in range(1, partition.channels + 1):
+        for group, size in enumerate(sizes):
+            share = end * size / partition.channels
+            assert abs(labels[:end].count(group) - share) <= partition.groups / 2 + 1
+    for group in range(partition.groups):
+        own = [channel for channel in order if partition.labels[channel] == group]
+        assert own == sorted(own), "channels of a group keep their order"
+
+
+def test_unequal_groups_by_hand():
+    # Places: group 1 at 1/8, 3/8, 5/8, 7/8; group 2 at 1/4, 3/4.
+    assert shuffle_order(Partition((4, 2))) == (0, 4, 1, 2, 5, 3)
+
+
+def test_other_channels_are_refused():
+    with pytest.raises(ValueError, match="5 channels"):
+        channel_shuffle(torch.randn(1, 5, 2, 2), Partition((4, 2)))
