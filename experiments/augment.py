@@ -40,15 +40,20 @@ class Views:
 
     def __post_init__(self) -> None:
         if self.image_size < 1 or self.crop_size < 1:
-            raise ValueError(f"image_size={self.image_size}, crop_size={self.crop_size}: must be at least 1 pixel")
+            raise ValueError(
+                f"data.image_size={self.image_size}, data.crop_size={self.crop_size}: must be at least 1 pixel"
+            )
         if self.crop_size > self.image_size + 2 * self.padding:
             raise ValueError(
-                f"crop_size={self.crop_size} is larger than image_size={self.image_size} with padding={self.padding}"
+                f"data.crop_size={self.crop_size} is larger than "
+                f"data.image_size={self.image_size} with data.padding={self.padding}"
             )
         if not 0 <= self.padding < self.image_size:
-            raise ValueError(f"padding={self.padding}: must be at least 0 and below image_size={self.image_size}")
+            raise ValueError(
+                f"data.padding={self.padding}: must be at least 0 and below data.image_size={self.image_size}"
+            )
         if self.cutout < 0:
-            raise ValueError(f"cutout={self.cutout}: must be at least 0")
+            raise ValueError(f"data.cutout={self.cutout}: must be at least 0")
 
 
 def training_batch(pixels_SHWC: Tensor, index_B: Tensor, views: Views, generator: Generator) -> Tensor:

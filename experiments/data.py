@@ -182,7 +182,7 @@ def _cifar10(root: Path, download: bool) -> Source:
     }
     digest = hashlib.sha256(b"cifar10")
     for split in splits.values():
-        digest.update(split.data)
+        digest.update(split.data.tobytes() + bytes(split.targets))
 
     def decode(split: str, size: int, out: Decoded) -> None:
         data, labels = splits[split].data, splits[split].targets

@@ -198,6 +198,9 @@ def _parse_flags(model: str, flags: list[str]) -> dict[str, Any]:
 
 
 def _parse(flat: dict[str, Any], place: str) -> dict[str, Any]:
+    for group in ("data", "model", "recipe", "measures"):
+        if group in flat:
+            raise UsageError(f"{place}: {group}={flat[group]}: must be a group of keys, such as {{key: value}}")
     parser = _parser(flat["model.name"])
     try:
         settled = parser.parse_object(_nest(flat, place))

@@ -239,7 +239,9 @@ def train_run(run: Run, model: nn.Module, setting: Setting, tracker: Tracker) ->
     optimizer, schedule = make_optimizer(model, recipe, recipe.epochs * max(1, count // recipe.batch_size))
     history: list[dict[str, float]] = []
     checkpoint = run.load_checkpoint()
-    if checkpoint is not None:
+    if checkpoint is None:
+        torch.manual_seed(run.seed)  # dropout's random numbers, whatever was drawn before
+    else:
         model.load_state_dict(checkpoint["model"])
         optimizer.load_state_dict(checkpoint["optimizer"])
         schedule.load_state_dict(checkpoint["schedule"])

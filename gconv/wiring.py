@@ -216,7 +216,11 @@ class _ShadowInterpreter(fx.Interpreter):
             out_groups = Partition.uniform(module.out_channels, module.groups)
         numbers = x.origin[0].flatten(1)[:, 0].tolist()
         sources = tuple(self._sets[number] for number in numbers)
-        self.layers[name] = LayerWiring(name, out_groups.labels, sources)
+        if name in self.layers:  # called again: one module, several inputs
+            known = self.layers[name]
+            known.sources = tuple(old | new for old, new in zip(known.sources, sources, strict=True))
+        else:
+            self.layers[name] = LayerWiring(name, out_groups.labels, sources)
         for filters, group in zip(sources, in_groups.labels, strict=True):
             for source, channel in filters:
                 layer = self.layers[source]

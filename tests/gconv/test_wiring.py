@@ -34,7 +34,8 @@ class Net(nn.Module):
         self.a = GroupedConv2d(4, 8, 1, groups=2)
         self.b = nn.Conv2d(8, 8, 1, groups=4)
         self.c = GroupedConv2d(16, 6, 1, groups="4,2", in_groups="12,4")
-        self.d = nn.Conv2d(3, 4, 1, groups=1)
+        self.d = nn.Conv2d(3, 4, 1)
+        self.e = nn.Conv2d(3, 4, 1)
         self.norm = nn.BatchNorm2d(8)
 
     def forward(self, x):
@@ -43,7 +44,7 @@ class Net(nn.Module):
         b = self.b(shuffled) + a
         c = self.c(torch.cat([b, shuffled], 1))
         left, right = c.chunk(2, 1)
-        return self.d(left) + self.d(right).mean((2, 3), keepdim=True)
+        return self.d(left) + self.e(right).mean((2, 3), keepdim=True)
 
 
 def moved_inputs(model: nn.Module, x: torch.Tensor, convolutions: list[str], source: str, channel: int) -> dict:
@@ -86,7 +87,9 @@ def in_labels(module: nn.Conv2d | GroupedConv2d) -> tuple[int, ...]:
     return Partition.uniform(module.in_channels, module.groups).labels
 
 
-@pytest.mark.parametrize("model", [Net(), build_model("small", groups="log:3")], ids=["shuffle-cat-sum", "small"])
+@pytest.mark.parametrize(
+    "model", [Net(), build_model("small", groups="log:3", width=8)], ids=["shuffle-cat-sum", "small"]
+)
 def test_wiring_agrees_with_perturbing_one_filter(model):
     torch.manual_seed(0)
     model.eval()
@@ -100,6 +103,22 @@ def test_wiring_agrees_with_perturbing_one_filter(model):
                 assert claimed == moved, (name, channel, reader)
                 groups = {in_labels(model.get_submodule(reader))[i] for i in moved}
                 assert groups == set(layer.read_by.get(reader, {channel: ()})[channel])
+
+
+def test_a_module_called_twice_reads_from_both_calls():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Conv2d(3, 4, 1)
+            self.second = nn.Conv2d(2, 2, 1)
+
+        def forward(self, x):
+            left, right = self.first(x).chunk(2, 1)
+            return self.second(left) + self.second(right)
+
+    wiring = trace_wiring(Twice(), (3, 4, 4))
+    assert wiring["second"].sources == ({("first", 0), ("first", 2)}, {("first", 1), ("first", 3)})
+    assert wiring["first"].reading_groups() == [0, 0, 0, 0]
 
 
 def test_a_filter_read_by_several_groups_says_so():

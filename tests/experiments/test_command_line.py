@@ -1,0 +1,113 @@
+"""The commands as a user types them: right ones and wrong ones."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from experiments import __main__ as command_line
+
+
+def run(capsys, monkeypatch, *arguments):
+    """Exit code, standard output and standard error of one command, in this process."""
+    monkeypatch.setattr(sys, "argv", ["experiments", *arguments])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    code = command_line.entry()
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_without_a_command_it_shows_its_usage(capsys, monkeypatch):
+    code, out, _ = run(capsys, monkeypatch)
+    assert code == 0
+    assert "run NAME" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trian"], ["trian", "list, run, cost, figures"]),
+        (["run"], ["name is missing", "list"]),
+        (["run", "quikstart"], ["NAME=quikstart", "did you mean quickstart", "alexnet-groups"]),
+        (["run", "quickstart", "--recipe.lrr=1"], ["recipe.lrr", "recipe.lr"]),
+        (["run", "quickstart", "--dataset=folder:/nowhere"], ["/nowhere"]),
+        (["run", "quickstart", "--model.groups=5"], ["5 equal groups", "32 channels"]),
+        (["list", "--yaml"], ["--yaml", "--json"]),
+        (["cost"], ["name is missing"]),
+        (["cost", "alexnt"], ["alexnt", "did you mean alexnet", "torchvision:NAME"]),
+        (["cost", "alexnet", "--model.groups=7"], ["7 equal groups"]),
+        (["cost", "alexnet", "--model.group=2"], ["model.group", "model.groups"]),
+        (["cost", "alexnet", "--input_size=20"], ["input_size=20"]),
+        (["cost", "torchvision:resnet51"], ["resnet51", "torchvision:resnet50"]),
+        (["figures", "quickstart", "--runs_root=/nowhere"], ["/nowhere", "make experiment NAME=quickstart"]),
+        (["figures", "quickstart", "--to=x"], ["--to=x", "--runs_root"]),
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(capsys, monkeypatch, tmp_path, arguments, words):
+    if arguments[0] == "run":
+        arguments = [*arguments, f"--runs_root={tmp_path}/runs", f"--data_root={tmp_path}/data", "--wandb=off"]
+        arguments = arguments if len(arguments) > 4 else ["run"]
+    code, _, err = run(capsys, monkeypatch, *arguments)
+    assert code == 2
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    for word in words:
+        assert word in err
+    assert not (tmp_path / "runs").exists(), "nothing is begun"
+
+
+def test_cost_of_alexnet_as_json(capsys, monkeypatch):
+    code, out, _ = run(capsys, monkeypatch, "cost", "alexnet", "--model.groups=2", "--json")
+    assert code == 0
+    cost = json.loads(out)
+    assert (cost["parameters"], cost["macs"]) == (60_965_224, 724_406_816)
+    assert cost["activations"] == 96 * 55**2 + 256 * 27**2 + (384 + 384 + 256) * 13**2
+
+
+def test_cost_as_a_table_names_layers_and_total(capsys, monkeypatch):
+    code, out, _ = run(capsys, monkeypatch, "cost", "small", "--model.groups=log:4", "--measure", "--batch=1")
+    assert code == 0
+    for word in ("conv2", "GroupedConv2d", "total", "latency_ms", "peak_memory_bytes"):
+        assert word in out
+
+
+def test_cost_of_a_torchvision_model(capsys, monkeypatch):
+    code, out, _ = run(capsys, monkeypatch, "cost", "torchvision:mobilenet_v2", "--json")
+    assert code == 0
+    assert json.loads(out)["parameters"] == 3_504_872
+
+
+def test_a_full_disk_is_one_line(capsys, monkeypatch):
+    def full(_arguments):
+        raise OSError(28, "No space left on device", "runs/x")
+
+    monkeypatch.setattr(command_line, "list_studies", full)
+    code, _, err = run(capsys, monkeypatch, "list")
+    assert code == 1
+    assert err == "error: runs/x: No space left on device; nothing was half-written\n"
+
+
+@pytest.mark.parametrize("notice", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_an_interrupted_study_ends_cleanly_and_goes_on(tmp_path, notice):
+    command = [sys.executable, "-m", "experiments", "run", "quickstart", "--only=dense", "--seeds=1", "--wandb=off"]
+    command += [f"--runs_root={tmp_path}/runs", f"--data_root={tmp_path}/data", "--model.width=4", "--recipe.epochs=60"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    deadline = time.monotonic() + 90
+    while not list(tmp_path.glob("runs/quickstart/*/checkpoint.pt")) and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(notice)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "goes on from there" in err
+    assert "Traceback" not in err
+    (folder,) = tmp_path.glob("runs/quickstart/*/")
+    assert (folder / "metrics.jsonl").is_file()
+    assert not (folder / "result.json").exists()
+    assert not [p for p in folder.iterdir() if p.name.startswith(".") and p.name != ".lock"], "nothing half-written"

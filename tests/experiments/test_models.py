@@ -1,0 +1,91 @@
+"""Architectures against published counts and against plain torch with copied weights."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from experiments.errors import UsageError
+from experiments.models import build_model
+from gconv.cost import count_cost
+
+
+@pytest.mark.parametrize(
+    ("groups", "parameters", "macs_and_biases"), [(1, 62_378_344, 1_135_266_664), (2, 60_965_224, 724_417_384)]
+)
+def test_alexnet_has_the_published_counts(groups, parameters, macs_and_biases):
+    with torch.device("meta"):
+        model = build_model("alexnet", groups=groups)
+    cost = count_cost(model, (3, 227, 227))
+    assert cost.parameters == parameters
+    biases = sum(p.numel() for name, p in model.named_parameters() if name.endswith("bias"))
+    assert cost.macs + biases == macs_and_biases
+
+
+def plain_alexnet(state, x, groups, norm):
+    """AlexNet written out with functions."""
+
+    def conv(x, n, stride=1, padding=0, groups=1):
+        x = F.conv2d(x, state[f"conv{n}.weight"], state.get(f"conv{n}.bias"), stride, padding, groups=groups)
+        if norm == "batch":
+            names = ("running_mean", "running_var", "weight", "bias")
+            x = F.batch_norm(x, *(state[f"norm{n}.{name}"] for name in names))
+        return x.relu()
+
+    def pool(x):
+        x = F.max_pool2d(x, 3, 2)
+        return F.local_response_norm(x, 5, 1e-4, 0.75) if norm == "local" else x
+
+    x = pool(conv(x, 1, stride=4))
+    x = pool(conv(x, 2, padding=2, groups=groups))
+    x = conv(conv(x, 3, padding=1), 4, padding=1, groups=groups)
+    x = F.max_pool2d(conv(x, 5, padding=1, groups=groups), 3, 2)
+    if "fc6.weight" in state:
+        x = F.linear(x.flatten(1), state["fc6.weight"], state["fc6.bias"]).relu()
+        x = F.linear(x, state["fc7.weight"], state["fc7.bias"]).relu()
+    else:
+        x = x.mean((2, 3))
+    return F.linear(x, state["classify.weight"], state["classify.bias"])
+
+
+@pytest.mark.parametrize(
+    ("groups", "norm", "head"),
+    [(1, "batch", "average"), (2, "batch", "average"), (4, "none", "average"), (2, "local", "dense")],
+)
+def test_alexnet_equals_plain_torch(groups, norm, head):
+    torch.manual_seed(0)
+    model = build_model("alexnet", classes=7, groups=groups, norm=norm, head=head, input_size=80).eval()
+    x = torch.randn(2, 3, 80, 80)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), plain_alexnet(model.state_dict(), x, groups, norm), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("groups", [1, 2, "log:4", "2:1:1", "3:1"], ids=str)
+def test_the_small_network_takes_any_partition(groups):
+    model = build_model("small", classes=5, groups=groups)
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 5)
+    dense = count_cost(build_model("small", classes=5), (3, 32, 32))
+    assert (count_cost(model, (3, 32, 32)).macs < dense.macs) == (groups != 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        ("alexnet", {"groups": 5}, ["alexnet", "5 equal groups", "96"]),
+        ("alexnet", {"groups": "log:9"}, ["log:9"]),
+        ("alexnet", {"input_size": 40}, ["input_size=40", "67"]),
+        ("small", {"groups": "7,25"}, ["add up to 32"]),
+        ("alxnet", {}, ["alxnet", "did you mean alexnet", "small"]),
+    ],
+    ids=str,
+)
+def test_networks_that_cannot_be_built_are_one_clear_line(name, arguments, words):
+    with pytest.raises(UsageError) as error:
+        build_model(name, **arguments)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_67_pixels_are_enough_for_alexnet_and_66_are_not():
+    assert build_model("alexnet", input_size=67, head="average")(torch.randn(2, 3, 67, 67)).shape == (2, 1000)
+    with pytest.raises(UsageError, match="67"):
+        build_model("alexnet", input_size=66)

@@ -1,0 +1,146 @@
+"""Whole studies, small: every shipped configuration goes through training, measuring and drawing."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from experiments import report
+from experiments.catalogue import study_names
+from experiments.pipeline import plan, run_study
+from experiments.runs import Run
+from experiments.study import load_study
+from gconv import GroupedConv2d
+
+SMALL = ["--seeds=1", "--recipe.epochs=1", "--recipe.batch_size=24"]
+SMALL += ["--measures.images=8", "--measures.permutations=99", "--recipe.device=cpu", "--wandb=off"]
+
+
+@pytest.fixture(autouse=True)
+def quick_timing(monkeypatch):
+    """Time little: the numbers do not matter here."""
+    monkeypatch.setattr("experiments.measure.LATENCY_BATCH", 2)
+    monkeypatch.setattr("experiments.measure.LATENCY_REPEATS", 1)
+
+
+def small_study(name, tmp_path, *flags):
+    return load_study(name, [*SMALL, f"--runs_root={tmp_path}", *flags])
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("name", study_names())
+def test_every_study_takes_one_step(name, tmp_path, capsys):
+    study = small_study(name, tmp_path)
+    assert run_study(study) == 0
+    table = report.read_measures(study.folder)
+    assert list(dict.fromkeys(table["variant"])) == [v.name for v in study.variants]
+    assert table["value"].notna().all()
+    for measure in ("test_accuracy", "parameters", "macs", "activations", "latency", "peak_memory", "learned_filters"):
+        assert set(table.loc[table["measure"] == measure, "variant"]) == {v.name for v in study.variants}, measure
+    for figure in ("filters", "correlation", "tradeoff", "learning-curves"):
+        assert (study.folder / "figures" / f"{figure}.png").is_file()
+        assert (study.folder / "figures" / f"{figure}.pdf").is_file()
+    out = capsys.readouterr().out
+    assert study.question in out
+    for variant in study.variants:
+        assert variant.name in out
+
+
+@pytest.mark.usefixtures("tiny")
+def test_what_is_done_is_not_done_again(tmp_path, capsys, monkeypatch):
+    study = small_study("quickstart", tmp_path, "--only=dense,log-4")
+    run_study(study)
+    first = report.read_measures(study.folder)
+    monkeypatch.setattr("experiments.pipeline.train_run", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("experiments.pipeline.measure_run", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr("experiments.pipeline.measure_speed", lambda *_: pytest.fail("timed again"))
+    assert run_study(study) == 0
+    assert capsys.readouterr().out.count("(done before)") == 2
+    pd.testing.assert_frame_equal(first, report.read_measures(study.folder))
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_changed_configuration_is_another_run(tmp_path):
+    first = {p.run.folder for p in plan(small_study("quickstart", tmp_path))}
+    other = {p.run.folder for p in plan(small_study("quickstart", tmp_path, "--recipe.lr=0.01"))}
+    assert not first & other
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_run_that_diverges_does_not_stop_the_others_and_the_exit_code_tells(tmp_path, capsys, monkeypatch):
+    step = GroupedConv2d.forward
+
+    def breaks(self, x):
+        y = step(self, x)
+        return y * float("nan") if self.training and self.groups == 4 else y
+
+    monkeypatch.setattr(GroupedConv2d, "forward", breaks)
+    study = small_study("quickstart", tmp_path, "--only=groups-4,dense")
+    assert run_study(study) == 1
+    out = capsys.readouterr().out
+    assert "groups-4, seed 0: diverged: the loss became nan" in out
+    assert "dense, seed 0: accuracy" in out
+    assert set(report.read_measures(study.folder)["variant"]) == {"dense"}
+    # It is known to diverge: told again, not trained again.
+    monkeypatch.setattr("experiments.pipeline.train_run", lambda *_: pytest.fail("trained again"))
+    assert run_study(study) == 1
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_run_in_other_hands_is_left_to_them(tmp_path, capsys):
+    study = small_study("quickstart", tmp_path, "--only=dense")
+    (planned,) = plan(study)
+    with planned.run.lock():
+        assert run_study(study) == 0
+    assert "in training by another process" in capsys.readouterr().out
+    assert planned.run.result is None
+
+
+@pytest.mark.usefixtures("tiny")
+def test_figures_are_drawn_from_saved_tables_only(tmp_path):
+    study = small_study("quickstart", tmp_path, "--only=dense,groups-2")
+    run_study(study)
+    for folder in study.folder.iterdir():
+        if folder.name not in ("tables", "figures"):
+            for file in folder.iterdir():
+                file.unlink()
+    drawn = report.draw_figures(study.folder)
+    assert len(drawn) == 8
+
+
+@pytest.mark.usefixtures("tiny")
+def test_measured_values_are_those_of_the_trained_network(tmp_path):
+    study = small_study("quickstart", tmp_path, "--only=groups-2")
+    run_study(study)
+    (planned,) = plan(study)
+    model = planned.trained_model().eval()
+    with np.load(planned.run.folder / "arrays.npz") as arrays:
+        assert np.array_equal(arrays["filters"], model.conv1.weight.detach().numpy())
+        setting = planned.setting()
+        x = setting.test_inputs(torch.tensor([0, 1, 2, 3, 4, 5, 6, 7]))[0]
+        with torch.no_grad():
+            responses = model.conv1(x).movedim(1, 0).flatten(1).double()
+        assert np.allclose(arrays["correlation conv1"], torch.corrcoef(responses), atol=1e-4)
+    result = json.loads((planned.run.folder / "result.json").read_text())
+    table = report.read_measures(study.folder)
+    assert table.loc[table["measure"] == "test_accuracy", "value"].item() == result["test_accuracy"]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_untrained_network_is_the_one_the_seed_makes(tmp_path):
+    (planned,) = plan(small_study("quickstart", tmp_path, "--only=dense"))
+    first, again = planned.fresh_model(), planned.fresh_model()
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def test_runs_of_a_study_are_balanced_over_its_variants(tmp_path, tiny):
+    runs: list[Run] = [p.run for p in plan(load_study("quickstart", ["--seeds=2", f"--runs_root={tmp_path}"]))]
+    assert [(r.variant, r.seed) for r in runs[:5]] == [
+        ("dense", 0),
+        ("groups-2", 0),
+        ("groups-4", 0),
+        ("log-4", 0),
+        ("dense", 1),
+    ]

@@ -1,0 +1,128 @@
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import yaml
+
+from experiments import catalogue
+from experiments.errors import UsageError
+from experiments.study import load_study, read_yaml, resolve, study_help
+
+CONTENT = {
+    "question": "What?",
+    "model": {"name": "small"},
+    "recipe": {"epochs": 2},
+    "seeds": 2,
+    "variants": {"dense": {"model.groups": 1}, "log-4": {"model.groups": "log:4"}},
+}
+
+
+def study(*flags, **changes):
+    return resolve("example", {**CONTENT, **changes}, "configs/example.yaml", list(flags))
+
+
+def test_variants_override_the_study_and_flags_override_both():
+    found = study("--recipe.lr=1e-3", "--seeds", "1", "--data.crop_size=28", "--model.width=64")
+    assert [v.name for v in found.variants] == ["dense", "log-4"]
+    assert [v.model["groups"] for v in found.variants] == [1, "log:4"]
+    assert {v.model["width"] for v in found.variants} == {64}
+    assert {(v.recipe.lr, v.recipe.epochs, v.views.crop_size) for v in found.variants} == {(1e-3, 2, 28)}
+    assert found.seeds == 1
+
+
+def test_a_flag_for_what_the_variants_differ_in_replaces_them():
+    found = study("--model.groups=8", "--recipe.lr=0.2")
+    assert [v.name for v in found.variants] == ["model.groups=8"]
+    assert found.variants[0].model["groups"] == 8
+
+
+def test_only_picks_variants():
+    assert [v.name for v in study("--only=log-4").variants] == ["log-4"]
+    with pytest.raises(UsageError, match=r"no variant logg.*dense, log-4"):
+        study("--only=logg")
+
+
+def test_every_shipped_study_resolves_and_its_head_is_complete():
+    for name in catalogue.study_names():
+        found = load_study(name)
+        assert found.question
+        head = catalogue.study_file(name).read_text().split("\nquestion:")[0]
+        for part in ("# Question:", "# Command:", "# Time:", "# Result:"):
+            assert part in head, f"{name} lacks {part}"
+        assert f"make experiment NAME={name}" in head
+
+
+@pytest.mark.parametrize(
+    ("flags", "changes", "words"),
+    [
+        (["--recipe.lrr=1"], {}, ["command line", "recipe.lrr", "did you mean recipe.lr"]),
+        (["--recipe.lr=fast"], {}, ["command line", "recipe.lr", "float", "fast"]),
+        (["--seeds=two"], {}, ["seeds", "int", "two"]),
+        (["--seeds=0"], {}, ["seeds=0", "at least 1"]),
+        (["--recipe.epochs=0"], {}, ["recipe.epochs=0", "at least 1"]),
+        (["--recipe.lr=-1"], {}, ["recipe.lr=-1", "above 0"]),
+        (["--data.colour=gray"], {}, ["data.colour", "gray", "grey"]),
+        (["--data.crop_size=64"], {}, ["data.crop_size=64", "data.image_size=32"]),
+        (["--wandb=maybe"], {}, ["wandb", "maybe", "offline"]),
+        (["--model.name=smal"], {}, ["smal", "did you mean small"]),
+        (["--model.depth=3"], {}, ["model.depth"]),
+        ([], {"recepe": {"lr": 1}}, ["configs/example.yaml", "recepe", "did you mean recipe"]),
+        ([], {"recipe": {"lr": "high"}}, ["configs/example.yaml", "recipe.lr", "high"]),
+        ([], {"recipe": 3}, ["configs/example.yaml", "recipe"]),
+        ([], {"variants": {"a": {"model.group": 2}}}, ["variants.a", "model.group", "did you mean model.groups"]),
+        ([], {"variants": ["dense"]}, ["variants", "names to overrides"]),
+        ([], {"model": {}}, ["model.name is missing"]),
+        ([], {"measures": {"images": 0}}, ["measures.images=0"]),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_wrong_key_or_value_is_one_line_with_its_place(flags, changes, words):
+    with pytest.raises(UsageError) as error:
+        study(*flags, **changes)
+    for word in words:
+        assert word in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path):
+    path = tmp_path / "twice.yaml"
+    path.write_text("question: a\nrecipe:\n  lr: 0.1\n  lr: 0.2\n")
+    with pytest.raises(UsageError, match=r"line 4.*lr stands twice"):
+        read_yaml(path)
+
+
+def test_broken_yaml_and_empty_files_are_one_line(tmp_path):
+    for text in ("a: [1", "", "- 1\n"):
+        path = tmp_path / "broken.yaml"
+        path.write_text(text)
+        with pytest.raises(UsageError) as error:
+            read_yaml(path)
+        assert "\n" not in str(error.value)
+
+
+def test_scientific_notation_is_a_number(tmp_path):
+    path = tmp_path / "numbers.yaml"
+    path.write_text("a: 1e-4\nb: 2.5e3\nc: .5e1\nd: 12\ne: log:4\n")
+    assert read_yaml(path) == {"a": 1e-4, "b": 2500.0, "c": 5.0, "d": 12, "e": "log:4"}
+
+
+def test_help_names_every_key_of_the_model():
+    text = study_help("quickstart")
+    for key in ("--recipe.lr", "--model.groups", "--model.width", "--data.colour", "--only", "--wandb"):
+        assert key in text
+
+
+def test_listing_loads_neither_torch_nor_pandas():
+    program = textwrap.dedent(
+        """
+        import sys
+        from experiments.__main__ import main
+        main(["list", "--json"])
+        assert not {"torch", "numpy", "pandas", "jsonargparse"} & set(sys.modules), "heavy import"
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    names = [entry["name"] for entry in yaml.safe_load(done.stdout)]
+    assert names == catalogue.study_names()

@@ -1,0 +1,160 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from experiments.augment import Views
+from experiments.errors import RunFailedError, UsageError
+from experiments.models import build_model
+from experiments.runs import Run
+from experiments.tracking import Tracker
+from experiments.train import Recipe, Setting, choose_device, choose_dtype, evaluate, make_optimizer, train_run
+from tiny_images import tiny_dataset
+
+SILENT = Tracker("off", "", "", "", {}, None)  # type: ignore[arg-type]
+
+
+def setting(**recipe):
+    recipe = {"epochs": 3, "batch_size": 8, "lr": 0.05, "device": "cpu", "precision": "fp32", **recipe}
+    return Setting.of(tiny_dataset(), Views(image_size=12, crop_size=12), Recipe(**recipe))
+
+
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(build_model("small", classes=2, groups=2, width=4), nn.Dropout(0.2))
+
+
+def a_run(folder, name="run"):
+    return Run.of(folder / name, "tiny", {"seed": 0, "data": "tiny"})
+
+
+def test_it_learns_and_records_every_epoch(tmp_path):
+    run = a_run(tmp_path)
+    result = train_run(run, model(), setting(epochs=6), SILENT)
+    assert result["test_accuracy"] > 0.9
+    assert [line["epoch"] for line in run.metrics()] == [1, 2, 3, 4, 5, 6]
+    assert all("test_accuracy" in line for line in run.metrics())
+
+
+def test_the_same_seed_gives_the_same_network_to_the_bit(tmp_path):
+    first, second = model(), model()
+    train_run(a_run(tmp_path, "a"), first, setting(), SILENT)
+    train_run(a_run(tmp_path, "b"), second, setting(), SILENT)
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+
+
+def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
+    straight, resumed = model(), model()
+    train_run(a_run(tmp_path, "straight"), straight, setting(), SILENT)
+
+    run = a_run(tmp_path, "resumed")
+    calls = 0
+    save = Run.save_checkpoint
+
+    def interrupt_after_the_first(self, state):
+        nonlocal calls
+        save(self, state)
+        calls += 1
+        if calls == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "save_checkpoint", interrupt_after_the_first)
+    with pytest.raises(KeyboardInterrupt):
+        train_run(run, resumed, setting(), SILENT)
+    assert run.result is None
+    torch.manual_seed(99)  # the state of the process does not matter
+    resumed = model()
+    train_run(run, resumed, setting(), SILENT)
+    for name, value in straight.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    assert [line["epoch"] for line in run.metrics()] == [1, 2, 3]
+
+
+def test_a_loss_that_is_no_longer_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
+    class Breaks(nn.Module):
+        """Fine for one epoch of three steps, then NaN."""
+
+        def __init__(self):
+            super().__init__()
+            self.inner, self.steps = model(), 0
+
+        def forward(self, x):
+            self.steps += self.training
+            return self.inner(x) * (math.nan if self.steps > 3 else 1.0)
+
+    run = a_run(tmp_path)
+    with pytest.raises(RunFailedError, match=r"nan in epoch 2"):
+        train_run(run, Breaks(), setting(), SILENT)
+    checkpoint = run.load_checkpoint()
+    assert checkpoint is not None
+    assert len(checkpoint["history"]) == 1
+    assert all(torch.isfinite(value).all() for value in checkpoint["model"].values())
+
+
+def test_evaluation_covers_every_image_once():
+    class Knows(nn.Module):
+        """Red images have more red."""
+
+        def forward(self, x):
+            return torch.stack([x[:, 0].mean((1, 2)), x[:, 2].mean((1, 2))], 1) * 10
+
+    result = evaluate(Knows(), setting())
+    assert result["test_accuracy"] == 1.0
+    assert result["test_loss"] < 0.01
+
+
+def test_the_rate_rises_to_its_peak_and_falls_and_only_weights_decay():
+    recipe = Recipe(lr=0.4, warmup=0.25, weight_decay=0.01)
+    optimizer, schedule = make_optimizer(model(), recipe, steps=40)
+    rates = []
+    for _ in range(40):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if len(rates) < 40:
+            schedule.step()
+    assert max(rates) == pytest.approx(0.4)
+    assert rates.index(max(rates)) in (9, 10)
+    assert rates[-1] < 0.001
+    decayed, free = optimizer.param_groups
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.01, 0.0)
+    assert all(p.dim() > 1 for p in decayed["params"])
+
+
+def test_uneven_weights_decay_too():
+    uneven = build_model("small", groups="log:3")
+    optimizer, _ = make_optimizer(uneven, Recipe(), steps=10)
+    assert any(p is uneven.conv2.weight for p in optimizer.param_groups[0]["params"])
+
+
+def test_bf16_is_only_chosen_where_the_hardware_multiplies_it(monkeypatch):
+    cpu = torch.device("cpu")
+    for amx, avx, expected in (
+        (True, False, torch.bfloat16),
+        (False, True, torch.bfloat16),
+        (False, False, torch.float32),
+    ):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx=avx: avx)
+        assert choose_dtype("auto", cpu) == expected
+    assert choose_dtype("bf16", cpu) == torch.bfloat16
+    assert choose_dtype("auto", torch.device("mps")) == torch.float32
+
+
+def test_training_in_bf16_works(tmp_path):
+    result = train_run(a_run(tmp_path), model(), setting(precision="bf16", epochs=5), SILENT)
+    assert result["test_accuracy"] > 0.8
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta:x"])
+def test_a_device_that_is_not_here_is_one_clear_line(name):
+    with pytest.raises(UsageError, match=f"recipe.device={name}") as error:
+        choose_device(name)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_trains_it(tmp_path):
+    result = train_run(a_run(tmp_path), model(), setting(device="auto", precision="auto", epochs=6), SILENT)
+    assert result["test_accuracy"] > 0.9
