@@ -92,15 +92,20 @@ class Source:
 class Decoded:
     """Collects one split's images on disk and notes which could not be read."""
 
-    def __init__(self, folder: Path, split: str, count: int, size: int) -> None:
-        self.pixels = np.memmap(folder / f"{split}.u8", dtype=np.uint8, mode="w+", shape=(max(count, 1), size, size, 3))
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "wb")  # noqa: SIM115 (closed by __exit__)
         self.labels: list[int] = []
         self.broken: list[str] = []
 
+    def __enter__(self) -> Decoded:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._file.close()
+
     def add(self, images: np.ndarray, labels: np.ndarray | list[int]) -> None:
         """Append uint8 images (S, size, size, 3)."""
-        start = len(self.labels)
-        self.pixels[start : start + len(images)] = images
+        self._file.write(images.tobytes())
         self.labels.extend(int(label) for label in labels)
 
 
@@ -314,16 +319,16 @@ def _decode(source: Source, size: int, folder: Path, spec: str) -> None:
         index: dict[str, object] = {"image_size": size, "classes": source.classes}
         labels, broken = {}, []
         for split, count in source.count.items():
-            out = Decoded(fresh, split, count, size)
-            source.decode(split, size, out)
+            with Decoded(fresh / f"{split}.u8") as out:
+                source.decode(split, size, out)
             if not out.labels:
                 raise UsageError(f"dataset={spec}: none of the {count} {split} images could be read")
-            out.pixels.flush()
-            os.truncate(fresh / f"{split}.u8", len(out.labels) * size**2 * 3)
             labels[split] = out.labels
             broken += out.broken
             if split == "train":
-                index["mean"], index["std"] = _channel_statistics(out.pixels[: len(out.labels)])
+                shape = (len(out.labels), size, size, 3)
+                pixels = np.memmap(fresh / f"{split}.u8", dtype=np.uint8, mode="r", shape=shape)
+                index["mean"], index["std"] = _channel_statistics(pixels)
         index.update(labels=labels, broken=broken)
         (fresh / "index.json").write_text(json.dumps(index))
         try:

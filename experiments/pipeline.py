@@ -16,7 +16,7 @@ from experiments.data import Dataset
 from experiments.errors import RunFailedError
 from experiments.measure import Rows, measure_run, measure_speed, save_arrays, save_table
 from experiments.models import build_model
-from experiments.runs import Run, config_hash, file_name
+from experiments.runs import Run, config_hash, file_name, write_json
 from experiments.study import Study, Variant
 from experiments.tracking import Tracker
 from experiments.train import Setting, device_name, train_run
@@ -141,7 +141,7 @@ def measure_all(study: Study, done: list[PlannedRun]) -> None:
             arrays = measure_run(rows, p.run, p.trained_model(), p.fresh_model(), p.setting(), study.measures)
             save_arrays(p.run.folder / "arrays.npz", arrays)
             save_table(p.run.folder / "measures.csv", rows.table())
-            (p.run.folder / "measured.json").write_text(json.dumps(asdict(study.measures)))
+            write_json(p.run.folder / "measured.json", asdict(study.measures))
         tables.append(pd.read_csv(p.run.folder / "measures.csv"))
     folder = report.tables_folder(study.folder)
     tables.append(_speed(study, done))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import json
 import os
 import platform
@@ -107,7 +108,9 @@ class Run:
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Save what training needs to go on: after every epoch the loss of which was finite."""
-        write_atomic(self.folder / "checkpoint.pt", lambda file: torch.save(state, file))
+        buffer = io.BytesIO()  # torch's own writer turns a full disk into an unrelated error
+        torch.save(state, buffer)
+        write_atomic(self.folder / "checkpoint.pt", lambda file: file.write(buffer.getbuffer()))
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The last checkpoint on the CPU, or None; tensors and plain values only (``weights_only=True``)."""

@@ -182,7 +182,7 @@ def train_epoch(
     batches = order.split(recipe.batch_size)
     if len(batches) > 1 and len(batches[-1]) < recipe.batch_size:
         batches = batches[:-1]  # a short batch would have other batch statistics and another noise scale
-    total = torch.zeros(2, device=setting.device, dtype=torch.float64)
+    total = torch.zeros(2, device=setting.device)
     model.train()
     with tqdm(batches, desc=f"{label} epoch {epoch + 1}/{recipe.epochs}", disable=None, leave=False) as progress:
         for step, index in enumerate(progress):
@@ -208,7 +208,7 @@ def evaluate(model: nn.Module, setting: Setting) -> dict[str, float]:
     """Loss and accuracy on the test images."""
     model.eval()
     count = len(setting.dataset.test.labels)
-    total = torch.zeros(2, device=setting.device, dtype=torch.float64)
+    total = torch.zeros(2, device=setting.device)
     for index in torch.arange(count).split(EVALUATION_BATCH):
         x, y = setting.test_inputs(index)
         with setting.autocast():

@@ -61,7 +61,8 @@ def grouped_conv2d(x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry
             f"input of shape {tuple(x_NCHW.shape)} has {x_NCHW.shape[1]} channels; "
             f"the groups {geometry.in_groups} cut {geometry.in_groups.channels}"
         )
-    return KERNELS[_forced or choose(geometry, _compute_dtype(x_NCHW))](x_NCHW, weight, bias, geometry)
+    kernel = _forced or choose(geometry, _compute_dtype(x_NCHW), x_NCHW.device.type)
+    return KERNELS[kernel](x_NCHW, weight, bias, geometry)
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:

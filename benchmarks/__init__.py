@@ -1,0 +1,1 @@
+"""Measurements of speed; correctness is for the tests."""
