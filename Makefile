@@ -8,7 +8,7 @@ READY := .venv/.ready
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-all lint list experiment cost figures bench clean
+.PHONY: help setup test test-all lint list experiment cost figures results bench clean
 
 help: ## show this help
 	@echo "What filter groups buy, and what they learn."
@@ -48,6 +48,9 @@ cost: $(READY) ## parameters, MACs, activations: MODEL=alexnet | torchvision:res
 
 figures: $(READY) ## draw a study's figures again from its tables: NAME=quickstart
 	@$(RUN) -m experiments figures $(NAME) $(ARGS)
+
+results: $(READY) ## copy a study's tables and figures to results/ and the README: NAME=quickstart
+	@$(RUN) -m experiments results $(NAME) $(ARGS)
 
 bench: $(READY) ## measure training throughput side by side
 	@$(RUN) -m benchmarks.training $(ARGS)

@@ -1,4 +1,4 @@
-"""The command line: list · run · cost · figures.
+"""The command line: list · run · cost · figures · results.
 
 Nothing heavy is imported before it is known to be needed, so that ``list`` and ``--help`` answer at once.
 """
@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 from experiments.errors import UsageError
@@ -21,12 +22,13 @@ usage: python -m experiments COMMAND …
   run NAME [--key=value …]          train, measure, draw and report a study; --help lists its keys
   cost MODEL [--key=value …]        parameters, MACs and activations of a model; --help lists its keys
   figures NAME [--runs_root=DIR]    draw a study's figures again from its saved tables
+  results NAME [--runs_root=DIR]    copy a study's tables and figures to results/ and its table into the README
 """
 
 
 def main(arguments: list[str]) -> int:
     """Run one command; returns the exit code: 0 done, 1 a run failed, 2 wrong usage, 130 interrupted."""
-    commands = {"list": list_studies, "run": run, "cost": cost, "figures": figures}
+    commands = {"list": list_studies, "run": run, "cost": cost, "figures": figures, "results": results}
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0
@@ -84,9 +86,25 @@ def cost(arguments: list[str]) -> int:
 
 def figures(arguments: list[str]) -> int:
     """Draw the figures of a study again."""
-    from pathlib import Path
+    folder = _study_folder(arguments, "figures")
+    from experiments.report import draw_figures
 
-    name, flags = _name(arguments, "figures NAME")
+    print(*draw_figures(folder), sep="\n")
+    return 0
+
+
+def results(arguments: list[str]) -> int:
+    """Copy what a study found to the record."""
+    folder = _study_folder(arguments, "results")
+    from experiments.catalogue import CONFIGS
+    from experiments.report import keep_results
+
+    print(*keep_results(folder, CONFIGS.parent / "results", CONFIGS.parent / "README.md"), sep="\n")
+    return 0
+
+
+def _study_folder(arguments: list[str], command: str) -> Path:
+    name, flags = _name(arguments, f"{command} NAME")
     from experiments.catalogue import study_file
 
     study_file(name)
@@ -94,13 +112,9 @@ def figures(arguments: list[str]) -> int:
     for flag in flags:
         key, _, value = flag.partition("=")
         if key != "--runs_root" or not value:
-            raise UsageError(f"figures: unknown flag {flag}; there is: --runs_root=DIR")
+            raise UsageError(f"{command}: unknown flag {flag}; there is: --runs_root=DIR")
         root = value
-    from experiments.report import draw_figures
-
-    for path in draw_figures(Path(root).expanduser() / name):
-        print(path)
-    return 0
+    return Path(root).expanduser() / name
 
 
 def _name(arguments: list[str], usage: str) -> tuple[str, list[str]]:

@@ -85,13 +85,13 @@ def measure_run(
 
 
 def groupings(wiring: LayerWiring) -> dict[str, list[int]]:
-    """The ways in which the filters of a layer fall into several groups: by what computes and by what reads them."""
+    """The ways in which the filters of a layer fall into several groups: by what computes and, if otherwise, by what reads them."""
     found = {}
     if len(set(wiring.computed_by)) > 1:
         found["computed"] = list(wiring.computed_by)
     reading = wiring.reading_groups()
     known = [group for group in reading if group is not None]
-    if len(known) == len(reading) and len(set(known)) > 1:
+    if len(known) == len(reading) and len(set(known)) > 1 and known != found.get("computed"):
         found["read"] = known
     return found
 

@@ -10,7 +10,7 @@ import pandas as pd
 from analysis.stats import mean_interval
 from analysis.tradeoff import over_seeds, tradeoff_table
 from experiments.errors import UsageError
-from experiments.runs import file_name
+from experiments.runs import file_name, write_atomic
 
 SEED_DRAWN = 0  # the seed whose filters and matrices are drawn: the first, never the prettiest
 
@@ -54,6 +54,51 @@ def read_measures(study_folder: Path) -> pd.DataFrame:
     """The long table of a study."""
     table = pd.read_csv(tables_folder(study_folder) / "measures.csv", dtype={"groups": str, "variant": str})
     return table.fillna({"layer": "", "null": "", "unit": ""})
+
+
+def keep_results(study_folder: Path, results: Path, readme: Path) -> list[Path]:
+    """Copy a study's tables and figures to the record, and its accuracy table into the README.
+
+    The README's table stands between ``<!-- results NAME -->`` and ``<!-- end NAME -->``, where it has these lines.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UsageError: the study has no tables yet.
+    """
+    name, kept = study_folder.name, []
+    figures = draw_figures(study_folder)
+    sources = [tables_folder(study_folder) / f"{table}.csv" for table in ("measures", "curves", "runs")]
+    for source in [*sources, *figures]:
+        target = results / name / source.name
+        write_atomic(target, lambda file, source=source: file.write(source.read_bytes()))
+        kept.append(target)
+    table = read_measures(study_folder)
+    text = results / name / "summary.txt"
+    write_atomic(text, lambda file: file.write(f"{summary(table)}\n".encode()))
+    page = readme.read_text()
+    start, end = f"<!-- results {name} -->\n", f"<!-- end {name} -->"
+    if start in page and end in page:
+        before, rest = page.split(start, 1)
+        page = before + start + markdown(table, pd.read_csv(sources[2])) + end + rest.split(end, 1)[1]
+        write_atomic(readme, lambda file: file.write(page.encode()))
+        kept.append(readme)
+    return [*kept, text]
+
+
+def markdown(table: pd.DataFrame, runs: pd.DataFrame) -> str:
+    """Accuracy against cost as a table for the README, with where it was measured."""
+    lines = ["| variant | accuracy | n | parameters | MACs | ms per image |", "|---|---|---|---|---|---|"]
+    for _, row in tradeoff_table(table).iterrows():
+        interval = "" if row["n"] < 2 else f" [{row['low']:.3f}, {row['high']:.3f}]"
+        lines.append(
+            f"| {row['variant']} | {row['accuracy']:.3f}{interval} | {row['n']} | {row['parameters']:,.0f} "
+            f"| {row['macs']:,.0f} | {row['latency']:.3f} |"
+        )
+    where = "; ".join(dict.fromkeys(f"{r['device']}, {r['precision']}, torch {r['torch']}" for _, r in runs.iterrows()))
+    commits = ", ".join(dict.fromkeys(str(commit)[:10] for commit in runs["commit"]))
+    return "\n".join([*lines, "", f"95% intervals over seeds; {where}; commit {commits}.", ""])
 
 
 def summary(table: pd.DataFrame) -> str:

@@ -51,7 +51,7 @@ def draw(arrays: Mapping[str, Mapping[str, NDArray]], folder: Path) -> list[Path
         strip.set(xticks=[], yticks=[])
         for spine in strip.spines.values():
             spine.set_visible(False)
-    figure.suptitle("First-layer filters by the group that reads them, with the mean colour index of the learned ones")
+    figure.suptitle("First-layer filters by the group that reads them, with their mean colour index")
     return page.save(figure, folder, "filters")
 
 

@@ -2,8 +2,8 @@
 
 Equal groups go to ATen's own grouped convolution. Uneven ones are packed into one call, except in fp32 on a CPU: there
 a convolution is bound by arithmetic, so that the zeros of a packing cost more than the calls of a loop, unless a group
-is so narrow that a convolution of its own cannot fill the vector units. (Measured forward + backward, two AVX-512 cores,
-batch 64, loop / packed: 64 channels log:3 43 / 50 ms, log:5 81 / 57; 128 log:5 38 / 44; 256 log:5 41 / 49.)
+is so narrow that a convolution of its own cannot fill the vector units. (Measured forward + backward, two AVX-512
+cores, batch 64, loop / packed: 64 channels log:3 43 / 50 ms, log:5 81 / 57; 128 log:5 38 / 44; 256 log:5 41 / 49.)
 """
 
 import torch

@@ -30,7 +30,7 @@ def test_without_a_command_it_shows_its_usage(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["trian"], ["trian", "list, run, cost, figures"]),
+        (["trian"], ["trian", "list, run, cost, figures, results"]),
         (["run"], ["name is missing", "list"]),
         (["run", "quikstart"], ["NAME=quikstart", "did you mean quickstart", "alexnet-groups"]),
         (["run", "quickstart", "--recipe.lrr=1"], ["recipe.lrr", "recipe.lr"]),
