@@ -25,8 +25,8 @@ def study_file(name: str) -> Path:
     if name in study_names():
         return CONFIGS / f"{name}.yaml"
     near = get_close_matches(name, study_names(), n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]}?" if near else ";"
-    raise UsageError(f"NAME={name}: no such study{hint} There are: {', '.join(study_names())}")
+    hint = f"; did you mean {near[0]}? There are: " if near else "; there are: "
+    raise UsageError(f"NAME={name}: no such study{hint}{', '.join(study_names())}")
 
 
 def studies(runs_root: Path = Path("runs")) -> list[dict[str, Any]]:

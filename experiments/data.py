@@ -158,8 +158,8 @@ def _source(spec: str, root: Path, download: bool) -> Source:
     if name == "folder" and place:
         return _folder(Path(place).expanduser(), root, spec)
     near = get_close_matches(spec, ["photos", "cifar10", "imagenette"], n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise UsageError(f"dataset={spec}: no such dataset{hint} There are: {', '.join(DATASETS)}")
+    hint = f"; did you mean {near[0]}? There are: " if near else "; there are: "
+    raise UsageError(f"dataset={spec}: no such dataset{hint}{', '.join(DATASETS)}")
 
 
 def _photos() -> Source:

@@ -85,7 +85,7 @@ def measure_run(
 
 
 def groupings(wiring: LayerWiring) -> dict[str, list[int]]:
-    """The ways in which the filters of a layer fall into several groups: by what computes and, if otherwise, by what reads them."""
+    """How a layer's filters fall into several groups: by what computes and, where that differs, by what reads them."""
     found = {}
     if len(set(wiring.computed_by)) > 1:
         found["computed"] = list(wiring.computed_by)

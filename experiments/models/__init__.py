@@ -29,8 +29,8 @@ def model_builder(name: str) -> Callable[..., nn.Module]:
     """
     if name not in MODELS:
         near = get_close_matches(str(name), MODELS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UsageError(f"model.name={name}: no such model{hint} There are: {', '.join(MODELS)}")
+        hint = f"; did you mean {near[0]}? There are: " if near else "; there are: "
+        raise UsageError(f"model.name={name}: no such model{hint}{', '.join(MODELS)}")
     return getattr(importlib.import_module(MODELS[name]), name)
 
 

@@ -119,7 +119,7 @@ def test_a_folder_that_cannot_serve_is_one_clear_line(tmp_path, image_folder, sp
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("foto", ["foto", "photos"]),
+        ("foto", ["foto", "did you mean photos"]),
         ("cifar", ["did you mean cifar10"]),
         ("folder:", ["folder:PATH"]),
         ("cifar10", ["not found", "--download=true"]),

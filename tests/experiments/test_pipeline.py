@@ -25,6 +25,12 @@ def quick_timing(monkeypatch):
     monkeypatch.setattr("experiments.measure.LATENCY_REPEATS", 1)
 
 
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Drawing takes most of the time of a small study."""
+    monkeypatch.setattr("experiments.report.draw_figures", lambda _folder: [])
+
+
 def small_study(name, tmp_path, *flags):
     return load_study(name, [*SMALL, f"--runs_root={tmp_path}", *flags])
 
@@ -48,7 +54,7 @@ def test_every_study_takes_one_step(name, tmp_path, capsys):
         assert variant.name in out
 
 
-@pytest.mark.usefixtures("tiny")
+@pytest.mark.usefixtures("tiny", "no_figures")
 def test_what_is_done_is_not_done_again(tmp_path, capsys, monkeypatch):
     study = small_study("quickstart", tmp_path, "--only=dense,log-4")
     run_study(study)
@@ -68,7 +74,7 @@ def test_a_changed_configuration_is_another_run(tmp_path):
     assert not first & other
 
 
-@pytest.mark.usefixtures("tiny")
+@pytest.mark.usefixtures("tiny", "no_figures")
 def test_a_run_that_diverges_does_not_stop_the_others_and_the_exit_code_tells(tmp_path, capsys, monkeypatch):
     step = GroupedConv2d.forward
 
@@ -126,7 +132,7 @@ def test_results_are_kept_and_the_readme_shows_them(tmp_path):
     assert f"| dense | {accuracy:.3f} | 1 |" in text
 
 
-@pytest.mark.usefixtures("tiny")
+@pytest.mark.usefixtures("tiny", "no_figures")
 def test_measured_values_are_those_of_the_trained_network(tmp_path):
     study = small_study("quickstart", tmp_path, "--only=groups-2")
     run_study(study)
