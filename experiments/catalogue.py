@@ -31,12 +31,11 @@ def study_file(name: str) -> Path:
 
 def studies(runs_root: Path = Path("runs")) -> list[dict[str, Any]]:
     """Name, question, variants, expected time and finished runs of every study."""
-    import yaml
+    from experiments.strict_yaml import read_yaml
 
     found = []
     for name in study_names():
-        text = study_file(name).read_text()
-        content = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        content, text = read_yaml(study_file(name)), study_file(name).read_text()
         time = next((line[1:].strip() for line in text.splitlines() if line.startswith("# Time:")), "")
         found.append(
             {
@@ -45,7 +44,9 @@ def studies(runs_root: Path = Path("runs")) -> list[dict[str, Any]]:
                 "variants": list(content.get("variants") or {}),
                 "seeds": content.get("seeds"),
                 "time": time,
-                "runs_done": len(list((runs_root / name).glob("*/result.json"))),
+                "runs_done": sum(
+                    '"status": "done"' in result.read_text() for result in (runs_root / name).glob("*/result.json")
+                ),
             }
         )
     return found

@@ -13,7 +13,7 @@ from torch import nn
 
 from experiments.errors import UsageError
 from experiments.models import MODELS, build_model, model_builder
-from experiments.study import parser_error
+from experiments.study import parser_error, strict_parser
 from experiments.train import choose_device
 from experiments.vision import import_torchvision
 from gconv.cost import Cost, count_cost, measure_latencies, measure_peak_memory
@@ -65,7 +65,7 @@ def cost_table(cost: Cost, title: str) -> str:
 
 
 def _parser(name: str) -> ArgumentParser:
-    parser = ArgumentParser(exit_on_error=False, prog=f"experiments cost {name}")
+    parser = strict_parser(f"experiments cost {name}")
     default_size = 224
     if not name.startswith(TORCHVISION):
         builder = model_builder(name) if name in MODELS else _unknown(name)
@@ -93,7 +93,7 @@ def _build(name: str, arguments: dict, input_size: int) -> nn.Module:
     known = models.list_models(module=models)
     if model not in known:
         near = get_close_matches(model, known, n=1)
-        hint = f"; did you mean {TORCHVISION}{near[0]}?" if near else f" There are: {', '.join(known)}"
+        hint = f"; did you mean {TORCHVISION}{near[0]}?" if near else f"; there are: {', '.join(known)}"
         raise UsageError(f"MODEL={name}: torchvision has no such classifier{hint}")
     return models.get_model(model)
 

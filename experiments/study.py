@@ -15,16 +15,24 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, _loaders_dumpers
 
 from experiments.augment import Views
 from experiments.catalogue import study_file
 from experiments.errors import UsageError
 from experiments.measure import Measures
 from experiments.models import model_builder
+from experiments.strict_yaml import StrictLoader, read_yaml
 from experiments.tracking import WandbMode
 from experiments.train import Recipe
+
+# jsonargparse reads the values of flags with this loader; there is no public way to give it another for plain types.
+_loaders_dumpers.yaml_default_loader = StrictLoader
+
+# What says where things are on this machine, and nothing about the study.
+OF_THIS_MACHINE = ("data_root", "runs_root", "download", "wandb")
+# What a variant may override: all that decides the outcome of a run except its seed.
+OF_A_RUN = re.compile(r"dataset$|(?:data|model|recipe)\.")
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,7 @@ class Study:
         runs_root: folder of the run store.
         download: whether to fetch a dataset that is not there.
         wandb: where metrics are sent.
+        overrides: what the command line changed about the study itself.
     """
 
     name: str
@@ -81,6 +90,7 @@ class Study:
     runs_root: Path
     download: bool
     wandb: WandbMode
+    overrides: dict[str, Any]
 
     @property
     def folder(self) -> Path:
@@ -107,12 +117,15 @@ def load_study(name: str, flags: list[str] | None = None) -> Study:
 def resolve(name: str, content: dict[str, Any], place: str, flags: list[str]) -> Study:
     """Turn the content of a study's file and the command line into a study; raises as ``load_study``."""
     content = dict(content)
-    variants = content.pop("variants", None) or {name: {}}
-    if not isinstance(variants, dict) or not all(isinstance(v, dict) for v in variants.values()):
-        raise UsageError(f"{place}: variants: must map names to overrides such as {{model.groups: 2}}")
-    given = _parse_flags(_model_name(content, place, flags), flags)
+    variants = _variants(content.pop("variants", None) or {name: {}}, place)
+    base = _flatten(content)
+    if "only" in base:
+        raise UsageError(f"{place}: unknown key only; it is a flag: --only=VARIANT,…")
+    given = _parse_flags(_model_name([_flag_of_model(flags), base, *variants.values()], place), flags)
     only = given.pop("only", None)
     touched = {key for overrides in variants.values() for key in overrides} & given.keys()
+    if only and touched:
+        raise UsageError(f"--only={only} cannot stand beside --{min(touched)}, which replaces the variants")
     if touched:
         variants = {" ".join(f"{key}={given[key]}" for key in sorted(touched)): {}}
     elif only:
@@ -120,22 +133,14 @@ def resolve(name: str, content: dict[str, Any], place: str, flags: list[str]) ->
         if unknown := [v for v in wanted if v not in variants]:
             raise UsageError(f"--only={only}: {name} has no variant {unknown[0]}; there are: {', '.join(variants)}")
         variants = {v: overrides for v, overrides in variants.items() if v in wanted}
-    base = _flatten(content)
-    resolved, settled = [], None
+    resolved, settled = [], {}
     for variant, overrides in variants.items():
-        at = f"{place}: variants.{variant}" if overrides else place
-        settled = _parse({**base, **overrides, **given}, at)
-        resolved.append(
-            Variant(
-                variant,
-                settled["dataset"],
-                settled["data"],
-                dict(vars(settled["model"])),
-                settled["recipe"],
-            )
-        )
-    assert settled is not None
-    if settled["seeds"] < 1:
+        merged = {**base, **overrides, **given}
+        _model_name([merged], place)
+        settled = _parse(merged, f"{place}: variants.{variant}" if overrides else place)
+        model = dict(vars(settled["model"]))
+        resolved.append(Variant(variant, settled["dataset"], settled["data"], model, settled["recipe"]))
+    if not isinstance(settled["seeds"], int) or settled["seeds"] < 1:
         raise UsageError(f"seeds={settled['seeds']}: must be at least 1")
     return Study(
         name,
@@ -147,13 +152,36 @@ def resolve(name: str, content: dict[str, Any], place: str, flags: list[str]) ->
         Path(settled["runs_root"]).expanduser(),
         settled["download"],
         settled["wandb"],
+        {key: value for key, value in given.items() if key not in OF_THIS_MACHINE},
     )
+
+
+def _variants(content: Any, place: str) -> dict[str, dict[str, Any]]:
+    """The variants of a study's file, as dotted keys.
+
+    Raises:
+        UsageError: they are no mapping, or override what is not a variant's to decide.
+    """
+    if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
+        raise UsageError(f"{place}: variants: must map names to overrides such as {{model.groups: 2}}")
+    variants = {name: _flatten(overrides) for name, overrides in content.items()}
+    for name, overrides in variants.items():
+        for key in overrides:
+            if not OF_A_RUN.match(key):
+                allowed = "dataset, data.*, model.* and recipe.*"
+                raise UsageError(f"{place}: variants.{name}: {key} is not a variant's to set; {allowed} are")
+    return variants
+
+
+def strict_parser(prog: str) -> ArgumentParser:
+    """A parser that raises instead of exiting, takes no abbreviated flags and reads values as strict YAML."""
+    return ArgumentParser(exit_on_error=False, prog=prog, allow_abbrev=False)
 
 
 @lru_cache(maxsize=32)
 def _parser(model: str) -> ArgumentParser:
     """The keys of a study whose network is ``model``, with their types."""
-    parser = ArgumentParser(exit_on_error=False, prog="experiments run NAME")
+    parser = strict_parser("experiments run NAME")
     parser.add_argument("--question", type=str, default="", help="What the study asks.")
     parser.add_argument("--dataset", type=str, default="photos", help="photos, cifar10, imagenette or folder:PATH.")
     parser.add_argument("--seeds", type=int, default=3, help="Runs of each variant.")
@@ -173,18 +201,31 @@ def _parser(model: str) -> ArgumentParser:
 def study_help(name: str) -> str:
     """Every flag of a study, with its type and meaning."""
     content = read_yaml(study_file(name))
-    return _parser(_model_name(content, f"configs/{name}.yaml", [])).format_help()
+    variants = _variants(content.get("variants") or {}, name)
+    return _parser(_model_name([_flatten(content), *variants.values()], f"configs/{name}.yaml")).format_help()
 
 
-def _model_name(content: Mapping[str, Any], place: str, flags: list[str]) -> str:
+def _flag_of_model(flags: list[str]) -> dict[str, str]:
+    """The model that the command line names, if it does: it decides which other flags there are."""
     for number, flag in enumerate(flags):
         if flag == "--model.name" and number + 1 < len(flags):
-            return flags[number + 1]
+            return {"model.name": flags[number + 1]}
         if flag.startswith("--model.name="):
-            return flag.split("=", 1)[1]
-    name = _flatten(content).get("model.name")
-    if name is None:
-        raise UsageError(f"{place}: model.name is missing")
+            return {"model.name": flag.split("=", 1)[1]}
+    return {}
+
+
+def _model_name(sources: list[dict[str, Any]], place: str) -> str:
+    """The first model that is named.
+
+    Raises:
+        UsageError: none is, or what is named is no name.
+    """
+    name = next((source["model.name"] for source in sources if "model.name" in source), None)
+    if not isinstance(name, str):
+        raise UsageError(
+            f"{place}: model.name is missing" if name is None else f"{place}: model.name={name}: not a name"
+        )
     return name
 
 
@@ -253,44 +294,3 @@ def _nest(flat: Mapping[str, Any], place: str) -> dict[str, Any]:
                 raise UsageError(f"{place}: {key}: {part} is a value, not a group of keys")
         inner[last] = value
     return nested
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error and ``1e-4`` is a number."""
-
-
-def _unique_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    mapping: dict[Any, Any] = {}
-    for key_node, value_node in node.value:
-        key = loader.construct_object(key_node)
-        if key in mapping:
-            raise UsageError(
-                f"{key_node.start_mark.name}, line {key_node.start_mark.line + 1}: the key {key} stands twice"
-            )
-        mapping[key] = loader.construct_object(value_node, deep=True)
-    return mapping
-
-
-_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d[\d_]*(?:\.[\d_]*)?|\.\d+)(?:[eE][-+]?\d+)$"),
-    list("-+0123456789."),
-)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping.
-
-    Raises:
-        UsageError: it cannot be read, is not valid YAML, holds a key twice or no mapping.
-    """
-    try:
-        loader = _StrictLoader(path.read_text())
-        loader.name = f"configs/{path.name}"
-        content = loader.get_single_data()
-    except yaml.YAMLError as error:
-        raise UsageError(f"configs/{path.name}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise UsageError(f"configs/{path.name}: must hold keys such as question, model and variants")
-    return content

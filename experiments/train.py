@@ -56,10 +56,12 @@ class Recipe:
         for name, low, high in (("warmup", 0, 1), ("momentum", 0, 1), ("label_smoothing", 0, 1)):
             if not low <= getattr(self, name) < high:
                 raise ValueError(f"recipe.{name}={getattr(self, name)}: must be at least {low} and below {high}")
-        if not self.lr > 0:
-            raise ValueError(f"recipe.lr={self.lr}: must be above 0")
-        if not self.weight_decay >= 0:
-            raise ValueError(f"recipe.weight_decay={self.weight_decay}: must be at least 0")
+        if not 0 < self.lr < float("inf"):
+            raise ValueError(f"recipe.lr={self.lr}: must be above 0 and finite")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise ValueError(f"recipe.weight_decay={self.weight_decay}: must be at least 0 and finite")
+        if self.batch_size > 2**31:
+            raise ValueError(f"recipe.batch_size={self.batch_size}: must be at most 2^31")
 
 
 def choose_device(name: str) -> torch.device:

@@ -7,7 +7,8 @@ import yaml
 
 from experiments import catalogue
 from experiments.errors import UsageError
-from experiments.study import load_study, read_yaml, resolve, study_help
+from experiments.strict_yaml import read_yaml
+from experiments.study import load_study, resolve, study_help
 
 CONTENT = {
     "question": "What?",
@@ -35,6 +36,21 @@ def test_a_flag_for_what_the_variants_differ_in_replaces_them():
     found = study("--model.groups=8", "--recipe.lr=0.2")
     assert [v.name for v in found.variants] == ["model.groups=8"]
     assert found.variants[0].model["groups"] == 8
+
+
+def test_variants_may_be_written_nested_and_name_their_own_model():
+    found = study(
+        model={},
+        variants={"a": {"model": {"name": "small", "groups": 2}}, "b": {"model.name": "alexnet", "model.norm": "none"}},
+    )
+    assert [v.model["name"] for v in found.variants] == ["small", "alexnet"]
+    assert found.variants[0].model["groups"] == 2
+    assert found.variants[1].model["norm"] == "none"
+
+
+def test_overrides_of_the_study_are_remembered_and_places_are_not():
+    found = study("--recipe.lr=0.2", "--runs_root=/somewhere", "--wandb=off")
+    assert found.overrides == {"recipe.lr": 0.2}
 
 
 def test_only_picks_variants():
@@ -67,6 +83,13 @@ def test_every_shipped_study_resolves_and_its_head_is_complete():
         (["--wandb=maybe"], {}, ["wandb", "maybe", "offline"]),
         (["--model.name=smal"], {}, ["smal", "did you mean small"]),
         (["--model.depth=3"], {}, ["model.depth"]),
+        (["--see=2"], {}, ["unknown key see", "seeds"]),
+        (["--only=dense", "--model.groups=2"], {}, ["--only=dense", "--model.groups"]),
+        (["--recipe.lr=1e400"], {}, ["recipe.lr", "inf"]),
+        ([], {"only": "dense"}, ["only", "--only"]),
+        ([], {"seeds": None}, ["seeds"]),
+        ([], {"model": {"name": ["small"]}}, ["model.name"]),
+        ([], {"variants": {"a": {"seeds": 3}}}, ["variants.a", "seeds is not a variant's"]),
         ([], {"recepe": {"lr": 1}}, ["configs/example.yaml", "recepe", "did you mean recipe"]),
         ([], {"recipe": {"lr": "high"}}, ["configs/example.yaml", "recipe.lr", "high"]),
         ([], {"recipe": 3}, ["configs/example.yaml", "recipe"]),
@@ -93,9 +116,9 @@ def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path):
 
 
 def test_broken_yaml_and_empty_files_are_one_line(tmp_path):
-    for text in ("a: [1", "", "- 1\n"):
+    for text in (b"a: [1", b"", b"- 1\n", b"a: \xff", b"{[1]: 2}", b"a: 1\n1: 2\n'1': 3\n"):
         path = tmp_path / "broken.yaml"
-        path.write_text(text)
+        path.write_bytes(text)
         with pytest.raises(UsageError) as error:
             read_yaml(path)
         assert "\n" not in str(error.value)
@@ -103,8 +126,15 @@ def test_broken_yaml_and_empty_files_are_one_line(tmp_path):
 
 def test_scientific_notation_is_a_number(tmp_path):
     path = tmp_path / "numbers.yaml"
-    path.write_text("a: 1e-4\nb: 2.5e3\nc: .5e1\nd: 12\ne: log:4\n")
-    assert read_yaml(path) == {"a": 1e-4, "b": 2500.0, "c": 5.0, "d": 12, "e": "log:4"}
+    path.write_text("a: 1e-4\nb: 2.5e3\nc: .5e1\nd: 12\ne: log:4\nf: 4:2:1:1\ng: 1:30\nh: 2026-11-20\ni: -3\n")
+    expected = {"a": 1e-4, "b": 2500.0, "c": 5.0, "d": 12, "e": "log:4", "f": "4:2:1:1", "g": "1:30"}
+    assert read_yaml(path) == {**expected, "h": "2026-11-20", "i": -3}
+
+
+@pytest.mark.parametrize("groups", ["4:2:1:1", "log:4", "16,8,4,4", "1:1"])
+def test_groups_reach_the_model_as_they_are_written(groups):
+    (variant,) = study(f"--model.groups={groups}").variants
+    assert variant.model["groups"] == groups
 
 
 def test_help_names_every_key_of_the_model():
