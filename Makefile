@@ -5,7 +5,6 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(she
 	$(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
 RUN := .venv/bin/python
 READY := .venv/.ready
-export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test test-all lint list experiment cost figures results bench clean

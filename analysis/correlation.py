@@ -45,8 +45,9 @@ class GroupContrast:
 
     @property
     def ratio(self) -> float:
-        """The quotient within / between."""
-        return self.within / self.between
+        """The quotient within / between; infinite where filters of different groups do not correlate at all."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return float(np.float64(self.within) / np.float64(self.between))
 
     @property
     def difference(self) -> float:
@@ -85,26 +86,32 @@ def contrast_test(corr: ArrayLike, labels: ArrayLike, permutations: int = 2000, 
 
 
 def _alive(corr: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.int64], int]:
+    """The |r| of the filters that vary, with an empty diagonal, their groups, and how many never vary."""
     matrix, group = np.asarray(corr, dtype=np.float64), np.asarray(labels, dtype=np.int64)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or group.shape != matrix.shape[:1]:
         raise ValueError(f"correlations of shape {matrix.shape} and labels of shape {group.shape} do not fit")
     alive = ~np.isnan(np.diag(matrix))
-    return np.abs(matrix[np.ix_(alive, alive)]), group[alive], int((~alive).sum())
+    magnitude = np.abs(matrix[np.ix_(alive, alive)])
+    np.fill_diagonal(magnitude, 0.0)
+    return magnitude, group[alive], int((~alive).sum())
 
 
 def _means(magnitude: NDArray[np.float64], labels: NDArray[np.int64]) -> tuple[NDArray, NDArray]:
-    """Within and between means of |r| (C, C) under each row of ``labels`` (P, C)."""
+    """Within and between means of |r| (C, C), its diagonal empty, under each row of ``labels`` (P, C).
+
+    Either sum adds its own pairs, none is a difference: where filters do not correlate it is exactly zero.
+    """
     count = magnitude.shape[0]
-    off_diagonal = magnitude.sum() - np.trace(magnitude)
-    diagonal = np.diag(magnitude)
-    within_sum, within_pairs = np.zeros(len(labels)), np.zeros(len(labels))
+    within_sum, between_sum, within_pairs = (np.zeros(len(labels)) for _ in range(3))
     for group in np.unique(labels[0]):
         member = (labels == group).astype(np.float64)
-        within_sum += np.einsum("pc,pc->p", member @ magnitude, member) - member @ diagonal
+        reached = member @ magnitude
+        within_sum += np.einsum("pc,pc->p", reached, member)
+        between_sum += np.einsum("pc,pc->p", reached, 1 - member)
         size = member.sum(1)
         within_pairs += size * (size - 1)
     between_pairs = count * (count - 1) - within_pairs
     with np.errstate(invalid="ignore", divide="ignore"):
         within = np.where(within_pairs > 0, within_sum / within_pairs, np.nan)
-        between = np.where(between_pairs > 0, (off_diagonal - within_sum) / between_pairs, np.nan)
+        between = np.where(between_pairs > 0, between_sum / between_pairs, np.nan)
     return within, between

@@ -27,7 +27,7 @@ class ResponseStatistics:
     def add(self, x_NCHW: Tensor) -> None:
         """Take in the responses of one batch."""
         x = x_NCHW.detach().movedim(1, -1).flatten(0, -2)
-        x = x.to(torch.float32 if x.device.type == "mps" else torch.float64)
+        x = (x.cpu() if x.device.type == "mps" else x).double()  # MPS has no float64
         if self._shift is None:
             self._shift = x.mean(0)
             self._sum = torch.zeros_like(self._shift)

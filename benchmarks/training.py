@@ -30,7 +30,7 @@ from experiments.augment import Views
 from experiments.data import Dataset, Images
 from experiments.models import build_model
 from experiments.runs import provenance
-from experiments.train import Recipe, Setting, device_name, evaluate, make_optimizer, train_epoch
+from experiments.train import Recipe, Setting, choose_device, device_name, evaluate, make_optimizer, train_epoch
 
 TEST_SHARE = 3925 / 9469  # Imagenette's test images per training image
 EVALUATE_EVERY = 3  # epochs, as in the study
@@ -64,7 +64,7 @@ def main() -> None:
                 f"[{r['lower']:.1f}, {r['upper']:.1f}]  {r['ratio']:.2f} × plain",
                 flush=True,
             )
-    table = pd.DataFrame(rows).assign(**provenance(device_name(torch.device("cpu"))))
+    table = pd.DataFrame(rows).assign(**provenance(device_name(choose_device("auto"))))
     if given.csv:
         table.to_csv(given.csv, index=False)
 

@@ -5,7 +5,6 @@ Nothing heavy is imported before it is known to be needed, so that ``list`` and 
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import signal
@@ -139,11 +138,9 @@ def entry() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.filename is None or error.errno is None:
             raise
-        print(
-            f"error: {error.filename or 'the run store'}: {error.strerror}; nothing was half-written", file=sys.stderr
-        )
+        print(f"error: {error.filename}: {error.strerror}; nothing was half-written", file=sys.stderr)
         return 1
 
 

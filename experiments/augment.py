@@ -77,12 +77,19 @@ def training_batch(pixels_SHWC: Tensor, index_B: Tensor, views: Views, generator
     if mirrored is not None:
         flipped = mirrored.nonzero().squeeze(1).to(device)
         x[flipped] = x[flipped].flip(3)
-    x = recolour(x, views.colour, generator)
+    if views.colour == "hue-scrambled":
+        x = turn_hues(x, torch.rand(len(x), generator=generator))
+    elif views.colour == "grey":
+        x = grey(x)
     return cut_out(x, views.cutout, generator) if views.cutout else x
 
 
-def evaluation_batch(pixels_SHWC: Tensor, index_B: Tensor, views: Views, generator: Generator) -> Tensor:
-    """Centre crops of the indexed images, recoloured as ``views`` says; 0…255."""
+def evaluation_batch(pixels_SHWC: Tensor, index_B: Tensor, views: Views) -> Tensor:
+    """Centre crops of the indexed images, recoloured as ``views`` says; 0…255.
+
+    Each image's hues are turned by an angle of its own that is always the same: multiples of the golden ratio, which
+    spread evenly.
+    """
     size = min(views.crop_size, views.image_size)
     start = (views.image_size - size) // 2
     x = pixels_SHWC[index_B.to(pixels_SHWC.device), start : start + size, start : start + size]
@@ -91,21 +98,23 @@ def evaluation_batch(pixels_SHWC: Tensor, index_B: Tensor, views: Views, generat
         before = (views.crop_size - size) // 2
         after = views.crop_size - size - before
         x = F.pad(x.float(), (before, after, before, after), mode="reflect")
-    return recolour(x, views.colour, generator)
+    if views.colour == "hue-scrambled":
+        return turn_hues(x, index_B * 0.6180339887498949 % 1)
+    return grey(x) if views.colour == "grey" else x
 
 
-def recolour(x_BCHW: Tensor, colour: str, generator: Generator) -> Tensor:
-    """The colour controls: leave, take the colour away, or turn every image's hues by its own random angle."""
-    if colour == "colour":
-        return x_BCHW
+def grey(x_BCHW: Tensor) -> Tensor:
+    """Luma in all three channels."""
+    weights = torch.tensor(RGB_TO_YIQ[0], device=x_BCHW.device).view(1, 3, 1, 1)
+    return (x_BCHW * weights).sum(1, keepdim=True).expand_as(x_BCHW)
+
+
+def turn_hues(x_BCHW: Tensor, turns_B: Tensor) -> Tensor:
+    """Turn the hues of each image about the grey axis by its share of a full turn; luma stays."""
     to_yiq = torch.tensor(RGB_TO_YIQ, dtype=torch.float64)
-    if colour == "grey":
-        turn = torch.zeros(1, 3, 3, dtype=torch.float64)
-    else:
-        angle = torch.rand(len(x_BCHW), generator=generator, dtype=torch.float64) * (2 * torch.pi)
-        cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-        turn = torch.stack([zero, zero, zero, zero, cos, -sin, zero, sin, cos], 1).view(-1, 3, 3)
-    turn[:, 0, 0] = 1
+    angle = turns_B.cpu().double() * (2 * torch.pi)
+    one, zero, cos, sin = torch.ones_like(angle), torch.zeros_like(angle), angle.cos(), angle.sin()
+    turn = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], 1).view(-1, 3, 3)
     rgb = (torch.linalg.inv(to_yiq) @ turn @ to_yiq).to(x_BCHW.device, torch.float32)
     x = (rgb @ x_BCHW.float().flatten(2)).view_as(x_BCHW)
     return x.contiguous(memory_format=torch.channels_last)
@@ -124,7 +133,7 @@ def cut_out(x_BCHW: Tensor, side: int, generator: Generator) -> Tensor:
 
 
 def normalise(x_BCHW: Tensor, mean_C: Tensor, std_C: Tensor, dtype: torch.dtype) -> Tensor:
-    """(x − mean) / std per channel, in ``dtype``, channels_last. Pixel values are exact in bf16 too."""
+    """(x − mean) / std per channel, in ``dtype``, channels_last."""
     x = x_BCHW.to(dtype, memory_format=torch.channels_last, copy=True)
     scale = (1 / std_C).view(1, 3, 1, 1).to(x)
     shift = (-mean_C / std_C).view(1, 3, 1, 1).to(x)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from gconv.cost import count_cost, measure_latencies, measure_peak_memory
 from gconv.wiring import LayerWiring, trace_wiring
 
 COLUMNS = ["study", "variant", "seed", "layer", "measure", "null", "groups", "value", "unit"]
+VERSION = 1  # raise when what is measured changes: finished runs are measured again
 LATENCY_BATCH = 32
 LATENCY_REPEATS = 15
 
@@ -157,48 +160,50 @@ def _measure_colour(
 
 def _test_batches(setting: Setting, images: int) -> Iterator[Tensor]:
     count = len(setting.dataset.test.labels)
-    index = torch.arange(0, count, max(1, count // images))[:images]
+    taken = min(images, count)
+    index = torch.arange(taken) * count // taken  # over all of them: they lie class after class
     for part in index.split(EVALUATION_BATCH):
         x = setting.test_inputs(part)[0]
         yield x.float()
 
 
-def measure_speed(rows: dict[str, Rows], models: dict[str, nn.Module], setting: Setting) -> None:
-    """Latency of inference and peak memory of a training step, all variants in turn."""
-    size = setting.views.crop_size
-    x = torch.randn(LATENCY_BATCH, 3, size, size, device=setting.device).to(memory_format=torch.channels_last)
+def measure_speed(rows: dict[str, Rows], models: dict[str, nn.Module], settings: dict[str, Setting]) -> None:
+    """Latency of inference and peak memory of a training step, all variants in turn, each in its own setting."""
+    inputs, device = {}, next(iter(settings.values())).device
+    for name, setting in settings.items():
+        size = setting.views.crop_size
+        x = torch.randn(LATENCY_BATCH, 3, size, size, device=setting.device)
+        inputs[name] = x.to(memory_format=torch.channels_last)
+        models[name].to(setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def infer(model: nn.Module) -> None:
-        with torch.no_grad(), setting.autocast():
-            model.eval()(x)
+    def infer(name: str) -> None:
+        with torch.no_grad(), settings[name].autocast():
+            models[name].eval()(inputs[name])
 
-    def step(model: nn.Module) -> None:
-        with setting.autocast():
-            loss = model.train()(x).float().sum()
+    def step(name: str) -> None:
+        with settings[name].autocast():
+            loss = models[name].train()(inputs[name]).float().sum()
         loss.backward()
-        model.zero_grad(set_to_none=True)
+        models[name].zero_grad(set_to_none=True)
 
-    for model in models.values():
-        model.to(setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    calls = {name: lambda model=model: infer(model) for name, model in models.items()}
-    for name, latency in measure_latencies(calls, setting.device, LATENCY_REPEATS).items():
+    for name, latency in measure_latencies({n: partial(infer, n) for n in models}, device, LATENCY_REPEATS).items():
         for measure, seconds in (
             ("latency", latency.median),
             ("latency_lower", latency.lower),
             ("latency_upper", latency.upper),
         ):
             rows[name].add(measure, seconds / LATENCY_BATCH * 1e3, "ms per image")
-    for name, model in models.items():
-        peak = measure_peak_memory(lambda model=model: step(model), setting.device)
+    for name in models:
+        peak = measure_peak_memory(partial(step, name), device)
         rows[name].add("peak_memory", peak, f"bytes per training step of {LATENCY_BATCH}")
 
 
-def save_table(path: Any, table: pd.DataFrame) -> None:
+def save_table(path: Path, table: pd.DataFrame) -> None:
     """Write a table as CSV, whole or not at all."""
     write_atomic(path, lambda file: file.write(table.to_csv(index=False).encode()))
 
 
-def save_arrays(path: Any, arrays: dict[str, np.ndarray]) -> None:
+def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write arrays as a compressed npz, whole or not at all."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]

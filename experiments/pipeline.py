@@ -13,13 +13,15 @@ from torch import nn
 
 from experiments import data, report
 from experiments.data import Dataset
-from experiments.errors import RunFailedError
-from experiments.measure import Rows, measure_run, measure_speed, save_arrays, save_table
+from experiments.errors import RunFailedError, UsageError
+from experiments.measure import VERSION, Rows, measure_run, measure_speed, save_arrays, save_table
 from experiments.models import build_model
 from experiments.runs import Run, config_hash, file_name, write_json
 from experiments.study import Study, Variant
 from experiments.tracking import Tracker
-from experiments.train import Setting, device_name, train_run
+from experiments.train import Setting, choose_device, device_name, train_run
+from gconv.cost import count_cost
+from gconv.wiring import trace_wiring
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,9 @@ class PlannedRun:
     def trained_model(self) -> nn.Module:
         """The network as its training left it."""
         checkpoint = self.run.load_checkpoint()
-        assert checkpoint is not None, f"{self.run.folder} is done but has no checkpoint"
+        if checkpoint is None:
+            folder = self.run.folder
+            raise UsageError(f"{folder}: done, but checkpoint.pt is gone; remove the folder to train the run again")
         model = self.fresh_model()
         model.load_state_dict(checkpoint["model"])
         return model
@@ -82,9 +86,16 @@ def plan(study: Study) -> list[PlannedRun]:
             dataset = datasets[v.dataset, v.views.image_size]
             run = Run.of(study.folder, v.name, v.run_config(dataset.key, seed))
             planned.append(PlannedRun(v, run, dataset))
-    for p in planned[: len(study.variants)]:
+    for p in planned[: len(study.variants)]:  # what cannot work is told before anything is trained
+        choose_device(p.variant.recipe.device)
+        size = p.variant.views.crop_size
         with torch.device("meta"):
-            p.fresh_model()
+            model = p.fresh_model()
+        try:
+            count_cost(model, (3, size, size))
+            trace_wiring(model, (3, size, size))
+        except ValueError as error:
+            raise UsageError(f"variant {p.variant.name}, data.crop_size={size}: {error}") from None
     return planned
 
 
@@ -133,16 +144,21 @@ def _train(study: Study, p: PlannedRun) -> dict[str, Any]:
 
 
 def measure_all(study: Study, done: list[PlannedRun]) -> None:
-    """Measure every trained run once, and gather all of them in the study's tables."""
+    """Measure every trained run once, and gather all of them in the study's tables, variant by variant."""
+    order = [v.name for v in study.variants]
+    done = sorted(done, key=lambda p: (order.index(p.variant.name), p.run.seed))
+    key = {**asdict(study.measures), "version": VERSION}
     tables = []
     for p in done:
-        if not _measured(p, study):
+        measured = p.run.folder / "measured.json"
+        if not measured.is_file() or json.loads(measured.read_text()) != key:
+            measured.unlink(missing_ok=True)
             rows = Rows(study.name, p.variant.name, p.run.seed, str(p.variant.model.get("groups", "")))
             arrays = measure_run(rows, p.run, p.trained_model(), p.fresh_model(), p.setting(), study.measures)
             save_arrays(p.run.folder / "arrays.npz", arrays)
             save_table(p.run.folder / "measures.csv", rows.table())
-            write_json(p.run.folder / "measured.json", asdict(study.measures))
-        tables.append(pd.read_csv(p.run.folder / "measures.csv"))
+            write_json(measured, key)
+        tables.append(report.read_table(p.run.folder / "measures.csv"))
     folder = report.tables_folder(study.folder)
     tables.append(_speed(study, done))
     save_table(folder / "measures.csv", pd.concat(tables, ignore_index=True))
@@ -153,26 +169,32 @@ def measure_all(study: Study, done: list[PlannedRun]) -> None:
     ]
     save_table(folder / "curves.csv", pd.DataFrame(curves))
     save_table(folder / "runs.csv", pd.DataFrame([{"variant": p.variant.name, **(p.run.result or {})} for p in done]))
+    write_json(folder / "study.json", {"question": study.question, "overrides": _public(study.overrides)})
+    for stale in folder.glob("*.npz"):
+        stale.unlink()
     for p in done:
         if p.run.seed == report.SEED_DRAWN:
             with np.load(p.run.folder / "arrays.npz") as arrays:
                 save_arrays(folder / f"{file_name(p.variant.name)}-seed{p.run.seed}.npz", dict(arrays))
 
 
-def _measured(p: PlannedRun, study: Study) -> bool:
-    path = p.run.folder / "measured.json"
-    return path.is_file() and json.loads(path.read_text()) == asdict(study.measures)
+def _public(overrides: dict[str, Any]) -> dict[str, Any]:
+    """What the command line changed, without the places of this machine."""
+    return {k: "folder:PATH" if k == "dataset" and str(v).startswith("folder:") else v for k, v in overrides.items()}
 
 
 def _speed(study: Study, done: list[PlannedRun]) -> pd.DataFrame:
-    """Latency and memory of the study's architectures, measured side by side, again only if they are others."""
-    first = {p.variant.name: p for p in reversed(done)}
-    first = {v.name: first[v.name] for v in study.variants if v.name in first}
-    key = config_hash({name: [p.variant.model, asdict(p.variant.views)] for name, p in first.items()})
+    """Latency and memory of the study's architectures, measured side by side; again only where something differs."""
+    first: dict[str, PlannedRun] = {}
+    for p in done:
+        first.setdefault(p.variant.name, p)
+    settings = {name: p.setting() for name, p in first.items()}
+    shapes = {name: [p.variant.model, asdict(p.variant.views), len(p.dataset.classes)] for name, p in first.items()}
+    hardware = {name: [device_name(s.device), str(s.dtype)] for name, s in settings.items()}
+    key = config_hash({"version": VERSION, "shapes": shapes, "hardware": hardware})
     path = report.tables_folder(study.folder) / f"speed-{key}.csv"
     if not path.is_file():
         rows = {name: Rows(study.name, name, None, str(p.variant.model.get("groups", ""))) for name, p in first.items()}
-        models = {name: p.fresh_model() for name, p in first.items()}
-        measure_speed(rows, models, next(iter(first.values())).setting())
+        measure_speed(rows, {name: p.fresh_model() for name, p in first.items()}, settings)
         save_table(path, pd.concat([r.table() for r in rows.values()], ignore_index=True))
-    return pd.read_csv(path)
+    return report.read_table(path)

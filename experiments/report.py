@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from analysis.stats import mean_interval
-from analysis.tradeoff import over_seeds, tradeoff_table
+from analysis.tradeoff import tradeoff_table
 from experiments.errors import UsageError
 from experiments.runs import file_name, write_atomic
 
@@ -52,8 +53,16 @@ def draw_figures(study_folder: Path) -> list[Path]:
 
 def read_measures(study_folder: Path) -> pd.DataFrame:
     """The long table of a study."""
-    table = pd.read_csv(tables_folder(study_folder) / "measures.csv", dtype={"groups": str, "variant": str})
-    return table.fillna({"layer": "", "null": "", "unit": ""})
+    return read_table(tables_folder(study_folder) / "measures.csv")
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A long table as it was written: texts stay texts, also those such as ``null`` or ``4``."""
+    texts = ["study", "variant", "layer", "measure", "null", "groups", "unit"]
+    table = pd.read_csv(
+        path, dtype=dict.fromkeys(texts, str), keep_default_na=False, na_values={"seed": "", "value": ""}
+    )
+    return table
 
 
 def keep_results(study_folder: Path, results: Path, readme: Path) -> list[Path]:
@@ -70,6 +79,7 @@ def keep_results(study_folder: Path, results: Path, readme: Path) -> list[Path]:
     name, kept = study_folder.name, []
     figures = draw_figures(study_folder)
     sources = [tables_folder(study_folder) / f"{table}.csv" for table in ("measures", "curves", "runs")]
+    sources.append(tables_folder(study_folder) / "study.json")
     for source in [*sources, *figures]:
         target = results / name / source.name
         write_atomic(target, lambda file, source=source: file.write(source.read_bytes()))
@@ -81,14 +91,16 @@ def keep_results(study_folder: Path, results: Path, readme: Path) -> list[Path]:
     start, end = f"<!-- results {name} -->\n", f"<!-- end {name} -->"
     if start in page and end in page:
         before, rest = page.split(start, 1)
-        page = before + start + markdown(table, pd.read_csv(sources[2])) + end + rest.split(end, 1)[1]
+        overrides = json.loads((tables_folder(study_folder) / "study.json").read_text())["overrides"]
+        block = markdown(table, pd.read_csv(sources[2]), overrides)
+        page = before + start + block + end + rest.split(end, 1)[1]
         write_atomic(readme, lambda file: file.write(page.encode()))
         kept.append(readme)
     return [*kept, text]
 
 
-def markdown(table: pd.DataFrame, runs: pd.DataFrame) -> str:
-    """Accuracy against cost as a table for the README, with where it was measured."""
+def markdown(table: pd.DataFrame, runs: pd.DataFrame, overrides: dict[str, object]) -> str:
+    """Accuracy against cost as a table for the README, with where it was measured and what was overridden."""
     lines = ["| variant | accuracy | n | parameters | MACs | ms per image |", "|---|---|---|---|---|---|"]
     for _, row in tradeoff_table(table).iterrows():
         interval = "" if row["n"] < 2 else f" [{row['low']:.3f}, {row['high']:.3f}]"
@@ -97,8 +109,10 @@ def markdown(table: pd.DataFrame, runs: pd.DataFrame) -> str:
             f"| {row['macs']:,.0f} | {row['latency']:.3f} |"
         )
     where = "; ".join(dict.fromkeys(f"{r['device']}, {r['precision']}, torch {r['torch']}" for _, r in runs.iterrows()))
-    commits = ", ".join(dict.fromkeys(str(commit)[:10] for commit in runs["commit"]))
-    return "\n".join([*lines, "", f"95% intervals over seeds; {where}; commit {commits}.", ""])
+    commits = ", ".join(dict.fromkeys(f"{c[:10]}{c[40:]}" for c in runs["commit"].fillna("unknown")))
+    flags = " ".join(f"--{key}={value}" for key, value in overrides.items())
+    with_flags = f" Run with `{flags}`." if flags else ""
+    return "\n".join([*lines, "", f"95% intervals over seeds; {where}; commit {commits}.{with_flags}", ""])
 
 
 def summary(table: pd.DataFrame) -> str:
@@ -110,8 +124,9 @@ def summary(table: pd.DataFrame) -> str:
 def _accuracy_lines(rows: pd.DataFrame) -> str:
     if rows.empty:
         return ""
+    baseline = rows["variant"].iloc[0]
     text = [
-        "Accuracy against cost (mean over seeds, 95% interval; difference paired by seed with the first variant)",
+        f"Accuracy against cost (mean over seeds, 95% interval; difference to {baseline}, paired by seed)",
         f"{'variant':<18}{'accuracy':<28}{'difference':<28}{'parameters':>12}{'MACs':>14}{'ms/image':>10}",
     ]
     for _, row in rows.iterrows():
@@ -157,13 +172,12 @@ def _colour_lines(table: pd.DataFrame) -> str:
         f"{'variant':<18}{'learned filters':<24}{'colour index':<24}{'difference of groups':<26}p < .05",
     ]
     for variant, rows in learned.groupby("variant", sort=False):
-        layer = rows["layer"].iloc[0]
-        index = over_seeds(table, "colour_index", str(variant), layer)
+        index = table[(table["variant"] == variant) & (table["measure"] == "colour_index")]["value"]
         difference = table[(table["variant"] == variant) & (table["measure"] == "colour_difference")]["value"]
         p = table[(table["variant"] == variant) & (table["measure"] == "colour_difference_p")]["value"]
         text.append(
-            f"{variant:<18}{_short(rows['value']):<24}{str(index) if index else 'none learned':<24}"
-            f"{_short(difference) if len(difference) else 'one group':<26}"
+            f"{variant:<18}{_short(rows['value']):<24}{_short(index) if len(index) else 'none learned':<24}"
+            f"{_short(difference) if len(difference) else '-':<26}"
             f"{f'{(p < 0.05).sum()} of {len(p)} seeds' if len(p) else ''}"
         )
     return "\n".join(text)
@@ -173,6 +187,8 @@ def _short(values: pd.Series) -> str:
     finite = values.dropna()
     if finite.empty:
         return "undefined"
+    if np.isinf(finite).any():
+        return "infinite"
     estimate = mean_interval(finite)
     interval = "" if estimate.n < 2 else f" [{estimate.low:.2f}, {estimate.high:.2f}]"
     return f"{estimate.mean:.2f}{interval}"

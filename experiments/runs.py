@@ -35,7 +35,7 @@ def config_hash(config: dict[str, Any]) -> str:
 
 def file_name(variant: str) -> str:
     """A variant's name as part of a file name."""
-    return re.sub(r"[^\w.=,-]+", "_", variant)
+    return re.sub(r"[^\w.=,-]+", "_", variant)[:80]
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:

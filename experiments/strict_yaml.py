@@ -24,6 +24,10 @@ class StrictLoader(yaml.SafeLoader):
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
+    def decimal(self, node: yaml.ScalarNode) -> int:
+        """A whole number in base 10, also with a leading zero."""
+        return int(self.construct_scalar(node))
+
     def unique_mapping(self, node: yaml.MappingNode) -> dict[str, Any]:
         """A mapping whose keys are texts, each standing once."""
         mapping: dict[str, Any] = {}
@@ -46,7 +50,7 @@ StrictLoader.add_implicit_resolver(
     ),
     list("-+.0123456789"),
 )
-StrictLoader.add_constructor(INT, lambda loader, node: int(loader.construct_scalar(node)))
+StrictLoader.add_constructor(INT, StrictLoader.decimal)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

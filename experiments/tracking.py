@@ -9,9 +9,11 @@ import importlib
 import netrc
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any, Literal
 
+PATIENCE = 60  # seconds
 WandbMode = Literal["auto", "online", "offline", "off"]
 
 
@@ -27,7 +29,7 @@ class Tracker:
         try:
             wandb = importlib.import_module("wandb")
             self._run = wandb.init(
-                mode=("online" if _logged_in() else "offline") if mode == "auto" else mode,
+                mode=_automatic() if mode == "auto" else mode,
                 project=project,
                 name=name,
                 group=group,
@@ -51,16 +53,31 @@ class Tracker:
 
     def finish(self, summary: dict[str, Any], failed: bool = False) -> None:
         """Send the final values and close."""
-        if self._run is not None:
+        if self._run is None:
+            return
+
+        def close() -> None:
             try:
                 self._run.summary.update(summary)
                 self._run.finish(exit_code=int(failed))
             except Exception as error:
                 self._drop(error)
 
+        # An upload over a lost network can take forever; the next run does not wait for it.
+        closing = threading.Thread(target=close, daemon=True)
+        closing.start()
+        closing.join(PATIENCE)
+        if closing.is_alive():
+            _warn(f"wandb did not finish within {PATIENCE} s: `wandb sync` sends the rest later")
+
     def _drop(self, error: Exception) -> None:
         self._run = None
         _warn(f"wandb stopped ({_line(error)}): metrics go on to metrics.jsonl")
+
+
+def _automatic() -> str:
+    """What ``auto`` means here: what WANDB_MODE says, else online where somebody is logged in."""
+    return os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline")
 
 
 def _logged_in() -> bool:

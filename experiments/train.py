@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from torch import nn
 from tqdm import tqdm
 
 from experiments.augment import Views, evaluation_batch, normalise, training_batch
-from experiments.data import Dataset, Images
+from experiments.data import Dataset
 from experiments.errors import RunFailedError, UsageError
 from experiments.runs import Run
 from experiments.tracking import Tracker
@@ -34,7 +35,8 @@ class Recipe:
         weight_decay: on the weights of convolutions and linear layers; norms and biases have none.
         label_smoothing: probability mass spread over all classes.
         evaluate_every: epochs between evaluations on the test images; the last epoch is always evaluated.
-        precision: ``auto`` is bf16 where the hardware multiplies it (CUDA, AMX or AVX512-BF16), else fp32.
+        precision: ``auto`` is bf16 where the hardware multiplies it (CUDA, AMX or AVX512-BF16), else fp32; on CUDA
+            torch computes fp32 convolutions in TF32.
         device: ``auto`` is CUDA, then MPS, then the CPU.
     """
 
@@ -74,6 +76,8 @@ def choose_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("cpu, cuda and mps are known")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
@@ -141,11 +145,10 @@ class Setting:
         x = training_batch(images.pixels, index, self.views, generator)
         return self._inputs(x), images.labels[index.to(images.labels.device)].to(self.device)
 
-    def test_inputs(self, index: torch.Tensor, images: Images | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Centre crops (B, 3, h, w) and labels (B,) of the indexed images, by default of the test split."""
-        images = images or self.dataset.test
-        generator = torch.Generator().manual_seed(int(index[0]) if len(index) else 0)  # the hue control, repeatable
-        x = evaluation_batch(images.pixels, index, self.views, generator)
+    def test_inputs(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Centre crops (B, 3, h, w) and labels (B,) of the indexed test images."""
+        images = self.dataset.test
+        x = evaluation_batch(images.pixels, index, self.views)
         return self._inputs(x), images.labels[index.to(images.labels.device)].to(self.device)
 
     def _inputs(self, x: torch.Tensor) -> torch.Tensor:
@@ -162,8 +165,11 @@ def make_optimizer(model: nn.Module, recipe: Recipe, steps: int) -> tuple[torch.
         momentum=recipe.momentum,
         nesterov=recipe.momentum > 0,
     )
+    steps = max(steps, 2)
+    # OneCycleLR divides by zero where the rate would rise in exactly one step.
+    warmup = recipe.warmup + (1e-6 if recipe.warmup * steps == 1 else 0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.lr, total_steps=max(steps, 2), pct_start=recipe.warmup, cycle_momentum=False
+        optimizer, recipe.lr, total_steps=steps, pct_start=warmup, cycle_momentum=False
     )
     return optimizer, schedule
 
@@ -189,11 +195,16 @@ def train_epoch(
     with tqdm(batches, desc=f"{label} epoch {epoch + 1}/{recipe.epochs}", disable=None, leave=False) as progress:
         for step, index in enumerate(progress):
             x, y = setting.training_inputs(index, generator)
-            with setting.autocast():
-                logits = model(x)
-                loss = F.cross_entropy(logits.float(), y, label_smoothing=recipe.label_smoothing)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            try:
+                with setting.autocast():
+                    logits = model(x)
+                    loss = F.cross_entropy(logits.float(), y, label_smoothing=recipe.label_smoothing)
+                loss.backward()
+            except torch.OutOfMemoryError:
+                raise RunFailedError(
+                    f"out of memory on {setting.device}; a smaller recipe.batch_size may fit"
+                ) from None
             optimizer.step()
             schedule.step()
             total += torch.stack([loss.detach(), (logits.argmax(1) == y).float().mean()])
@@ -232,7 +243,8 @@ def train_run(run: Run, model: nn.Module, setting: Setting, tracker: Tracker) ->
         The metrics of the last epoch and the seconds spent in training.
 
     Raises:
-        RunFailedError: the loss is no longer finite; the last checkpoint is from before.
+        RunFailedError: the loss or a weight is no longer finite, or the device has too little memory; the last
+            checkpoint is from before.
     """
     recipe = setting.recipe
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
@@ -249,6 +261,7 @@ def train_run(run: Run, model: nn.Module, setting: Setting, tracker: Tracker) ->
         schedule.load_state_dict(checkpoint["schedule"])
         _set_rng_state(checkpoint["rng"], setting.device)
         history = checkpoint["history"]
+        run.write_metrics(history)  # it may have been stopped between the two
     for epoch in range(len(history), recipe.epochs):
         start = time.perf_counter()
         metrics = train_epoch(model, setting, optimizer, schedule, run.seed, epoch, run.folder.name.rsplit("-", 1)[0])
@@ -256,6 +269,10 @@ def train_run(run: Run, model: nn.Module, setting: Setting, tracker: Tracker) ->
         metrics["seconds"] = time.perf_counter() - start
         if (epoch + 1) % recipe.evaluate_every == 0 or epoch + 1 == recipe.epochs:
             metrics |= evaluate(model, setting)
+        # The last step may have gone wrong after the last look at the loss.
+        finite = all(torch.isfinite(p).all() for p in model.parameters())
+        if not (finite and math.isfinite(metrics.get("test_loss", 0.0))):
+            raise RunFailedError(f"the weights or the test loss are no longer finite after epoch {epoch + 1}")
         history.append(metrics)
         run.save_checkpoint(
             {
@@ -275,6 +292,8 @@ def _rng_state(device: torch.device) -> dict[str, torch.Tensor]:
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
     return state
 
 
@@ -282,3 +301,5 @@ def _set_rng_state(state: dict[str, torch.Tensor], device: torch.device) -> None
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
+    elif device.type == "mps" and "mps" in state:
+        torch.mps.set_rng_state(state["mps"])

@@ -106,8 +106,10 @@ class GroupedConv2d(nn.Module):
         for weight in [self.weight] if self.geometry.is_uniform else self.group_weights():
             nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
         if self.bias is not None:
-            biases = self.bias.split(list(self.geometry.out_groups.sizes))
-            for bias, in_size in zip(biases, self.geometry.in_groups.sizes, strict=True):
+            in_sizes, out_sizes = self.geometry.in_groups.sizes, self.geometry.out_groups.sizes
+            if self.geometry.is_uniform:  # one draw, as nn.Conv2d makes it
+                in_sizes, out_sizes = in_sizes[:1], (self.out_channels,)
+            for bias, in_size in zip(self.bias.split(list(out_sizes)), in_sizes, strict=True):
                 bound = 1 / math.sqrt(in_size * self.kernel_size[0] * self.kernel_size[1])
                 nn.init.uniform_(bias, -bound, bound)
 

@@ -137,9 +137,11 @@ def _run_on_meta(model: nn.Module, x: Tensor) -> Tensor:
     model.eval()
     try:
         return torch.func.functional_call(model, tensors, (x,))
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         shape = " × ".join(map(str, x.shape[1:]))
-        raise ValueError(f"{type(model).__name__} cannot take an input of {shape}: {error}") from None
+        raise ValueError(
+            f"{type(model).__name__} cannot take an input of {shape}: {str(error).splitlines()[0]}"
+        ) from None
     finally:
         for module, was_training in training.items():
             module.training = was_training

@@ -64,12 +64,13 @@ class Partition:
         """
         _at_least_one(channels, "channels")
         _at_least_one(n, "groups")
+        if n > channels.bit_length():
+            raise ValueError(f"log:{n} needs at least 2^{n - 1} channels, not {channels}; {_deepest(channels)}")
         unit = 2 ** (n - 1)
         if channels % unit:
-            deepest = (channels & -channels).bit_length()
             raise ValueError(
                 f"{channels} channels cannot be cut into {n} logarithmic groups; "
-                f"log:{n} needs {_multiples(channels, unit)} channels, {channels} channels take at most log:{deepest}"
+                f"log:{n} needs {_multiples(channels, unit)} channels, {_deepest(channels)}"
             )
         sizes = [channels >> k for k in range(1, n)]
         return cls((*sizes, channels >> (n - 1)))
@@ -180,6 +181,11 @@ def _whole(text: str) -> int:
 def _at_least_one(value: int, name: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+
+
+def _deepest(channels: int) -> str:
+    """How many logarithmic groups a number of channels takes, in words."""
+    return f"{channels} channels take at most log:{(channels & -channels).bit_length()}"
 
 
 def _multiples(channels: int, unit: int) -> str:

@@ -36,19 +36,25 @@ def channel_shuffle(x_NCHW: Tensor, partition: Partition) -> Tensor:
         raise ValueError(f"input has {x_NCHW.shape[1]} channels; the groups {partition} cut {partition.channels}")
     if partition.is_uniform:
         return x_NCHW.unflatten(1, (partition.groups, partition.sizes[0])).transpose(1, 2).flatten(1, 2)
-    return x_NCHW[:, torch.tensor(shuffle_order(partition), device=x_NCHW.device)]
+    return x_NCHW.index_select(1, torch.tensor(shuffle_order(partition), device=x_NCHW.device))
 
 
 class ChannelShuffle(nn.Module):
-    """``channel_shuffle`` as a layer; ``nn.ChannelShuffle`` for groups of any sizes."""
+    """``channel_shuffle`` as a layer, its order kept on the device; ``nn.ChannelShuffle`` for groups of any sizes."""
+
+    order: Tensor | None
 
     def __init__(self, partition: Partition) -> None:
         super().__init__()
         self.partition = partition
+        order = None if partition.is_uniform else torch.tensor(shuffle_order(partition))
+        self.register_buffer("order", order, persistent=False)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, H, W)."""
-        return channel_shuffle(x_NCHW, self.partition)
+        if self.order is None:
+            return channel_shuffle(x_NCHW, self.partition)
+        return x_NCHW.index_select(1, self.order)
 
     def extra_repr(self) -> str:
         """What ``print(layer)`` shows."""

@@ -168,7 +168,7 @@ class _ShadowInterpreter(fx.Interpreter):
         if isinstance(module, nn.Conv2d | GroupedConv2d):
             return self._convolve(target, module, x)
         if isinstance(module, CHANNELWISE_MODULES):
-            return _spread(x, _on_meta(module, x.value))
+            return self._spread(x, _on_meta(module, x.value))
         if isinstance(module, nn.Flatten | nn.ChannelShuffle | ChannelShuffle):
             return _Shadowed(module(x.value), module(x.origin))
         if isinstance(module, nn.Linear):
@@ -186,26 +186,27 @@ class _ShadowInterpreter(fx.Interpreter):
         return self._call(target, method, target, args, kwargs)
 
     def _call(self, key: Any, function: Callable, name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
-        tensors = [a for a in args if isinstance(a, _Shadowed)]
+        tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, _Shadowed)]
         values, origins = _parts(args, "value"), _parts(args, "origin")
+        unwrapped = {key: _parts(value, "value") for key, value in kwargs.items()}
         if key in (torch.cat, torch.concat):
             return _Shadowed(function(*values, **kwargs), function(*origins, **kwargs))
         if not tensors:
             return function(*args, **kwargs)
         if key in ("size", "dim", getattr):
-            return function(*values, **kwargs)
+            return function(*values, **unwrapped)
         if key in MOVES:
             value, origin = function(*values, **kwargs), function(*origins, **kwargs)
             if isinstance(value, Tensor):
                 return _Shadowed(value, origin)
             return [_Shadowed(v, o) for v, o in zip(value, origin, strict=True)]
-        value = function(*values, **kwargs)
+        value = function(*values, **unwrapped)
         if key in CHANNELWISE:
-            return _spread(tensors[0], value)
+            return self._spread(tensors[0], value)
         if key in UNITES:
             return self._unite(tensors, value)
         if key in (torch.mean, "mean") and value.shape[:2] == tensors[0].value.shape[:2]:
-            return _spread(tensors[0], value)
+            return self._spread(tensors[0], value)
         raise ValueError(f"{name}: this operation does not tell where its channels come from")
 
     def _convolve(self, name: str, module: nn.Conv2d | GroupedConv2d, x: _Shadowed) -> _Shadowed:
@@ -214,8 +215,10 @@ class _ShadowInterpreter(fx.Interpreter):
         else:
             in_groups = Partition.uniform(module.in_channels, module.groups)
             out_groups = Partition.uniform(module.out_channels, module.groups)
-        numbers = x.origin[0].flatten(1)[:, 0].tolist()
-        sources = tuple(self._sets[number] for number in numbers)
+        sources = tuple(
+            frozenset().union(*(self._sets[number] for number in channel.unique().tolist()))
+            for channel in x.origin[0].flatten(1)
+        )
         if name in self.layers:  # called again: one module, several inputs
             known = self.layers[name]
             known.sources = tuple(old | new for old, new in zip(known.sources, sources, strict=True))
@@ -229,6 +232,17 @@ class _ShadowInterpreter(fx.Interpreter):
         own = torch.tensor([self._number(frozenset({(name, channel)})) for channel in range(out_groups.channels)])
         value = _on_meta(module, x.value)
         return _Shadowed(value, own.view(1, -1, 1, 1).expand(value.shape))
+
+    def _spread(self, x: _Shadowed, value: Tensor) -> _Shadowed:
+        """An output that keeps channels apart: each comes from all that its input channel comes from."""
+        if x.origin.dim() <= 2:
+            return _Shadowed(value, x.origin.expand(value.shape))
+        flat = x.origin.flatten(2)
+        numbers = flat[..., 0]
+        if not torch.equal(flat, numbers[..., None].expand_as(flat)):
+            sets = [[self._sets[n] for n in channel.unique().tolist()] for channel in flat[0]]
+            numbers = torch.tensor([[self._number(frozenset().union(*s)) for s in sets]])
+        return _Shadowed(value, numbers.view(*value.shape[:2], *[1] * (value.dim() - 2)).expand(value.shape))
 
     def _mix(self, x: _Shadowed, value: Tensor) -> _Shadowed:
         """A linear layer: every output comes from every input."""
@@ -254,12 +268,6 @@ def _parts(args: Any, part: str) -> Any:
     if isinstance(args, list | tuple):
         return type(args)(_parts(a, part) for a in args)
     return args
-
-
-def _spread(x: _Shadowed, value: Tensor) -> _Shadowed:
-    """An output that keeps channels apart: each comes from what its input channel comes from."""
-    channels = x.origin.flatten(2)[..., :1] if x.origin.dim() > 2 else x.origin
-    return _Shadowed(value, channels.view(*value.shape[:2], *[1] * (value.dim() - 2)).expand(value.shape))
 
 
 def _on_meta(module: nn.Module, x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import matplotlib
@@ -31,7 +32,9 @@ def apply_style() -> None:
 
 def variant_colours(variants: list[str]) -> dict[str, tuple[float, float, float]]:
     """The colour of each variant, the same in every figure of a study."""
-    return dict(zip(variants, sns.color_palette("colorblind", len(variants)), strict=True))
+    return dict(
+        zip(variants, sns.color_palette("colorblind" if len(variants) <= 10 else "husl", len(variants)), strict=True)
+    )
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
@@ -39,8 +42,11 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.pdf", folder / f"{name}.png"]
     for path in paths:
-        fresh = path.with_name(f".{path.name}")
-        figure.savefig(fresh, format=path.suffix[1:], bbox_inches="tight")
-        fresh.replace(path)
+        fresh = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            figure.savefig(fresh, format=path.suffix[1:], bbox_inches="tight")
+            fresh.replace(path)
+        finally:
+            fresh.unlink(missing_ok=True)
     plt.close(figure)
     return paths

@@ -50,5 +50,5 @@ def build_model(name: str, input_size: int | None = None, **arguments: Any) -> n
         arguments["input_size"] = input_size
     try:
         return builder(**arguments)
-    except ValueError as error:
-        raise UsageError(f"model {name}: {error}") from None
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(f"model {name}: {str(error).splitlines()[0]}") from None

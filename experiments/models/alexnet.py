@@ -46,9 +46,9 @@ def alexnet(
         layers.update({f"{name}{index}": part for name, part in zip(names, parts, strict=True)})
 
     def pool(index: int) -> None:
-        layers[f"pool{index}"] = nn.MaxPool2d(3, 2)
         if norm == "local" and index < 5:
-            layers[f"lrn{index}"] = nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75)
+            layers[f"norm{index}"] = nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75)
+        layers[f"pool{index}"] = nn.MaxPool2d(3, 2)
 
     stage(1, conv_norm_relu(3, 96, 11, stride=4, norm=norm))
     pool(1)

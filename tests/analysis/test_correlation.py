@@ -43,6 +43,14 @@ def test_one_group_has_no_between_and_lone_filters_no_within():
         contrast_test(CORR, [0, 0, 0, 0])
 
 
+def test_groups_that_do_not_correlate_have_an_infinite_ratio():
+    block = np.kron(np.eye(2), np.full((3, 3), 0.37)) + 0.63 * np.eye(6)
+    contrast = group_contrast(block, [0, 0, 0, 1, 1, 1])
+    assert contrast.between == 0
+    assert contrast.ratio == np.inf
+    assert np.isnan(group_contrast(np.eye(4), [0, 0, 1, 1]).ratio)
+
+
 def test_dead_filters_are_left_out_and_counted():
     cov = np.diag([1.0, 4.0, 0.0, 9.0])
     cov[0, 1] = cov[1, 0] = 1.0

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Generator
 
-from experiments.augment import Views, cut_out, evaluation_batch, normalise, recolour, training_batch
+from experiments.augment import Views, cut_out, evaluation_batch, grey, normalise, training_batch, turn_hues
 
 
 def seeded(seed=0):
@@ -52,31 +52,47 @@ def test_a_seed_gives_the_same_batch():
 
 
 def test_testing_takes_the_centre():
-    x = evaluation_batch(numbered(), torch.tensor([2]), Views(image_size=8, crop_size=4), seeded())
+    x = evaluation_batch(numbered(), torch.tensor([2]), Views(image_size=8, crop_size=4))
     assert x[0, 1, :, 0].tolist() == [2, 3, 4, 5]
-    wide = evaluation_batch(numbered(), torch.tensor([2]), Views(image_size=8, crop_size=10, padding=1), seeded())
+    wide = evaluation_batch(numbered(), torch.tensor([2]), Views(image_size=8, crop_size=10, padding=1))
     assert wide[0, 1, :, 5].tolist() == [1, 0, 1, 2, 3, 4, 5, 6, 7, 6]
 
 
 def test_grey_is_the_luma_in_all_channels():
     x = torch.tensor([100.0, 50.0, 200.0]).view(1, 3, 1, 1)
-    grey = recolour(x, "grey", seeded()).flatten()
-    assert grey.tolist() == pytest.approx([0.299 * 100 + 0.587 * 50 + 0.114 * 200] * 3, abs=0.05)
+    assert grey(x).flatten().tolist() == pytest.approx([0.299 * 100 + 0.587 * 50 + 0.114 * 200] * 3, abs=0.05)
 
 
 def test_scrambling_turns_hues_and_keeps_luma_and_greys():
     x = torch.rand(50, 3, 4, 4, generator=seeded()) * 100 + 50
-    y = recolour(x, "hue-scrambled", seeded())
+    y = turn_hues(x, torch.rand(50, generator=seeded(1)))
     weights = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
     torch.testing.assert_close((y * weights).sum(1), (x * weights).sum(1), rtol=1e-3, atol=0.05)
     red = torch.tensor([200.0, 60.0, 60.0]).view(1, 3, 1, 1).expand(64, 3, 1, 1)
-    hues = [
-        colorsys.rgb_to_hsv(*(p / 255).flatten().clamp(0, 1).tolist())[0]
-        for p in recolour(red, "hue-scrambled", seeded())
-    ]
+    turned = (turn_hues(red, torch.arange(64) / 64) / 255).clamp(0, 1).flatten(1)
+    hues = [colorsys.rgb_to_hsv(*pixel)[0] for pixel in turned.tolist()]
     assert max(hues) - min(hues) > 0.7
-    grey = torch.full((4, 3, 2, 2), 80.0)
-    torch.testing.assert_close(recolour(grey, "hue-scrambled", seeded()), grey, rtol=1e-3, atol=0.1)
+    flat = torch.full((4, 3, 2, 2), 80.0)
+    torch.testing.assert_close(turn_hues(flat, torch.rand(4)), flat, rtol=1e-3, atol=0.1)
+
+
+def test_an_image_is_tested_in_the_same_hues_whatever_batch_it_is_in():
+    views = Views(image_size=8, crop_size=8, colour="hue-scrambled")
+    together = evaluation_batch(numbered(), torch.arange(6), views)
+    assert torch.equal(together[3:5], evaluation_batch(numbered(), torch.tensor([3, 4]), views))
+    assert not torch.equal(together[0], evaluation_batch(numbered(), torch.tensor([1]), views)[0])
+
+
+@pytest.mark.parametrize("colour", ["grey", "hue-scrambled"])
+def test_the_colour_controls_reach_training_and_testing(colour):
+    views = Views(image_size=8, crop_size=8, flip=False, colour=colour)
+    for x in (
+        training_batch(numbered(), torch.arange(6), views, seeded()),
+        evaluation_batch(numbered(), torch.arange(6), views),
+    ):
+        plain = numbered().permute(0, 3, 1, 2).float()
+        assert not torch.allclose(x, plain)
+        torch.testing.assert_close(grey(x), grey(plain), rtol=1e-3, atol=0.01)
 
 
 def test_cutout_greys_one_square():

@@ -58,6 +58,15 @@ def test_a_folder_is_decoded_once_and_keyed_by_content(tmp_path, image_folder, m
     assert data.load(f"folder:{elsewhere}", 16, tmp_path).key != first.key
 
 
+def test_another_set_of_classes_is_another_dataset(tmp_path, image_folder):
+    first = data.load(f"folder:{image_folder}", 8, tmp_path)
+    (image_folder / "train/cow").mkdir()
+    second = data.load(f"folder:{image_folder}", 8, tmp_path)
+    assert second.classes == ("cat", "cow", "dog")
+    assert second.key != first.key
+    assert second.train.labels.tolist() == [0, 0, 0, 2, 2, 2]
+
+
 def test_decoding_a_square_keeps_every_pixel(tmp_path, image_folder):
     loaded = data.load(f"folder:{image_folder}", 20, tmp_path)
     original = np.asarray(Image.open(image_folder / "val/dog/0.png"))

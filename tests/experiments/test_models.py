@@ -32,8 +32,7 @@ def plain_alexnet(state, x, groups, norm):
         return x.relu()
 
     def pool(x):
-        x = F.max_pool2d(x, 3, 2)
-        return F.local_response_norm(x, 5, 1e-4, 0.75) if norm == "local" else x
+        return F.max_pool2d(F.local_response_norm(x, 5, 1e-4, 0.75) if norm == "local" else x, 3, 2)
 
     x = pool(conv(x, 1, stride=4))
     x = pool(conv(x, 2, padding=2, groups=groups))

@@ -8,11 +8,16 @@ import pytest
 import torch
 
 from experiments import report
+from experiments.augment import Views
 from experiments.catalogue import study_names
-from experiments.pipeline import plan, run_study
+from experiments.errors import UsageError
+from experiments.measure import _test_batches
+from experiments.pipeline import measure_all, plan, run_study, train_all
 from experiments.runs import Run
 from experiments.study import load_study
+from experiments.train import Recipe, Setting
 from gconv import GroupedConv2d
+from tiny_images import tiny_dataset
 
 SMALL = ["--seeds=1", "--recipe.epochs=1", "--recipe.batch_size=24"]
 SMALL += ["--measures.images=8", "--measures.permutations=99", "--recipe.device=cpu", "--wandb=off"]
@@ -134,20 +139,77 @@ def test_results_are_kept_and_the_readme_shows_them(tmp_path):
 
 @pytest.mark.usefixtures("tiny", "no_figures")
 def test_measured_values_are_those_of_the_trained_network(tmp_path):
-    study = small_study("quickstart", tmp_path, "--only=groups-2")
+    study = small_study("quickstart", tmp_path, "--only=groups-2", "--measures.images=99")
     run_study(study)
     (planned,) = plan(study)
     model = planned.trained_model().eval()
     with np.load(planned.run.folder / "arrays.npz") as arrays:
         assert np.array_equal(arrays["filters"], model.conv1.weight.detach().numpy())
         setting = planned.setting()
-        x = setting.test_inputs(torch.tensor([0, 1, 2, 3, 4, 5, 6, 7]))[0]
+        x = setting.test_inputs(torch.arange(12))[0]
         with torch.no_grad():
             responses = model.conv1(x).movedim(1, 0).flatten(1).double()
         assert np.allclose(arrays["correlation conv1"], torch.corrcoef(responses), atol=1e-4)
     result = json.loads((planned.run.folder / "result.json").read_text())
     table = report.read_measures(study.folder)
     assert table.loc[table["measure"] == "test_accuracy", "value"].item() == result["test_accuracy"]
+
+
+@pytest.mark.parametrize("images", [5, 6, 12, 99])
+def test_measured_images_are_spread_over_all_of_them(images):
+    setting = Setting.of(tiny_dataset(), Views(12, 12), Recipe(device="cpu"))
+    seen = sum(len(batch) for batch in _test_batches(setting, images))
+    assert seen == min(images, 12)
+    last = list(_test_batches(setting, images))[-1][-1]
+    assert any(torch.equal(last, setting.test_inputs(torch.tensor([k]))[0][0]) for k in (9, 10, 11))
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--data.crop_size=4"], ["crop_size=4", "dense"]),
+        (["--recipe.device=meta"], ["recipe.device=meta", "cpu"]),
+        (["--model.groups=5"], ["5 equal groups"]),
+        (["--model.width=-4"], ["model small"]),
+    ],
+    ids=str,
+)
+def test_what_cannot_work_is_told_before_anything_is_trained(tmp_path, flags, words):
+    with pytest.raises(UsageError) as error:
+        plan(small_study("quickstart", tmp_path, *flags))
+    for word in words:
+        assert word in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("tiny")
+def test_weights_that_are_no_longer_finite_are_no_result(tmp_path):
+    study = small_study("quickstart", tmp_path, "--only=dense", "--recipe.lr=1e38")
+    assert run_study(study) == 1
+    (planned,) = plan(study)
+    assert planned.run.result is not None
+    assert planned.run.result["status"] == "diverged"
+
+
+@pytest.mark.usefixtures("tiny", "no_figures")
+def test_what_changed_about_a_study_is_kept_with_its_tables(tmp_path):
+    study = small_study("quickstart", tmp_path, "--only=dense", "--dataset=folder:/somewhere/private")
+    run_study(study)
+    kept = json.loads((report.tables_folder(study.folder) / "study.json").read_text())["overrides"]
+    assert kept["dataset"] == "folder:PATH"
+    assert kept["recipe.epochs"] == 1
+    assert "runs_root" not in kept
+
+
+@pytest.mark.usefixtures("tiny", "no_figures")
+def test_tables_follow_the_order_of_the_variants(tmp_path):
+    study = small_study("quickstart", tmp_path, "--only=dense,groups-2")
+    planned = plan(study)
+    train_all(study, planned)
+    measure_all(study, planned[::-1])
+    assert list(dict.fromkeys(report.read_measures(study.folder)["variant"])) == ["dense", "groups-2"]
 
 
 @pytest.mark.usefixtures("tiny")

@@ -1,6 +1,7 @@
 """wandb can never stop a training."""
 
 import sys
+import threading
 import types
 
 import pytest
@@ -34,6 +35,7 @@ def track(monkeypatch, tmp_path, mode="auto", breaks=(), key=None):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("NETRC", raising=False)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
     if key:
         monkeypatch.setenv("WANDB_API_KEY", key)
     tracker = Tracker(mode, "project", "name", "group", {"lr": 1}, tmp_path)
@@ -51,6 +53,15 @@ def test_online_when_logged_in_else_offline(monkeypatch, tmp_path, mode, key, ex
     init = next(named for name, _, named in asked if name == "init")
     assert init["mode"] == expected
     assert [name for name, _, _ in asked if name != "Settings"] == ["init", "log", "update", "finish"]
+
+
+def test_a_hanging_upload_does_not_hold_up_the_next_run(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("experiments.tracking.PATIENCE", 0.05)
+    release = threading.Event()
+    monkeypatch.setattr(Recorder, "finish", lambda *_, **__: release.wait(20), raising=False)
+    track(monkeypatch, tmp_path)
+    release.set()
+    assert "did not finish" in capsys.readouterr().err
 
 
 def test_off_never_touches_wandb(monkeypatch, tmp_path):

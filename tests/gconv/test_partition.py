@@ -42,7 +42,8 @@ def test_a_spec_is_read(spec, sizes):
     [
         (4, 10, ["10 channels", "4 equal groups", "8 or 12", "2 or 5"]),
         ("log:4", 60, ["log:4", "56 or 64", "log:3"]),
-        ("log:4", 3, ["8 channels", "log:1"]),
+        ("log:4", 3, ["2^3 channels", "log:1"]),
+        ("log:100000", 64, ["2^99999", "at most log:7"]),
         ("32,16", 64, ["add up to 48", "64", "32:16"]),
         ([32, -32], 64, ["at least 1"]),
         ("1:2", 64, ["63 or 66"]),

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from gconv import Partition, channel_shuffle
+from gconv import ChannelShuffle, Partition, channel_shuffle
 from gconv.shuffle import shuffle_order
 
 
@@ -43,6 +43,16 @@ def test_a_shuffle_loses_nothing_and_mixes_in_proportion(sizes):
 def test_unequal_groups_by_hand():
     # Places: group 1 at 1/8, 3/8, 5/8, 7/8; group 2 at 1/4, 3/4.
     assert shuffle_order(Partition((4, 2))) == (0, 4, 1, 2, 5, 3)
+
+
+@pytest.mark.parametrize("sizes", [(4, 2), (3, 3)], ids=str)
+def test_the_layer_shuffles_alike_and_compiles_as_one_graph(sizes):
+    torch._dynamo.reset()
+    layer, x = ChannelShuffle(Partition(sizes)), torch.randn(2, 6, 3, 3)
+    expected = channel_shuffle(x, Partition(sizes))
+    assert torch.equal(layer(x), expected)
+    assert torch.equal(torch.compile(layer, fullgraph=True, backend="eager")(x), expected)
+    assert not layer.state_dict(), "nothing is stored: the order follows from the partition"
 
 
 def test_other_channels_are_refused():

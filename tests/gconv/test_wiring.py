@@ -121,6 +121,20 @@ def test_a_module_called_twice_reads_from_both_calls():
     assert wiring["first"].reading_groups() == [0, 0, 0, 0]
 
 
+def test_maps_joined_in_space_come_from_both():
+    class Joined(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 2, 1), nn.Conv2d(3, 2, 1), nn.Conv2d(2, 1, 1)
+
+        def forward(self, x):
+            return self.c(torch.relu(torch.cat([self.a(x), torch.add(self.b(x), other=self.b(x))], 2)))
+
+    wiring = trace_wiring(Joined(), (3, 4, 4))
+    assert wiring["c"].sources == ({("a", 0), ("b", 0)}, {("a", 1), ("b", 1)})
+    assert wiring["b"].read_by["c"] == [frozenset({0})] * 2
+
+
 def test_a_filter_read_by_several_groups_says_so():
     class Reused(nn.Module):
         def __init__(self):
