@@ -133,8 +133,13 @@ def cut_out(x_BCHW: Tensor, side: int, generator: Generator) -> Tensor:
 
 
 def normalise(x_BCHW: Tensor, mean_C: Tensor, std_C: Tensor, dtype: torch.dtype) -> Tensor:
-    """(x − mean) / std per channel, in ``dtype``, channels_last."""
-    x = x_BCHW.to(dtype, memory_format=torch.channels_last, copy=True)
-    scale = (1 / std_C).view(1, 3, 1, 1).to(x)
-    shift = (-mean_C / std_C).view(1, 3, 1, 1).to(x)
-    return x.mul_(scale).add_(shift)
+    """(x − mean) / std per channel, in ``dtype``, channels_last.
+
+    Whole rows of W·3 numbers are scaled at once: over an innermost dimension of 3 nothing vectorises, at 5 times the
+    time on a CPU.
+    """
+    width = x_BCHW.shape[3]
+    rows = x_BCHW.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).flatten(2)
+    scale, shift = 1 / std_C, -mean_C / std_C
+    y = rows.to(dtype, copy=True).mul_(scale.repeat(width).to(rows.device, dtype))
+    return y.add_(shift.repeat(width).to(rows.device, dtype)).unflatten(2, (width, 3)).permute(0, 3, 1, 2)
