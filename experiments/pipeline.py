@@ -168,7 +168,8 @@ def measure_all(study: Study, done: list[PlannedRun]) -> None:
         for epoch in p.run.metrics()
     ]
     save_table(folder / "curves.csv", pd.DataFrame(curves))
-    save_table(folder / "runs.csv", pd.DataFrame([{"variant": p.variant.name, **(p.run.result or {})} for p in done]))
+    results = [{"variant": p.variant.name, **_public(p.run.result or {})} for p in done]
+    save_table(folder / "runs.csv", pd.DataFrame(results))
     write_json(folder / "study.json", {"question": study.question, "overrides": _public(study.overrides)})
     for stale in folder.glob("*.npz"):
         stale.unlink()
@@ -178,9 +179,9 @@ def measure_all(study: Study, done: list[PlannedRun]) -> None:
                 save_arrays(folder / f"{file_name(p.variant.name)}-seed{p.run.seed}.npz", dict(arrays))
 
 
-def _public(overrides: dict[str, Any]) -> dict[str, Any]:
-    """What the command line changed, without the places of this machine."""
-    return {k: "folder:PATH" if k == "dataset" and str(v).startswith("folder:") else v for k, v in overrides.items()}
+def _public(values: dict[str, Any]) -> dict[str, Any]:
+    """The same values without the places of this machine; the data's hash tells what lay there."""
+    return {k: "folder:PATH" if k == "dataset" and str(v).startswith("folder:") else v for k, v in values.items()}
 
 
 def _speed(study: Study, done: list[PlannedRun]) -> pd.DataFrame:

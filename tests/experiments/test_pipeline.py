@@ -201,6 +201,8 @@ def test_what_changed_about_a_study_is_kept_with_its_tables(tmp_path):
     assert kept["dataset"] == "folder:PATH"
     assert kept["recipe.epochs"] == 1
     assert "runs_root" not in kept
+    for table in report.tables_folder(study.folder).glob("*.csv"):
+        assert "/somewhere/private" not in table.read_text()
 
 
 @pytest.mark.usefixtures("tiny", "no_figures")
