@@ -238,6 +238,7 @@ def test_the_layer_of_a_plain_loop_in_numpy():
     assert layer(x).flatten().tolist() == [6.0, 9.0]
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 def test_same_padding_equals_functional_same_padding():
     layer = GroupedConv2d(4, 4, (4, 3), padding="same", dilation=(1, 2), groups=2)
     x = torch.randn(2, 4, 9, 9)
