@@ -35,7 +35,7 @@ IMAGENETTE = {"train": 9469, "test": 3925}
 NAMED_BROKEN = 5  # broken images named one by one; the others are counted
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Images:
     """One split, decoded.
 
@@ -54,7 +54,7 @@ class Images:
         return Images(self.pixels.to(device), self.labels.to(device))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """Training and test images of one source at one size.
 

@@ -6,4 +6,12 @@ class UsageError(Exception):
 
 
 class RunFailedError(Exception):
-    """A run ended without a result, for a reason worth one line; other runs go on."""
+    """A run ended without a result, for a reason worth one line; other runs go on.
+
+    Attributes:
+        lasting: whether the same run would fail again anywhere, so that there is no use in trying.
+    """
+
+    def __init__(self, reason: str, lasting: bool = True) -> None:
+        super().__init__(reason)
+        self.lasting = lasting

@@ -130,7 +130,11 @@ def _train(study: Study, p: PlannedRun) -> dict[str, Any]:
     try:
         values = train_run(p.run, model, setting, tracker)
     except RunFailedError as error:
-        status, values = "diverged", {"reason": str(error), "epoch": len(p.run.metrics())}
+        values = {"reason": str(error), "epoch": len(p.run.metrics())}
+        if not error.lasting:  # nothing is recorded: the next call tries again
+            tracker.finish({"status": "failed", **values}, failed=True)
+            return {"status": "failed", **values}
+        status = "diverged"
     else:
         status = "done"
     values |= {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -112,6 +113,12 @@ def device_name(device: torch.device) -> str:
     return device.type
 
 
+@lru_cache(maxsize=4)
+def _on_device(dataset: Dataset, device: torch.device) -> Dataset:
+    """The dataset on a device, there once for all runs."""
+    return dataset.to(device)
+
+
 @dataclass(frozen=True)
 class Setting:
     """Everything a run is trained with, on its device.
@@ -133,7 +140,7 @@ class Setting:
     def of(cls, dataset: Dataset, views: Views, recipe: Recipe) -> Setting:
         """Choose device and precision, and move the images there."""
         device = choose_device(recipe.device)
-        return cls(dataset.to(device), views, recipe, device, choose_dtype(recipe.precision, device))
+        return cls(_on_device(dataset, device), views, recipe, device, choose_dtype(recipe.precision, device))
 
     def autocast(self) -> torch.autocast:
         """Mixed precision where the dtype asks for it."""
@@ -202,9 +209,8 @@ def train_epoch(
                     loss = F.cross_entropy(logits.float(), y, label_smoothing=recipe.label_smoothing)
                 loss.backward()
             except torch.OutOfMemoryError:
-                raise RunFailedError(
-                    f"out of memory on {setting.device}; a smaller recipe.batch_size may fit"
-                ) from None
+                reason = f"out of memory on {setting.device}; a smaller recipe.batch_size may fit"
+                raise RunFailedError(reason, lasting=False) from None
             optimizer.step()
             schedule.step()
             total += torch.stack([loss.detach(), (logits.argmax(1) == y).float().mean()])

@@ -99,6 +99,20 @@ def test_a_run_that_diverges_does_not_stop_the_others_and_the_exit_code_tells(tm
     assert run_study(study) == 1
 
 
+@pytest.mark.usefixtures("tiny", "no_figures")
+def test_a_run_out_of_memory_is_told_and_tried_again_the_next_time(tmp_path, capsys, monkeypatch):
+    study = small_study("quickstart", tmp_path, "--only=dense")
+    with monkeypatch.context() as patch:
+
+        def full(*_arguments, **_named):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        patch.setattr("experiments.train.F.cross_entropy", full)
+        assert run_study(study) == 1
+    assert "dense, seed 0: failed: out of memory on cpu; a smaller recipe.batch_size" in capsys.readouterr().out
+    assert run_study(study) == 0
+
+
 @pytest.mark.usefixtures("tiny")
 def test_a_run_in_other_hands_is_left_to_them(tmp_path, capsys):
     study = small_study("quickstart", tmp_path, "--only=dense")
