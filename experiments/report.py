@@ -108,11 +108,12 @@ def markdown(table: pd.DataFrame, runs: pd.DataFrame, overrides: dict[str, objec
             f"| {row['variant']} | {row['accuracy']:.3f}{interval} | {row['n']} | {row['parameters']:,.0f} "
             f"| {row['macs']:,.0f} | {row['latency']:.3f} |"
         )
+    intervals = "One seed: no interval" if (runs.groupby("variant").size() == 1).all() else "95% intervals over seeds"
     where = "; ".join(dict.fromkeys(f"{r['device']}, {r['precision']}, torch {r['torch']}" for _, r in runs.iterrows()))
     commits = ", ".join(dict.fromkeys(f"{c[:10]}{c[40:]}" for c in runs["commit"].fillna("unknown")))
     flags = " ".join(f"--{key}={value}" for key, value in overrides.items())
     with_flags = f" Run with `{flags}`." if flags else ""
-    return "\n".join([*lines, "", f"95% intervals over seeds; {where}; commit {commits}.{with_flags}", ""])
+    return "\n".join([*lines, "", f"{intervals}; {where}; commit {commits}.{with_flags}", ""])
 
 
 def summary(table: pd.DataFrame) -> str:
