@@ -70,7 +70,7 @@ def _parser(name: str) -> ArgumentParser:
     if not name.startswith(TORCHVISION):
         builder = model_builder(name) if name in MODELS else _unknown(name)
         parser.add_function_arguments(builder, "model", skip={"input_size"})
-        default_size = {"alexnet": 227, "small": 32}.get(name, 224)
+        default_size = MODELS[name]
     parser.add_argument("--input_size", type=int, default=default_size, help="Height and width of the image in pixels.")
     parser.add_argument("--json", action="store_true", help="Print JSON.")
     parser.add_argument("--measure", action="store_true", help="Measure latency and peak memory too.")

@@ -3,6 +3,14 @@
 from gconv.conv import GroupedConv2d
 from gconv.ops import forced_kernel, grouped_conv2d
 from gconv.partition import Partition
-from gconv.shuffle import ChannelShuffle, channel_shuffle
+from gconv.shuffle import ChannelPermutation, ChannelShuffle, channel_shuffle
 
-__all__ = ["ChannelShuffle", "GroupedConv2d", "Partition", "channel_shuffle", "forced_kernel", "grouped_conv2d"]
+__all__ = [
+    "ChannelPermutation",
+    "ChannelShuffle",
+    "GroupedConv2d",
+    "Partition",
+    "channel_shuffle",
+    "forced_kernel",
+    "grouped_conv2d",
+]

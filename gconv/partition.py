@@ -2,7 +2,7 @@
 
 A partition is an ordered cut of C channels into G contiguous groups. Three families have names:
 *uniform* (C/G each), *logarithmic* (1/2, 1/4, …, 1/2^(n-1), 1/2^(n-1); Lee et al. 2017,
-arXiv 1707.09855) and *arbitrary* sizes.
+arXiv 1707.09855) and *arbitrary* sizes. A ``~`` before any of them rounds to whole channels where they do not divide.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ class Partition:
 
         Args:
             spec: ``4`` (uniform), ``"log:4"`` (logarithmic), ``"32,16,8,8"`` or ``[32, 16, 8, 8]`` (sizes, which must
-                add up to ``channels``), ``"4:2:1:1"`` (proportions, for any number of channels), or a Partition.
+                add up to ``channels``), ``"4:2:1:1"`` (proportions, for any number of channels), ``"~3"`` or
+                ``"~log:4"`` (the same, to the nearest whole channels), or a Partition.
             channels: how many channels there are to cut.
 
         Raises:
@@ -94,6 +95,8 @@ class Partition:
         if isinstance(spec, str):
             text = spec.strip()
             try:
+                if text.startswith("~"):
+                    return cls._nearest_to(text[1:].strip(), channels)
                 if text.startswith("log:"):
                     return cls.logarithmic(channels, _whole(text[4:]))
                 if ":" in text:
@@ -106,8 +109,8 @@ class Partition:
         elif isinstance(spec, Sequence) and all(isinstance(s, int) and not isinstance(s, bool) for s in spec):
             return cls._of_sizes(spec, channels)
         raise ValueError(
-            f"groups {spec!r} cannot be read; write a number of groups (4), log:4, sizes (32,16,8,8) "
-            "or proportions (4:2:1:1)"
+            f"groups {spec!r} cannot be read; write a number of groups (4), log:4, sizes (32,16,8,8), "
+            "proportions (4:2:1:1), or ~ before any but sizes to round to whole channels"
         )
 
     @classmethod
@@ -131,6 +134,34 @@ class Partition:
                 f"these need {_multiples(channels, unit)} channels"
             )
         return cls(tuple(channels * part // total for part in parts))
+
+    @classmethod
+    def _nearest_to(cls, text: str, channels: int) -> Partition:
+        """Proportions that need not divide ``channels``: the nearest whole sizes, none below 1."""
+        _at_least_one(channels, "channels")
+        many = ValueError(f"{channels} channels cannot be cut into more than {channels} groups, as ~{text} asks")
+        if ":" in text and not text.startswith("log:"):
+            parts = list(cls(tuple(_whole(part) for part in text.split(":"))).sizes)
+        else:
+            groups = _whole(text.removeprefix("log:"))
+            _at_least_one(groups, "groups")
+            if groups > channels:
+                raise many
+            logarithmic = [2 ** max(groups - 1 - k, 0) for k in range(1, groups + 1)]
+            parts = logarithmic if text.startswith("log:") else [1] * groups
+        if len(parts) > channels:
+            raise many
+        total = sum(parts)
+        sizes = [max(1, channels * part // total) for part in parts]
+
+        def excess(group: int) -> int:
+            return sizes[group] * total - channels * parts[group]
+
+        while sum(sizes) < channels:
+            sizes[min(range(len(parts)), key=excess)] += 1
+        while sum(sizes) > channels:  # what a group raised to 1 took
+            sizes[max((g for g, size in enumerate(sizes) if size > 1), key=excess)] -= 1
+        return cls(tuple(sizes))
 
     @property
     def channels(self) -> int:

@@ -7,6 +7,7 @@ any run of neighbouring outputs sees every group in proportion to its size, and 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
 
@@ -39,6 +40,39 @@ def channel_shuffle(x_NCHW: Tensor, partition: Partition) -> Tensor:
     return x_NCHW.index_select(1, torch.tensor(shuffle_order(partition), device=x_NCHW.device))
 
 
+class ChannelPermutation(nn.Module):
+    """Puts the channels in another, fixed order, which is part of the ``state_dict``.
+
+    Args:
+        order: which input channel each output channel takes, (C,).
+
+    Raises:
+        ValueError: ``order`` is no permutation.
+    """
+
+    order: Tensor
+
+    def __init__(self, order: Sequence[int]) -> None:
+        super().__init__()
+        if sorted(order) != list(range(len(order))):
+            raise ValueError(f"order {list(order)}: must name every channel from 0 to {len(order) - 1} once")
+        # On the CPU even where everything else is built on the meta device: the order is wiring, not a number.
+        self.register_buffer("order", torch.tensor(list(order), device="cpu"))
+
+    @classmethod
+    def random(cls, channels: int) -> ChannelPermutation:
+        """A random order, drawn from torch's seed."""
+        return cls(torch.randperm(channels, device="cpu").tolist())
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, H, W)."""
+        return x_NCHW.index_select(1, self.order.to(x_NCHW.device))
+
+    def extra_repr(self) -> str:
+        """What ``print(layer)`` shows."""
+        return f"{len(self.order)}"
+
+
 class ChannelShuffle(nn.Module):
     """``channel_shuffle`` as a layer, its order kept on the device; ``nn.ChannelShuffle`` for groups of any sizes."""
 
@@ -47,14 +81,14 @@ class ChannelShuffle(nn.Module):
     def __init__(self, partition: Partition) -> None:
         super().__init__()
         self.partition = partition
-        order = None if partition.is_uniform else torch.tensor(shuffle_order(partition))
+        order = None if partition.is_uniform else torch.tensor(shuffle_order(partition), device="cpu")
         self.register_buffer("order", order, persistent=False)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, H, W)."""
         if self.order is None:
             return channel_shuffle(x_NCHW, self.partition)
-        return x_NCHW.index_select(1, self.order)
+        return x_NCHW.index_select(1, self.order.to(x_NCHW.device))
 
     def extra_repr(self) -> str:
         """What ``print(layer)`` shows."""

@@ -21,7 +21,7 @@ from torch.fx.proxy import TraceError
 
 from gconv.conv import GroupedConv2d
 from gconv.partition import Partition
-from gconv.shuffle import ChannelShuffle, channel_shuffle
+from gconv.shuffle import ChannelPermutation, ChannelShuffle, channel_shuffle
 
 Filter = tuple[str, int]  # convolution, output channel
 
@@ -100,7 +100,9 @@ class _Tracer(fx.Tracer):
         super().__init__(autowrap_functions=(channel_shuffle,))
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, GroupedConv2d | ChannelShuffle) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, GroupedConv2d | ChannelShuffle | ChannelPermutation) or super().is_leaf_module(
+            m, module_qualified_name
+        )
 
 
 @dataclass
@@ -169,7 +171,7 @@ class _ShadowInterpreter(fx.Interpreter):
             return self._convolve(target, module, x)
         if isinstance(module, CHANNELWISE_MODULES):
             return self._spread(x, _on_meta(module, x.value))
-        if isinstance(module, nn.Flatten | nn.ChannelShuffle | ChannelShuffle):
+        if isinstance(module, nn.Flatten | nn.ChannelShuffle | ChannelShuffle | ChannelPermutation):
             return _Shadowed(module(x.value), module(x.origin))
         if isinstance(module, nn.Linear):
             return self._mix(x, _on_meta(module, x.value))

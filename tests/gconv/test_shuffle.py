@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from gconv import ChannelShuffle, Partition, channel_shuffle
+from gconv import ChannelPermutation, ChannelShuffle, Partition, channel_shuffle
 from gconv.shuffle import shuffle_order
 
 
@@ -58,3 +58,22 @@ def test_the_layer_shuffles_alike_and_compiles_as_one_graph(sizes):
 def test_other_channels_are_refused():
     with pytest.raises(ValueError, match="5 channels"):
         channel_shuffle(torch.randn(1, 5, 2, 2), Partition((4, 2)))
+
+
+def test_a_random_permutation_follows_the_seed_and_is_stored():
+    torch.manual_seed(3)
+    first = ChannelPermutation.random(12)
+    torch.manual_seed(3)
+    again = ChannelPermutation.random(12)
+    assert torch.equal(first.order, again.order)
+    other = ChannelPermutation(range(12))
+    other.load_state_dict(first.state_dict())
+    x = torch.arange(12.0).view(1, 12, 1, 1)
+    assert other(x).flatten().tolist() == first.order.tolist()
+    with torch.device("meta"):
+        assert sorted(ChannelPermutation.random(5).order.tolist()) == [0, 1, 2, 3, 4]
+
+
+def test_what_is_no_permutation_is_refused():
+    with pytest.raises(ValueError, match="from 0 to 2"):
+        ChannelPermutation([0, 2, 2])
