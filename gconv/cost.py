@@ -20,7 +20,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from gconv.conv import GroupedConv2d
-from gconv.ops import forced_kernel
 
 
 @dataclass(frozen=True)
@@ -99,8 +98,7 @@ def count_cost(model: nn.Module, input_shape: tuple[int, ...]) -> Cost:
         enter, leave = watch(name)
         handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
     try:
-        # The loop multiplies exactly the connected channel pairs, whatever kernel the layer would be computed by.
-        with flop_counter() as counter, forced_kernel("loop"):
+        with flop_counter() as counter:
             _run_on_meta(model, torch.empty(1, *input_shape, device="meta"))
     finally:
         for handle in handles:
@@ -124,7 +122,7 @@ def count_cost(model: nn.Module, input_shape: tuple[int, ...]) -> Cost:
 def count_training_macs(model: nn.Module, input_shape: tuple[int, ...]) -> int:
     """MACs of one forward and backward pass for one image, the gradient of the input included: 3 × forward."""
     x = torch.empty(1, *input_shape, device="meta", requires_grad=True)
-    with flop_counter() as counter, forced_kernel("loop"):
+    with flop_counter() as counter:
         _run_on_meta(model, x).sum().backward()
     return counter.get_total_flops() // 2
 

@@ -17,7 +17,16 @@ from experiments.errors import UsageError
 
 # Of each model, the file in this folder and the function in it have its name; the number is the height and width of
 # the images that its paper counts costs for.
-MODELS = {"alexnet": 227, "small": 32}
+MODELS = {
+    "alexnet": 227,
+    "lognet": 32,
+    "mobilenet": 224,
+    "nin": 32,
+    "resnext": 224,
+    "shufflenet": 224,
+    "small": 32,
+    "widen": 32,
+}
 
 
 def model_builder(name: str) -> Callable[..., nn.Module]:

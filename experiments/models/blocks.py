@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 from torch import nn
 
 from gconv import GroupedConv2d
 
-Groups = int | str | list[int]
+Groups = int | str | list[int] | tuple[int, ...]
 Norm = Literal["batch", "local", "none"]
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def conv_norm_relu(
@@ -26,3 +27,28 @@ def conv_norm_relu(
     conv = GroupedConv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=norm != "batch")
     normalise = [nn.BatchNorm2d(out_channels)] if norm == "batch" else []
     return [conv, *normalise, nn.ReLU(inplace=True)]
+
+
+def conv_norm(
+    in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, groups: Groups = 1
+) -> nn.Sequential:
+    """Convolution that keeps height and width, divided by its stride, without a bias, then batch normalisation."""
+    return nn.Sequential(
+        GroupedConv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(out_channels),
+    )
+
+
+def he_initialise(model: Model) -> Model:
+    """Draw the weights of all convolutions as He et al. 2015 (arXiv 1502.01852), each group by its own fan-in.
+
+    Biases become 0. Returns the model.
+    """
+    for module in model.modules():
+        if isinstance(module, GroupedConv2d | nn.Conv2d):
+            uneven = isinstance(module, GroupedConv2d) and not module.geometry.is_uniform
+            for weight in module.group_weights() if uneven else [module.weight]:
+                nn.init.kaiming_normal_(weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return model

@@ -17,6 +17,8 @@ def choose(geometry: Geometry, dtype: torch.dtype, device: str) -> str:
     """Name of the kernel for a layer of this geometry computed in ``dtype`` on a ``device`` type."""
     if geometry.is_uniform:
         return "native"
+    if device == "meta":  # nothing is computed, costs are counted: the loop multiplies connected channels alone
+        return "loop"
     if device == "cpu" and dtype not in (torch.bfloat16, torch.float16) and min(geometry.in_groups.sizes) >= NARROW:
         return "loop"
     return "packed"
