@@ -1,13 +1,27 @@
-"""The few statistics that everything uses."""
+"""The few statistics that everything uses.
+
+The training seed is the unit of inference. What cannot be had (an interval from one seed, a test of values that are all
+equal) is None, and a note says why.
+"""
 
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
+
+Side = Literal["two-sided", "greater", "less"]
+
+EXACT_SEEDS = 14  # up to here all 2^n sign flips are tried
+EXACT_RELABELINGS = 20_000  # up to here all distinct relabelings are tried
+DRAWS = 9999  # random ones otherwise
 
 
 @dataclass(frozen=True)
@@ -31,20 +45,97 @@ class Estimate:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
+@dataclass(frozen=True)
+class Inference:
+    """What a test or an interval found.
+
+    Attributes:
+        value: of the statistic.
+        low, high: bounds of the interval; None where there is none.
+        n: number of values.
+        p: None where nothing was or could be tested.
+        note: what the reader must know of it in plain words; empty where nothing stands in the way.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    p: float | None
+    note: str = ""
+
+    def __str__(self) -> str:
+        interval = "" if self.low is None or self.high is None else f" [{self.low:.3g}, {self.high:.3g}]"
+        p = "" if self.p is None else f", p = {self.p:.2g}"
+        return f"{self.value:.3g}{interval}{p}, n = {self.n}" + (f" ({self.note})" if self.note else "")
+
+
 def mean_interval(values: ArrayLike, level: float = 0.95) -> Estimate:
     """Mean with Student's t interval; the training seed is the unit.
 
     Raises:
         ValueError: no value, or a value that is not finite.
     """
-    x = np.asarray(values, dtype=np.float64)
-    if x.size == 0 or not np.isfinite(x).all():
-        raise ValueError(f"an interval needs finite values, not {x.tolist()}")
+    x = _finite(values)
     mean = float(x.mean())
     if x.size < 2:
         return Estimate(mean, math.nan, math.nan, int(x.size))
     half = float(stats.t.ppf((1 + level) / 2, x.size - 1) * x.std(ddof=1) / math.sqrt(x.size))
     return Estimate(mean, mean - half, mean + half, int(x.size))
+
+
+def bootstrap_interval(
+    values: ArrayLike, statistic: Callable[..., ArrayLike] = np.mean, level: float = 0.95, seed: int = 0
+) -> Inference:
+    """Bias-corrected and accelerated bootstrap interval (Efron 1987) of a statistic of independent values.
+
+    It needs no normal values, but many of them: from 8 normal values a 95% interval covers their mean 88% of the time,
+    from 50 about 94%. For the mean of few seeds take ``mean_interval`` or ``sign_flip_test``.
+
+    Args:
+        values: (n,).
+        statistic: of an array, along ``axis`` if it takes one.
+        level: of the interval.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: no value, or a value that is not finite.
+    """
+    x = _finite(values)
+    value = float(np.asarray(statistic(x)))
+    if x.size < 2 or _constant(x):
+        why = "one value" if x.size < 2 else f"all {x.size} values equal"
+        return Inference(value, None, None, int(x.size), None, f"{why}: no interval")
+
+    def resample(method: Literal["BCa", "percentile"]) -> tuple[float, float]:
+        rng = np.random.default_rng(seed)
+        found = stats.bootstrap((x,), statistic, n_resamples=DRAWS, confidence_level=level, method=method, rng=rng)
+        return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scipy warns of the NaN that is caught below
+        low, high = resample("BCa")
+    if not (math.isnan(low) or math.isnan(high)):
+        return Inference(value, low, high, int(x.size), None)
+    note = "ties: the correction is undefined, percentile interval instead"
+    return Inference(value, *resample("percentile"), int(x.size), None, note)
+
+
+def binomial_test(
+    successes: int, trials: int, chance: float = 0.5, side: Side = "two-sided", level: float = 0.95
+) -> Inference:
+    """Exact binomial test of a proportion, with the two-sided interval of Clopper & Pearson (1934).
+
+    Raises:
+        ValueError: no trial, or more successes than trials.
+    """
+    if not 0 <= successes <= trials or trials < 1:
+        raise ValueError(f"{successes} successes of {trials} trials: 0 ≤ successes ≤ trials and a trial are needed")
+    interval = stats.binomtest(successes, trials).proportion_ci(level, method="exact")
+    p = stats.binomtest(successes, trials, chance, side).pvalue
+    floor = min(float(stats.binomtest(k, trials, chance, side).pvalue) for k in (0, trials))
+    note = _floor_note(floor, level)
+    return Inference(successes / trials, float(interval.low), float(interval.high), trials, float(p), note)
 
 
 def permutation_p(observed: float, null: ArrayLike) -> float:
@@ -58,7 +149,206 @@ def permutation_p(observed: float, null: ArrayLike) -> float:
     return float((1 + np.count_nonzero(draws >= observed - tie)) / (1 + draws.size))
 
 
+def null_p(observed: float, null: ArrayLike, side: Side) -> float:
+    """``permutation_p`` on a side: was more observed than in the null, or less, or either (the smaller p, doubled)?
+
+    Raises:
+        ValueError: an unknown side.
+    """
+    draws = np.asarray(null, dtype=np.float64)
+    greater, less = permutation_p(observed, draws), permutation_p(-observed, -draws)
+    sides = {"greater": greater, "less": less, "two-sided": min(1.0, 2 * min(greater, less))}
+    if side not in sides:
+        raise ValueError(f"side {side!r}: must be one of {', '.join(sides)}")
+    return sides[side]
+
+
 def permuted_labels(labels: ArrayLike, permutations: int, seed: int) -> NDArray[np.int64]:
     """(permutations, n): the labels in random order, every group keeping its size."""
     rng = np.random.default_rng(seed)
     return rng.permuted(np.tile(np.asarray(labels, dtype=np.int64), (permutations, 1)), axis=1)
+
+
+def label_permutation_test(
+    labels: ArrayLike, statistic: Callable[[NDArray[np.int64]], float], side: Side = "greater", seed: int = 0
+) -> Inference:
+    """Is a statistic of the labels what it would be if they had been dealt at random, every group keeping its size?
+
+    Exact where there are at most ``EXACT_RELABELINGS`` distinct ways to deal them, else against ``DRAWS`` random ones.
+
+    Args:
+        labels: (n,) group of each item.
+        statistic: of labels (n,).
+        side: on which the statistic is remarkable; "two-sided" doubles the smaller p.
+        seed: of the random relabelings.
+
+    Raises:
+        ValueError: no labels, or the statistic is not finite.
+    """
+    group = np.asarray(labels, dtype=np.int64)
+    if group.ndim != 1 or group.size == 0:
+        raise ValueError(f"labels of shape {group.shape}: must be one per item")
+    sizes = np.unique(group, return_counts=True)[1]
+    ways = math.factorial(group.size) // math.prod(math.factorial(int(size)) for size in sizes)
+    if ways <= EXACT_RELABELINGS:
+        relabelings = _all_relabelings(group)
+        relabelings = relabelings[(relabelings != group).any(axis=1)]  # the observation counts by itself
+    else:
+        relabelings = permuted_labels(group, DRAWS, seed)
+    values = np.array([statistic(row) for row in [group, *relabelings]], dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError(f"groups of {sizes.tolist()} give a statistic of {values[~np.isfinite(values)][0]}")
+    observed, null = float(values[0]), values[1:]
+    p = null_p(observed, null, side)
+    if len(sizes) < 2:
+        note = "one group: nothing to permute"
+    elif _constant(values):
+        note = "the same under all labels: nothing to test"
+    else:
+        note = _floor_note((2 if side == "two-sided" else 1) / (1 + null.size))
+    return Inference(observed, None, None, int(group.size), p, note)
+
+
+def sign_flip_test(differences: ArrayLike, side: Side = "two-sided", level: float = 0.95, seed: int = 0) -> Inference:
+    """Is the mean of paired differences zero, if each could as well have had the other sign?
+
+    Flipping the signs of a subset leaves a mean at least as large as the one observed if and only if the mean of the
+    subset is not positive. So p counts subset means on the far side of zero, and the interval that belongs to the test
+    runs between the ordered subset means ("typical values", Hartigan 1969). All 2^n − 1 subsets are taken for up to
+    ``EXACT_SEEDS`` seeds, else ``DRAWS`` random ones. It assumes differences symmetric about their centre, no more.
+
+    Args:
+        differences: (n,) one per seed.
+        side: of the test; "two-sided" doubles the smaller p.
+        level: of the two-sided interval, which n seeds have if ``smallest_p(n)`` ≤ 1 − level.
+        seed: of the random flips.
+
+    Raises:
+        ValueError: no value, or a value that is not finite.
+    """
+    x = _finite(differences)
+    means = _subset_means(x, seed)
+    p = null_p(0.0, -means / (np.abs(x).max() or 1.0), side)
+    zeros = int(np.count_nonzero(x == 0))  # which no flip changes
+    floor = (2 if side == "two-sided" else 1) * max(2.0 ** (zeros - x.size), 1 / (1 + means.size))
+    left_out = math.floor((1 - level) / 2 * (1 + means.size) + 1e-9)  # of the ordered means, at either end
+    low = high = None
+    if x.size == 1:
+        note = "one seed: no test, no interval"
+    elif _constant(x):
+        note = f"all {x.size} differences are {'zero' if x[0] == 0 else 'equal'}: no interval"
+    else:
+        notes = [f"{zeros} of {x.size} differences are zero" if zeros else "", _floor_note(floor, level)]
+        if left_out:
+            low, high = float(means[left_out - 1]), float(means[-left_out])
+        else:
+            notes.append(f"{x.size} seeds have no {level:.0%} interval")
+        note = "; ".join(filter(None, notes))
+    return Inference(float(x.mean()), low, high, int(x.size), p, note)
+
+
+def smallest_p(seeds: int) -> float:
+    """The smallest two-sided p that a sign-flip test of so many seeds can reach: 2 / 2^n, and 1 for one seed."""
+    return min(1.0, 2 / 2**seeds)
+
+
+def seeds_needed(alpha: float) -> int:
+    """The fewest seeds with which a two-sided sign-flip test can reach p ≤ alpha: 6 for 0.05.
+
+    Raises:
+        ValueError: alpha is not between 0 and 1.
+    """
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha = {alpha}: must lie between 0 and 1")
+    seeds = 1
+    while smallest_p(seeds) > alpha:
+        seeds += 1
+    return seeds
+
+
+def equivalence_test(differences: ArrayLike, margin: float, alpha: float = 0.05) -> Inference:
+    """Do paired differences lie within ± margin? Two one-sided t tests (Schuirmann 1987).
+
+    p is the larger of the two, against a mean ≤ −margin and a mean ≥ margin; it is at most alpha where the interval of
+    level 1 − 2 alpha lies within the margin. The sign-flip analogue is the interval of ``sign_flip_test`` at that
+    level within the margin.
+
+    Args:
+        differences: (n,) one per seed.
+        margin: the largest difference that does not matter, fixed beforehand, in units of the differences.
+        alpha: of either test.
+
+    Raises:
+        ValueError: the margin is not positive; no value, or a value that is not finite.
+    """
+    x = _finite(differences)
+    if not margin > 0:
+        raise ValueError(f"margin = {margin}: must be the largest difference that does not matter, above 0")
+    mean = float(x.mean())
+    if x.size < 2 or _constant(x):
+        why = "one seed" if x.size < 2 else f"all {x.size} differences equal"
+        return Inference(mean, None, None, int(x.size), None, f"{why}: no test, no interval")
+    # The test on the nearer margin has the larger p.
+    nearer = (margin - abs(mean)) * math.sqrt(x.size) / float(x.std(ddof=1))
+    interval = mean_interval(x, 1 - 2 * alpha)
+    return Inference(mean, interval.low, interval.high, int(x.size), float(stats.t.sf(nearer, x.size - 1)))
+
+
+def holm(p_values: Sequence[float | None] | NDArray[np.float64]) -> NDArray[np.float64]:
+    """Adjusted p of several tests, in their order (Holm 1979).
+
+    Rejecting where it is at most α keeps the chance of any false rejection among them at α.
+
+    Args:
+        p_values: None or NaN where a test was not run; it is no member of the family, and stays NaN.
+
+    Raises:
+        ValueError: a p outside 0 to 1.
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    run = np.flatnonzero(~np.isnan(p))
+    if ((p[run] < 0) | (p[run] > 1)).any():
+        raise ValueError(f"p must lie between 0 and 1, not {p[run].tolist()}")
+    order = run[np.argsort(p[run], kind="stable")]
+    adjusted = np.full(p.shape, np.nan)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
+    return adjusted
+
+
+def _finite(values: ArrayLike) -> NDArray[np.float64]:
+    x = np.asarray(values, dtype=np.float64)
+    if x.size == 0 or not np.isfinite(x).all():
+        raise ValueError(f"finite values are needed, one at least, not {x.tolist()}")
+    return x
+
+
+def _constant(x: NDArray[np.float64]) -> bool:
+    return bool(np.ptp(x) <= 1e-12 * np.abs(x).max())  # differences of equal differences are equal up to rounding
+
+
+def _floor_note(floor: float, level: float = 0.95) -> str:
+    return f"p cannot fall below {floor:.3g}" if floor > 1 - level + 1e-12 else ""
+
+
+def _subset_means(x: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+    """Means of the non-empty subsets of the values, all or random ones, ascending."""
+    if x.size <= EXACT_SEEDS:
+        member = np.arange(1, 2**x.size)[:, None] >> np.arange(x.size) & 1
+    else:
+        member = np.random.default_rng(seed).integers(0, 2, (DRAWS, x.size))
+        member = member[member.any(axis=1)]
+    return np.sort(member @ x / member.sum(axis=1))
+
+
+def _all_relabelings(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(ways, n): every distinct order of the labels, grown group by group."""
+    rows = np.empty((1, 0), dtype=np.int64)
+    for name, size in zip(*np.unique(labels, return_counts=True), strict=True):
+        width = rows.shape[1] + int(size)
+        places = np.array(list(combinations(range(width), int(size))))
+        free = np.ones((len(places), 1, width), dtype=bool)
+        np.put_along_axis(free, places[:, None], False, axis=2)
+        grown = np.full((len(places), len(rows), width), name)
+        grown[np.broadcast_to(free, grown.shape)] = np.tile(rows.ravel(), len(places))
+        rows = grown.reshape(-1, width)
+    return rows
