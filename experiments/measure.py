@@ -8,7 +8,8 @@ it.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,10 +25,12 @@ from analysis.responses import collect_responses
 from experiments.runs import Run, write_atomic
 from experiments.train import EVALUATION_BATCH, Setting
 from gconv.cost import count_cost, measure_latencies, measure_peak_memory
+from gconv.partition import Partition
 from gconv.wiring import LayerWiring, trace_wiring
 
 COLUMNS = ["study", "variant", "seed", "layer", "measure", "null", "groups", "value", "unit"]
-VERSION = 1  # raise when what is measured changes: finished runs are measured again
+VERSION = 2  # raise when what is measured changes: finished runs are measured again
+LAYERS_DRAWN = 6  # convolutions, evenly spaced, whose correlation matrices are kept for the figures
 LATENCY_BATCH = 32
 LATENCY_REPEATS = 15
 
@@ -53,14 +56,16 @@ class Measures:
 class Rows:
     """Rows of the long table about one run."""
 
-    def __init__(self, study: str, variant: str, seed: int | None, groups: str) -> None:
-        self._fixed = {"study": study, "variant": variant, "seed": seed, "groups": groups}
+    def __init__(self, study: str, variant: str, seed: int | None) -> None:
+        self._fixed = {"study": study, "variant": variant, "seed": seed}
         self._rows: list[dict[str, Any]] = []
+        self.groups: dict[str, str] = {}  # how each layer is cut
 
     def add(self, measure: str, value: float, unit: str = "", layer: str = "", null: str = "") -> None:
         """Append one value."""
+        of_layer = {"layer": layer, "groups": self.groups.get(layer, "")}
         self._rows.append(
-            {**self._fixed, "layer": layer, "measure": measure, "null": null, "value": float(value), "unit": unit}
+            {**self._fixed, **of_layer, "measure": measure, "null": null, "value": float(value), "unit": unit}
         )
 
     def table(self) -> pd.DataFrame:
@@ -83,20 +88,29 @@ def measure_run(
     rows.add("macs", cost.macs, "MACs")
     rows.add("activations", cost.activations, "elements")
     wiring = trace_wiring(trained, (3, size, size))
+    for name, layer in wiring.items():
+        rows.groups[name] = str(Partition(tuple(Counter(layer.computed_by).values())))
     arrays = _measure_correlation(rows, trained, untrained, wiring, setting, measures)
     return arrays | _measure_colour(rows, trained, wiring, measures)
 
 
 def groupings(wiring: LayerWiring) -> dict[str, list[int]]:
-    """How a layer's filters fall into several groups: by what computes and, where that differs, by what reads them."""
+    """How a layer's filters fall into several groups: by what computes and, where that differs, by what reads them.
+
+    Groups of one filter each, as around a depthwise convolution, are left out: there is no pair within a group.
+    """
     found = {}
-    if len(set(wiring.computed_by)) > 1:
+    if _several_groups(wiring.computed_by):
         found["computed"] = list(wiring.computed_by)
     reading = wiring.reading_groups()
     known = [group for group in reading if group is not None]
-    if len(known) == len(reading) and len(set(known)) > 1 and known != found.get("computed"):
+    if len(known) == len(reading) and _several_groups(known) and known != found.get("computed"):
         found["read"] = known
     return found
+
+
+def _several_groups(labels: Sequence[int]) -> bool:
+    return 1 < len(set(labels)) < len(labels)
 
 
 def _measure_correlation(
@@ -108,6 +122,7 @@ def _measure_correlation(
     measures: Measures,
 ) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
+    drawn = {list(wiring)[k] for k in np.linspace(0, len(wiring) - 1, LAYERS_DRAWN).round().astype(int)}
     for null, model in (("", trained), ("untrained", untrained)):
         model.to(setting.device)
         gathered = collect_responses(model, _test_batches(setting, measures.images), list(wiring))
@@ -125,7 +140,7 @@ def _measure_correlation(
                 if not null and np.isfinite(contrast.difference):
                     p = correlation.contrast_test(corr, labels, measures.permutations)
                     rows.add(f"within_over_between_{side}_p", p, "p", layer, "labels permuted")
-            if not null:
+            if not null and layer in drawn:
                 arrays[f"correlation {layer}"] = corr.astype(np.float32)
                 for side, labels in ways.items():
                     arrays[f"groups {layer} {side}"] = np.asarray(labels)

@@ -157,7 +157,7 @@ def measure_all(study: Study, done: list[PlannedRun]) -> None:
         measured = p.run.folder / "measured.json"
         if not measured.is_file() or json.loads(measured.read_text()) != key:
             measured.unlink(missing_ok=True)
-            rows = Rows(study.name, p.variant.name, p.run.seed, str(p.variant.model.get("groups", "")))
+            rows = Rows(study.name, p.variant.name, p.run.seed)
             arrays = measure_run(rows, p.run, p.trained_model(), p.fresh_model(), p.setting(), study.measures)
             save_arrays(p.run.folder / "arrays.npz", arrays)
             save_table(p.run.folder / "measures.csv", rows.table())
@@ -172,6 +172,7 @@ def measure_all(study: Study, done: list[PlannedRun]) -> None:
         for epoch in p.run.metrics()
     ]
     save_table(folder / "curves.csv", pd.DataFrame(curves))
+    save_table(folder / "layers.csv", _layer_costs(done))
     results = [{"variant": p.variant.name, **_public(p.run.result or {})} for p in done]
     save_table(folder / "runs.csv", pd.DataFrame(results))
     write_json(folder / "study.json", {"question": study.question, "overrides": _public(study.overrides)})
@@ -181,6 +182,16 @@ def measure_all(study: Study, done: list[PlannedRun]) -> None:
         if p.run.seed == report.SEED_DRAWN:
             with np.load(p.run.folder / "arrays.npz") as arrays:
                 save_arrays(folder / f"{file_name(p.variant.name)}-seed{p.run.seed}.npz", dict(arrays))
+
+
+def _layer_costs(done: list[PlannedRun]) -> pd.DataFrame:
+    """Parameters, MACs and activations of every layer of every variant."""
+    rows = []
+    for p in {p.variant.name: p for p in done}.values():
+        with torch.device("meta"):
+            cost = count_cost(p.fresh_model(), (3, p.variant.views.crop_size, p.variant.views.crop_size))
+        rows += [{"variant": p.variant.name, **asdict(layer)} for layer in cost.layers]
+    return pd.DataFrame(rows)
 
 
 def _public(values: dict[str, Any]) -> dict[str, Any]:
@@ -199,7 +210,7 @@ def _speed(study: Study, done: list[PlannedRun]) -> pd.DataFrame:
     key = config_hash({"version": VERSION, "shapes": shapes, "hardware": hardware})
     path = report.tables_folder(study.folder) / f"speed-{key}.csv"
     if not path.is_file():
-        rows = {name: Rows(study.name, name, None, str(p.variant.model.get("groups", ""))) for name, p in first.items()}
+        rows = {name: Rows(study.name, name, None) for name in first}
         measure_speed(rows, {name: p.fresh_model() for name, p in first.items()}, settings)
         save_table(path, pd.concat([r.table() for r in rows.values()], ignore_index=True))
     return report.read_table(path)

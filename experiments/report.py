@@ -13,6 +13,7 @@ from analysis.tradeoff import tradeoff_table
 from experiments.errors import UsageError
 from experiments.runs import file_name, write_atomic
 
+LINES = 24  # of correlation in the summary, at most one per layer
 SEED_DRAWN = 0  # the seed whose filters and matrices are drawn: the first, never the prettiest
 
 
@@ -78,7 +79,7 @@ def keep_results(study_folder: Path, results: Path, readme: Path) -> list[Path]:
     """
     name, kept = study_folder.name, []
     figures = draw_figures(study_folder)
-    sources = [tables_folder(study_folder) / f"{table}.csv" for table in ("measures", "curves", "runs")]
+    sources = [tables_folder(study_folder) / f"{table}.csv" for table in ("measures", "curves", "layers", "runs")]
     sources.append(tables_folder(study_folder) / "study.json")
     for source in [*sources, *figures]:
         target = results / name / source.name
@@ -92,7 +93,7 @@ def keep_results(study_folder: Path, results: Path, readme: Path) -> list[Path]:
     if start in page and end in page:
         before, rest = page.split(start, 1)
         overrides = json.loads((tables_folder(study_folder) / "study.json").read_text())["overrides"]
-        block = markdown(table, pd.read_csv(sources[2]), overrides)
+        block = markdown(table, pd.read_csv(tables_folder(study_folder) / "runs.csv"), overrides)
         page = before + start + block + end + rest.split(end, 1)[1]
         write_atomic(readme, lambda file: file.write(page.encode()))
         kept.append(readme)
@@ -128,7 +129,7 @@ def _accuracy_lines(rows: pd.DataFrame) -> str:
     baseline = rows["variant"].iloc[0]
     text = [
         f"Accuracy against cost (mean over seeds, 95% interval; difference to {baseline}, paired by seed)",
-        f"{'variant':<18}{'accuracy':<28}{'difference':<28}{'parameters':>12}{'MACs':>14}{'ms/image':>10}",
+        f"{'variant':<24}{'accuracy':<28}{'difference':<28}{'parameters':>12}{'MACs':>14}{'ms/image':>10}",
     ]
     for _, row in rows.iterrows():
         interval = "" if row["n"] < 2 else f" [{row['low']:.3f}, {row['high']:.3f}]"
@@ -137,7 +138,7 @@ def _accuracy_lines(rows: pd.DataFrame) -> str:
             difference += f" [{row['difference_low']:+.3f}, {row['difference_high']:+.3f}]"
         accuracy = f"{row['accuracy']:.3f}{interval} n={row['n']}"
         text.append(
-            f"{row['variant']:<18}{accuracy:<28}{difference:<28}"
+            f"{row['variant']:<24}{accuracy:<28}{difference:<28}"
             f"{row['parameters']:>12,.0f}{row['macs']:>14,.0f}{row['latency']:>10.3f}"
         )
     return "\n".join(text)
@@ -147,19 +148,25 @@ def _correlation_lines(table: pd.DataFrame) -> str:
     ratios = table[table["measure"].str.startswith("ratio_") & (table["null"] == "")]
     if ratios.empty:
         return ""
+    keys, heading = ["variant", "layer", "measure"], "layer, groups by"
+    if len(ratios.drop_duplicates(keys)) > LINES:  # a deep network: the mean over its layers
+        keys, heading = ["variant", "measure"], "groups by"
     text = [
         "Correlation between filters: mean |r| within groups / between groups (test images)",
-        f"{'variant':<18}{'layer, groups by':<20}{'trained':<24}{'untrained':<24}{'trained - untrained':<26}p < .05",
+        f"{'variant':<24}{heading:<20}{'trained':<22}{'untrained':<22}{'trained - untrained':<22}p < .05",
     ]
-    for (variant, layer, measure), rows in ratios.groupby(["variant", "layer", "measure"], sort=False):
-        side = str(measure).removeprefix("ratio_")
-        same = (table["variant"] == variant) & (table["layer"] == layer)
-        null = table[same & (table["measure"] == measure) & (table["null"] == "untrained")]
-        paired = rows.set_index("seed")["value"] - null.set_index("seed")["value"]
+    for key, rows in ratios.groupby(keys, sort=False):
+        labels = dict(zip(keys, key, strict=True))
+        side = str(labels["measure"]).removeprefix("ratio_")
+        where = f"{labels['layer']}, {side}" if "layer" in labels else f"{side}, {rows['layer'].nunique()} layers"
+        same = table["layer"].isin(rows["layer"]) & (table["variant"] == labels["variant"])
+        null = table[same & (table["measure"] == labels["measure"]) & (table["null"] == "untrained")]
+        trained, untrained = (part.groupby("seed")["value"].mean() for part in (rows, null))
         p = table.loc[same & (table["measure"] == f"within_over_between_{side}_p"), "value"]
+        unit = "seeds" if "layer" in labels else "layers × seeds"
         text.append(
-            f"{variant:<18}{f'{layer}, {side}':<20}{_short(rows['value']):<24}{_short(null['value']):<24}"
-            f"{_short(paired):<26}{(p < 0.05).sum()} of {len(p)} seeds"
+            f"{labels['variant']:<24}{where:<20}{_short(trained):<22}{_short(untrained):<22}"
+            f"{_short(trained - untrained):<22}{(p < 0.05).sum()} of {len(p)} {unit}"
         )
     return "\n".join(text)
 
@@ -170,14 +177,14 @@ def _colour_lines(table: pd.DataFrame) -> str:
         return ""
     text = [
         "Colour: share of first-layer filters' energy off the grey axis, learned filters only",
-        f"{'variant':<18}{'learned filters':<24}{'colour index':<24}{'difference of groups':<26}p < .05",
+        f"{'variant':<24}{'learned filters':<24}{'colour index':<24}{'difference of groups':<26}p < .05",
     ]
     for variant, rows in learned.groupby("variant", sort=False):
         index = table[(table["variant"] == variant) & (table["measure"] == "colour_index")]["value"]
         difference = table[(table["variant"] == variant) & (table["measure"] == "colour_difference")]["value"]
         p = table[(table["variant"] == variant) & (table["measure"] == "colour_difference_p")]["value"]
         text.append(
-            f"{variant:<18}{_short(rows['value']):<24}{_short(index) if len(index) else 'none learned':<24}"
+            f"{variant:<24}{_short(rows['value']):<24}{_short(index) if len(index) else 'none learned':<24}"
             f"{_short(difference) if len(difference) else '-':<26}"
             f"{f'{(p < 0.05).sum()} of {len(p)} seeds' if len(p) else ''}"
         )

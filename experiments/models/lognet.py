@@ -4,7 +4,8 @@ After Lee, Baddar, Kim & Ro 2017 ("Convolution with Logarithmic Filter Groups fo
 arXiv 1707.09855). Theirs: a shallow network, filter groups of 1/2, 1/4, … of the channels, and an identity shortcut
 around each grouped convolution. The layer table of the paper was not available; these choices are ours:
 
-- a dense 3×3 stem, then grouped 3×3 convolutions at full, half and quarter resolution with 1, 2 and 4 times the width;
+- a dense 5×5 stem and a 2×2 max-pool, then three grouped 3×3 convolutions at 1/2, 1/4 and 1/8 of the resolution with
+  1, 2 and 4 times the width;
 - between them a dense 1×1 convolution that doubles the width, and a 2×2 max-pool. So every stage reads all groups of
   the one before, and inputs and outputs of a grouped convolution are as many, as an identity shortcut needs;
 - batch normalisation after every convolution, the shortcut added before the ReLU: relu(norm(conv(x)) + x);
@@ -59,7 +60,7 @@ def lognet(
             costs what the reference costs: the same network of ``width`` cut as ``equal_to``.
         equal_to: how the reference is cut; the dense network by default.
         budget: parameters or MACs to spend, in place of a reference.
-        input_size: height and width of the images in pixels, at least 4; MACs depend on it.
+        input_size: height and width of the images in pixels, at least 8; MACs depend on it.
 
     Returns:
         A module from (N, 3, input_size, input_size) to (N, classes).
@@ -93,7 +94,7 @@ def _width_at_equal_cost(
 
 def _network(classes: int, groups: Groups, shortcut: bool, width: int) -> nn.Module:
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    layers["stem"] = nn.Sequential(*conv_norm_relu(3, width, 3, padding=1))
+    layers["stem"] = nn.Sequential(*conv_norm_relu(3, width, 5, padding=2), nn.MaxPool2d(2))
     for stage in (1, 2, 3):
         layers[f"stage{stage}"] = GroupedStage(width, groups, shortcut)
         if stage < 3:

@@ -14,7 +14,7 @@ from gconv.cost import count_cost
 
 
 def test_a_misspelt_model_is_one_clear_line():
-    with pytest.raises(UsageError, match="did you mean alexnet.*small"):
+    with pytest.raises(UsageError, match=r"did you mean alexnet.*small"):
         build_model("alxnet")
 
 
