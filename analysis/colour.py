@@ -1,19 +1,34 @@
-"""Colour selectivity of first-layer filters, and how it separates the groups that read them.
+"""Colour selectivity of filters, from the weights of a first layer and from the responses of any layer.
 
-Legend: O filters, K kernel. Filters are weights (O, 3, K, K) on RGB inputs.
+Legend: N images, O filters, C channels, H W space, K kernel, M crops. Filters are weights (O, 3, K, K) on RGB inputs.
+
+Which filters count: one that never left its initialisation is RGB noise, which looks coloured. ``learned`` is the rule,
+stated beforehand, by which such filters are left out; ``change_from_initialisation`` shows what it is worth.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import uniform_filter
+from torch import Tensor, nn
 
+from analysis.separation import mean_range
 from analysis.stats import permutation_p, permuted_labels
+from gconv.conv import GroupedConv2d
+from gconv.shuffle import ChannelPermutation, ChannelShuffle
 
 # A filter that never left its initialisation is RGB noise: two thirds of its energy lie off the grey axis, so it looks
 # coloured. A 3 × 3 mean leaves a tenth of its energy, and more than this share of a learned filter's.
 LEARNED_SMOOTHNESS = 0.3
+
+# The plane off the grey axis: red against green, and yellow against blue.
+CHROMA_AXES_2C = np.array([[1, -1, 0], [1, 1, -2]]) / np.sqrt([[2], [6]])
+GREY = 1e-12  # share of a filter's energy, below which it is rounding
 
 
 def colour_index(filters_O3KK: ArrayLike) -> NDArray[np.float64]:
@@ -44,14 +59,99 @@ def smoothness(filters_O3KK: ArrayLike) -> NDArray[np.float64]:
 
 
 def learned(filters_O3KK: ArrayLike) -> NDArray[np.bool_]:
-    """(O,) Which filters left their initialisation: smoothness above ``LEARNED_SMOOTHNESS``."""
+    """(O,) Which filters left their initialisation: smoothness above ``LEARNED_SMOOTHNESS``.
+
+    The rule needs no initial weights, and pays for it: a grating of frequency f keeps ((1 + 2 cos 2πf)/3)², so one
+    finer than 0.2 cycles per pixel passes for noise. Where the initial weights are at hand, tell such filters from
+    noise by ``change_from_initialisation``: the correlation of noise that only decayed stays near 1.
+    """
     return smoothness(filters_O3KK) > LEARNED_SMOOTHNESS
+
+
+@dataclass(frozen=True)
+class Change:
+    """How far each filter is from where it started.
+
+    Attributes:
+        distance: (O,) |w − w0| / |w0|. Weight decay alone takes it to 1.
+        correlation: (O,) of w and w0 over the weights: 1 for a filter that was only scaled, about 0 for a new one. NaN
+            where either is constant.
+    """
+
+    distance: NDArray[np.float64]
+    correlation: NDArray[np.float64]
+
+
+def change_from_initialisation(trained: ArrayLike, initial: ArrayLike) -> Change:
+    """Change of each filter between two states of the same layer, (O, …) both.
+
+    Raises:
+        ValueError: the shapes differ, or a filter started from zero.
+    """
+    end, start = np.asarray(trained, dtype=np.float64), np.asarray(initial, dtype=np.float64)
+    if end.shape != start.shape or end.ndim < 2:
+        raise ValueError(f"filters of shapes {end.shape} and {start.shape}: must be of the same layer")
+    end, start = end.reshape(len(end), -1), start.reshape(len(start), -1)
+    if not start.any(1).all():
+        raise ValueError(f"filter {int(np.flatnonzero(~start.any(1))[0])} starts from zero: no relative distance")
+    distance = np.linalg.norm(end - start, axis=1) / np.linalg.norm(start, axis=1)
+    centred = [side - side.mean(1, keepdims=True) for side in (end, start)]
+    size = np.prod([np.linalg.norm(side, axis=1) for side in centred], axis=0)
+    scale = np.linalg.norm(end, axis=1) * np.linalg.norm(start, axis=1)
+    product = (centred[0] * centred[1]).sum(1)
+    return Change(distance, np.divide(product, size, out=np.full(len(end), np.nan), where=size > GREY * scale))
+
+
+def luminance(filters_O3KK: ArrayLike) -> NDArray[np.float64]:
+    """(O, K, K) each filter along the grey axis (1, 1, 1)/√3; zero where that is rounding."""
+    filters = _rgb(filters_O3KK)
+    along = filters.sum(1) / np.sqrt(3)
+    rounding = (along**2).sum((1, 2)) <= GREY * (filters**2).sum((1, 2, 3))
+    return np.where(rounding[:, None, None], 0.0, along)
+
+
+@dataclass(frozen=True)
+class FirstColour:
+    """The axis in colour space along which each filter varies most, grey aside.
+
+    Attributes:
+        angle: (O,) of the axis in degrees, 0 ≤ angle < 180, for red and its opponent are one axis: 0 red against green
+            (1, −1, 0), 30 red against cyan, 60 orange against azure, 90 yellow against blue (1, 1, −2), 150 green
+            against magenta. 0 for a grey filter.
+        explained: (O,) share of the energy off the grey axis that lies on it, ½ … 1; at ½ the angle is arbitrary. 0 for
+            a grey filter.
+        coloured: (O,) False marks the grey filters, with no energy off the grey axis.
+        planes: (O, K, K) the filter along that axis; zero for a grey filter.
+    """
+
+    angle: NDArray[np.float64]
+    explained: NDArray[np.float64]
+    coloured: NDArray[np.bool_]
+    planes: NDArray[np.float64]
+
+
+def first_colour(filters_O3KK: ArrayLike) -> FirstColour:
+    """First singular vector of each filter's weights (3, K · K), projected off the grey axis.
+
+    Raises:
+        ValueError: the filters do not read three channels.
+    """
+    filters = _rgb(filters_O3KK)
+    chroma = np.einsum("ac,ochw->oahw", CHROMA_AXES_2C, filters)
+    (rr, ry), (_, yy) = np.einsum("oahw,obhw->abo", chroma, chroma)
+    coloured = rr + yy > GREY * (filters**2).sum((1, 2, 3))
+    # The eigenvectors of a symmetric 2 × 2 matrix in closed form.
+    angle = np.where(coloured, np.arctan2(2 * ry, rr - yy) / 2 % np.pi, 0.0)
+    energy = (rr + yy + np.hypot(rr - yy, 2 * ry)) / 2
+    explained = np.divide(energy, rr + yy, out=np.zeros_like(energy), where=coloured)
+    planes = np.einsum("ao,oahw->ohw", coloured * np.stack([np.cos(angle), np.sin(angle)]), chroma)
+    return FirstColour(np.degrees(angle), explained, coloured, planes)
 
 
 def colour_difference(colour: ArrayLike, labels: ArrayLike) -> float:
     """Largest minus smallest group mean of the colour index; with two groups their absolute difference."""
     values, group = np.asarray(colour, dtype=np.float64), np.asarray(labels, dtype=np.int64)
-    return float(_spread(values, group[None])[0])
+    return float(mean_range(values, group[None])[0])
 
 
 def colour_difference_test(colour: ArrayLike, labels: ArrayLike, permutations: int = 2000, seed: int = 0) -> float:
@@ -63,17 +163,192 @@ def colour_difference_test(colour: ArrayLike, labels: ArrayLike, permutations: i
     values, group = np.asarray(colour, dtype=np.float64), np.asarray(labels, dtype=np.int64)
     if len(np.unique(group)) < 2:
         raise ValueError("a difference needs filters in at least two groups")
-    spread = _spread(values, np.concatenate([group[None], permuted_labels(group, permutations, seed)]))
+    spread = mean_range(values, np.concatenate([group[None], permuted_labels(group, permutations, seed)]))
     return permutation_p(float(spread[0]), spread[1:])
 
 
-def _spread(values: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Range of the group means of ``values`` (O,) under each row of ``labels`` (P, O)."""
-    means = []
-    for group in np.unique(labels[0]):
-        member = labels == group
-        means.append(member @ values / member.sum(1))
-    return np.max(means, axis=0) - np.min(means, axis=0)
+# Responses: the colour selectivity index (Rafegas & Vanrell 2018; Rafegas et al. 2020).
+
+Respond = Callable[[Tensor], Tensor]  # images (N, 3, H, W) of values 0 … 1 to responses (N, O, h, w), after the ReLU
+UNMOVED = (nn.ReLU, nn.GELU, nn.SiLU, nn.BatchNorm2d, nn.LocalResponseNorm, nn.Dropout, nn.Dropout2d, nn.Identity)
+
+
+@dataclass(frozen=True)
+class ReceptiveField:
+    """What unit (row, column) of a layer reads: ``size`` pixels from row · stride − padding on, and so for columns."""
+
+    size: int
+    stride: int
+    padding: int
+
+    def window(self, row: int, column: int) -> tuple[slice, slice]:
+        """Rows and columns of an image, as far as they lie in it."""
+        first = [place * self.stride - self.padding for place in (row, column)]
+        down, right = (slice(max(start, 0), max(start + self.size, 0)) for start in first)
+        return down, right
+
+
+def receptive_field(layers: Sequence[nn.Module]) -> ReceptiveField:
+    """Of the last of consecutive layers, from the images on, by composing their geometry.
+
+    Layers must be alike either way, and their padding hold no pixels (zeros).
+
+    Raises:
+        ValueError: a layer whose geometry is not known, or that is not square.
+    """
+    size, stride, padding = 1, 1, 0
+    for layer in layers:
+        if isinstance(layer, nn.Sequential):
+            inner = receptive_field(list(layer))
+            kernel, step, pad = inner.size, inner.stride, inner.padding
+        elif isinstance(layer, (*UNMOVED, ChannelShuffle, ChannelPermutation)):
+            continue
+        elif isinstance(layer, nn.Conv2d | GroupedConv2d | nn.MaxPool2d | nn.AvgPool2d):
+            dilation = _side(getattr(layer, "dilation", 1), layer)
+            kernel = 1 + dilation * (_side(layer.kernel_size, layer) - 1)
+            step = _side(layer.stride, layer)
+            named = {"same": (kernel - 1) // 2, "valid": 0}
+            pad = named[layer.padding] if isinstance(layer.padding, str) else _side(layer.padding, layer)
+        else:
+            raise ValueError(f"what {layer} reads is not known: give ReceptiveField(size, stride, padding) instead")
+        size, stride, padding = size + (kernel - 1) * stride, stride * step, padding + pad * stride
+    return ReceptiveField(size, stride, padding)
+
+
+@dataclass(frozen=True)
+class Top:
+    """Where each filter responded most, descending; at most one place in an image. All arrays are (O, M)."""
+
+    response: NDArray[np.float64]
+    image: NDArray[np.int64]
+    row: NDArray[np.int64]
+    column: NDArray[np.int64]
+
+
+class TopResponses:
+    """The images to which each filter responds most, found in one pass; keeps ``count`` of them per filter.
+
+    Of equal responses the earlier image is kept, so the result does not depend on the batches.
+    """
+
+    def __init__(self, count: int) -> None:
+        if count < 1:
+            raise ValueError(f"count={count}: one crop at least")
+        self.count = count
+        self.seen = 0
+        self._best: list[Tensor] | None = None
+
+    def add(self, responses_NOHW: Tensor) -> None:
+        """Take in the responses to the next images."""
+        x = responses_NOHW.detach()
+        peak, place = x.flatten(2).max(2)
+        image = torch.arange(self.seen, self.seen + len(x), device=x.device)[:, None].expand_as(peak)
+        self.seen += len(x)
+        new = [peak, image, place // x.shape[3], place % x.shape[3]]
+        if self._best is not None:
+            new = [torch.cat(pair) for pair in zip(self._best, new, strict=True)]
+        order = new[0].argsort(dim=0, descending=True, stable=True)[: self.count]
+        self._best = [part.gather(0, order) for part in new]
+
+    @property
+    def top(self) -> Top:
+        """The best so far."""
+        if self._best is None:
+            raise ValueError("no responses were collected")
+        response, *places = (part.T.cpu().numpy() for part in self._best)
+        return Top(response.astype(np.float64), *places)
+
+
+def grey_version(crop_3HW: ArrayLike) -> NDArray[np.float64]:
+    """(3, H, W) a crop of values 0 … 1 without colour: its first principal component in the opponent space.
+
+    Opponent space: (R + G + B − 1.5) / 1.5, R − G, (R + G − 2 B) / 2, each −1 … 1. The component keeps its contrast and
+    the crop's mean brightness, brighter where the crop is (where it has no brightness of its own, where it is redder),
+    cut to 0 … 1: so a grey crop is its own grey version. (The authors' code stretches the component to the full range,
+    with an arbitrary sign; a filter for brightness then prefers the grey version of any crop of low contrast.)
+    """
+    red, green, blue = np.asarray(crop_3HW, dtype=np.float64)
+    opponent = np.stack([(red + green + blue - 1.5) / 1.5, red - green, (red + green - 2 * blue) / 2])
+    mean = opponent.mean((1, 2))
+    centred = (opponent - mean[:, None, None]).reshape(3, -1)
+    axis = np.linalg.eigh(centred @ centred.T)[1][:, -1]
+    axis = axis * np.sign(axis[np.abs(axis) > 1e-9][0])
+    return np.broadcast_to(np.clip((mean[0] + (axis @ centred).reshape(red.shape) + 1) / 2, 0, 1), (3, *red.shape))
+
+
+@dataclass(frozen=True)
+class ColourSelectivity:
+    """Colour selectivity index of each filter; NaN for one that responds to no crop.
+
+    Attributes:
+        index: (O,) 1 − Σ grey / Σ colour: 0 if the colour does not matter, 1 if nothing is left without it, below 0 if
+            the filter prefers the grey versions.
+        clipped: (O,) mean of 1 − grey / colour, each between 0 and 1.
+        silent: filters that respond to no crop.
+    """
+
+    index: NDArray[np.float64]
+    clipped: NDArray[np.float64]
+    silent: int
+
+
+def selectivity_index(colour_OM: ArrayLike, grey_OM: ArrayLike) -> ColourSelectivity:
+    """The index from the responses to crops and to their grey versions, in the same order.
+
+    A response below zero counts as none, as after a ReLU; a crop without a response takes no part.
+
+    Raises:
+        ValueError: the shapes differ, or a response is not finite.
+    """
+    colour, grey = np.asarray(colour_OM, dtype=np.float64), np.asarray(grey_OM, dtype=np.float64)
+    if colour.ndim != 2 or colour.shape != grey.shape or not np.isfinite([colour, grey]).all():
+        raise ValueError(f"responses of shapes {colour.shape} and {grey.shape}: must be finite, of the same crops")
+    active = colour > 0
+    colour, grey = np.where(active, colour, 0), np.where(active, np.maximum(grey, 0), 0)
+    with np.errstate(invalid="ignore"):
+        index = 1 - grey.sum(1) / colour.sum(1)
+        clipped = (1 - np.minimum(grey / np.where(active, colour, 1), 1)).sum(1, where=active) / active.sum(1)
+    return ColourSelectivity(index, clipped, int((~active.any(1)).sum()))
+
+
+@torch.no_grad()
+def colour_selectivity(
+    respond: Respond, images: Callable[[NDArray[np.int64]], Tensor], top: Top, field: ReceptiveField, batch: int = 64
+) -> ColourSelectivity:
+    """Colour selectivity index of a layer: each crop is made grey where it lies in its image, and the unit asked again.
+
+    So padding and whatever else the unit's place does to it stay as they were. One image passes for each crop.
+
+    Args:
+        respond: the network up to the layer, in evaluation mode; normalises the images itself, if it needs that.
+        images: gives those of the indices (n,) as (n, 3, H, W), values 0 … 1, on the device of the network.
+        top: what ``TopResponses`` found for ``respond`` on the same images.
+        field: what a unit of the layer reads.
+        batch: images at once.
+    """
+    grey_OM = np.zeros(top.response.shape)
+    asked = np.argwhere(top.response > 0)
+    for part in np.array_split(asked, range(batch, len(asked), batch)) if len(asked) else []:
+        filters, crops = part.T
+        shown = images(top.image[filters, crops]).clone()
+        rows, columns = top.row[filters, crops], top.column[filters, crops]
+        for image_3HW, row, column in zip(shown, rows, columns, strict=True):
+            window = (slice(None), *field.window(int(row), int(column)))
+            image_3HW[window] = _like(image_3HW, grey_version(image_3HW[window].cpu()))
+        answer = respond(shown)[range(len(part)), filters, rows, columns]
+        grey_OM[filters, crops] = answer.double().cpu().numpy()
+    return selectivity_index(top.response, grey_OM)
+
+
+def _like(image_3HW: Tensor, values: NDArray[np.float64]) -> Tensor:
+    return torch.from_numpy(values.copy()).to(image_3HW.dtype).to(image_3HW.device)
+
+
+def _side(pair: int | tuple[int, ...], layer: nn.Module) -> int:
+    sides = {pair} if isinstance(pair, int) else set(pair)
+    if len(sides) > 1:
+        raise ValueError(f"{layer}: only layers that are alike either way have one receptive field")
+    return sides.pop()
 
 
 def _rgb(filters_O3KK: ArrayLike) -> NDArray[np.float64]:

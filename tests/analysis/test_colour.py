@@ -1,8 +1,28 @@
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
+from torch import nn
 
-from analysis.colour import colour_difference, colour_difference_test, colour_index, learned, smoothness
+from analysis.colour import (
+    ReceptiveField,
+    TopResponses,
+    change_from_initialisation,
+    colour_difference,
+    colour_difference_test,
+    colour_index,
+    colour_selectivity,
+    first_colour,
+    grey_version,
+    learned,
+    luminance,
+    receptive_field,
+    selectivity_index,
+    smoothness,
+)
+from gconv import ChannelShuffle, GroupedConv2d, Partition
 
 
 def filter_of(rgb, pattern):
@@ -32,6 +52,16 @@ def test_noise_looks_coloured_and_is_not_smooth():
 def test_a_broad_stripe_is_learned():
     stripe = filter_of([1, 1, 1], np.cos(np.arange(11) * 2 * np.pi / 11)[None].repeat(11, 0))
     assert learned(stripe[None]).all()
+
+
+def test_a_grating_finer_than_a_fifth_of_a_cycle_per_pixel_passes_for_noise():
+    def grating(frequency):
+        return filter_of([1, 1, 1], np.cos(2 * np.pi * frequency * np.arange(201))[None].repeat(201, 0))
+
+    gratings = np.stack([grating(0.1), grating(0.25)])
+    # The 3 x 3 mean leaves ((1 + 2 cos 2πf) / 3)² of a grating along one axis, and all of it along the other.
+    assert smoothness(gratings) == pytest.approx([((1 + 2 * np.cos(0.2 * np.pi)) / 3) ** 2, 1 / 9], rel=0.02)
+    assert learned(gratings).tolist() == [True, False]
 
 
 def test_a_filter_of_zeros_has_no_index_and_is_not_learned():
@@ -67,3 +97,250 @@ def test_without_a_split_p_is_uniform():
 def test_one_group_has_no_difference():
     with pytest.raises(ValueError, match="two groups"):
         colour_difference_test([0.1, 0.2], [0, 0])
+
+
+PATTERN = np.outer([1, 2, 1], [-1, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("rgb", "angle"),
+    [
+        ([1, -1, 0], 0),
+        ([1, 0, 0], 30),
+        ([0, 1, 1], 30),  # cyan is the opponent of red
+        ([1, 0, -1], 60),
+        ([0, 0, 1], 90),
+        ([5, 5, 4], 90),  # grey does not matter
+        ([0, 1, 0], 150),
+    ],
+    ids=str,
+)
+def test_the_colour_axis_of_a_filter_by_hand(rgb, angle):
+    found = first_colour(filter_of(rgb, PATTERN)[None])
+    assert found.angle == pytest.approx([angle])
+    assert found.explained == pytest.approx([1])
+
+
+def test_a_second_colour_takes_its_share_of_the_energy():
+    across, along = filter_of([1, -1, 0], PATTERN), filter_of([1, 1, -2], PATTERN.T)
+    found = first_colour((2 * across / np.sqrt(2) + along / np.sqrt(6))[None])
+    assert found.angle == pytest.approx([0])
+    assert found.explained == pytest.approx([4 / 5])
+    assert found.planes[0] == pytest.approx(2 * PATTERN)
+
+
+def test_the_first_colour_is_the_first_singular_vector_off_the_grey_axis():
+    filters = np.random.default_rng(3).normal(size=(50, 3, 5, 5))
+    found = first_colour(filters)
+    for weights, angle, explained in zip(filters, found.angle, found.explained, strict=True):
+        vectors, sizes, _ = np.linalg.svd((weights - weights.mean(0)).reshape(3, -1))
+        turn = np.radians(angle)
+        axis = np.cos(turn) * np.array([1, -1, 0]) / np.sqrt(2) + np.sin(turn) * np.array([1, 1, -2]) / np.sqrt(6)
+        assert abs(axis @ vectors[:, 0]) == pytest.approx(1)
+        assert explained == pytest.approx(sizes[0] ** 2 / (sizes**2).sum())
+
+
+def test_grey_filters_are_marked_and_hold_no_nan():
+    grey = filter_of([0.1, 0.1, 0.1], PATTERN).astype(np.float32)
+    found = first_colour(np.stack([grey, 0 * grey, filter_of([1, 1, 1.001], PATTERN)]))
+    assert found.coloured.tolist() == [False, False, True]
+    assert found.angle[:2].tolist() == found.explained[:2].tolist() == [0, 0]
+    assert not found.planes[:2].any()
+
+
+def test_energy_is_luminance_and_colour():
+    filters = np.random.default_rng(4).normal(size=(20, 3, 7, 7))
+    energy = (filters**2).sum((1, 2, 3))
+    found = first_colour(filters)
+    grey, first = (luminance(filters) ** 2).sum((1, 2)), (found.planes**2).sum((1, 2))
+    assert grey + first / found.explained == pytest.approx(energy)
+    assert colour_index(filters) == pytest.approx(1 - grey / energy)
+    assert not luminance(filter_of([1, -1, 0], PATTERN)[None]).any()
+
+
+def test_the_change_from_initialisation_by_hand():
+    start = np.array([[1.0, -1, 2, -2]] * 4).reshape(4, 1, 2, 2)
+    end = np.array([[0.5, -0.5, 1, -1], [-1, 1, -2, 2], [2, -2, -1, 1], [3, 3, 3, 3]], dtype=float).reshape(4, 1, 2, 2)
+    change = change_from_initialisation(end, start)
+    assert change.distance == pytest.approx([0.5, 2, np.sqrt(2), np.sqrt(4 + 16 + 1 + 25) / np.sqrt(10)])
+    assert change.correlation == pytest.approx([1, -1, 0, np.nan], nan_ok=True)
+
+
+def test_change_needs_the_same_layer_and_a_start():
+    with pytest.raises(ValueError, match="same layer"):
+        change_from_initialisation(np.ones((2, 3)), np.ones((3, 3)))
+    with pytest.raises(ValueError, match="filter 1 starts from zero"):
+        change_from_initialisation(np.ones((2, 3)), np.array([[1.0, 2, 3], [0, 0, 0]]))
+
+
+def test_a_grey_crop_is_its_own_grey_version():
+    crop = np.random.default_rng(5).uniform(size=(1, 4, 6)).repeat(3, 0)
+    assert grey_version(crop) == pytest.approx(crop)
+
+
+def test_the_grey_version_of_a_colour_contrast_keeps_its_shape():
+    shape = np.array([[1, -1], [-1, 1], [1, 1], [-1, -1]])
+    crop = 0.5 + np.array([0.25, -0.25, 0])[:, None, None] * shape  # red against green, no brightness: R − G = ± ½
+    assert grey_version(crop) == pytest.approx(np.broadcast_to(0.5 + 0.25 * shape, (3, 4, 2)))
+
+
+def test_the_grey_version_of_a_uniform_colour_is_its_brightness():
+    assert grey_version(np.full((3, 2, 2), 0.0) + np.array([0.9, 0.3, 0])[:, None, None]) == pytest.approx(0.4)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_a_grey_version_is_grey_and_an_image(seed):
+    crop = np.random.default_rng(seed).uniform(size=(3, 3, 5)).round()  # saturated colours leave the range
+    red, green, blue = grey_version(crop)
+    assert (red == green).all() and (green == blue).all()
+    assert 0 <= red.min() <= red.max() <= 1
+
+
+def test_the_selectivity_index_by_hand():
+    found = selectivity_index([[4, 2, 0], [1, 1, 0], [-1, 0, 0]], [[1, 3, 9], [-5, 0.5, 0], [1, 1, 1]])
+    assert found.index == pytest.approx([1 - 4 / 6, 1 - 0.5 / 2, np.nan], nan_ok=True)
+    assert found.clipped == pytest.approx([(0.75 + 0) / 2, (1 + 0.5) / 2, np.nan], nan_ok=True)
+    assert found.silent == 1
+
+
+@pytest.mark.parametrize("grey", [[[1.0, 2.0]], [[np.nan]]], ids=["shape", "nan"])
+def test_responses_that_do_not_fit_have_no_index(grey):
+    with pytest.raises(ValueError, match="of the same crops"):
+        selectivity_index([[1.0]], grey)
+
+
+def test_the_top_responses_are_those_of_all_images_however_they_are_batched():
+    x = torch.randint(0, 9, (40, 5, 3, 4), generator=torch.Generator().manual_seed(0)).double()  # many ties
+    peaks = x.flatten(2).amax(2).T.numpy()
+    for size in (1, 7, 40):
+        found = TopResponses(6)
+        for part in x.split(size):
+            found.add(part)
+        top = found.top
+        assert (top.image == np.argsort(-peaks, axis=1, kind="stable")[:, :6]).all()
+        assert (top.response == np.take_along_axis(peaks, top.image, 1)).all()
+        filters = np.arange(5)[:, None]
+        assert (x.numpy()[top.image, filters, top.row, top.column] == top.response).all()
+
+
+def test_fewer_images_than_crops_give_as_many_as_there_are():
+    found = TopResponses(10)
+    found.add(torch.ones(3, 2, 1, 1))
+    assert found.top.response.shape == (2, 3)
+    with pytest.raises(ValueError, match="no responses"):
+        _ = TopResponses(1).top
+    with pytest.raises(ValueError, match="count=0"):
+        TopResponses(0)
+
+
+def alexnet_trunk():
+    def pool():
+        return nn.MaxPool2d(3, 2)
+
+    return {
+        "conv1": nn.Sequential(nn.Conv2d(3, 4, 11, 4), nn.BatchNorm2d(4), nn.ReLU()),
+        "pool1": pool(),
+        "conv2": GroupedConv2d(4, 4, 5, padding=2, groups=2),
+        "pool2": nn.Sequential(nn.ReLU(), pool()),
+        "conv3": nn.Conv2d(4, 4, 3, padding="same"),
+        "conv4": nn.Conv2d(4, 4, 3, padding=1),
+        "conv5": nn.Conv2d(4, 4, 3, padding=1),
+        "pool5": pool(),
+    }
+
+
+def test_the_receptive_fields_of_alexnet():
+    layers = alexnet_trunk()
+    found = [receptive_field(list(layers.values())[: depth + 1]) for depth in range(len(layers))]
+    assert [field.size for field in found] == [11, 19, 51, 67, 99, 131, 163, 195]
+    assert [field.stride for field in found] == [4, 8, 8, 16, 16, 16, 16, 32]
+    assert [field.padding for field in found] == [0, 0, 16, 16, 32, 48, 64, 64]
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [nn.Conv2d(3, 2, 5, stride=3)],
+        [nn.Conv2d(3, 2, 3, stride=2, padding=2), nn.AvgPool2d(3, 2, padding=1), nn.Conv2d(2, 1, 2, dilation=2)],
+        [GroupedConv2d(3, 4, 4, padding="same"), ChannelShuffle(Partition.uniform(4, 2)), nn.AvgPool2d(2)],
+    ],
+    ids=["one layer", "padding and dilation", "even kernel"],
+)
+def test_a_unit_reads_its_window_and_nothing_else(layers):
+    image = torch.rand(1, 3, 19, 19, dtype=torch.double, requires_grad=True)
+    response = nn.Sequential(*layers).double()(image)[0, 0]
+    field = receptive_field(layers)
+    for row in range(response.shape[0]):
+        read = torch.autograd.grad(response[row, 1], image, retain_graph=True)[0][0].abs().sum(0) > 0
+        down, right = field.window(row, 1)
+        rows, columns = (torch.nonzero(read.any(axis)).flatten().tolist() for axis in (1, 0))
+        assert (rows[0], rows[-1]) == (down.start, min(down.stop, 19) - 1)
+        assert (columns[0], columns[-1]) == (right.start, min(right.stop, 19) - 1)
+
+
+@pytest.mark.parametrize(
+    ("layer", "why"),
+    [(nn.AdaptiveAvgPool2d(1), "is not known"), (nn.Conv2d(3, 2, (3, 5)), "alike either way")],
+    ids=str,
+)
+def test_an_unknown_receptive_field_is_refused(layer, why):
+    with pytest.raises(ValueError, match=why):
+        receptive_field([nn.Conv2d(3, 3, 3), layer])
+
+
+def network(filters_O3KK, **arguments):
+    weight = torch.as_tensor(np.array(filters_O3KK), dtype=torch.double)
+    return lambda x: torch.relu(nn.functional.conv2d(x, weight, **arguments))
+
+
+def taken(images):
+    return lambda index: images[torch.as_tensor(index)]
+
+
+def run_index(respond, images, field, count=4):
+    found = TopResponses(count)
+    for part in images.split(3):
+        found.add(respond(part))
+    return colour_selectivity(respond, taken(images), found.top, field, batch=5)
+
+
+def test_a_brightness_filter_has_index_0_and_an_opponent_filter_1():
+    respond = network([filter_of([1, 1, 1], PATTERN), filter_of([1, -1, 0], PATTERN)])
+    grey = torch.rand(9, 1, 8, 8, dtype=torch.double).expand(-1, 3, -1, -1)
+    colour = torch.rand(9, 3, 8, 8, dtype=torch.double)
+    field = ReceptiveField(3, 1, 0)
+    of_grey = run_index(respond, grey, field)
+    assert (of_grey.index[0], of_grey.clipped[0]) == pytest.approx((0, 0), abs=1e-9)
+    of_colour = run_index(respond, colour, field)
+    assert (of_colour.index[1], of_colour.clipped[1]) == pytest.approx((1, 1), abs=1e-9)
+    assert 0 < of_colour.index[0] < 1  # the first component of a coloured crop is not its brightness
+
+
+def test_filters_of_one_pixel_have_the_index_of_their_colour():
+    # One pixel has no component to vary along: its grey version is its brightness, a third of a pure red.
+    respond = network(np.array([[1, 0, 0], [1, 1, 1], [2, 1, 0], [0, 1, 0]])[:, :, None, None])
+    red = torch.tensor([1.0, 0, 0], dtype=torch.double)[:, None, None].expand(2, 3, 4, 4)
+    found = run_index(respond, red, ReceptiveField(1, 1, 0))
+    assert found.index == pytest.approx([2 / 3, 0, 1 / 2, np.nan], nan_ok=True)
+    assert found.silent == 1
+
+
+def test_the_index_agrees_with_one_computed_crop_by_crop():
+    rng = np.random.default_rng(6)
+    filters, images = rng.normal(size=(3, 3, 3, 3)), rng.uniform(size=(8, 3, 7, 7))
+    found = run_index(network(filters, stride=2, padding=1), torch.from_numpy(images.copy()), ReceptiveField(3, 2, 1))
+    for weights, index in zip(filters, found.index, strict=True):
+        best = []
+        for image in images:
+            units = []
+            for row, column in np.ndindex(4, 4):  # 7 pixels and one of padding either side
+                padded = np.zeros((3, 9, 9))
+                padded[:, 1:8, 1:8] = image
+                colour = (padded[:, 2 * row : 2 * row + 3, 2 * column : 2 * column + 3] * weights).sum()
+                inside = (slice(max(2 * row - 1, 0), 2 * row + 2), slice(max(2 * column - 1, 0), 2 * column + 2))
+                padded[:, 1:8, 1:8][:, *inside] = grey_version(image[:, *inside])
+                grey = (padded[:, 2 * row : 2 * row + 3, 2 * column : 2 * column + 3] * weights).sum()
+                units.append((max(colour, 0), max(grey, 0)))
+            best.append(max(units))
+        colour, grey = np.array(sorted(best, reverse=True)[:4]).T
+        assert index == pytest.approx(1 - grey.sum() / colour.sum())
