@@ -158,7 +158,9 @@ def _correlation_lines(table: pd.DataFrame) -> str:
     for key, rows in ratios.groupby(keys, sort=False):
         labels = dict(zip(keys, key, strict=True))
         side = str(labels["measure"]).removeprefix("ratio_")
-        where = f"{labels['layer']}, {side}" if "layer" in labels else f"{side}, {rows['layer'].nunique()} layers"
+        layers = rows["layer"].nunique()
+        over = f"{side}, {layers} layer{'s' if layers > 1 else ''}"
+        where = f"{labels['layer']}, {side}" if "layer" in labels else over
         same = table["layer"].isin(rows["layer"]) & (table["variant"] == labels["variant"])
         null = table[same & (table["measure"] == labels["measure"]) & (table["null"] == "untrained")]
         trained, untrained = (part.groupby("seed")["value"].mean() for part in (rows, null))
