@@ -8,6 +8,7 @@ is held against a null.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,6 +69,18 @@ def group_contrast(corr: ArrayLike, labels: ArrayLike) -> GroupContrast:
     magnitude, group, dead = _alive(corr, labels)
     within, between = _means(magnitude, group[None])
     return GroupContrast(float(within[0]), float(between[0]), len(group), dead)
+
+
+def mean_contrast(contrasts: Sequence[GroupContrast]) -> GroupContrast:
+    """Mean of within and of between over the draws of a null; the numbers of filters are rounded means.
+
+    Raises:
+        ValueError: no contrast.
+    """
+    if not contrasts:
+        raise ValueError("a mean over the draws of a null needs a draw")
+    within, between, filters, dead = np.mean([[c.within, c.between, c.filters, c.dead] for c in contrasts], axis=0)
+    return GroupContrast(float(within), float(between), round(filters), round(dead))
 
 
 def contrast_test(corr: ArrayLike, labels: ArrayLike, permutations: int = 2000, seed: int = 0) -> float:

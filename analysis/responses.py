@@ -1,41 +1,79 @@
 """Collect layer responses once, in a stream, in bounded memory.
 
-Legend: N batch, C channels, H W space. Every pixel is a sample of the C filters' responses; only the count, the mean
-and the C × C sum of products are kept, in float64.
+Legend: N batch, C D channels of two layers, H W space, S samples. Every pixel is a sample of the filters' responses;
+only the count, the mean and sums of products are kept, in float64. What is kept does not grow with the images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+# Samples at a time: on a CPU as many as stay in its cache while they are shifted and multiplied.
+CHUNK = {"cpu": 4096, "cuda": 65536}
+BLOCK = 128  # columns of the sum of products at a time; blocks below the diagonal are not computed
+
+
+@dataclass(frozen=True)
+class Input:
+    """What a layer reads, where its name alone means what it puts out."""
+
+    layer: str
+
+
+class Accumulator(Protocol):
+    """Takes in responses batch by batch."""
+
+    def add(self, x_NCHW: Tensor, /) -> None:
+        """Take in the responses of one batch."""
+
+
+Tap = TypeVar("Tap", bound="str | Input")
+Gathered = TypeVar("Gathered", bound=Accumulator)
 
 
 class ResponseStatistics:
     """Count, mean and covariance of one layer's responses, accumulated batch by batch.
 
-    The sums are taken about the mean of the first batch, so that nothing cancels.
+    The sums are taken about the mean of the first samples, so that nothing cancels.
     """
 
     def __init__(self) -> None:
         self.count = 0
         self._shift: Tensor | None = None
         self._sum: Tensor
-        self._products: Tensor
+        self._products: Tensor  # upper triangle
 
     def add(self, x_NCHW: Tensor) -> None:
-        """Take in the responses of one batch."""
-        x = x_NCHW.detach().movedim(1, -1).flatten(0, -2)
-        x = (x.cpu() if x.device.type == "mps" else x).double()  # MPS has no float64
+        """Take in the responses of one batch, (N, C, H, W) or (S, C)."""
+        for part in x_NCHW.detach().split(_images_at_a_time(x_NCHW)):
+            self.add_samples(_samples(part))
+
+    def add_samples(self, x_CS: Tensor, repeats_S: Tensor | None = None) -> Tensor:
+        """Take in samples (C, S), float64, which it overwrites; sample s counts ``repeats_S[s]`` times, if given.
+
+        Returns:
+            (C, S) the samples less what the sums are taken about.
+        """
         if self._shift is None:
-            self._shift = x.mean(0)
+            self._shift = x_CS.mean(1)
             self._sum = torch.zeros_like(self._shift)
-            self._products = x.new_zeros(x.shape[1], x.shape[1])
-        x = x - self._shift
-        self.count += x.shape[0]
-        self._sum += x.sum(0)
-        self._products += x.T @ x
+            self._products = x_CS.new_zeros(x_CS.shape[0], x_CS.shape[0])
+        x_CS -= self._shift[:, None]
+        counted = x_CS if repeats_S is None else x_CS * repeats_S
+        self.count += x_CS.shape[1] if repeats_S is None else int(repeats_S.sum())
+        self._sum += counted.sum(1)
+        for start in range(0, x_CS.shape[0], BLOCK):
+            end = start + BLOCK
+            self._products[:end, start:end].addmm_(counted[:end], x_CS[start:end].T)
+        return x_CS
 
     @property
     def mean(self) -> Tensor:
@@ -49,38 +87,237 @@ class ResponseStatistics:
         """(C, C) float64 on the CPU, with n − 1."""
         if self.count < 2:
             raise ValueError(f"a covariance needs two samples, not {self.count}")
-        about_shift = self._products - torch.outer(self._sum, self._sum) / self.count
+        products = self._products.triu() + self._products.triu(1).T
+        about_shift = products - torch.outer(self._sum, self._sum) / self.count
         return (about_shift / (self.count - 1)).cpu().double()
 
 
-@torch.no_grad()
-def collect_responses(model: nn.Module, batches: Iterable[Tensor], layers: list[str]) -> dict[str, ResponseStatistics]:
-    """One pass over the images in evaluation mode, gathering what the named layers put out.
+class PairStatistics:
+    """Covariances of two layers' responses, and the covariance between them, accumulated batch by batch.
+
+    The smaller map is upsampled to the larger by nearest neighbour (Ioannou 2017), and pixels of the larger map are the
+    samples. Nothing is in fact upsampled: a product with a repeated pixel is that with the sum of the pixels it covers.
+
+    Attributes:
+        first, second: statistics of either layer, at the resolution of the larger map.
+        distinct: samples that are no copies, which are the pixels of the smaller map.
+    """
+
+    def __init__(self) -> None:
+        self.first, self.second = ResponseStatistics(), ResponseStatistics()
+        self.distinct = 0
+        self._cross: Tensor | None = None
+
+    def add(self, x_NCHW: Tensor, y_NDHW: Tensor) -> None:
+        """Take in the responses of both layers to one batch.
+
+        Raises:
+            ValueError: not the same images, or neither map covers the other.
+        """
+        if x_NCHW.dim() != 4 or y_NDHW.dim() != 4 or len(x_NCHW) != len(y_NDHW):
+            shapes = f"{tuple(x_NCHW.shape)} and {tuple(y_NDHW.shape)}"
+            raise ValueError(f"responses of shapes {shapes} must be maps (N, C, H, W) of the same images")
+        if x_NCHW.shape[2] < y_NDHW.shape[2] or x_NCHW.shape[3] < y_NDHW.shape[3]:
+            cross_DC = self._add(y_NDHW, x_NCHW, self.second, self.first)
+            cross_CD = cross_DC.T
+        else:
+            cross_CD = self._add(x_NCHW, y_NDHW, self.first, self.second)
+        self._cross = cross_CD if self._cross is None else self._cross + cross_CD
+
+    def _add(self, large: Tensor, small: Tensor, of_large: ResponseStatistics, of_small: ResponseStatistics) -> Tensor:
+        rows, columns = (_covered(small.shape[axis], large.shape[axis], large) for axis in (2, 3))
+        repeats = torch.outer(rows.sum(1), columns.sum(1)).flatten()
+        cross = rows.new_zeros(large.shape[1], small.shape[1])
+        step = _images_at_a_time(large)
+        for part, small_part in zip(large.detach().split(step), small.detach().split(step), strict=True):
+            x_CNHW = of_large.add_samples(_samples(part)).unflatten(1, (len(part), *part.shape[2:]))
+            y_DS = of_small.add_samples(_samples(small_part), repeats.repeat(len(part)))
+            cross += (rows @ (x_CNHW @ columns.T)).flatten(1) @ y_DS.T
+            self.distinct += y_DS.shape[1]
+        return cross
+
+    @property
+    def count(self) -> int:
+        """Samples: pixels of the larger map."""
+        return self.first.count
+
+    @property
+    def cross_covariance(self) -> Tensor:
+        """(C, D) float64 on the CPU, with n − 1."""
+        if self._cross is None or self.count < 2:
+            raise ValueError(f"a covariance needs two samples, not {self.count}")
+        about_shift = self._cross - torch.outer(self.first._sum, self.second._sum) / self.count
+        return (about_shift / (self.count - 1)).cpu().double()
+
+
+def collect(
+    model: nn.Module, batches: Iterable[Tensor], layers: Sequence[Tap], gather: Callable[[], Gathered]
+) -> dict[Tap, Gathered]:
+    """One pass over the images in evaluation mode; what the layers put out, or read, goes into accumulators.
 
     Args:
         model: on the device of the batches.
         batches: inputs (N, 3, H, W).
-        layers: module names.
+        layers: module names, or ``Input`` of one. A convolution puts out what its activation has not yet touched.
+        gather: makes the accumulator of one layer: ``ResponseStatistics``, ``MomentStatistics``, …
 
     Raises:
         ValueError: a layer that the model does not have; lists those it has.
     """
+    gathered = {layer: gather() for layer in layers}
+    with _tapped(model, layers, lambda layer, x: gathered[layer].add(x)):
+        for batch in batches:
+            model(batch)
+    return gathered
+
+
+def collect_responses(model: nn.Module, batches: Iterable[Tensor], layers: list[str]) -> dict[str, ResponseStatistics]:
+    """One pass over the images in evaluation mode, gathering what the named layers put out.
+
+    Args and raises as ``collect``.
+    """
+    return collect(model, batches, layers, ResponseStatistics)
+
+
+def collect_pairs(
+    model: nn.Module, batches: Iterable[Tensor], pairs: Sequence[tuple[Tap, Tap]]
+) -> dict[tuple[Tap, Tap], PairStatistics]:
+    """One pass over the images in evaluation mode, gathering how pairs of layers vary together.
+
+    Args:
+        model, batches: as of ``collect``.
+        pairs: of layers, named as for ``collect``.
+
+    Raises:
+        ValueError: as ``collect``; or the model runs a layer twice on the same images, or not at all.
+    """
+    layers = list(dict.fromkeys(layer for pair in pairs for layer in pair))
+    gathered = {pair: PairStatistics() for pair in pairs}
+    seen: dict[Tap, Tensor] = {}
+
+    def keep(layer: Tap, x: Tensor) -> None:
+        if layer in seen:
+            raise ValueError(f"{layer} runs twice on the same images: which of its responses belong to a pair is open")
+        seen[layer] = x.detach().clone()  # the next layer may overwrite it
+
+    with _tapped(model, layers, keep):
+        for batch in batches:
+            model(batch)
+            if missing := [layer for layer in layers if layer not in seen]:
+                raise ValueError(f"{missing[0]} does not run when the model does")
+            for (first, second), statistics in gathered.items():
+                statistics.add(seen[first], seen[second])
+            seen.clear()
+    return gathered
+
+
+def collect_random_filters(
+    model: nn.Module, batches: Iterable[Tensor], layers: Sequence[str], draws: int, seed: int = 0
+) -> dict[str, list[ResponseStatistics]]:
+    """What the layers would put out on the same inputs if their own weights had never been trained.
+
+    The null of "the filters of a group have learned to agree": all before a layer is trained, its filters alone are as
+    its ``reset_parameters`` draws them. The scale and the bias of a filter do not touch its correlations.
+
+    Args:
+        model, batches: as of ``collect``; the model is not changed.
+        layers: names of convolutions.
+        draws: of fresh filters, for each layer.
+        seed: of the first draw; the next takes the next.
+
+    Returns:
+        For each layer the statistics under each draw.
+
+    Raises:
+        ValueError: as ``collect``; a layer that has no initialisation of its own.
+    """
+    modules = _named(model, layers)
+    fresh = {layer: [_drawn_anew(layer, modules[layer], seed + k) for k in range(draws)] for layer in layers}
+    gathered = {layer: [ResponseStatistics() for _ in range(draws)] for layer in layers}
+
+    def filter_again(tap: Input, x: Tensor) -> None:
+        for module, statistics in zip(fresh[tap.layer], gathered[tap.layer], strict=True):
+            statistics.add(module(x))
+
+    with _tapped(model, [Input(layer) for layer in layers], filter_again):
+        for batch in batches:
+            model(batch)
+    return gathered
+
+
+@contextmanager
+def _tapped(model: nn.Module, layers: Sequence[Tap], take: Callable[[Tap, Tensor], None]) -> Iterator[None]:
+    """While open, in evaluation mode and without gradients, ``take`` is called with what flows at each layer."""
+    modules = _named(model, [_name(layer) for layer in layers])
+
+    def tap(layer: Tap) -> Any:
+        module = modules[_name(layer)]
+        if isinstance(layer, Input):
+            return module.register_forward_pre_hook(lambda _module, inputs: take(layer, inputs[0]))
+
+        def after(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            take(layer, output)
+
+        return module.register_forward_hook(after)
+
+    handles = [tap(layer) for layer in layers]
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:  # one by one: a part of a model may stand in evaluation mode
+            module.training = True
+        for handle in handles:
+            handle.remove()
+
+
+def _name(layer: str | Input) -> str:
+    return layer.layer if isinstance(layer, Input) else layer
+
+
+def _named(model: nn.Module, layers: Sequence[str]) -> dict[str, nn.Module]:
     modules = dict(model.named_modules())
     for layer in layers:
         if layer not in modules:
             raise ValueError(f"no layer {layer!r}; there are: {', '.join(name for name in modules if name)}")
-    gathered = {layer: ResponseStatistics() for layer in layers}
-    handles = [
-        modules[layer].register_forward_hook(lambda _module, _inputs, output, into=gathered[layer]: into.add(output))
-        for layer in layers
-    ]
-    training = model.training
-    model.eval()
-    try:
-        for batch in batches:
-            model(batch)
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
-    return gathered
+    return {layer: modules[layer] for layer in layers}
+
+
+def _drawn_anew(name: str, module: nn.Module, seed: int) -> nn.Module:
+    """A copy of the layer with weights of its own initialisation, the same on every device."""
+    reset = getattr(module, "reset_parameters", None)
+    if reset is None or next(module.parameters(), None) is None:
+        raise ValueError(f"layer {name!r}, a {type(module).__name__}, has no weights to draw anew; a convolution has")
+    device = next(module.parameters()).device
+    fresh = copy.deepcopy(module).cpu().eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh.reset_parameters()  # type: ignore[operator]
+    return fresh.to(device)
+
+
+def _images_at_a_time(x_NCHW: Tensor) -> int:
+    pixels = max(1, x_NCHW[0, 0].numel()) if len(x_NCHW) else 1
+    return max(1, CHUNK.get(x_NCHW.device.type, CHUNK["cpu"]) // pixels)
+
+
+def _samples(x_NCHW: Tensor) -> Tensor:
+    """(C, S) float64, a copy, in the order of memory that needs no second copy."""
+    x = x_NCHW.cpu() if x_NCHW.device.type == "mps" else x_NCHW  # MPS has no float64
+    channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.preserve_format if channels_last else torch.contiguous_format
+    return x.movedim(1, 0).to(torch.float64, memory_format=layout, copy=True).flatten(1)
+
+
+def _covered(small: int, large: int, like: Tensor) -> Tensor:
+    """(small, large) which pixels of the larger map each pixel of the smaller one becomes, along one axis."""
+    if small > large:
+        raise ValueError(
+            f"maps of which one is larger down and the other along ({small} and {large}) have no common one"
+        )
+    device = "cpu" if like.device.type == "mps" else like.device
+    pixels = torch.arange(small, dtype=torch.float32, device=device).view(1, 1, small)
+    source = F.interpolate(pixels, size=large, mode="nearest").flatten().long()
+    return F.one_hot(source, small).T.double()

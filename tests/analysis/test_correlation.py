@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.correlation import contrast_test, correlation_matrix, group_contrast
+from analysis.correlation import GroupContrast, contrast_test, correlation_matrix, group_contrast, mean_contrast
 
 CORR = np.array(
     [
@@ -62,6 +62,14 @@ def test_dead_filters_are_left_out_and_counted():
     assert contrast.within == pytest.approx(0.5)
 
 
+def test_the_mean_over_the_draws_of_a_null_is_a_contrast_too():
+    mean = mean_contrast([GroupContrast(0.4, 0.1, 8, 0), GroupContrast(0.2, 0.2, 6, 2)])
+    assert (mean.within, mean.between) == (pytest.approx(0.3), pytest.approx(0.15))
+    assert (mean.filters, mean.dead) == (7, 1)
+    with pytest.raises(ValueError, match="needs a draw"):
+        mean_contrast([])
+
+
 def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="do not fit"):
         group_contrast(CORR, [0, 1])
@@ -84,5 +92,5 @@ def test_planted_groups_are_found_with_the_correlation_that_theory_gives():
 
 def test_on_exchangeable_filters_p_is_uniform():
     rng = np.random.default_rng(1)
-    p = [contrast_test(*planted(rng, strength=0.0), permutations=199, seed=draw) for draw in range(300)]
+    p = [contrast_test(*planted(rng, strength=0.0), permutations=199, seed=draw) for draw in range(500)]
     assert stats.kstest(p, "uniform").pvalue > 0.01

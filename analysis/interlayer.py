@@ -1,0 +1,159 @@
+"""How the filters of two adjacent layers vary together, and whether that follows the groups.
+
+Legend: C D filters of the first and the second layer, G groups.
+
+The responses of either layer are whitened on their own, since their raw covariance "is conflated with the inherent
+covariances within X1 and X2"; then X1 X2ᵀ / (N − 1) (Ioannou 2017, PhD thesis). All of it is a function of the
+covariances that ``responses.collect_pairs`` gathers in one stream. Grouping alone makes the result block-diagonal,
+since a group reads nothing else: compare with the same network untrained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from analysis.correlation import correlation_matrix
+from analysis.stats import Inference, label_permutation_test
+
+# Directions with less of the variance than this, relative to the largest, are rounding: that of float32 responses is
+# about 1e-14. They are projected out, not inflated.
+RANK_TOLERANCE = 1e-10
+
+
+@dataclass(frozen=True)
+class WhitenedCovariance:
+    """Covariance between the whitened responses of two layers.
+
+    Attributes:
+        matrix: (C, D), entries −1 to 1; NaN in the rows and columns of dead filters.
+        ranks: directions of either layer that were whitened.
+        dead: filters of either layer that never vary.
+        dependent: living filters of either layer, beyond its rank, that the others determine.
+    """
+
+    matrix: NDArray[np.float64]
+    ranks: tuple[int, int]
+    dead: tuple[int, int]
+    dependent: tuple[int, int]
+
+
+def whitened_covariance(
+    first_CC: ArrayLike, second_DD: ArrayLike, cross_CD: ArrayLike, samples: int
+) -> WhitenedCovariance:
+    """Σ₁^-½ Σ₁₂ Σ₂^-½: each layer ZCA-whitened on its own, then the covariance between them.
+
+    The roots are pseudo-inverse: dead filters are left out, and directions in which the others do not vary, by
+    ``RANK_TOLERANCE``, are projected out. So every direction that is left has variance 1, whatever the scale of the
+    filters, and the singular values of the result are the canonical correlations.
+
+    Args:
+        first_CC, second_DD: covariances of either layer.
+        cross_CD: covariance between them.
+        samples: distinct ones; copies made by upsampling do not count (``PairStatistics.distinct``).
+
+    Raises:
+        ValueError: the shapes do not fit; a layer of which no filter varies; too few samples for so many filters.
+    """
+    first, second, cross = (np.asarray(matrix, dtype=np.float64) for matrix in (first_CC, second_DD, cross_CD))
+    if first.shape != (cross.shape[0],) * 2 or second.shape != (cross.shape[-1],) * 2 or cross.ndim != 2:
+        raise ValueError(f"covariances of shapes {first.shape}, {second.shape} and {cross.shape} between do not fit")
+    if not (np.isfinite(first).all() and np.isfinite(second).all() and np.isfinite(cross).all()):
+        raise ValueError("responses must be finite; these hold NaN or infinity")
+    living = [np.flatnonzero(~np.isnan(np.diag(correlation_matrix(side)))) for side in (first, second)]
+    p, q = (len(columns) for columns in living)
+    if not p or not q:
+        raise ValueError(f"none of the {len(cross) if not p else len(second)} filters of a layer varies")
+    if samples - 1 < p + q:
+        raise ValueError(
+            f"{samples} samples of {p} and {q} filters: whitening needs {p + q + 1} at least; with fewer, some "
+            "directions of the two layers agree fully whatever the network, and no entry of the covariance is reliable"
+        )
+    (root_first, rank_first), (root_second, rank_second) = (
+        _whitening(side[np.ix_(columns, columns)]) for side, columns in zip((first, second), living, strict=True)
+    )
+    matrix = np.full(cross.shape, np.nan)
+    matrix[np.ix_(*living)] = root_first @ cross[np.ix_(*living)] @ root_second
+    return WhitenedCovariance(
+        matrix,
+        ranks=(rank_first, rank_second),
+        dead=(len(first) - p, len(second) - q),
+        dependent=(p - rank_first, q - rank_second),
+    )
+
+
+@dataclass(frozen=True)
+class BlockEnergy:
+    """How much of a covariance between two layers lies in the blocks that their groups link.
+
+    Attributes:
+        squared: share of the squared entries.
+        absolute: share of the absolute values.
+        chance: share of the entries, which is what a matrix without blocks has of either.
+        left_out: filters of either layer that took no part, for they are dead or belong to no one group.
+        test: ``squared`` with its p when the labels of the first layer are permuted, sizes kept.
+    """
+
+    squared: float
+    absolute: float
+    chance: float
+    left_out: tuple[int, int]
+    test: Inference
+
+
+def block_energy(
+    matrix_CD: ArrayLike, first_labels_C: ArrayLike, second_labels_D: ArrayLike, seed: int = 0
+) -> BlockEnergy:
+    """On-block energy of a covariance between two layers.
+
+    N samples add 1 / N of noise to each squared entry (more, as pixels of one image are alike), on the blocks and off
+    them, which pulls the shares towards chance: compare networks on as many images, and show many.
+
+    Args:
+        matrix_CD: ``WhitenedCovariance.matrix``.
+        first_labels_C: the group of the second layer that reads each filter; negative where none or several do.
+        second_labels_D: the group that computes each filter of the second layer, or that reads it.
+        seed: of the permutations.
+
+    Raises:
+        ValueError: the labels do not fit, link nothing, or the matrix is zero.
+    """
+    matrix = np.asarray(matrix_CD, dtype=np.float64)
+    first, second = np.asarray(first_labels_C, dtype=np.int64), np.asarray(second_labels_D, dtype=np.int64)
+    if matrix.ndim != 2 or first.shape != matrix.shape[:1] or second.shape != matrix.shape[1:]:
+        raise ValueError(f"labels of shapes {first.shape} and {second.shape} do not fit {matrix.shape} covariances")
+    rows = (first >= 0) & ~np.isnan(matrix).all(1)
+    columns = (second >= 0) & ~np.isnan(matrix).all(0)
+    part, first, second = np.abs(matrix[np.ix_(rows, columns)]), first[rows], second[columns]
+    linked = first[:, None] == second
+    if not linked.any():
+        raise ValueError(
+            f"groups {np.unique(first).tolist()} and {np.unique(second).tolist()} of the two layers: none is linked"
+        )
+    if not (part > 0).any():
+        raise ValueError("all covariances are zero: no share of them lies anywhere")
+    # Energy of every filter of the first layer with every group of the second: all that a labelling can move.
+    groups = 1 + max(int(first.max()), int(second.max()))
+    energy_CG = (part**2) @ np.eye(groups)[second]
+    energy_CG /= energy_CG.sum()
+
+    def share(labels: NDArray[np.int64]) -> float:
+        return float(energy_CG[np.arange(len(labels)), labels].sum())
+
+    return BlockEnergy(
+        squared=share(first),
+        absolute=float(part[linked].sum() / part.sum()),
+        chance=float(linked.mean()),
+        left_out=(int((~rows).sum()), int((~columns).sum())),
+        test=label_permutation_test(first, share, "greater", seed),
+    )
+
+
+def _whitening(covariance: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:
+    """The symmetric root Σ^-½ of the pseudo-inverse, and its rank."""
+    variance, direction = np.linalg.eigh(covariance)
+    kept = variance > RANK_TOLERANCE * variance[-1]
+    scaled = direction[:, kept] / np.sqrt(np.sqrt(variance[kept]))
+    return scaled @ scaled.T, int(kept.sum())

@@ -1,0 +1,208 @@
+"""Silence a group and see what is lost, on colour and on grey images.
+
+Legend: N batch, C channels, H W space, K classes, P draws.
+
+What a group alone knows is lost without it: if it has specialised in colour, colour images lose more than their grey
+versions do. Any set of filters is missed, so what a group costs is held against random sets of as many filters.
+
+Silence what the next convolution reads: the output of an activation or of a normalisation, not that of a convolution
+before its normalisation, which would turn zero into something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from analysis.responses import collect_responses
+from analysis.stats import null_p
+
+Batches = Iterable[tuple[Tensor, Tensor]]  # images and their classes, in the same order each time
+Replacement = Literal["zero", "mean"]
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """What silencing one group costs. Drops are intact − silenced, in fractions of 1.
+
+    Attributes:
+        group: which one; its name among the labels.
+        filters: how many were silenced.
+        colour_drop, grey_drop: fall of the accuracy on colour images and on their grey versions.
+        class_drop: (K,) fall of the accuracy of each class on colour images; NaN where a class has no image.
+        null_colour_drop, null_grey_drop: (P,) the same for random sets of as many filters.
+    """
+
+    group: int
+    filters: int
+    colour_drop: float
+    grey_drop: float
+    class_drop: NDArray[np.float64]
+    null_colour_drop: NDArray[np.float64]
+    null_grey_drop: NDArray[np.float64]
+
+    @property
+    def interaction(self) -> float:
+        """How much more colour images lose than grey ones."""
+        return self.colour_drop - self.grey_drop
+
+    @property
+    def null_interaction(self) -> NDArray[np.float64]:
+        """(P,) the interaction of random sets of as many filters."""
+        return self.null_colour_drop - self.null_grey_drop
+
+    @property
+    def p(self) -> float | None:
+        """Two-sided p of the interaction among random sets of filters, of this network; None without draws."""
+        return null_p(self.interaction, self.null_interaction, "two-sided") if self.null_interaction.size else None
+
+
+@contextmanager
+def silenced(model: nn.Module, layer: str, channels: ArrayLike, replacement: float | Tensor = 0.0) -> Iterator[None]:
+    """While open, some channels of what a layer puts out are constant; then the model is as it was.
+
+    Args:
+        model: any module.
+        layer: name of one of its modules.
+        channels: which of its output channels.
+        replacement: what they put out: one value, or one for each channel.
+
+    Raises:
+        ValueError: no such layer, lists those there are; no such channels; values that do not fit them.
+    """
+    modules = dict(model.named_modules())
+    if layer not in modules:
+        raise ValueError(f"no layer {layer!r}; there are: {', '.join(name for name in modules if name)}")
+    chosen = torch.as_tensor(np.asarray(channels, dtype=np.int64))
+    values = torch.as_tensor(replacement)
+    if values.dim() and values.shape != chosen.shape:
+        raise ValueError(f"{values.numel()} values cannot replace {chosen.numel()} channels")
+
+    def replace(_module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
+        if chosen.numel() and not 0 <= int(chosen.min()) <= int(chosen.max()) < output.shape[1]:
+            raise ValueError(f"channels {chosen.tolist()} of {layer!r}: it has 0 to {output.shape[1] - 1}")
+        value = values.to(output.device, output.dtype)
+        shape = (-1, *[1] * (output.dim() - 2)) if value.dim() else ()
+        output = output.clone()
+        output[:, chosen.to(output.device)] = value.reshape(shape)
+        return output
+
+    handle = modules[layer].register_forward_hook(replace)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def class_accuracy(model: nn.Module, batches: Batches) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(K,) images of each class that are told right, and (K,) images of each class; in evaluation mode.
+
+    Raises:
+        ValueError: no image, or a class that the model does not know.
+    """
+    right, images = (np.zeros(0, dtype=np.int64) for _ in range(2))
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            for x, target in batches:
+                scores = model(x)
+                if not right.size:
+                    right, images = (np.zeros(scores.shape[1], dtype=np.int64) for _ in range(2))
+                truth, told = target.cpu().numpy(), scores.argmax(1).cpu().numpy()
+                if truth.size and not 0 <= truth.min() <= truth.max() < len(right):
+                    raise ValueError(f"classes {truth.min()} to {truth.max()}: the model knows 0 to {len(right) - 1}")
+                images += np.bincount(truth, minlength=len(right))
+                right += np.bincount(truth[truth == told], minlength=len(right))
+    finally:
+        for module in training:
+            module.training = True
+    if not images.sum():
+        raise ValueError("an accuracy needs an image")
+    return right, images
+
+
+def lesions(
+    model: nn.Module,
+    layer: str,
+    labels: ArrayLike,
+    colour: Batches,
+    grey: Batches,
+    replacement: Replacement = "zero",
+    draws: int = 20,
+    seed: int = 0,
+) -> list[Lesion]:
+    """Silence each group of a layer in turn, and random sets of as many of its filters.
+
+    Args:
+        model: on the device of the batches.
+        layer: whose output channels are silenced, by name.
+        labels: (C,) the group of each of them; negative where it belongs to none.
+        colour, grey: the same images in colour and in grey, with their classes. They are gone through once for every
+            group and every draw, so a generator will not do.
+        replacement: "zero", or the "mean" of each channel over the images that are shown, which leaves what comes after
+            in the range that it knows.
+        draws: of random filters, for each size of group.
+        seed: of the draws.
+
+    Returns:
+        One lesion for each group, in the order of their labels.
+
+    Raises:
+        ValueError: batches that can be gone through only once; an unknown layer or replacement; labels that do not fit.
+    """
+    if replacement not in ("zero", "mean"):
+        raise ValueError(f"replacement {replacement!r}: must be zero or mean")
+    for name, batches in (("colour", colour), ("grey", grey)):
+        if iter(batches) is batches:
+            raise ValueError(f"{name} batches that can be gone through only once: give a list or a loader")
+    group = np.asarray(labels, dtype=np.int64)
+    shown = [_Shown(model, layer, batches) for batches in (colour, grey)]
+    if group.ndim != 1 or len(group) != len(shown[0].mean):
+        raise ValueError(f"labels of shape {group.shape} do not fit the {len(shown[0].mean)} channels of {layer!r}")
+    if not (shown[0].images == shown[1].images).all():
+        raise ValueError("colour and grey must be the same images: their classes differ")
+    rng = np.random.default_rng(seed)
+
+    def drops(channels: NDArray[np.int64]) -> list[NDArray[np.float64]]:
+        return [view.lost(channels, replacement) / max(1, view.images.sum()) for view in shown]
+
+    nulls: dict[int, NDArray[np.float64]] = {}
+    found = []
+    for name in np.unique(group[group >= 0]):
+        channels = np.flatnonzero(group == name)
+        if channels.size not in nulls:
+            sets = [rng.choice(len(group), channels.size, replace=False) for _ in range(draws)]
+            nulls[channels.size] = np.array([[part.sum() for part in drops(chosen)] for chosen in sets]).reshape(-1, 2)
+        lost = drops(channels)
+        with np.errstate(invalid="ignore"):
+            by_class = lost[0] * shown[0].images.sum() / shown[0].images
+        null = nulls[channels.size]
+        found.append(
+            Lesion(
+                int(name), channels.size, float(lost[0].sum()), float(lost[1].sum()), by_class, null[:, 0], null[:, 1]
+            )
+        )
+    return found
+
+
+class _Shown:
+    """One kind of images: how many the intact model tells right, and the means of the layer."""
+
+    def __init__(self, model: nn.Module, layer: str, batches: Batches) -> None:
+        self._model, self._layer, self._batches = model, layer, batches
+        self.mean = collect_responses(model, (x for x, _ in batches), [layer])[layer].mean.float()
+        self._right, self.images = class_accuracy(model, batches)
+
+    def lost(self, channels: NDArray[np.int64], replacement: Replacement) -> NDArray[np.int64]:
+        """(K,) how many fewer images of each class are told right."""
+        value = self.mean[torch.from_numpy(channels)] if replacement == "mean" else 0.0
+        with silenced(self._model, self._layer, channels, value):
+            return self._right - class_accuracy(self._model, self._batches)[0]

@@ -1,0 +1,166 @@
+"""Partitions that nobody trained a layer with: the null of the groups that it was trained with.
+
+Legend: C filters, P draws.
+
+A dense layer has no groups, so any cut of its filters tells what a contrast within − between is worth without grouping:
+cut at random, cut in channel order, or cut by spectral clustering of |r|, which looks for the largest contrast there
+is. The spectral cut is chosen on the very correlations that it is measured on, so it is an upper bound; to judge it on
+other images apply its labels to theirs by ``group_contrast``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import linear_sum_assignment
+from sklearn.cluster import KMeans
+from sklearn.manifold import spectral_embedding
+
+from analysis.correlation import GroupContrast, group_contrast, mean_contrast
+from analysis.stats import permuted_labels
+
+# Joins filters that do not correlate at all, since the embedding needs a graph in one piece.
+FAINTEST_LINK = 1e-9
+ROUNDS = 100
+
+
+@dataclass(frozen=True)
+class NullPartition:
+    """A layer under a partition that is not its own.
+
+    Attributes:
+        labels: (P, C) the group of each filter in each draw.
+        contrast: mean over the draws.
+        note: what the reader must know of it in plain words; empty where nothing stands in the way.
+    """
+
+    labels: NDArray[np.int64]
+    contrast: GroupContrast
+    note: str = ""
+
+
+def null_partitions(
+    corr: ArrayLike, sizes: Sequence[int], draws: int = 1000, seed: int = 0
+) -> dict[str, NullPartition]:
+    """A dense layer under every kind of null partition.
+
+    Args:
+        corr: (C, C) correlations of its filters; rows of NaN are dead filters.
+        sizes: of the groups of the layer that is compared with it; they add up to C.
+        draws: of the random partition; the others are one.
+        seed: of the draws and of the clustering.
+
+    Returns:
+        By the name of the null: "random partition", "contiguous partition", "spectral partition" (whose sizes are as
+        they come) and "spectral partition, sizes kept".
+
+    Raises:
+        ValueError: the sizes do not fit, or the filters that vary are no more than the groups.
+    """
+    matrix = _square(corr)
+    _fit(matrix, sizes)
+    contiguous = np.repeat(np.arange(len(sizes)), sizes)
+    spectral = spectral_partition(matrix, len(sizes), seed)
+    found = np.bincount(spectral[spectral >= 0], minlength=len(sizes)).tolist()
+    differ = sorted(found) != sorted(sizes)
+    cuts = {
+        "random partition": (permuted_labels(contiguous, draws, seed), ""),
+        "contiguous partition": (contiguous[None], ""),
+        "spectral partition": (spectral[None], f"groups of {found} instead of {list(sizes)} filters" if differ else ""),
+        "spectral partition, sizes kept": (sized_spectral_partition(matrix, sizes, seed)[None], ""),
+    }
+    return {
+        name: NullPartition(labels, mean_contrast([group_contrast(matrix, row) for row in labels]), note)
+        for name, (labels, note) in cuts.items()
+    }
+
+
+def spectral_partition(corr: ArrayLike, groups: int, seed: int = 0) -> NDArray[np.int64]:
+    """Spectral clustering of |r| into groups of whatever sizes (Ng, Jordan & Weiss 2001; as in scikit-learn).
+
+    Returns:
+        (C,) group of each filter; −1 for a dead one.
+
+    Raises:
+        ValueError: the filters that vary are no more than the groups.
+    """
+    matrix = _square(corr)
+    living, place = _embedding(matrix, groups, seed)
+    labels = np.full(len(matrix), -1, dtype=np.int64)
+    labels[living] = _clusters(place, groups, seed)[1]
+    return labels
+
+
+def sized_spectral_partition(corr: ArrayLike, sizes: Sequence[int], seed: int = 0) -> NDArray[np.int64]:
+    """Spectral clustering of |r| into groups of given sizes.
+
+    The filters are placed as for ``spectral_partition``; the largest cluster found there starts the largest group, and
+    so on. Then k-means with sizes: filters are dealt to the centres so that each gets its number at the least sum of
+    squared distances (linear assignment), centres move to their means, until nothing changes.
+
+    Args:
+        corr: (C, C) correlations; rows of NaN are dead filters, which fill the places that are left.
+        sizes: filters of each group; they add up to C.
+        seed: of the clustering.
+
+    Returns:
+        (C,) group of each filter, ``sizes[g]`` of them in group g.
+
+    Raises:
+        ValueError: the sizes do not fit, or the filters that vary are no more than the groups.
+    """
+    matrix = _square(corr)
+    _fit(matrix, sizes)
+    living, place = _embedding(matrix, len(sizes), seed)
+    found, clusters = _clusters(place, len(sizes), seed)
+    by_size = np.argsort(-np.bincount(clusters, minlength=len(sizes)), kind="stable")
+    centres = np.empty_like(found)
+    centres[np.argsort(-np.asarray(sizes), kind="stable")] = found[by_size]
+    slots = np.repeat(np.arange(len(sizes)), sizes)
+    taken = _dealt(place, centres[slots])
+    for _ in range(ROUNDS):
+        before = slots[taken]
+        for group in np.unique(before):
+            centres[group] = place[before == group].mean(0)
+        taken = _dealt(place, centres[slots])
+        if (slots[taken] == before).all():
+            break
+    labels = np.empty(len(matrix), dtype=np.int64)
+    labels[living] = slots[taken]
+    labels[np.setdiff1d(np.arange(len(matrix)), living)] = np.delete(slots, taken)
+    return labels
+
+
+def _square(corr: ArrayLike) -> NDArray[np.float64]:
+    matrix = np.asarray(corr, dtype=np.float64)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise ValueError(f"correlations of shape {matrix.shape} must be (C, C)")
+    return matrix
+
+
+def _fit(matrix: NDArray[np.float64], sizes: Sequence[int]) -> None:
+    if not sizes or min(sizes) < 1 or sum(sizes) != len(matrix):
+        raise ValueError(f"groups of {list(sizes)} filters must each have one and add up to {len(matrix)}")
+
+
+def _embedding(matrix: NDArray[np.float64], groups: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Which filters vary, and where the first eigenvectors of the normalised Laplacian of |r| place them."""
+    living = np.flatnonzero(~np.isnan(np.diag(matrix)))
+    if not 1 <= groups < living.size:
+        raise ValueError(f"{living.size} filters that vary cannot be clustered into {groups} groups: more are needed")
+    affinity = np.maximum(np.abs(matrix[np.ix_(living, living)]), FAINTEST_LINK)
+    return living, spectral_embedding(affinity, n_components=groups, drop_first=False, random_state=seed)
+
+
+def _dealt(place: NDArray[np.float64], slots: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The slot of each filter, at the least sum of squared distances."""
+    return linear_sum_assignment(((place[:, None] - slots) ** 2).sum(-1))[1]
+
+
+def _clusters(place: NDArray[np.float64], groups: int, seed: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Centres and labels."""
+    means = KMeans(groups, n_init=10, random_state=seed).fit(place)  # type: ignore[arg-type]
+    return np.asarray(means.cluster_centers_), np.asarray(means.labels_, dtype=np.int64)

@@ -1,0 +1,261 @@
+"""What each group of a layer knows: linear probes of hue, orientation, frequency and class.
+
+Legend: N images, C channels, H W space, D dimensions of a target, P draws.
+
+A probe predicts a property of the image from the responses of a group, averaged over space. A larger group knows more,
+and every group knows much of everything: what a group is special in shows only against random sets of as many filters.
+
+Probe what the next layer reads: ``collect(model, batches, [Input("conv2")], PooledResponses)``. The mean of a
+convolution's own output tells nothing but the mean of its input: without its activation a filter for an orientation
+averages to nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.linear_model import RidgeClassifierCV, RidgeCV
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.model_selection import KFold, StratifiedKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from analysis.stats import null_p
+
+FOLDS = 5
+PENALTIES = np.logspace(0, 4, 5)  # of ridge regression; the best by leave-one-out within the images learned from
+# Below this chroma (of 0 to 1) an image has no hue, below this coherence (of 0 to 1) no orientation.
+LEAST_CHROMA = 1e-3
+LEAST_COHERENCE = 1e-3
+
+
+class PooledResponses:
+    """Responses averaged over space, one row per image."""
+
+    def __init__(self) -> None:
+        self._rows: list[Tensor] = []
+
+    def add(self, x_NCHW: Tensor) -> None:
+        """Take in the responses of one batch."""
+        self._rows.append(x_NCHW.detach().flatten(2).mean(2).cpu())
+
+    @property
+    def features(self) -> NDArray[np.float64]:
+        """(N, C).
+
+        Raises:
+            ValueError: no responses.
+        """
+        if not self._rows:
+            raise ValueError("no responses were collected")
+        return torch.cat(self._rows).double().numpy()
+
+
+def image_targets(batches: Iterable[Tensor]) -> dict[str, NDArray[np.float64]]:
+    """Properties of images that a group may know, each (N, D), in one stream.
+
+    - ``hue``: (cos, sin) of the hue angle of the mean colour in the plane off the grey axis; red is 0, green 120°.
+    - ``chroma``: mean over pixels of the distance from the grey axis, R − (G + B)/2 and √3 (G − B)/2; 1 for pure red.
+    - ``orientation``: (cos 2θ, sin 2θ), where θ is the direction in which luminance changes most, 0 for vertical edges:
+      the first eigenvector of the structure tensor (Bigün & Granlund 1987).
+    - ``frequency``: centroid of the power spectrum of luminance less its mean, Hann window, in cycles per pixel.
+
+    Where an image has no hue, no orientation or no frequency, being grey, isotropic or blank, its row is NaN.
+
+    Args:
+        batches: RGB images (N, 3, H, W) of 0 to 1, not normalised, of 3 × 3 pixels at least.
+
+    Raises:
+        ValueError: no image, or not such images.
+    """
+    parts: dict[str, list[Tensor]] = {"hue": [], "chroma": [], "orientation": [], "frequency": []}
+    for x in batches:
+        if x.dim() != 4 or x.shape[1] != 3 or min(x.shape[2:]) < 3:
+            raise ValueError(f"images of shape {tuple(x.shape)}: must be RGB, (N, 3, H, W), 3 × 3 pixels at least")
+        if x.numel() and not 0 <= float(x.min()) <= float(x.max()) <= 1:
+            raise ValueError(f"images of {float(x.min()):.3g} to {float(x.max()):.3g}: must be 0 to 1, not normalised")
+        rgb = x.detach().cpu().double()
+        red, green, blue = rgb.unbind(1)
+        opponent = torch.stack([red - (green + blue) / 2, 3**0.5 / 2 * (green - blue)], 1)
+        parts["chroma"].append(opponent.norm(dim=1).mean((1, 2))[:, None])
+        parts["hue"].append(_direction(opponent.mean((2, 3)), LEAST_CHROMA))
+        luminance = rgb.mean(1)
+        parts["orientation"].append(_orientation(luminance))
+        parts["frequency"].append(_frequency(luminance))
+    if not parts["hue"]:
+        raise ValueError("no image to take targets from")
+    return {name: torch.cat(rows).numpy() for name, rows in parts.items()}
+
+
+@dataclass(frozen=True)
+class GroupProbe:
+    """What one group knows of one target, beside what as many filters drawn at random know.
+
+    Attributes:
+        group: its name among the labels.
+        target: name of the property.
+        metric: "R²" or "balanced accuracy", of images that the probe has not learned from.
+        score: of the group.
+        chance: of a probe that knows nothing: 0 for R², 1 / classes for balanced accuracy.
+        filters: of the group.
+        dead: filters of the group that never vary.
+        null: (P,) scores of the random sets.
+        p: two-sided, of the score among the null of this network; None where nothing was drawn.
+        note: what the reader must know of it in plain words; empty where nothing stands in the way.
+    """
+
+    group: int
+    target: str
+    metric: str
+    score: float
+    chance: float
+    filters: int
+    dead: int
+    null: NDArray[np.float64]
+    p: float | None
+    note: str = ""
+
+    @property
+    def excess(self) -> float:
+        """Score − mean of the null; NaN without draws."""
+        return self.score - float(self.null.mean()) if self.null.size else float("nan")
+
+
+def probe_score(features_NC: ArrayLike, target: ArrayLike, seed: int = 0) -> float:
+    """How well a linear probe predicts a target, on images that it has not learned from (5-fold cross-validation).
+
+    Features are standardised, the ridge penalty is chosen within the images learned from. Quantities are scored by R²,
+    1 − Σ (y − ŷ)² / Σ (y − ȳ)² over all dimensions together, which is below 0 where the mean would have done better;
+    classes, all weighted alike, by balanced accuracy.
+
+    Args:
+        features_NC: responses.
+        target: (N,) whole numbers, which are classes; or (N,) or (N, D) quantities, circular ones as cosine and sine.
+            Images whose target is NaN are left out.
+        seed: of the folds; the same for all probes that are compared.
+
+    Raises:
+        ValueError: shapes that do not fit, fewer images than folds, a target that never varies, or a class of fewer
+            images than folds.
+    """
+    x, y = np.asarray(features_NC, dtype=np.float64), np.asarray(target)
+    if x.ndim != 2 or not x.shape[1] or len(x) != len(y):
+        raise ValueError(f"responses of shape {x.shape} and a target of shape {y.shape} do not fit")
+    x, y = _known(x, y)
+    if len(y) < FOLDS:
+        raise ValueError(f"{len(y)} images with a target: a probe needs {FOLDS} at least")
+    if _is_class(y):
+        classes, images = np.unique(y, return_counts=True)
+        if len(classes) < 2 or images.min() < FOLDS:
+            rare = dict(zip(classes.tolist(), images.tolist(), strict=True))
+            raise ValueError(f"images by class {rare}: a probe needs two classes, and {FOLDS} images of each")
+        probe = make_pipeline(StandardScaler(), RidgeClassifierCV(PENALTIES, class_weight="balanced"))
+        folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
+        return float(balanced_accuracy_score(y, cross_val_predict(probe, x, y, cv=folds)))
+    y = y.reshape(len(y), -1)
+    spread = ((y - y.mean(0)) ** 2).sum()
+    if spread <= 1e-20 * (y**2).sum():
+        raise ValueError(f"the target is the same for all {len(y)} images: there is nothing to predict")
+    folds = KFold(FOLDS, shuffle=True, random_state=seed)
+    told = np.asarray(cross_val_predict(make_pipeline(StandardScaler(), RidgeCV(PENALTIES)), x, y, cv=folds))
+    return float(1 - ((y - told.reshape(y.shape)) ** 2).sum() / spread)
+
+
+def group_probes(
+    features_NC: ArrayLike,
+    labels_C: ArrayLike,
+    targets: Mapping[str, ArrayLike],
+    null_features: ArrayLike | None = None,
+    draws: int = 50,
+    seed: int = 0,
+) -> list[GroupProbe]:
+    """Probe every group for every target, and random sets of as many filters.
+
+    Args:
+        features_NC: responses of the layer.
+        labels_C: group of each filter; negative where it belongs to none.
+        targets: by name, as of ``probe_score``: those of ``image_targets``, and the classes.
+        null_features: responses of a dense layer to the same images, from whose filters the random sets are drawn; by
+            default those of this layer, from all its groups.
+        draws: of random sets, for each size of group and each target.
+        seed: of the draws and of the folds.
+
+    Raises:
+        ValueError: the labels do not fit, the null has fewer filters than a group, or what ``probe_score`` refuses.
+    """
+    features, labels = np.asarray(features_NC, dtype=np.float64), np.asarray(labels_C, dtype=np.int64)
+    if features.ndim != 2 or labels.shape != features.shape[1:]:
+        raise ValueError(f"labels of shape {labels.shape} do not fit responses of shape {features.shape}")
+    source = features if null_features is None else np.asarray(null_features, dtype=np.float64)
+    rng, names = np.random.default_rng(seed), np.unique(labels[labels >= 0])
+    sizes = {int((labels == name).sum()) for name in names}
+    if source.ndim != 2 or len(source) != len(features) or source.shape[1] < max(sizes, default=0):
+        raise ValueError(f"sets of {max(sizes, default=0)} filters cannot be drawn from responses of {source.shape}")
+    sets = {size: [rng.choice(source.shape[1], size, replace=False) for _ in range(draws)] for size in sorted(sizes)}
+    probes = []
+    for target, values in targets.items():
+        y = np.asarray(values)
+        nulls = {size: np.array([probe_score(source[:, chosen], y, seed) for chosen in sets[size]]) for size in sets}
+        for name in names:
+            own = features[:, labels == name]
+            score, null = probe_score(own, y, seed), nulls[own.shape[1]]
+            p = null_p(score, null, "two-sided") if null.size else None
+            known = _known(own, y)[1]
+            metric, chance = ("balanced accuracy", 1 / len(np.unique(known))) if _is_class(y) else ("R²", 0.0)
+            dead = int((np.ptp(own, axis=0) == 0).sum())
+            note = _note(len(known), len(y), own.shape[1], source.shape[1])
+            probes.append(GroupProbe(int(name), target, metric, score, chance, own.shape[1], dead, null, p, note))
+    return probes
+
+
+def _note(known: int, images: int, filters: int, all_filters: int) -> str:
+    notes = [
+        f"{images - known} of {images} images have no such target" if known < images else "",
+        f"{filters} filters and {known} images: the probe is mostly its penalty" if filters >= known else "",
+        "the group is all there is to draw from: its null is itself" if filters == all_filters else "",
+    ]
+    return "; ".join(filter(None, notes))
+
+
+def _is_class(target: NDArray) -> bool:
+    return target.ndim == 1 and target.dtype.kind in "iub"
+
+
+def _known(features: NDArray[np.float64], target: NDArray) -> tuple[NDArray[np.float64], NDArray]:
+    if _is_class(target):
+        return features, target
+    rows = np.isfinite(np.asarray(target, dtype=np.float64).reshape(len(target), -1)).all(1)
+    return features[rows], target[rows]
+
+
+def _direction(vector_N2: Tensor, least: float) -> Tensor:
+    """Unit vectors; NaN where there is less than ``least`` of it."""
+    length = vector_N2.norm(dim=1, keepdim=True)
+    return torch.where(length >= least, vector_N2 / length, torch.nan)
+
+
+def _orientation(luminance_NHW: Tensor) -> Tensor:
+    """Twice the angle of the structure tensor's first eigenvector, from central differences inside the border."""
+    down, along = (
+        (luminance_NHW[:, 2:, 1:-1] - luminance_NHW[:, :-2, 1:-1]),
+        (luminance_NHW[:, 1:-1, 2:] - luminance_NHW[:, 1:-1, :-2]),
+    )
+    doubled = torch.stack([(along**2 - down**2).mean((1, 2)), (2 * along * down).mean((1, 2))], 1)
+    energy = (along**2 + down**2).mean((1, 2))[:, None]
+    return _direction(torch.where(energy > 1e-12, doubled / energy, 0.0), LEAST_COHERENCE)
+
+
+def _frequency(luminance_NHW: Tensor) -> Tensor:
+    height, width = luminance_NHW.shape[1:]
+    window = torch.outer(*(torch.hann_window(side, periodic=True, dtype=torch.float64) for side in (height, width)))
+    mean = (luminance_NHW * window).sum((1, 2), keepdim=True) / window.sum()
+    power = torch.fft.fft2((luminance_NHW - mean) * window).abs() ** 2
+    down, along = (torch.fft.fftfreq(side, dtype=torch.float64) for side in (height, width))
+    radius = torch.hypot(down[:, None], along[None])
+    total = power.sum((1, 2))
+    return torch.where(total > 1e-12, (power * radius).sum((1, 2)) / total, torch.nan)[:, None]
