@@ -7,7 +7,7 @@ RUN := .venv/bin/python
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-all lint list experiment cost figures results bench clean
+.PHONY: help setup test test-all lint list experiment cost figures results claims bench clean
 
 help: ## show this help
 	@echo "What filter groups buy, and what they learn."
@@ -45,11 +45,14 @@ experiment: $(READY) ## run a study: NAME=quickstart [ARGS="--key=value …"]
 cost: $(READY) ## parameters, MACs, activations: MODEL=alexnet | torchvision:resnet50 [ARGS=…]
 	@$(RUN) -m experiments cost $(MODEL) $(ARGS)
 
-figures: $(READY) ## draw a study's figures again from its tables: NAME=quickstart
+figures: $(READY) ## draw a study's figures again: NAME=quickstart; or NAME=connections [ARGS="--model=…"]
 	@$(RUN) -m experiments figures $(NAME) $(ARGS)
 
 results: $(READY) ## copy a study's tables and figures to results/ and the README: NAME=quickstart
 	@$(RUN) -m experiments results $(NAME) $(ARGS)
+
+claims: $(READY) ## what is claimed of filter groups, and what the studies say to it [ARGS="--explain"]
+	@$(RUN) -m experiments claims $(ARGS)
 
 bench: $(READY) ## measure training throughput side by side
 	@$(RUN) -m benchmarks.training $(ARGS)

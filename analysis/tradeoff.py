@@ -1,19 +1,31 @@
-"""Accuracy against cost: per variant over seeds, and paired with a baseline.
+"""Accuracy against cost: per variant over seeds, paired with a baseline, at equal cost, and on the Pareto front.
 
-Reads the long table of a study: study, variant, seed, layer, measure, null, groups, value, unit.
+Reads the long table of a study: study, variant, seed, layer, measure, null, groups, value, unit. At equal number of
+groups, at equal parameters and at equal MACs are different comparisons: each says which it is.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike, NDArray
 
-from analysis.stats import Estimate, mean_interval
+from analysis.stats import Estimate, Inference, equivalence_test, mean_interval, sign_flip_test
 
-COSTS = {
+COSTS = {  # those that figures draw
     "parameters": "parameters",
     "macs": "MACs per image",
     "latency": "time per image (ms)",
 }
+MORE_COSTS = {
+    "activations": "activations per image",
+    "peak_memory": "memory of a training step (bytes)",
+    "energy": "energy per image (J)",  # where the hardware tells
+}
+RESAMPLINGS = 4000
 
 
 def over_seeds(table: pd.DataFrame, measure: str, variant: str, layer: str = "") -> Estimate | None:
@@ -25,21 +37,30 @@ def over_seeds(table: pd.DataFrame, measure: str, variant: str, layer: str = "")
 
 def paired_difference(table: pd.DataFrame, measure: str, variant: str, baseline: str) -> Estimate | None:
     """Mean and interval of variant − baseline over the seeds that both have; None where there is no such seed."""
-    rows = _rows(table, measure, "")
-    by_seed = rows[rows["variant"].isin([variant, baseline])].pivot_table("value", "seed", "variant")
-    if variant == baseline or not {variant, baseline} <= set(by_seed.columns):
-        return None
-    difference = (by_seed[variant] - by_seed[baseline]).dropna()
+    difference = _differences(table, measure, variant, baseline)
     return mean_interval(difference) if len(difference) else None
+
+
+def paired_equivalence(
+    table: pd.DataFrame, measure: str, variant: str, baseline: str, margin: float
+) -> Inference | None:
+    """Is variant − baseline, over the seeds that both have, within ± margin? Two one-sided tests; None without a seed.
+
+    Raises:
+        ValueError: the margin is not positive.
+    """
+    difference = _differences(table, measure, variant, baseline)
+    return equivalence_test(difference, margin) if len(difference) else None
 
 
 def tradeoff_table(table: pd.DataFrame) -> pd.DataFrame:
     """One row per variant, in the order of the table: accuracy with its interval, and every cost.
 
     Columns: variant, accuracy, low, high, n, difference (to the first variant, paired by seed), difference_low,
-    difference_high, then one column per cost.
+    difference_high, then one column per cost, NaN where it was not measured.
     """
     variants = list(dict.fromkeys(table["variant"]))
+    costs = [*COSTS, *MORE_COSTS]
     rows = []
     for variant in variants:
         accuracy = over_seeds(table, "test_accuracy", variant)
@@ -59,13 +80,161 @@ def tradeoff_table(table: pd.DataFrame) -> pd.DataFrame:
                 "difference_low": difference.low,
                 "difference_high": difference.high,
             }
-        for cost in COSTS:
+        for cost in costs:
             estimate = over_seeds(table, cost, variant)
             row[cost] = float("nan") if estimate is None else estimate.mean
         rows.append(row)
-    columns = ["variant", "accuracy", "low", "high", "n", "difference", "difference_low", "difference_high", *COSTS]
+    columns = ["variant", "accuracy", "low", "high", "n", "difference", "difference_low", "difference_high", *costs]
     return pd.DataFrame(rows, columns=pd.Index(columns))
 
 
+def on_front(costs: ArrayLike, accuracies: ArrayLike) -> NDArray[np.bool_]:
+    """Which points are on the Pareto front: no other is at most as costly and at least as accurate, and either better.
+
+    Points that are equal in both are on it together.
+
+    Args:
+        costs: (V,), lower is better.
+        accuracies: (V,) or (..., V), higher is better.
+
+    Returns:
+        As ``accuracies``.
+    """
+    cost, accuracy = np.asarray(costs, dtype=np.float64), np.asarray(accuracies, dtype=np.float64)
+    # [..., i, j]: j dominates i.
+    cheaper, better = cost[None, :] < cost[:, None], accuracy[..., None, :] > accuracy[..., :, None]
+    no_dearer, no_worse = cost[None, :] <= cost[:, None], accuracy[..., None, :] >= accuracy[..., :, None]
+    return np.asarray(~(no_dearer & no_worse & (cheaper | better)).any(axis=-1))
+
+
+def front_probability(table: pd.DataFrame, cost: str, measure: str = "test_accuracy", seed: int = 0) -> pd.DataFrame:
+    """How often each variant is on the Pareto front of accuracy against a cost, when the seeds are drawn again.
+
+    The seeds that all variants have are drawn with replacement, the same for all, since runs of one seed share their
+    images' order. Few seeds show less than their variance, (n − 1)/n of it: read 0.9 from three seeds as "probably".
+
+    Args:
+        table: long table of a study.
+        cost: measure that is the cost; the mean of a variant's values.
+        measure: what is won by it, higher is better.
+        seed: of the drawing.
+
+    Returns:
+        variant, cost, value (mean over the seeds drawn from), on_front (of these means), probability (NaN for one
+        seed), n (seeds drawn from), note; cheapest first. Empty where no variant has both measures.
+    """
+    runs = _rows(table, measure, "").pivot_table("value", "seed", "variant")
+    price = _mean_by_variant(table, cost)
+    runs = runs[[variant for variant in sorted(price, key=lambda name: price[name]) if variant in runs.columns]]
+    shared, costs = runs.dropna(), np.array([price[variant] for variant in runs.columns])
+    columns = ["variant", "cost", "value", "on_front", "probability", "n", "note"]
+    if shared.empty:
+        return pd.DataFrame(columns=pd.Index(columns))
+    means, n = shared.mean(), len(shared)
+    front = on_front(costs, means)
+    notes = [f"seeds left out, which not all variants have: {len(runs) - n}"] if len(runs) > n else []
+    probability = np.full(len(costs), np.nan)
+    if n > 1:
+        drawn = np.random.default_rng(seed).integers(0, n, (RESAMPLINGS, n))
+        probability = on_front(costs, shared.to_numpy()[drawn].mean(axis=1)).mean(axis=0)
+    else:
+        notes.append("one seed: no probability")
+    values = [runs.columns, costs, means.to_numpy(), front, probability, n, "; ".join(notes)]
+    return pd.DataFrame(dict(zip(columns, values, strict=True)))
+
+
+def equal_pairs(table: pd.DataFrame, by: str, margin: float, tolerance: float = 0.02) -> pd.DataFrame:
+    """All pairs of variants that are equal in number of groups, in parameters or in MACs, compared seed by seed.
+
+    Args:
+        table: long table of a study.
+        by: ``groups``, the largest number of groups of any layer, which must be the same; or a cost (``parameters``,
+            ``macs``), which may differ by ``tolerance``.
+        margin: of accuracy that does not matter, fixed beforehand.
+        tolerance: of a cost, as a fraction of the smaller.
+
+    Returns:
+        variant, baseline, difference in test accuracy (variant − baseline), low, high (95%, Student), n,
+        p (sign flips, two-sided), p_equivalent (two one-sided tests against ± margin; NaN for one seed), note.
+    """
+    size = _groups(table) if by == "groups" else _mean_by_variant(table, by)
+    rows = []
+    for baseline, variant in combinations([v for v in dict.fromkeys(table["variant"]) if v in size], 2):
+        small, large = sorted((size[baseline], size[variant]))
+        if large - small > (0 if by == "groups" else tolerance * small):
+            continue
+        difference = _differences(table, "test_accuracy", variant, baseline)
+        if difference.empty:
+            continue
+        interval, flipped = mean_interval(difference), sign_flip_test(difference)
+        same = equivalence_test(difference, margin)
+        rows.append((variant, baseline, interval.mean, interval.low, interval.high, interval.n, flipped.p, same.p))
+        rows[-1] += ("; ".join(dict.fromkeys(filter(None, (flipped.note, same.note)))),)
+    columns = ["variant", "baseline", "difference", "low", "high", "n", "p", "p_equivalent", "note"]
+    return pd.DataFrame(rows, columns=pd.Index(columns)).astype({"p": float, "p_equivalent": float})
+
+
+def difference_at_equal_cost(
+    table: pd.DataFrame, variants: Sequence[str], others: Sequence[str], cost: str, measure: str = "test_accuracy"
+) -> pd.Series:
+    """Difference of two families of variants where both cost the same, per seed.
+
+    Within each family the measure is interpolated linearly between its variants, against the logarithm of the cost;
+    the difference is averaged over the logarithms of the costs that both families span, never extrapolated.
+
+    Returns:
+        variants − others by seed, of the seeds in which every variant of both was measured; empty where the families
+        share no range of costs.
+    """
+    price = _mean_by_variant(table, cost)
+    runs = _rows(table, measure, "").pivot_table("value", "seed", "variant")
+    if not {*variants, *others} <= set(runs.columns) & set(price):
+        return pd.Series(dtype=np.float64)
+    runs = runs[[*variants, *others]].dropna()
+    families = [sorted(family, key=lambda variant: price[variant]) for family in (variants, others)]
+    at = [np.log([price[variant] for variant in family]) for family in families]
+    low, high = max(x[0] for x in at), min(x[-1] for x in at)
+    if low > high:
+        return pd.Series(dtype=np.float64)
+    knots = np.unique(np.clip(np.concatenate(at), low, high))
+    gaps = []
+    for _, run in runs.iterrows():
+        ours, theirs = (
+            np.interp(knots, x, run[family].to_numpy(np.float64)) for x, family in zip(at, families, strict=True)
+        )
+        gaps.append(ours - theirs)
+    if not gaps:
+        return pd.Series(dtype=np.float64)
+    # One cost alone that both have: the difference there.
+    means = np.trapezoid(gaps, knots) / (high - low) if high > low else np.array(gaps)[:, 0]
+    return pd.Series(means, index=runs.index, dtype=np.float64)
+
+
+def _mean_by_variant(table: pd.DataFrame, measure: str) -> dict[str, float]:
+    """Mean over the rows of each variant."""
+    means = _rows(table, measure, "").dropna(subset="value").groupby("variant")["value"].mean()
+    return {str(variant): float(value) for variant, value in means.items()}
+
+
+def _differences(table: pd.DataFrame, measure: str, variant: str, baseline: str) -> pd.Series:
+    """Variant − baseline by seed; empty where no seed has both."""
+    rows = _rows(table, measure, "")
+    by_seed = rows[rows["variant"].isin([variant, baseline])].pivot_table("value", "seed", "variant")
+    if variant == baseline or not {variant, baseline} <= set(by_seed.columns):
+        return pd.Series(dtype=np.float64)
+    return (by_seed[variant] - by_seed[baseline]).dropna()
+
+
+def _groups(table: pd.DataFrame) -> dict[str, int]:
+    """Largest number of groups of any layer, by variant, from the column as ``gconv.Partition`` writes it."""
+    found: dict[str, int] = {}
+    for variant, text in table[["variant", "groups"]].drop_duplicates().fillna("").itertuples(index=False):
+        if text:
+            groups = text.count(",") + 1 if "," in text else int(text.removeprefix("log:"))
+            found[variant] = max(groups, found.get(variant, 1))
+    return found
+
+
 def _rows(table: pd.DataFrame, measure: str, layer: str) -> pd.DataFrame:
-    return table[(table["measure"] == measure) & (table["layer"].fillna("") == layer)]
+    rows = table[(table["measure"] == measure) & (table["layer"].fillna("") == layer)]
+    return rows[rows["null"].fillna("") == ""] if "null" in rows else rows

@@ -1,4 +1,4 @@
-"""The command line: list · run · cost · figures · results.
+"""The command line: list · run · cost · figures · results · claims.
 
 Nothing heavy is imported before it is known to be needed, so that ``list`` and ``--help`` answer at once.
 """
@@ -9,11 +9,13 @@ import json
 import os
 import signal
 import sys
+from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
 
 from experiments.errors import UsageError
 
+CONNECTIONS = "connections"  # figures of no study
 USAGE = """\
 usage: python -m experiments COMMAND …
 
@@ -21,13 +23,24 @@ usage: python -m experiments COMMAND …
   run NAME [--key=value …]          train, measure, draw and report a study; --help lists its keys
   cost MODEL [--key=value …]        parameters, MACs and activations of a model; --help lists its keys
   figures NAME [--runs_root=DIR]    draw a study's figures again from its saved tables
+  figures connections [--key=value …]
+                                    draw what is connected to what, in layers and in a network; --help lists its keys
   results NAME [--runs_root=DIR]    copy a study's tables and figures to results/ and its table into the README
+  claims [--json] [--explain] [--runs_root=DIR]
+                                    what is claimed of filter groups, and what the studies say to it
 """
 
 
 def main(arguments: list[str]) -> int:
     """Run one command; returns the exit code: 0 done, 1 a run failed, 2 wrong usage, 130 interrupted."""
-    commands = {"list": list_studies, "run": run, "cost": cost, "figures": figures, "results": results}
+    commands = {
+        "list": list_studies,
+        "run": run,
+        "cost": cost,
+        "figures": figures,
+        "results": results,
+        "claims": claims,
+    }
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0
@@ -79,7 +92,20 @@ def cost(arguments: list[str]) -> int:
 
 
 def figures(arguments: list[str]) -> int:
-    """Draw the figures of a study again."""
+    """Draw the figures of a study again, or the connection diagrams, which belong to none."""
+    name, flags = _name(arguments, "figures NAME")
+    if name == CONNECTIONS:
+        from experiments.connections import draw_connections
+
+        print(*draw_connections(flags), sep="\n")
+        return 0
+    from experiments.catalogue import study_names
+
+    if name not in study_names():
+        known = [*study_names(), CONNECTIONS]
+        near = get_close_matches(name, known, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]}? There are: " if near else "; there are: "
+        raise UsageError(f"NAME={name}: no such figures{hint}{', '.join(known)}")
     folder = _study_folder(arguments, "figures")
     from experiments.report import draw_figures
 
@@ -94,6 +120,14 @@ def results(arguments: list[str]) -> int:
     from experiments.report import keep_results
 
     print(*keep_results(folder, CONFIGS.parent / "results", CONFIGS.parent / "README.md"), sep="\n")
+    return 0
+
+
+def claims(arguments: list[str]) -> int:
+    """Print the ledger of claims."""
+    from experiments.claims import print_claims
+
+    print_claims(arguments)
     return 0
 
 

@@ -12,8 +12,8 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 def study_names() -> list[str]:
-    """The studies in ``configs/``."""
-    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+    """The studies in ``configs/``: every file there but the ledger of claims."""
+    return sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "claims")
 
 
 def study_file(name: str) -> Path:

@@ -1,62 +1,72 @@
 """Which filters feed which group, traced through a whole model.
 
 "The group of a filter" is not always the group that computes it: AlexNet's conv1 is not grouped, its filters belong to
-the group of conv2 that *reads* them. The model is traced once (torch.fx) and run on the meta device beside a shadow: an
-integer tensor of the same shape that holds, for each element, which filters it comes from. Operations that move
-elements (view, transpose, cat, slicing, shuffle) move the shadow by the very same call; those that keep channels apart
-(norm, activation, pooling) spread it over their output; sums unite.
+the group of conv2 that *reads* them. The model is traced once (torch.fx) and run on the meta device; beside every
+tensor goes an origin, which tells for each element which filters it comes from (``origins.py``), and every operation
+does to the origin what it does to the channels (``flow.py``).
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
+import inspect
+import linecache
+import os
+import traceback
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.fx.proxy import TraceError
+from torch.nn.modules.batchnorm import _NormBase
 
 from gconv.conv import GroupedConv2d
+from gconv.flow import Flow, NotFollowedError, Traced, traced_in
+from gconv.origins import FilterSet, set_bits
 from gconv.partition import Partition
 from gconv.shuffle import ChannelPermutation, ChannelShuffle, channel_shuffle
 
-Filter = tuple[str, int]  # convolution, output channel
+TORCH_FOLDER = os.path.dirname(torch.__file__)
+STILL_WORKS = "still to be had without wiring: count_cost, and computing_groups (the group that computes each filter)"
 
 
-@dataclass
+@dataclass(frozen=True)
 class LayerWiring:
     """The wiring of one convolution.
 
     Attributes:
         name: of the module.
         computed_by: group that computes each filter.
-        read_by: for each convolution that reads any of the filters, the set of its groups that read each filter.
         sources: the filters that each input channel comes from; empty where it comes from the network's input.
+        read_by: for each convolution that reads any of the filters, in the order of computation, the set of its groups
+            that read each filter.
     """
 
     name: str
     computed_by: tuple[int, ...]
-    sources: tuple[frozenset[Filter], ...]
+    sources: tuple[FilterSet, ...]
     read_by: dict[str, list[frozenset[int]]] = field(default_factory=dict)
 
-    def reading_groups(self, reader: str | None = None) -> list[int | None]:
-        """The group that reads each filter; None where several groups read it, or none does.
+    def reading_sets(self, reader: str | None = None) -> list[frozenset[int]]:
+        """All groups that read each filter: the empty set where none does, several where several do.
 
         Args:
-            reader: which convolution reads; by default the first that cuts its inputs into several groups, else the
-                first at all.
+            reader: which convolution reads; by default the first that cuts these filters into several groups, else the
+                first at all. Beside a residual sum or a concatenation ``read_by`` tells of the others.
 
         Raises:
             KeyError: ``reader`` reads none of the filters.
         """
-        if not self.read_by:
-            return [None] * len(self.computed_by)
         reader = reader or self.first_reader()
-        assert reader is not None
-        return [next(iter(groups)) if len(groups) == 1 else None for groups in self.read_by[reader]]
+        return self.read_by[reader] if reader else [frozenset()] * len(self.computed_by)
+
+    def reading_groups(self, reader: str | None = None) -> list[int | None]:
+        """The one group that reads each filter; None where several groups read it, or none does.
+
+        ``reading_sets`` tells these two apart, takes the same reader and raises the same error.
+        """
+        return [next(iter(groups)) if len(groups) == 1 else None for groups in self.reading_sets(reader)]
 
     def first_reader(self) -> str | None:
         """The first convolution in which more than one group reads these filters, else the first reader, if any."""
@@ -66,213 +76,227 @@ class LayerWiring:
         return next(iter(self.read_by), None)
 
 
+def computing_groups(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The group that computes each filter, for every ``nn.Conv2d`` and ``GroupedConv2d``; needs no tracing."""
+    return {name: _cuts(m)[1].labels for name, m in model.named_modules() if isinstance(m, nn.Conv2d | GroupedConv2d)}
+
+
 def trace_wiring(model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, LayerWiring]:
     """Trace which group computes and which group reads every filter of every convolution.
 
+    A filter is read by a group if changing it changes what the group reads. Two exceptions: a normalisation that
+    scales by other channels does not count, and a stretch of space is not told from another after pooling. Convolutions
+    are ``nn.Conv2d`` and ``GroupedConv2d``; linear layers, other convolutions and attention pass on what they mix.
+    What runs only in training (auxiliary heads) is traced if the model is in training mode.
+
     Args:
-        model: any module that torch.fx can trace.
+        model: any module whose convolutions torch.fx can reach; it may be on the meta device. It is not changed.
         input_shape: of one image, (C, H, W).
 
     Returns:
         The wiring of each convolution, by module name, in the order of computation.
 
     Raises:
-        ValueError: the model cannot be traced, or an operation does not tell where its channels come from.
+        ValueError: the model cannot be traced, does not take such images, or a convolution reads what comes of an
+            operation that does not tell where its channels come from. One line: which operation, and what still works.
     """
+    kind = type(model).__name__
+    tracer, own = _Tracer(), set(vars(model))
     try:
-        graph = _Tracer().trace(model)
-    except (TraceError, TypeError, NameError) as error:
-        raise ValueError(f"{type(model).__name__} cannot be traced by torch.fx: {error}") from None
-    shadow = _ShadowInterpreter(fx.GraphModule(model, graph))
-    image = _Shadowed(torch.empty(1, *input_shape, device="meta"), torch.zeros(1, *input_shape, dtype=torch.long))
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        shadow.run(image)
+        with torch.device("cpu"), torch.no_grad():
+            graph = tracer.trace(model, _defaults(model))
+            walk = _Walk(model, graph)
+            dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+            walk.run(walk.flow.traced(torch.empty(1, *input_shape, dtype=dtype, device="meta")))
+    except _UntraceableError as error:
+        raise ValueError(f"{kind}, images of {tuple(input_shape)}: {error}; {STILL_WORKS}") from None
+    except Exception as error:
+        where = _line_of(reversed(list(traceback.walk_tb(error.__traceback__))))
+        inside = f" {tracer.innermost}" if tracer.innermost else ""
+        reason = f"torch.fx cannot trace{inside}{where}: {_first_line(error)}"
+        raise ValueError(f"{kind}: {reason}; {STILL_WORKS}") from None
     finally:
-        for module, was_training in training.items():
-            module.training = was_training
-    return shadow.layers
+        for name in set(vars(model)) - own:  # constants that fx hangs on the model
+            delattr(model, name)
+    return _connect(model, walk.reads)
+
+
+def _connect(model: nn.Module, reads: dict[str, list[FilterSet]]) -> dict[str, LayerWiring]:
+    """Turn what every input channel comes from into who reads every filter."""
+    layers = {}
+    for name, sources in reads.items():
+        _, out_groups = _cuts(model.get_submodule(name))
+        layers[name] = LayerWiring(name, out_groups.labels, tuple(sources))
+    for reader, sources in reads.items():
+        in_groups, _ = _cuts(model.get_submodule(reader))
+        members: list[set[FilterSet]] = [set() for _ in in_groups.sizes]
+        for group, filters in zip(in_groups.labels, sources, strict=True):
+            members[group].add(filters)
+        # Of each source, which groups read the same of its channels: many, where a layer before mixes them all.
+        alike: dict[str, dict[int, list[int]]] = {}
+        for group, sets in enumerate(members):
+            for source, bits in FilterSet.union(sets).channels.items():
+                alike.setdefault(source, {}).setdefault(bits, []).append(group)
+        for source, groups_of in alike.items():
+            read = [frozenset[int]()] * len(layers[source].computed_by)
+            for bits, groups in groups_of.items():
+                same = frozenset(groups)
+                for channel in set_bits(bits):
+                    read[channel] = read[channel] | same if read[channel] else same
+            layers[source].read_by[reader] = read
+    return layers
+
+
+def _cuts(module: nn.Module) -> tuple[Partition, Partition]:
+    """How a convolution cuts its inputs and its outputs."""
+    if isinstance(module, GroupedConv2d):
+        return module.geometry.in_groups, module.geometry.out_groups
+    assert isinstance(module, nn.Conv2d)
+    uniform = Partition.uniform
+    return uniform(module.in_channels, module.groups), uniform(module.out_channels, module.groups)
+
+
+def _defaults(model: nn.Module) -> dict[str, Any] | None:
+    """Arguments of ``forward`` that need not be given, as they are then."""
+    parameters = list(inspect.signature(model.forward).parameters.values())[1:]
+    return {p.name: p.default for p in parameters if p.default is not p.empty} or None
+
+
+class _UntraceableError(Exception):
+    """One line: what is not followed, and where."""
 
 
 class _Tracer(fx.Tracer):
+    """Opens all modules, torch's layers too, down to functions; what cannot be opened stays whole if it can."""
+
     def __init__(self) -> None:
         super().__init__(autowrap_functions=(channel_shuffle,))
+        self.innermost = ""  # the module in which tracing failed
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, GroupedConv2d | ChannelShuffle | ChannelPermutation) or super().is_leaf_module(
-            m, module_qualified_name
-        )
+        return isinstance(m, nn.Conv2d | GroupedConv2d | ChannelShuffle | ChannelPermutation | _NormBase)
+
+    def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        stack = self.module_stack.copy()
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            self.innermost = self.innermost or self.path_of_module(m)
+            if computing_groups(m):
+                raise
+            self.innermost, self.module_stack = "", stack
+            return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        node.meta["line"] = _line_of(traceback.walk_stack(None))
+        return node
 
 
-@dataclass
-class _Shadowed:
-    """A tensor on the meta device and, for each element, the number of the set of filters that it comes from."""
+class _Walk(fx.Interpreter):
+    """Runs the graph on traced tensors and notes what every convolution reads."""
 
-    value: Tensor
-    origin: Tensor
+    def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(model, graph=graph)
+        self.extra_traceback = False
+        self.flow = Flow()
+        self.reads: dict[str, list[FilterSet]] = {}
 
+    def run_node(self, n: fx.Node) -> Any:
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        lost = _lost_in((args, kwargs))
+        if n.op == "output":
+            return None
+        try:
+            if lost is None:
+                self.flow.check_age(traced_in((args, kwargs)))
+                return super().run_node(n)
+        except NotFollowedError as error:
+            lost = _Lost(f"the wiring is not followed through {_place(n)}: {error}")
+        except Exception as error:
+            raise _UntraceableError(f"does not take such images at {_place(n)}: {_first_line(error)}") from error
+        if n.op == "call_module" and computing_groups(self.fetch_attr(str(n.target))):
+            raise _UntraceableError(f"{lost.reason}, and {n.target} reads what comes of it")
+        return lost
 
-# What keeps every channel apart and changes at most the spatial size.
-CHANNELWISE_MODULES = (
-    nn.BatchNorm2d,
-    nn.Identity,
-    nn.Dropout,
-    nn.Dropout2d,
-    nn.ReLU,
-    nn.ReLU6,
-    nn.LeakyReLU,
-    nn.ELU,
-    nn.SiLU,
-    nn.GELU,
-    nn.Sigmoid,
-    nn.Hardswish,
-    nn.Hardsigmoid,
-    nn.Tanh,
-    nn.MaxPool2d,
-    nn.AvgPool2d,
-    nn.AdaptiveAvgPool2d,
-    nn.AdaptiveMaxPool2d,
-    nn.Upsample,
-    nn.LocalResponseNorm,  # reads five neighbours, but only to scale
-)
-CHANNELWISE = {
-    *(F.relu, F.relu6, F.leaky_relu, F.silu, F.gelu, F.hardswish, F.dropout, F.sigmoid, torch.relu, torch.sigmoid),
-    *(F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.interpolate, F.batch_norm),
-    *("relu", "relu_", "sigmoid", "contiguous", "clone", "float", "to"),
-}
-MOVES = {
-    channel_shuffle,
-    *(torch.flatten, torch.reshape, torch.transpose, torch.permute, torch.split, torch.chunk, operator.getitem),
-    *("view", "reshape", "flatten", "unflatten", "transpose", "permute", "split", "chunk", "squeeze", "unsqueeze"),
-}
-UNITES = {torch.add, operator.add, operator.iadd, torch.mul, operator.mul, operator.imul, "add", "add_", "mul", "mul_"}
-
-
-class _ShadowInterpreter(fx.Interpreter):
-    """Runs the graph on shadowed tensors and notes every convolution that it passes."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.layers: dict[str, LayerWiring] = {}
-        self._sets: list[frozenset[Filter]] = [frozenset()]
-        self._numbers: dict[frozenset[Filter], int] = {frozenset(): 0}
-
-    def _number(self, filters: frozenset[Filter]) -> int:
-        if filters not in self._numbers:
-            self._numbers[filters] = len(self._sets)
-            self._sets.append(filters)
-        return self._numbers[filters]
+    def get_attr(self, target: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        return self.flow.constant(self.fetch_attr(target))
 
     def call_module(self, target: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         module = self.fetch_attr(target)
-        x = args[0]
-        if isinstance(module, nn.Conv2d | GroupedConv2d):
+        x = next(traced_in((args, kwargs)), None)
+        if isinstance(module, nn.Conv2d | GroupedConv2d) and x is not None:
             return self._convolve(target, module, x)
-        if isinstance(module, CHANNELWISE_MODULES):
-            return self._spread(x, _on_meta(module, x.value))
-        if isinstance(module, nn.Flatten | nn.ChannelShuffle | ChannelShuffle | ChannelPermutation):
-            return _Shadowed(module(x.value), module(x.origin))
-        if isinstance(module, nn.Linear):
-            return self._mix(x, _on_meta(module, x.value))
-        raise ValueError(f"{target}: {type(module).__name__} does not tell where its channels come from")
+        if isinstance(module, _NormBase) and x is not None:
+            return self.flow.follow("batch_norm", torch.empty_like, (x,), {})
+        if isinstance(module, ChannelShuffle | ChannelPermutation):
+            return self.flow.move(module, args, kwargs)
+        raise NotFollowedError("torch.fx cannot look into it")
 
     def call_function(self, target: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-        return self._call(target, target, target.__name__, args, kwargs)
+        library = str(getattr(target, "__module__", None)).partition(".")[0]
+        known = library in ("torch", "torchvision", "gconv", "_operator", "builtins")  # add() may be anybody's
+        return self.flow.follow(target.__name__ if known else "", target, args, kwargs)
 
     def call_method(self, target: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         def method(x: Any, *rest: Any, **named: Any) -> Any:
-            name = "reshape" if target == "view" else target  # a spread shadow has strides that no view can take
+            name = "reshape" if target == "view" else target  # an origin has strides that no view can take
             return getattr(x, name)(*rest, **named)
 
-        return self._call(target, method, target, args, kwargs)
+        return self.flow.follow(target, method, args, kwargs)
 
-    def _call(self, key: Any, function: Callable, name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
-        tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, _Shadowed)]
-        values, origins = _parts(args, "value"), _parts(args, "origin")
-        unwrapped = {key: _parts(value, "value") for key, value in kwargs.items()}
-        if key in (torch.cat, torch.concat):
-            return _Shadowed(function(*values, **kwargs), function(*origins, **kwargs))
-        if not tensors:
-            return function(*args, **kwargs)
-        if key in ("size", "dim", getattr):
-            return function(*values, **unwrapped)
-        if key in MOVES:
-            value, origin = function(*values, **kwargs), function(*origins, **kwargs)
-            if isinstance(value, Tensor):
-                return _Shadowed(value, origin)
-            return [_Shadowed(v, o) for v, o in zip(value, origin, strict=True)]
-        value = function(*values, **unwrapped)
-        if key in CHANNELWISE:
-            return self._spread(tensors[0], value)
-        if key in UNITES:
-            return self._unite(tensors, value)
-        if key in (torch.mean, "mean") and value.shape[:2] == tensors[0].value.shape[:2]:
-            return self._spread(tensors[0], value)
-        raise ValueError(f"{name}: this operation does not tell where its channels come from")
-
-    def _convolve(self, name: str, module: nn.Conv2d | GroupedConv2d, x: _Shadowed) -> _Shadowed:
-        if isinstance(module, GroupedConv2d):
-            in_groups, out_groups = module.geometry.in_groups, module.geometry.out_groups
-        else:
-            in_groups = Partition.uniform(module.in_channels, module.groups)
-            out_groups = Partition.uniform(module.out_channels, module.groups)
-        sources = tuple(
-            frozenset().union(*(self._sets[number] for number in channel.unique().tolist()))
-            for channel in x.origin[0].flatten(1)
-        )
-        if name in self.layers:  # called again: one module, several inputs
-            known = self.layers[name]
-            known.sources = tuple(old | new for old, new in zip(known.sources, sources, strict=True))
-        else:
-            self.layers[name] = LayerWiring(name, out_groups.labels, sources)
-        for filters, group in zip(sources, in_groups.labels, strict=True):
-            for source, channel in filters:
-                layer = self.layers[source]
-                readers = layer.read_by.setdefault(name, [frozenset()] * len(layer.computed_by))
-                readers[channel] |= {group}
-        own = torch.tensor([self._number(frozenset({(name, channel)})) for channel in range(out_groups.channels)])
+    def _convolve(self, name: str, module: nn.Conv2d | GroupedConv2d, x: Traced) -> Traced:
+        channels = x.origin.dim() - 3
+        others = [dim for dim in range(x.origin.dim()) if dim != channels]
+        numbers = self.flow.origins.union_over(x.origin, others).flatten().tolist()
+        sources = [self.flow.origins.sets[number] for number in numbers]
+        if name in self.reads:  # called again: one module, several inputs
+            sources = [FilterSet.union(pair) for pair in zip(self.reads[name], sources, strict=True)]
+        self.reads[name] = sources
         value = _on_meta(module, x.value)
-        return _Shadowed(value, own.view(1, -1, 1, 1).expand(value.shape))
-
-    def _spread(self, x: _Shadowed, value: Tensor) -> _Shadowed:
-        """An output that keeps channels apart: each comes from all that its input channel comes from."""
-        if x.origin.dim() <= 2:
-            return _Shadowed(value, x.origin.expand(value.shape))
-        flat = x.origin.flatten(2)
-        numbers = flat[..., 0]
-        if not torch.equal(flat, numbers[..., None].expand_as(flat)):
-            sets = [[self._sets[n] for n in channel.unique().tolist()] for channel in flat[0]]
-            numbers = torch.tensor([[self._number(frozenset().union(*s)) for s in sets]])
-        return _Shadowed(value, numbers.view(*value.shape[:2], *[1] * (value.dim() - 2)).expand(value.shape))
-
-    def _mix(self, x: _Shadowed, value: Tensor) -> _Shadowed:
-        """A linear layer: every output comes from every input."""
-        numbers = x.origin.unique().tolist()
-        number = self._number(frozenset().union(*(self._sets[n] for n in numbers)))
-        return _Shadowed(value, torch.full(value.shape, number))
-
-    def _unite(self, tensors: list[_Shadowed], value: Tensor) -> _Shadowed:
-        """Sums and products: each element comes from both sides."""
-        origin = tensors[0].origin.expand(value.shape)
-        for other in tensors[1:]:
-            pairs = torch.stack([origin, other.origin.expand(value.shape)], -1)
-            unique, place = pairs.flatten(0, -2).unique(dim=0, return_inverse=True)
-            numbers = [self._number(self._sets[a] | self._sets[b]) for a, b in unique.tolist()]
-            origin = torch.tensor(numbers)[place].view(value.shape)
-        return _Shadowed(value, origin)
+        own = self.flow.origins.filters_of(name, module.out_channels)
+        return self.flow.traced(value, own.view(-1, 1, 1).expand(value.shape))
 
 
-def _parts(args: Any, part: str) -> Any:
-    """The same arguments with every shadowed tensor replaced by one of its parts."""
-    if isinstance(args, _Shadowed):
-        return getattr(args, part)
-    if isinstance(args, list | tuple):
-        return type(args)(_parts(a, part) for a in args)
-    return args
+@dataclass(frozen=True)
+class _Lost:
+    """What comes of an operation that is not followed. It only matters if a convolution reads it."""
+
+    reason: str
+
+
+def _lost_in(tree: Any) -> _Lost | None:
+    if isinstance(tree, _Lost):
+        return tree
+    items = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ()
+    return next((lost for lost in map(_lost_in, items) if lost), None)
 
 
 def _on_meta(module: nn.Module, x: Tensor) -> Tensor:
     """Run one module on the meta device without moving its parameters."""
     tensors = {n: t.to("meta") for n, t in (*module.named_parameters(), *module.named_buffers())}
     return torch.func.functional_call(module, tensors, (x,))
+
+
+def _place(node: fx.Node) -> str:
+    """Node, module and source line, for people: "'sort' in head (net.py:12: x = torch.sort(x))"."""
+    modules = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path]
+    if node.op == "call_module":
+        modules.append(str(node.target))
+    inside = f" in {modules[-1]}" if modules else ""
+    return f"{node.name!r}{inside}{node.meta.get('line', '')}"
+
+
+def _line_of(frames: Iterable[tuple[FrameType, int]]) -> str:
+    """The innermost line that is the model's own, in text, from frames innermost first; nothing if torch's alone."""
+    for frame, number in frames:
+        path = frame.f_code.co_filename
+        if frame.f_code is trace_wiring.__code__:
+            break
+        if not path.startswith((TORCH_FOLDER, __file__, "<")):
+            return f" ({os.path.basename(path)}:{number}: {linecache.getline(path, number).strip()})"
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,1 +1,1 @@
-"""Figures, one module each, drawn from saved tables only."""
+"""Figures, one module each, drawn from saved tables, or from layers and networks themselves."""

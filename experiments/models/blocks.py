@@ -45,10 +45,13 @@ def he_initialise(model: Model) -> Model:
     Biases become 0. Returns the model.
     """
     for module in model.modules():
-        if isinstance(module, GroupedConv2d | nn.Conv2d):
-            uneven = isinstance(module, GroupedConv2d) and not module.geometry.is_uniform
-            for weight in module.group_weights() if uneven else [module.weight]:
-                nn.init.kaiming_normal_(weight, nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+        if not isinstance(module, GroupedConv2d | nn.Conv2d):
+            continue
+        weights = [module.weight]
+        if isinstance(module, GroupedConv2d) and not module.geometry.is_uniform:
+            weights = module.group_weights()
+        for weight in weights:
+            nn.init.kaiming_normal_(weight, nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
     return model

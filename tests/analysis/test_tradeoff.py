@@ -1,9 +1,21 @@
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from analysis.tradeoff import over_seeds, paired_difference, tradeoff_table
+from analysis.tradeoff import (
+    difference_at_equal_cost,
+    equal_pairs,
+    front_probability,
+    on_front,
+    over_seeds,
+    paired_difference,
+    paired_equivalence,
+    tradeoff_table,
+)
 
 
 def long_table(**accuracies):
@@ -42,3 +54,92 @@ def test_what_was_not_measured_is_none():
     assert over_seeds(table, "latency", "dense") is None
     assert paired_difference(table, "test_accuracy", "dense", "dense") is None
     assert paired_difference(table, "test_accuracy", "other", "dense") is None
+
+
+def test_a_difference_within_the_margin_is_equivalent_and_one_beyond_is_not():
+    table = long_table(dense=[0.80, 0.82, 0.81, 0.80], near=[0.801, 0.819, 0.811, 0.802], far=[0.70, 0.73, 0.71, 0.71])
+    near = paired_equivalence(table, "test_accuracy", "near", "dense", 0.01)
+    far = paired_equivalence(table, "test_accuracy", "far", "dense", 0.01)
+    assert near is not None and far is not None and near.p is not None and far.p is not None
+    assert near.p < 0.001 < 0.999 < far.p
+    assert paired_equivalence(table, "test_accuracy", "other", "dense", 0.01) is None
+
+
+def test_the_front_by_hand():
+    # (1, .5) cheapest; (2, .4) dominated; (2, .7) and its twin; (3, .7) as good but dearer; (4, .9) best.
+    front = on_front([1, 2, 2, 2, 3, 4], [0.5, 0.4, 0.7, 0.7, 0.7, 0.9])
+    assert front.tolist() == [True, False, True, True, False, True]
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=8))
+def test_what_is_off_the_front_is_dominated_by_something_on_it(points):
+    front = on_front(*np.transpose(points))
+    assert front.any()
+    for (cost, accuracy), on in zip(points, front, strict=True):
+        better = [(c, a) != (cost, accuracy) and c <= cost and a >= accuracy for c, a in points]
+        assert on != any(better)
+        if not on:
+            assert any(b and f for b, f in zip(better, front, strict=True))
+
+
+def test_the_probability_of_the_front_is_that_of_drawing_seeds_again():
+    # grouped is cheaper. dense beats it where the mean difference of two drawn seeds is above 0: of the four draws from
+    # (+.02, -.01) only (-.01, -.01) is not: 3/4.
+    found = front_probability(long_table(dense=[0.82, 0.79], grouped=[0.80, 0.80]), "macs").set_index("variant")
+    assert list(found.index) == ["grouped", "dense"]
+    assert found.loc["grouped", "probability"] == 1
+    assert found.loc["dense", "probability"] == pytest.approx(0.75, abs=0.03)
+    assert found["on_front"].tolist() == [True, True]
+
+
+def test_one_seed_has_no_probability_and_seeds_of_some_variants_are_left_out():
+    found = front_probability(long_table(dense=[0.82, 0.8], grouped=[0.80]), "macs")
+    assert found["probability"].isna().all()
+    assert (found["note"] == "seeds left out, which not all variants have: 1; one seed: no probability").all()
+    assert front_probability(long_table(dense=[0.8]), "energy").empty
+
+
+def rows_of(measure, values, layer="", groups=""):
+    return pd.DataFrame(
+        [
+            {"variant": v, "seed": None, "layer": layer, "measure": measure, "groups": groups or g, "value": x}
+            for v, (x, g) in values.items()
+        ]
+    )
+
+
+def test_pairs_at_equal_groups_and_at_equal_parameters_are_different_pairs():
+    runs = long_table(dense=[0.9, 0.91], uniform=[0.8, 0.82], log=[0.81, 0.84], widened=[0.83, 0.83])
+    sizes = {"dense": (1000, ""), "uniform": (500, ""), "log": (601, ""), "widened": (600, "")}
+    cut = {"dense": (0, "1"), "uniform": (0, "4"), "log": (0, "log:4"), "widened": (0, "9,8,8,8")}
+    table = pd.concat([runs, rows_of("parameters", sizes), rows_of("dead_filters", cut, "conv2")])
+    by_groups, by_parameters = (equal_pairs(table, by, margin=0.01) for by in ("groups", "parameters"))
+    pairs = [set(zip(found["variant"], found["baseline"], strict=True)) for found in (by_groups, by_parameters)]
+    assert pairs == [{("log", "uniform"), ("widened", "uniform"), ("widened", "log")}, {("widened", "log")}]
+    row = by_groups.set_index(["variant", "baseline"]).loc[("log", "uniform")]
+    assert (row["difference"], row["n"]) == (pytest.approx(0.015), 2)
+    assert row["p"] == 0.5, "two seeds: 2 / 2²"
+    assert "p cannot fall below 0.5" in row["note"]
+    assert equal_pairs(table, "energy", margin=0.01).empty
+
+
+def test_at_equal_cost_the_gap_between_two_straight_lines_is_their_distance():
+    # In log2 of the cost: one family 0 + x at x = 0, 2, 4, the other −1 + x at x = 1, 3: 1 apart wherever both are.
+    accuracy = {"a0": 0.0, "a2": 2.0, "a4": 4.0, "b1": 0.0, "b3": 2.0}
+    table = pd.concat(
+        [
+            long_table(**{v: [x, x + 5] for v, x in accuracy.items()}).query("measure == 'test_accuracy'"),
+            rows_of("parameters", {v: (2.0 ** int(v[1]), "") for v in accuracy}),
+        ]
+    )
+    found = difference_at_equal_cost(table, ["a4", "a0", "a2"], ["b1", "b3"], "parameters")
+    assert found.tolist() == [pytest.approx(1), pytest.approx(1)]
+    assert difference_at_equal_cost(table, ["a0"], ["b1", "b3"], "parameters").empty, "nothing is extrapolated"
+    assert difference_at_equal_cost(table, ["a0"], ["c"], "parameters").empty
+    assert difference_at_equal_cost(table, ["a2"], ["b1", "b3"], "parameters").tolist() == [pytest.approx(1)] * 2
+
+
+def test_every_cost_has_its_column_where_measured_or_not():
+    table = tradeoff_table(pd.concat([long_table(dense=[0.8]), rows_of("energy", {"dense": (0.25, "")})]))
+    assert table["energy"].tolist() == [0.25]
+    assert table[["activations", "peak_memory"]].isna().all(axis=None)

@@ -1,5 +1,7 @@
 """The commands as a user types them: right ones and wrong ones."""
 
+import csv
+import io
 import json
 import os
 import signal
@@ -43,6 +45,15 @@ def test_without_a_command_it_shows_its_usage(capsys, monkeypatch):
         (["cost", "alexnet", "--model.group=2"], ["model.group", "model.groups"]),
         (["cost", "alexnet", "--input_size=20"], ["input_size=20"]),
         (["cost", "torchvision:resnet51"], ["resnet51", "torchvision:resnet50"]),
+        (["cost", "small", "--regroup=logs"], ["'logs' cannot be read", "log:4"]),
+        (["cost", "small", "--regroup=7"], ["cuts 0 of 3 convolutions", "7 equal groups"]),
+        (["cost", "small", "--regroup=4", "--where=conv4"], ["'conv4'", "near it: conv"]),
+        (["cost", "torchvision:resnet18", "--regroup=4", "--where=layer4"], ["write layer4.*"]),
+        (["cost", "small", "--where=conv2"], ["--where=conv2", "--regroup"]),
+        (["cost", "small", "--csv", "--json"], ["--csv --json"]),
+        (["cost", "small", "--csv", "--measure"], ["--measure", "--json"]),
+        (["cost", "small", "--regrup=4"], ["regrup", "did you mean regroup"]),
+        (["cost", "small", "--regroup=4", "--input_size=1"], ["cannot take an input of 3 × 1 × 1"]),
         (["figures", "quickstart", "--runs_root=/nowhere"], ["/nowhere", "make experiment NAME=quickstart"]),
         (["figures", "quickstart", "--to=x"], ["--to=x", "--runs_root"]),
     ],
@@ -80,6 +91,56 @@ def test_cost_of_a_torchvision_model(capsys, monkeypatch):
     code, out, _ = run(capsys, monkeypatch, "cost", "torchvision:mobilenet_v2", "--json")
     assert code == 0
     assert json.loads(out)["parameters"] == 3_504_872
+
+
+def test_cost_as_csv_has_one_line_per_layer(capsys, monkeypatch):
+    code, out, _ = run(capsys, monkeypatch, "cost", "small", "--csv")
+    assert code == 0
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert list(rows[0]) == ["layer", "kind", "parameters", "macs", "activations"]
+    (conv2,) = (row for row in rows if row["layer"] == "conv2")
+    assert int(conv2["parameters"]) == 32 * 64 * 9
+    assert int(conv2["macs"]) == 32 * 64 * 9 * int(conv2["activations"]) // 64
+
+
+def test_cost_before_and_after_regrouping_as_json_and_as_csv(capsys, monkeypatch):
+    arguments = ("cost", "torchvision:vgg11", "--regroup=log:3", "--where=features.3,features.0")
+    _, text, _ = run(capsys, monkeypatch, *arguments, "--json")
+    _, table, _ = run(capsys, monkeypatch, *arguments, "--csv")
+    cost, rows = json.loads(text), list(csv.DictReader(io.StringIO(table)))
+    spared = 64 * 128 * 9 * 5 // 8  # log:3 keeps 1/4 + 1/16 + 1/16 of the weights
+    assert cost["before"]["parameters"] - cost["after"]["parameters"] == spared
+    assert cost["before"]["macs"] - cost["after"]["macs"] == spared * 112**2
+    assert cost["before"]["activations"] == cost["after"]["activations"]
+    assert list(cost["skipped"]) == ["features.0"]
+    for side in ("before", "after"):
+        for measure in ("parameters", "macs"):
+            assert sum(int(row[f"{measure}_{side}"]) for row in rows) == cost[side][measure]
+    assert [(row["layer"], row["groups"]) for row in rows if row["groups"]] == [("features.3", "log:3")]
+
+
+def test_cost_of_regrouping_as_a_table_names_what_was_cut_and_what_was_not(capsys, monkeypatch):
+    code, out, _ = run(capsys, monkeypatch, "cost", "torchvision:mobilenet_v2", "--regroup=log:4")
+    assert code == 0
+    lines = out.splitlines()
+    (last,) = (line for line in lines if line.startswith("features.18.0"))
+    assert last.split()[1:6] == ["log:4", "409,600", "->", "140,800", "-65.6%"]
+    assert [line.split()[0] for line in lines if line.startswith("total")] == ["total"]
+    assert "34 of 52 convolutions regrouped" in lines
+    (depthwise,) = (line for line in lines if "depthwise" in line)
+    assert out.index("features.17.conv.1.0") > out.index(depthwise)
+    assert len([line for line in lines if line.startswith("not regrouped")]) == 2
+    assert max(map(len, lines)) <= 120
+
+
+def test_cost_of_regrouping_is_measured_side_by_side(capsys, monkeypatch):
+    flags = ["--regroup=4", "--measure", "--batch=1", "--device=cpu", "--json"]
+    code, out, _ = run(capsys, monkeypatch, "cost", "small", *flags)
+    assert code == 0
+    for side in ("before", "after"):
+        measured = json.loads(out)[side]
+        assert measured["latency_ms_lower_quartile"] <= measured["latency_ms"] <= measured["latency_ms_upper_quartile"]
+        assert measured["peak_memory_bytes"] > 0
 
 
 def test_a_full_disk_is_one_line(capsys, monkeypatch):

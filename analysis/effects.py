@@ -1,0 +1,233 @@
+"""What a claim compares: from the long table of a study to one effect per seed.
+
+Reads the columns variant, seed, layer, measure, null and value. Five kinds of effect cover the ledger:
+
+    difference    sum of some values − sum of others, so that a difference of differences is one too
+    ratio         one value / another
+    slope         of a difference over several variants, against a number or against what they cost; log: of the logs
+    share         of the seeds whose p is below 0.05
+    equal_cost    one family of variants − another, where both cost the same
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis.tradeoff import difference_at_equal_cost
+
+Kind = Literal["difference", "ratio", "slope", "share", "equal_cost"]
+
+EACH = "each"  # the layer of a term that takes all layers, and pairs them by name
+SLOT = "{}"  # in a variant's name: where a slope puts the names it runs over
+SPLIT_P = 0.05  # a seed counts for a share where its p is below this
+
+
+class NotMeasuredError(LookupError):
+    """The table lacks what an effect is computed from; the message says what."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """A place in the long table.
+
+    Attributes:
+        measure: its name.
+        variants: one, or several to average over (a family, where the kind is ``equal_cost``).
+        layer: empty for what is measured of the whole network; ``each`` for every layer, paired by name with those of
+            the other terms and averaged at last.
+        against: the null, empty for what was measured of the trained network.
+    """
+
+    measure: str
+    variants: tuple[str, ...]
+    layer: str = ""
+    against: str = ""
+
+    def __str__(self) -> str:
+        where = f", {self.layer} layer" if self.layer == EACH else f", {self.layer}" if self.layer else ""
+        return f"{self.measure}({'|'.join(self.variants)}{where}{f', {self.against}' if self.against else ''})"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How an effect is computed.
+
+    Attributes:
+        kind: of effect; see the head of this file.
+        of: the terms that are added.
+        minus: the terms that are subtracted; of a ratio the denominator.
+        over: of a slope: each name that is put into the slot of the variants, and its number; NaN where ``by`` tells.
+        by: the cost that a slope runs against, or that is equal.
+        log: a slope in logarithms on both sides, so that a power law has its exponent.
+        per_seed: otherwise one value per variant: a count, which no seed changes, or a timing with its quartiles.
+    """
+
+    kind: Kind
+    of: tuple[Term, ...]
+    minus: tuple[Term, ...] = ()
+    over: Mapping[str, float] = field(default_factory=dict)
+    by: str = ""
+    log: bool = False
+    per_seed: bool = True
+
+    def __str__(self) -> str:
+        of, minus = (" + ".join(map(str, terms)) for terms in (self.of, self.minus))
+        if self.kind == "ratio":
+            return f"{of} / {minus}"
+        text = of + (f" − {minus if len(self.minus) < 2 else f'({minus})'}" if minus else "")
+        if self.kind == "share":
+            return f"share of seeds with {text} < {SPLIT_P}"
+        if self.kind == "equal_cost":
+            return f"{text}, at equal {self.by}"
+        if self.kind == "slope":
+            steps = ", ".join(name if self.by else f"{name}: {x:g}" for name, x in self.over.items())
+            return f"{'exponent' if self.log else 'slope'} of {text} over {self.by and f'{self.by} of '}{steps}"
+        return text
+
+
+@dataclass(frozen=True)
+class Effect:
+    """An effect as it was measured.
+
+    Attributes:
+        values: (n,) one per seed; of a share 0 or 1; (1,) where nothing was per seed.
+        low, high: bounds of a timing by the quartiles of its repeats, and the value itself of a count; None per seed.
+        note: what was left out, in plain words.
+    """
+
+    values: NDArray[np.float64]
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
+
+
+def measure_effect(table: pd.DataFrame, metric: Metric) -> Effect:
+    """Compute an effect.
+
+    Raises:
+        NotMeasuredError: a variant, a measure or a null is not in the table, or no seed has all of them.
+        ValueError: a logarithm of what is not positive.
+    """
+    if not metric.per_seed:
+        values = [float(_per_seed(_without_seeds(corner), metric).iloc[0]) for corner in _corners(table, metric)]
+        return Effect(np.array(values[:1]), min(values), max(values))
+    by_seed = _per_seed(table, metric)
+    terms = [*metric.of, *metric.minus]
+    rows = table[table["measure"].isin([term.measure for term in terms])]
+    names = {name for term in terms for variant in term.variants for name in _filled(variant, metric.over)}
+    missing = rows.loc[rows["variant"].isin(names), "seed"].dropna().nunique() - len(by_seed)
+    note = f"seeds left out, whose values are missing or undefined: {missing}" if missing else ""
+    return Effect(by_seed.to_numpy(dtype=np.float64), note=note)
+
+
+def _per_seed(table: pd.DataFrame, metric: Metric) -> pd.Series:
+    """One effect per seed, indexed by seed."""
+    if metric.kind == "slope":
+        return _slope(table, metric)
+    if metric.kind == "equal_cost":
+        (ours,), (theirs,) = metric.of, metric.minus
+        for term in (ours, theirs):
+            for variant in term.variants:
+                _rows(table, replace(term, variants=(variant,)))
+        found = difference_at_equal_cost(table, ours.variants, theirs.variants, metric.by, ours.measure)
+        if found.empty:
+            raise NotMeasuredError(f"no seed in which both families have networks of equal {metric.by}")
+        return found
+    frame = _joined([*(_values(table, term) for term in metric.of), *(_values(table, term) for term in metric.minus)])
+    of, minus = frame.iloc[:, : len(metric.of)], frame.iloc[:, len(metric.of) :]
+    if metric.kind == "share":
+        effect = (of.iloc[:, 0] < SPLIT_P).astype(float)
+    else:
+        effect = of.iloc[:, 0] / minus.iloc[:, 0] if metric.kind == "ratio" else of.sum(axis=1) - minus.sum(axis=1)
+    by_layer = effect.unstack("layer")
+    whole = by_layer.dropna(axis=1)  # the same layers in every seed, where there are such
+    return (by_layer if whole.empty else whole).mean(axis=1)
+
+
+def _slope(table: pd.DataFrame, metric: Metric) -> pd.Series:
+    columns, at = [], []
+    for name, number in metric.over.items():
+        of, minus = (
+            tuple(replace(term, variants=tuple(v.replace(SLOT, name) for v in term.variants)) for term in terms)
+            for terms in (metric.of, metric.minus)
+        )
+        columns.append(_per_seed(table, Metric("difference", of, minus)))
+        cost = Term(metric.by, of[0].variants)
+        at.append(float(_values(table, cost).mean()) if metric.by else number)
+    y, x = _joined(columns), np.array(at)
+    if metric.log:
+        if (y <= 0).any(axis=None) or (x <= 0).any():
+            raise ValueError(f"{metric}: a logarithm needs values above 0")
+        y, x = y.apply(np.log), np.log(x)
+    steps = x - x.mean()
+    return y @ (steps / (steps @ steps))
+
+
+def _values(table: pd.DataFrame, term: Term) -> pd.Series:
+    """A term by seed and layer, averaged over its variants."""
+    by_variant = []
+    for variant in term.variants:
+        rows = _rows(table, replace(term, variants=(variant,)))
+        layer = rows["layer"] if term.layer == EACH else ""
+        by_variant.append(rows.assign(layer=layer).groupby(["seed", "layer"], dropna=False)["value"].mean())
+    return _joined(by_variant).mean(axis=1)
+
+
+def _rows(table: pd.DataFrame, term: Term) -> pd.DataFrame:
+    """The rows of a term of one variant whose value is defined."""
+    (variant,) = term.variants
+    rows = table[table["variant"] == variant]
+    if rows.empty:
+        raise NotMeasuredError(f"no variant {variant}")
+    rows = rows[(rows["measure"] == term.measure) & (rows["null"].fillna("") == term.against)]
+    if term.layer != EACH:
+        rows = rows[rows["layer"].fillna("") == term.layer]
+    rows = rows[np.isfinite(rows["value"])]
+    if rows.empty:
+        raise NotMeasuredError(f"no {term}")
+    return rows
+
+
+def _joined(columns: Sequence[pd.Series]) -> pd.DataFrame:
+    """Columns side by side, where all of them have a value."""
+    frame = pd.concat(columns, axis=1, join="inner", keys=range(len(columns))).dropna()
+    if frame.empty:
+        raise NotMeasuredError("no seed, or no layer, has all that is compared")
+    return frame
+
+
+def _filled(variant: str, names: Mapping[str, float]) -> list[str]:
+    return [variant.replace(SLOT, name) for name in names] if SLOT in variant else [variant]
+
+
+def _without_seeds(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(seed=0)
+
+
+def _corners(table: pd.DataFrame, metric: Metric) -> Iterator[pd.DataFrame]:
+    """The table itself, then with every timing at the lower or the upper quartile of its repeats, in all combinations.
+
+    An effect that rises or falls with each of them has its extremes there.
+    """
+    yield table
+    timed = dict.fromkeys(
+        (term.measure, name)
+        for term in (*metric.of, *metric.minus)
+        if (table["measure"] == f"{term.measure}_lower").any()
+        for variant in term.variants
+        for name in _filled(variant, metric.over)
+    )
+    for ends in product(("lower", "upper"), repeat=len(timed)) if timed else ():
+        measure = table["measure"].copy()
+        for (name, variant), end in zip(timed, ends, strict=True):
+            of_variant = table["variant"] == variant
+            measure = measure.mask(of_variant & (measure == name), "")
+            measure = measure.mask(of_variant & (measure == f"{name}_{end}"), name)
+        yield table.assign(measure=measure)

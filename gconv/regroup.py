@@ -1,0 +1,260 @@
+"""Turn the convolutions of an existing model (torchvision, timm, your own) into grouped ones, keeping trained weights.
+
+A dense layer has a weight for every pair of channels, a grouped one only for pairs inside a group: the others are lost.
+``keep="slice"`` keeps the pairs that lie in the same group as the channels stand. ``keep="energy"`` first looks for the
+groups that hold most of the squared weights, and puts the channels in that order for the layer and back after it, so
+that to the rest of the model every channel means what it meant.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from gconv.assignment import assign_channels
+from gconv.conv import GroupedConv2d
+from gconv.cost import Cost, count_cost
+from gconv.partition import Partition, Spec
+from gconv.shuffle import ChannelPermutation
+
+Keep = Literal["slice", "energy"]
+Where: TypeAlias = "str | Callable[[str, nn.Module], bool] | None"
+
+
+@dataclass(frozen=True)
+class RegroupedLayer:
+    """What became of one convolution.
+
+    Attributes:
+        name: of the module.
+        in_groups, out_groups: how its inputs and outputs are cut; ``str()`` gives them as text.
+        kept: the part of its weight energy (sum of squares) that it keeps, 0 to 1; None where the weights are on the
+            meta device and have no values.
+    """
+
+    name: str
+    in_groups: Partition
+    out_groups: Partition
+    kept: float | None
+
+
+@dataclass(frozen=True)
+class Regrouped:
+    """A regrouped copy of a model, and what was done to it.
+
+    Attributes:
+        original: the model as it was given.
+        model: the copy with its convolutions cut. With ``keep="energy"`` a layer whose channels had to be put in
+            another order is a Sequential of ``gather``, ``conv`` and ``scatter``.
+        changed: the convolutions that were cut.
+        skipped: why each of the other convolutions that were asked for was not, by name.
+    """
+
+    original: nn.Module
+    model: nn.Module
+    changed: tuple[RegroupedLayer, ...]
+    skipped: Mapping[str, str]
+
+    def costs(self, input_shape: tuple[int, ...]) -> tuple[Cost, Cost]:
+        """The cost before and after, with the same layers of the same names in the same order.
+
+        Args:
+            input_shape: of one image, (C, H, W).
+
+        Raises:
+            ValueError: the model cannot take an input of this shape.
+        """
+        before, after = count_cost(self.original, input_shape), count_cost(self.model, input_shape)
+        pairs = zip(before.layers, after.layers, strict=True)
+        return before, Cost(tuple(replace(new, name=old.name) for old, new in pairs))
+
+
+def regroup(model: nn.Module, groups: Spec, where: Where = None, keep: Keep = "slice") -> Regrouped:
+    """Cut the convolutions of a copy of ``model`` into groups.
+
+    Everything else about a layer stays: stride, padding, dilation, bias, dtype, device, ``requires_grad``, training
+    mode, and that one module may be used in several places.
+
+    Args:
+        model: any module; it is left as it was.
+        groups: how inputs and outputs are cut, anything that ``Partition.of`` reads: ``4``, ``"log:4"``,
+            ``"4:2:1:1"``, ``"~log:4"`` (rounds to whole channels).
+        where: which convolutions: all by default; names, with wildcards and commas (``"layer*.conv2,stem.*"``); or a
+            function of name and module.
+        keep: which weights stay: ``"slice"``, those in the same group as the channels stand, or ``"energy"``, those of
+            the groups that hold most of the squared weights.
+
+    Returns:
+        The copy, the layers that were cut, and those that were not with the reason: they have groups already, their
+        channels cannot be cut so, or they are not plain 2-D convolutions.
+
+    Raises:
+        ValueError: ``where`` matches no convolution, or none that it matches can be cut; an unknown ``keep``.
+    """
+    if keep not in ("slice", "energy"):
+        raise ValueError(f"keep={keep!r}: must be 'slice' or 'energy'")
+    names = _choose(model, where)
+    regrouped = copy.deepcopy(model)
+    users = Counter(id(p) for module in regrouped.modules() for p in module.parameters(recurse=False))
+    changed: list[RegroupedLayer] = []
+    skipped: dict[str, str] = {}
+    cut: dict[nn.Module, nn.Module] = {}
+    for name in names:
+        conv, shown = regrouped.get_submodule(name), name or type(model).__name__
+        try:
+            if any(users[id(p)] > 1 for p in conv.parameters(recurse=False)):
+                raise ValueError("it shares its weight or bias with another layer")
+            with torch.device("cpu"):  # orders are numbers even where models are built on the meta device
+                cut[conv], layer = _cut(shown, _plain(conv), groups, keep)
+        except ValueError as error:
+            skipped[shown] = str(error)
+        else:
+            changed.append(layer)
+    if not changed:
+        (reason, count), *_ = Counter(skipped.values()).most_common(1)
+        most = "" if count == len(skipped) else f" (so {count} of them)"
+        example = next(name for name in skipped if skipped[name] == reason)
+        raise ValueError(f"groups={groups!r} cuts 0 of {len(names)} convolutions; {example}: {reason}{most}")
+    return Regrouped(model, _replace(regrouped, cut), tuple(changed), skipped)
+
+
+def _choose(model: nn.Module, where: Where) -> list[str]:
+    """Names of the convolutions that ``where`` matches, one name for each module, in the order of the modules."""
+    every = {
+        name: module
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, _ConvNd | GroupedConv2d)
+    }
+    if not every:
+        raise ValueError(f"{type(model).__name__} has no convolution")
+    if where is None:
+        matched = list(every)
+    elif callable(where):
+        matched = [name for name, module in every.items() if where(name, module)]
+        if not matched:
+            raise ValueError(f"where matches none of {len(every)} convolutions: {_some(list(every))}")
+    else:
+        patterns = [pattern.strip() for pattern in where.split(",")]
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in every):
+                raise ValueError(f"where={pattern!r} matches no convolution; {_hint(pattern, list(every))}")
+        matched = [name for name in every if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    first_names: dict[nn.Module, str] = {}
+    for name in matched:
+        first_names.setdefault(every[name], name)
+    return list(first_names.values())
+
+
+def _hint(pattern: str, names: list[str]) -> str:
+    if any(name.startswith(f"{pattern}.") for name in names):
+        return f"for all that are in it write {pattern}.*"
+    near = get_close_matches(pattern, names, n=3, cutoff=0.5)
+    return f"near it: {', '.join(near)}" if near else f"there are: {_some(names)}"
+
+
+def _some(names: list[str], shown: int = 6) -> str:
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+
+
+def _plain(module: nn.Module) -> nn.Conv2d | GroupedConv2d:
+    """The module, if it is a dense 2-D convolution and nothing more.
+
+    Raises:
+        ValueError: it is something else; says what.
+    """
+    if type(module) not in (nn.Conv2d, GroupedConv2d):
+        raise ValueError(f"{type(module).__name__}: only Conv2d and GroupedConv2d can be cut")
+    assert isinstance(module, nn.Conv2d | GroupedConv2d)
+    if module.groups > 1:
+        if module.groups == module.in_channels:
+            raise ValueError("depthwise: each channel is a group already")
+        cut = module.geometry.out_groups if isinstance(module, GroupedConv2d) else module.groups
+        raise ValueError(f"it has groups already: {cut}")
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    if any(hooks):  # spectral norm and pruning compute the weight in one
+        raise ValueError("it has hooks, which would be lost")
+    return module
+
+
+def _cut(name: str, conv: nn.Conv2d | GroupedConv2d, groups: Spec, keep: Keep) -> tuple[nn.Module, RegroupedLayer]:
+    """The grouped layer that replaces a dense one, and what it keeps.
+
+    Raises:
+        ValueError: the channels cannot be cut so.
+    """
+    in_groups, out_groups = Partition.of(groups, conv.in_channels), Partition.of(groups, conv.out_channels)
+    if in_groups.groups == 1:
+        raise ValueError("one group is what it has")
+    in_order_C, out_order_O = torch.arange(conv.in_channels), torch.arange(conv.out_channels)
+    kept = None
+    if not conv.weight.is_meta:
+        energy_OC = conv.weight.detach().to("cpu", torch.float64).square().sum((2, 3))
+        if keep == "energy":
+            in_order_C, out_order_O = assign_channels(energy_OC, in_groups, out_groups)
+        inside = sum(block.sum().item() for block in _blocks(energy_OC, in_order_C, out_order_O, in_groups, out_groups))
+        total = energy_OC.sum().item()
+        kept = inside / total if total else 1.0
+    elif keep == "energy":
+        raise ValueError("its weights are on the meta device and have no energy; keep='slice' needs none")
+    grouped = GroupedConv2d(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,  # type: ignore[arg-type]
+        conv.stride,  # type: ignore[arg-type]
+        conv.padding,  # type: ignore[arg-type]
+        conv.dilation,  # type: ignore[arg-type]
+        out_groups,
+        conv.bias is not None,
+        conv.padding_mode,
+        device="meta",  # so that no random numbers are drawn
+        in_groups=in_groups,
+    )
+    blocks = _blocks(conv.weight.detach(), in_order_C, out_order_O, in_groups, out_groups)
+    weight = torch.cat([block.flatten(0, 1) for block in blocks]).view(grouped.geometry.weight_shape)
+    grouped.weight = nn.Parameter(weight, conv.weight.requires_grad)
+    if conv.bias is not None:
+        bias_O = conv.bias.detach()[out_order_O.to(conv.bias.device)]
+        grouped.bias = nn.Parameter(bias_O, conv.bias.requires_grad)
+    layer = _reordered(grouped, in_order_C, out_order_O).to(weight.device).train(conv.training)
+    return layer, RegroupedLayer(name, in_groups, out_groups, kept)
+
+
+def _blocks(
+    weight: Tensor, in_order_C: Tensor, out_order_O: Tensor, in_groups: Partition, out_groups: Partition
+) -> list[Tensor]:
+    """The weights (O, C, …) that stay, one block (O_g, C_g, …) per group."""
+    in_order_C, out_order_O = in_order_C.to(weight.device), out_order_O.to(weight.device)
+    sizes = list(in_groups.sizes), list(out_groups.sizes)
+    pairs = zip(in_order_C.split(sizes[0]), out_order_O.split(sizes[1]), strict=True)
+    return [weight[outputs][:, inputs] for inputs, outputs in pairs]
+
+
+def _reordered(grouped: GroupedConv2d, in_order_C: Tensor, out_order_O: Tensor) -> nn.Module:
+    """The layer between what puts its inputs in order and what puts its outputs back, where there is need of it."""
+    steps: OrderedDict[str, nn.Module] = OrderedDict()
+    for name, order, module in (
+        ("gather", in_order_C, ChannelPermutation(in_order_C.tolist())),
+        ("conv", None, grouped),
+        ("scatter", out_order_O, ChannelPermutation(out_order_O.argsort().tolist())),
+    ):
+        if order is None or not torch.equal(order, torch.arange(len(order))):
+            steps[name] = module
+    return nn.Sequential(steps) if len(steps) > 1 else grouped
+
+
+def _replace(root: nn.Module, cut: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    """Put every cut layer in each of the places that held the dense one."""
+    for parent in list(root.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is not None and child in cut:
+                parent.add_module(name, cut[child])
+    return cut.get(root, root)
