@@ -12,11 +12,13 @@ from experiments.augment import Views
 from experiments.catalogue import study_names
 from experiments.errors import UsageError
 from experiments.measure import _test_batches
+from experiments.models import build_model
 from experiments.pipeline import measure_all, plan, run_study, train_all
 from experiments.runs import Run
 from experiments.study import load_study
 from experiments.train import Recipe, Setting
 from gconv import GroupedConv2d
+from gconv.cost import count_cost
 from tiny_images import tiny_dataset
 
 SMALL = ["--seeds=1", "--recipe.epochs=1", "--recipe.batch_size=24"]
@@ -43,7 +45,16 @@ def small_study(name, tmp_path, *flags):
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize("name", study_names())
 def test_every_study_takes_one_step(name, tmp_path, capsys):
-    study = small_study(name, tmp_path)
+    """All variants are built and counted; of many, three go all the way, on smaller images."""
+    variants = small_study(name, tmp_path).variants
+    for v in variants:
+        with torch.device("meta"):
+            model = build_model(**v.model, classes=2, input_size=v.views.crop_size)
+        assert count_cost(model, (3, v.views.crop_size, v.views.crop_size)).macs > 0
+    middle = len(variants) // 2
+    chosen = {v.name: None for v in (variants[0], variants[middle], variants[-1])}
+    smaller = [] if name == "alexnet-groups" else ["--data.image_size=16", "--data.crop_size=16"]
+    study = small_study(name, tmp_path, f"--only={','.join(chosen)}", *smaller)
     assert run_study(study) == 0
     table = report.read_measures(study.folder)
     assert list(dict.fromkeys(table["variant"])) == [v.name for v in study.variants]
