@@ -61,6 +61,13 @@ def print_claims(flags: Sequence[str]) -> None:
         print(ledger_text(claims, findings))
 
 
+def study_verdicts(study: str, runs: Path) -> str:
+    """What one study, by its tables in ``runs``, says to the claims that it bears on; empty where there are none."""
+    claims = [claim for claim in read_claims(LEDGER) if study in claim.studies]
+    records = find_records(study, runs, runs)[:1]
+    return ledger_text(claims, adjust([find(claim, records) for claim in claims])) if claims and records else ""
+
+
 def find_records(study: str, runs: Path, results: Path) -> list[Record]:
     """What was measured of a study, in ``runs`` and then in ``results``."""
     found = []

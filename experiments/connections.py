@@ -15,7 +15,7 @@ from analysis.figures import connections, page, wiring
 from analysis.figures.connections import Diagram, count_lines
 from analysis.scheme import Scheme, network_scheme
 from experiments.errors import UsageError
-from experiments.measure import save_table
+from experiments.measure.table import save_table
 from experiments.named_model import add_model_arguments, build_named_model
 from experiments.runs import file_name
 from experiments.study import parser_error, strict_parser

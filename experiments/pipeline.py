@@ -12,9 +12,12 @@ import torch
 from torch import nn
 
 from experiments import data, report
+from experiments.claims import study_verdicts
 from experiments.data import Dataset
 from experiments.errors import RunFailedError, UsageError
-from experiments.measure import VERSION, Rows, measure_run, measure_speed, save_arrays, save_table
+from experiments.measure import VERSION, measure_run
+from experiments.measure.speed import measure_speed
+from experiments.measure.table import Rows, save_arrays, save_table
 from experiments.models import build_model
 from experiments.runs import Run, config_hash, file_name, write_json
 from experiments.study import Study, Variant
@@ -64,6 +67,8 @@ def run_study(study: Study) -> int:
         measure_all(study, done)
         figures = report.draw_figures(study.folder)
         print(f"\n{study.question}\n\n{report.summary(report.read_measures(study.folder))}\n")
+        if verdicts := study_verdicts(study.name, study.runs_root):
+            print(f"Verdicts of this study alone (make claims prints the ledger)\n{verdicts}\n")
         print(f"tables:  {report.tables_folder(study.folder)}")
         print("figures: " + "\n         ".join(str(path) for path in figures if path.suffix == ".png"))
     return failed
@@ -152,7 +157,7 @@ def measure_all(study: Study, done: list[PlannedRun]) -> None:
     order = [v.name for v in study.variants]
     done = sorted(done, key=lambda p: (order.index(p.variant.name), p.run.seed))
     key = {**asdict(study.measures), "version": VERSION}
-    tables = []
+    tables, notes = [], []
     for p in done:
         measured = p.run.folder / "measured.json"
         if not measured.is_file() or json.loads(measured.read_text()) != key:
@@ -160,9 +165,11 @@ def measure_all(study: Study, done: list[PlannedRun]) -> None:
             rows = Rows(study.name, p.variant.name, p.run.seed)
             arrays = measure_run(rows, p.run, p.trained_model(), p.fresh_model(), p.setting(), study.measures)
             save_arrays(p.run.folder / "arrays.npz", arrays)
+            save_table(p.run.folder / "notes.csv", rows.notes())
             save_table(p.run.folder / "measures.csv", rows.table())
             write_json(measured, key)
         tables.append(report.read_table(p.run.folder / "measures.csv"))
+        notes.append(pd.read_csv(p.run.folder / "notes.csv", keep_default_na=False))
     folder = report.tables_folder(study.folder)
     tables.append(_speed(study, done))
     save_table(folder / "measures.csv", pd.concat(tables, ignore_index=True))
@@ -173,6 +180,7 @@ def measure_all(study: Study, done: list[PlannedRun]) -> None:
     ]
     save_table(folder / "curves.csv", pd.DataFrame(curves))
     save_table(folder / "layers.csv", _layer_costs(done))
+    save_table(folder / "notes.csv", pd.concat(notes, ignore_index=True))
     results = [{"variant": p.variant.name, **_public(p.run.result or {})} for p in done]
     save_table(folder / "runs.csv", pd.DataFrame(results))
     write_json(folder / "study.json", {"question": study.question, "overrides": _public(study.overrides)})

@@ -79,9 +79,11 @@ def keep_results(study_folder: Path, results: Path, readme: Path) -> list[Path]:
     """
     name, kept = study_folder.name, []
     figures = draw_figures(study_folder)
-    sources = [tables_folder(study_folder) / f"{table}.csv" for table in ("measures", "curves", "layers", "runs")]
+    sources = [
+        tables_folder(study_folder) / f"{table}.csv" for table in ("measures", "notes", "curves", "layers", "runs")
+    ]
     sources.append(tables_folder(study_folder) / "study.json")
-    for source in [*sources, *figures]:
+    for source in [path for path in (*sources, *figures) if path.is_file()]:
         target = results / name / source.name
         write_atomic(target, lambda file, source=source: file.write(source.read_bytes()))
         kept.append(target)
@@ -119,7 +121,12 @@ def markdown(table: pd.DataFrame, runs: pd.DataFrame, overrides: dict[str, objec
 
 def summary(table: pd.DataFrame) -> str:
     """The study in plain text: accuracy against cost, then correlation and colour with their nulls."""
-    lines = [_accuracy_lines(tradeoff_table(table)), _correlation_lines(table), _colour_lines(table)]
+    lines = [
+        _accuracy_lines(tradeoff_table(table)),
+        _correlation_lines(table),
+        _colour_lines(table),
+        _null_lines(table),
+    ]
     return "\n\n".join(part for part in lines if part)
 
 
@@ -191,6 +198,33 @@ def _colour_lines(table: pd.DataFrame) -> str:
             f"{f'{(p < 0.05).sum()} of {len(p)} seeds' if len(p) else ''}"
         )
     return "\n".join(text)
+
+
+# Of each measure the nulls that could explain it away: of the network untrained, and of another kind.
+NULLS = {
+    "cka_between": ("similarity of groups (CKA)", "arbitrary partition"),
+    "on_block_energy": ("between layers, on the blocks", "block areas"),
+    "separation_colour_auc": ("groups told by colour (AUC)", "labels permuted"),
+    "separation_frequency_auc": ("groups told by frequency (AUC)", "labels permuted"),
+    "latent_colour_correlation": ("colour in the second layer", "labels permuted"),
+}
+
+
+def _null_lines(table: pd.DataFrame) -> str:
+    text = [
+        "Groups against their nulls (mean over layers; 95% interval over seeds)",
+        f"{'variant':<24}{'measure':<32}{'trained':<20}{'untrained':<20}null",
+    ]
+    for variant in dict.fromkeys(table["variant"]):
+        for measure, (label, other) in NULLS.items():
+            rows = table[(table["variant"] == variant) & (table["measure"] == measure)]
+            values = {null: of.groupby("seed")["value"].mean() for null, of in rows.groupby("null")}
+            if not values.keys() & {"", other}:
+                continue
+            cells = [_short(values[null]) if null in values else "-" for null in ("", "untrained")]
+            null = f"{_short(values[other])} {other}" if other in values else "-"
+            text.append(f"{variant:<24}{label:<32}{cells[0]:<20}{cells[1]:<20}{null}")
+    return "\n".join(text) if len(text) > 2 else ""
 
 
 def _short(values: pd.Series) -> str:

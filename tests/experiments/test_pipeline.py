@@ -11,7 +11,7 @@ from experiments import report
 from experiments.augment import Views
 from experiments.catalogue import study_names
 from experiments.errors import UsageError
-from experiments.measure import _test_batches
+from experiments.measure import labelled_images
 from experiments.models import build_model
 from experiments.pipeline import measure_all, plan, run_study, train_all
 from experiments.runs import Run
@@ -28,8 +28,8 @@ SMALL += ["--measures.images=8", "--measures.permutations=99", "--recipe.device=
 @pytest.fixture(autouse=True)
 def quick_timing(monkeypatch):
     """Time little: the numbers do not matter here."""
-    monkeypatch.setattr("experiments.measure.LATENCY_BATCH", 2)
-    monkeypatch.setattr("experiments.measure.LATENCY_REPEATS", 1)
+    monkeypatch.setattr("experiments.measure.speed.LATENCY_BATCH", 2)
+    monkeypatch.setattr("experiments.measure.speed.LATENCY_REPEATS", 1)
 
 
 @pytest.fixture
@@ -68,6 +68,36 @@ def test_every_study_takes_one_step(name, tmp_path, capsys):
     assert study.question in out
     for variant in study.variants:
         assert variant.name in out
+
+
+@pytest.mark.usefixtures("tiny", "no_figures")
+def test_every_null_is_measured_where_it_is_asked_for(tmp_path, capsys):
+    flags = ["--only=dense,groups-2,log-4", "--measures.images=12", "--measures.draws=1", "--measures.lesion_images=12"]
+    study = small_study("quickstart", tmp_path, *flags)
+    assert run_study(study) == 0
+    table = report.read_measures(study.folder)
+    assert table["value"].notna().all()
+
+    def measured(variant, measure, null=""):
+        chosen = (table["variant"] == variant) & (table["measure"] == measure) & (table["null"] == null)
+        return set(table.loc[chosen, "layer"])
+
+    grouped, dense = {"conv2", "conv3"}, {"conv1", "conv2", "conv3"}
+    for null in ("", "untrained", "random filters"):
+        assert measured("groups-2", "within_computed", null) == grouped, null
+    for null in ("random partition", "contiguous partition", "spectral partition", "spectral partition, sizes kept"):
+        assert measured("dense", "between_computed", null) == dense, null
+    assert measured("log-4", "cka_between") == measured("log-4", "cka_between", "untrained") == grouped
+    assert measured("dense", "cka_between", "arbitrary partition") == dense
+    for null in ("", "untrained", "block areas"):
+        assert measured("groups-2", "on_block_energy", null) == {"conv1-conv2", "conv2-conv3"}, null
+    for replacement in ("zero", "mean"):
+        for null in ("", "random filters"):
+            assert measured("log-4", f"lesion_{replacement}_group_4_on_grey", null) == {"conv1"}
+    areas = table[(table["measure"] == "on_block_energy") & (table["null"] == "block areas")].set_index("variant")
+    assert (areas.loc["groups-2", "value"] == 0.5).all()
+    assert areas.loc["log-4", "value"].to_list() == [0.34375, 0.34375]
+    assert "Groups against their nulls" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("tiny", "no_figures")
@@ -183,9 +213,9 @@ def test_measured_values_are_those_of_the_trained_network(tmp_path):
 @pytest.mark.parametrize("images", [5, 6, 12, 99])
 def test_measured_images_are_spread_over_all_of_them(images):
     setting = Setting.of(tiny_dataset(), Views(12, 12), Recipe(device="cpu"))
-    seen = sum(len(batch) for batch in _test_batches(setting, images))
+    seen = sum(len(labels) for _, labels in labelled_images(setting, images))
     assert seen == min(images, 12)
-    last = list(_test_batches(setting, images))[-1][-1]
+    last = list(labelled_images(setting, images))[-1][0][-1]
     assert any(torch.equal(last, setting.test_inputs(torch.tensor([k]))[0][0]) for k in (9, 10, 11))
 
 

@@ -1,0 +1,106 @@
+"""What is a group needed for? Silence what each group of a grouped convolution reads; colour images, and grey ones."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from analysis.lesion import lesions
+from experiments.measure.groups import groupings
+from experiments.measure.table import Rows
+from gconv.wiring import LayerWiring
+
+Shown = list[tuple[Tensor, Tensor]]
+
+
+def measure_lesions(
+    rows: Rows,
+    model: nn.Module,
+    wiring: dict[str, LayerWiring],
+    colour: Shown,
+    grey: Shown,
+    colours: tuple[NDArray | None, NDArray | None],
+    draws: int,
+) -> dict[str, np.ndarray]:
+    """Silence the groups that read the first layer whose filters are read by several.
+
+    Args:
+        rows: where the drops of accuracy go: ``lesion_<zero|mean>_group_<g>_on_<colour|grey>``, and their null, as many
+            filters of the layer whatever their group. Zero cuts the group off; the mean leaves what comes after it in
+            the range that it knows.
+        model: trained.
+        wiring: of the model.
+        colour, grey: the same images with their classes.
+        colours: colour index of the first layer's filters, and which of them are learned; they tell the colour group
+            from the grey one.
+        draws: of the null.
+
+    Returns:
+        Fall of the accuracy of each class, (G, classes).
+    """
+    layer = next((name for name, of in wiring.items() if "read" in groupings(of)), None)
+    reader = None if layer is None else wiring[layer].first_reader()
+    if layer is None or reader is None:
+        return {}
+    source = _feeding_module(model, reader, colour[0][0][:2])
+    labels = groupings(wiring[layer])["read"]
+    if source is None:
+        rows.note("lesion", f"no single module puts out what {reader} reads", layer)
+        return {}
+    arrays: dict[str, np.ndarray] = {}
+    for replacement in ("zero", "mean"):
+        found = lesions(model, source, labels, colour, grey, replacement, draws)
+        for lesion in found:
+            name = f"lesion_{replacement}_group_{lesion.group + 1}"
+            rows.add(f"{name}_on_colour", lesion.colour_drop, "fraction", layer)
+            rows.add(f"{name}_on_grey", lesion.grey_drop, "fraction", layer)
+            rows.add(f"{name}_on_colour", lesion.null_colour_drop.mean(), "fraction", layer, "random filters")
+            rows.add(f"{name}_on_grey", lesion.null_grey_drop.mean(), "fraction", layer, "random filters")
+        arrays[f"lesion {replacement} classes"] = np.stack([lesion.class_drop for lesion in found])
+        means = _mean_colours(labels, *colours) if layer == next(iter(wiring)) else {}
+        if replacement == "mean" and len(means) > 1:
+            by_group = {lesion.group: lesion for lesion in found}
+            extremes = {"colour": max(means, key=means.__getitem__), "grey": min(means, key=means.__getitem__)}
+            for kind, group in extremes.items():
+                rows.add(f"lesion_{kind}_group_on_colour", by_group[group].colour_drop, "fraction")
+                rows.add(f"lesion_{kind}_group_on_grey", by_group[group].grey_drop, "fraction")
+    return arrays
+
+
+def _mean_colours(labels: list[int], index: NDArray | None, learned: NDArray | None) -> dict[int, float]:
+    """Mean colour index of the learned filters that each group reads."""
+    if index is None or learned is None:
+        return {}
+    group = np.asarray(labels)
+    return {
+        int(g): float(index[(group == g) & learned].mean()) for g in np.unique(group) if ((group == g) & learned).any()
+    }
+
+
+def _feeding_module(model: nn.Module, reader: str, images: Tensor) -> str | None:
+    """The module that puts out the very tensor that ``reader`` reads; None if it comes of an operation without one."""
+    outputs: list[tuple[str, Any]] = []
+    found: list[str | None] = []
+
+    def arrived(_module: nn.Module, inputs: tuple) -> None:
+        found.append(next((name for name, y in reversed(outputs) if y is inputs[0]), None))
+
+    with ExitStack() as hooks, torch.no_grad():
+        for name, module in model.named_modules():
+            if name == reader:
+                hooks.callback(module.register_forward_pre_hook(arrived).remove)
+            elif name:
+
+                def keep(_module: nn.Module, _inputs: tuple, y: Any, name: str = name) -> None:
+                    outputs.append((name, y))
+
+                hooks.callback(module.register_forward_hook(keep).remove)
+        training = model.training
+        model.eval()(images)
+        model.train(training)
+    return found[0] if found else None
