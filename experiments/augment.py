@@ -19,7 +19,7 @@ RGB_TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.522
 
 @dataclass(frozen=True)
 class Views:
-    """How stored images become network inputs.
+    """How stored images become network inputs, and which labels go with them in training.
 
     Args:
         image_size: height and width in pixels at which images are stored.
@@ -29,6 +29,8 @@ class Views:
         cutout: side in pixels of a square that is greyed out in every training image; 0 for none.
         colour: ``colour`` as stored; ``grey``: luma only; ``hue-scrambled``: each image's hues turned by a random angle
             (the same control in training and testing).
+        labels: of the training images: ``stored``, or ``permuted`` among all of them once, as the run's seed says, so
+            that nothing but memory links an image to its class; test labels are always those stored.
     """
 
     image_size: int = 32
@@ -37,6 +39,7 @@ class Views:
     flip: bool = True
     cutout: int = 0
     colour: Literal["colour", "grey", "hue-scrambled"] = "colour"
+    labels: Literal["stored", "permuted"] = "stored"
 
     def __post_init__(self) -> None:
         if self.image_size < 1 or self.crop_size < 1:

@@ -55,9 +55,12 @@ class Variant:
 
     def run_config(self, data_key: str, seed: int) -> dict[str, Any]:
         """Everything that decides the outcome of one run, in JSON types."""
+        views = asdict(self.views)
+        if self.views.labels == "stored":
+            del views["labels"]  # runs from before there was a choice keep their hash
         return {
             "data": data_key,
-            "views": asdict(self.views),
+            "views": views,
             "model": self.model,
             "recipe": asdict(self.recipe),
             "seed": seed,

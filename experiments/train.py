@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 from experiments.augment import Views, evaluation_batch, normalise, training_batch
-from experiments.data import Dataset
+from experiments.data import Dataset, Images
 from experiments.errors import RunFailedError, UsageError
 from experiments.runs import Run
 from experiments.tracking import Tracker
@@ -142,6 +142,19 @@ class Setting:
         device = choose_device(recipe.device)
         return cls(_on_device(dataset, device), views, recipe, device, choose_dtype(recipe.precision, device))
 
+    def with_labels(self, seed: int) -> Setting:
+        """The setting in which a run with this seed is trained: training labels permuted if its views say so.
+
+        The permutation depends on the seed alone, so that a resumed run goes on with the labels that it began with.
+        Zhang et al. 2017 (arXiv 1611.03530) draw every label anew; permuted, each class also keeps its images' number.
+        """
+        if self.views.labels == "stored":
+            return self
+        images = self.dataset.train
+        order = torch.randperm(len(images.labels), generator=epoch_generator(seed, -1))  # numbers that no epoch draws
+        permuted = Images(images.pixels, images.labels[order.to(images.labels.device)])
+        return replace(self, dataset=replace(self.dataset, train=permuted))
+
     def autocast(self) -> torch.autocast:
         """Mixed precision where the dtype asks for it."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
@@ -181,6 +194,11 @@ def make_optimizer(model: nn.Module, recipe: Recipe, steps: int) -> tuple[torch.
     return optimizer, schedule
 
 
+def epoch_generator(seed: int, epoch: int) -> torch.Generator:
+    """The random numbers of one epoch of one run, whatever was drawn before."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+
+
 def train_epoch(
     model: nn.Module, setting: Setting, optimizer: torch.optim.SGD, schedule: Any, seed: int, epoch: int, label: str
 ) -> dict[str, float]:
@@ -192,7 +210,7 @@ def train_epoch(
         RunFailedError: the loss is no longer finite.
     """
     recipe, count = setting.recipe, len(setting.dataset.train.labels)
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    generator = epoch_generator(seed, epoch)
     order = torch.randperm(count, generator=generator)
     batches = order.split(recipe.batch_size)
     if len(batches) > 1 and len(batches[-1]) < recipe.batch_size:
@@ -252,7 +270,7 @@ def train_run(run: Run, model: nn.Module, setting: Setting, tracker: Tracker) ->
         RunFailedError: the loss or a weight is no longer finite, or the device has too little memory; the last
             checkpoint is from before.
     """
-    recipe = setting.recipe
+    recipe, setting = setting.recipe, setting.with_labels(run.seed)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     model.to(setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     count = len(setting.dataset.train.labels)

@@ -59,8 +59,9 @@ def measure_lesions(
             name = f"lesion_{replacement}_group_{lesion.group + 1}"
             rows.add(f"{name}_on_colour", lesion.colour_drop, "fraction", layer)
             rows.add(f"{name}_on_grey", lesion.grey_drop, "fraction", layer)
-            rows.add(f"{name}_on_colour", lesion.null_colour_drop.mean(), "fraction", layer, "random filters")
-            rows.add(f"{name}_on_grey", lesion.null_grey_drop.mean(), "fraction", layer, "random filters")
+            if draws:
+                rows.add(f"{name}_on_colour", lesion.null_colour_drop.mean(), "fraction", layer, "random filters")
+                rows.add(f"{name}_on_grey", lesion.null_grey_drop.mean(), "fraction", layer, "random filters")
         arrays[f"lesion {replacement} classes"] = np.stack([lesion.class_drop for lesion in found])
         means = _mean_colours(labels, *colours) if layer == next(iter(wiring)) else {}
         if replacement == "mean" and len(means) > 1:

@@ -158,7 +158,14 @@ def test_an_interrupted_study_ends_cleanly_and_goes_on(tmp_path, notice):
     command = [sys.executable, "-m", "experiments", "run", "quickstart", "--only=dense", "--seeds=1", "--wandb=off"]
     command += [f"--runs_root={tmp_path}/runs", f"--data_root={tmp_path}/data", "--model.width=4", "--recipe.epochs=60"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which is ignored where tests run behind `&`
+    )
     deadline = time.monotonic() + 90
     while not list(tmp_path.glob("runs/quickstart/*/checkpoint.pt")) and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()

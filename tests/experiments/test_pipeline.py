@@ -45,15 +45,14 @@ def small_study(name, tmp_path, *flags):
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize("name", study_names())
 def test_every_study_takes_one_step(name, tmp_path, capsys):
-    """All variants are built and counted; of many, three go all the way, on smaller images."""
+    """All variants are built and counted; two go all the way, on smaller images."""
     variants = small_study(name, tmp_path).variants
     for v in variants:
         with torch.device("meta"):
             model = build_model(**v.model, classes=2, input_size=v.views.crop_size)
         assert count_cost(model, (3, v.views.crop_size, v.views.crop_size)).macs > 0
-    middle = len(variants) // 2
-    chosen = {v.name: None for v in (variants[0], variants[middle], variants[-1])}
-    smaller = [] if name == "alexnet-groups" else ["--data.image_size=16", "--data.crop_size=16"]
+    chosen = (variants[1].name, variants[-1].name)
+    smaller = [] if name.startswith("alexnet-") else ["--data.image_size=16", "--data.crop_size=16"]
     study = small_study(name, tmp_path, f"--only={','.join(chosen)}", *smaller)
     assert run_study(study) == 0
     table = report.read_measures(study.folder)

@@ -53,6 +53,17 @@ def test_overrides_of_the_study_are_remembered_and_places_are_not():
     assert found.overrides == {"recipe.lr": 0.2}
 
 
+def test_labels_are_part_of_a_run_only_where_they_are_permuted():
+    """The key came after the first runs, whose hash has to stay."""
+    (stored,), (same,), (permuted,) = (
+        study("--model.groups=2", *flags).variants
+        for flags in ([], ["--data.labels=stored"], ["--data.labels=permuted"])
+    )
+    before_the_key = {"image_size": 32, "crop_size": 32, "padding": 0, "flip": True, "cutout": 0, "colour": "colour"}
+    assert stored.run_config("key", 0)["views"] == same.run_config("key", 0)["views"] == before_the_key
+    assert permuted.run_config("key", 0)["views"] == {**before_the_key, "labels": "permuted"}
+
+
 def test_only_picks_variants():
     assert [v.name for v in study("--only=log-4").variants] == ["log-4"]
     with pytest.raises(UsageError, match=r"no variant logg.*dense, log-4"):
@@ -79,6 +90,7 @@ def test_every_shipped_study_resolves_and_its_head_is_complete():
         (["--recipe.epochs=0"], {}, ["recipe.epochs=0", "at least 1"]),
         (["--recipe.lr=-1"], {}, ["recipe.lr=-1", "above 0"]),
         (["--data.colour=gray"], {}, ["data.colour", "gray", "grey"]),
+        (["--data.labels=random"], {}, ["data.labels", "random", "permuted"]),
         (["--data.crop_size=64"], {}, ["data.crop_size=64", "data.image_size=32"]),
         (["--wandb=maybe"], {}, ["wandb", "maybe", "offline"]),
         (["--model.name=smal"], {}, ["smal", "did you mean small"]),

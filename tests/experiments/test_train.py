@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -45,9 +46,11 @@ def test_the_same_seed_gives_the_same_network_to_the_bit(tmp_path):
         assert torch.equal(value, second.state_dict()[name]), name
 
 
-def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
+@pytest.mark.parametrize("labels", ["stored", "permuted"])
+def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch, labels):
+    given = replace(setting(), views=Views(image_size=12, crop_size=12, labels=labels))
     straight, resumed = model(), model()
-    train_run(a_run(tmp_path, "straight"), straight, setting(), SILENT)
+    train_run(a_run(tmp_path, "straight"), straight, given, SILENT)
 
     run = a_run(tmp_path, "resumed")
     calls = 0
@@ -62,14 +65,76 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Run, "save_checkpoint", interrupt_after_the_first)
     with pytest.raises(KeyboardInterrupt):
-        train_run(run, resumed, setting(), SILENT)
+        train_run(run, resumed, given, SILENT)
     assert run.result is None
     torch.manual_seed(99)  # the state of the process does not matter
     resumed = model()
-    train_run(run, resumed, setting(), SILENT)
+    train_run(run, resumed, given, SILENT)
     for name, value in straight.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
     assert [line["epoch"] for line in run.metrics()] == [1, 2, 3]
+
+
+def with_permuted_labels(**recipe):
+    return replace(setting(**recipe), views=Views(image_size=12, crop_size=12, labels="permuted"))
+
+
+def test_permuted_labels_keep_images_class_counts_and_the_test_set():
+    given = with_permuted_labels()
+    before = given.dataset.train.labels.clone()
+    for seed in range(10):
+        after = given.with_labels(seed).dataset
+        assert after.train.labels.bincount().tolist() == [12, 12]
+        assert not torch.equal(after.train.labels, before)
+        assert after.train.pixels is given.dataset.train.pixels
+        assert after.test is given.dataset.test
+        assert torch.equal(given.dataset.train.labels, before), "the dataset is shared with other runs"
+
+
+def test_permuted_labels_tell_nothing_about_the_stored_ones():
+    """Over many seeds an image keeps its class at the rate of chance, 12 labels of its class in 24 places."""
+    given = with_permuted_labels()
+    stored = given.dataset.train.labels
+    kept = torch.stack([given.with_labels(seed).dataset.train.labels == stored for seed in range(400)]).float()
+    assert kept.mean().item() == pytest.approx(0.5, abs=0.02)  # standard error 0.005
+    assert (kept.mean(0) - 0.5).abs().max().item() < 0.125  # of one image 0.025
+
+
+def test_a_seed_has_its_labels_and_another_seed_others_whatever_was_drawn_before():
+    given = with_permuted_labels()
+    first = given.with_labels(1).dataset.train.labels
+    torch.rand(7)
+    assert torch.equal(first, given.with_labels(1).dataset.train.labels)
+    assert not torch.equal(first, given.with_labels(2).dataset.train.labels)
+
+
+def test_stored_labels_are_trained_on_as_they_are():
+    given = setting()
+    assert given.with_labels(3) is given
+
+
+def test_permuted_labels_are_what_a_run_is_trained_on_and_stored_ones_what_it_is_tested_on(tmp_path, monkeypatch):
+    taught, tested = [], []
+    training, testing = Setting.training_inputs, Setting.test_inputs
+
+    def note_training(self, index, generator):
+        x, y = training(self, index, generator)
+        taught.append(torch.stack([index, y]))
+        return x, y
+
+    def note_testing(self, index):
+        x, y = testing(self, index)
+        tested.append(y)
+        return x, y
+
+    monkeypatch.setattr(Setting, "training_inputs", note_training)
+    monkeypatch.setattr(Setting, "test_inputs", note_testing)
+    given = with_permuted_labels(epochs=2)
+    train_run(a_run(tmp_path), model(), given, SILENT)
+    index, label = torch.cat(taught, 1)
+    assert index.bincount().tolist() == [2] * 24
+    assert torch.equal(label, given.with_labels(0).dataset.train.labels[index])
+    assert torch.equal(torch.cat(tested), given.dataset.test.labels.repeat(2))
 
 
 def test_a_loss_that_is_no_longer_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
