@@ -2,14 +2,16 @@
 
 Legend: N images, O filters, C channels, H W space, K kernel, M crops. Filters are weights (O, 3, K, K) on RGB inputs.
 
-Which filters count: one that never left its initialisation is RGB noise, which looks coloured. ``learned`` is the rule,
-stated beforehand, by which such filters are left out; ``change_from_initialisation`` shows what it is worth.
+Which filters count: one that never left its initialisation is RGB noise, two thirds of whose energy lie off the grey
+axis, so it looks coloured. ``learned`` is the rule, stated beforehand, by which such filters are left out;
+``smoothness`` and ``change_from_initialisation`` show what it is worth.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -17,14 +19,12 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import uniform_filter
 from torch import Tensor, nn
 
-from analysis.separation import mean_range
-from analysis.stats import permutation_p, permuted_labels
 from gconv.conv import GroupedConv2d
 from gconv.shuffle import ChannelPermutation, ChannelShuffle
 
-# A filter that never left its initialisation is RGB noise: two thirds of its energy lie off the grey axis, so it looks
-# coloured. A 3 × 3 mean leaves a tenth of its energy, and more than this share of a learned filter's.
-LEARNED_SMOOTHNESS = 0.3
+# Of noise filters this share is less concentrated than a filter must be to count as learned.
+NOISE_LEFT_OUT = 0.99
+NOISE_DRAWS = 4000
 
 # The plane off the grey axis: red against green, and yellow against blue.
 CHROMA_AXES_2C = np.array([[1, -1, 0], [1, 1, -2]]) / np.sqrt([[2], [6]])
@@ -58,14 +58,36 @@ def smoothness(filters_O3KK: ArrayLike) -> NDArray[np.float64]:
     return np.divide(kept, energy, out=np.full(len(filters), np.nan), where=energy > 0)
 
 
-def learned(filters_O3KK: ArrayLike) -> NDArray[np.bool_]:
-    """(O,) Which filters left their initialisation: smoothness above ``LEARNED_SMOOTHNESS``.
+def concentration(filters_O3KK: ArrayLike) -> NDArray[np.float64]:
+    """How few spatial frequencies hold a filter's energy: Σ p², p the share of each of its K² Fourier components.
 
-    The rule needs no initial weights, and pays for it: a grating of frequency f keeps ((1 + 2 cos 2πf)/3)², so one
-    finer than 0.2 cycles per pixel passes for noise. Where the initial weights are at hand, tell such filters from
-    noise by ``change_from_initialisation``: the correlation of noise that only decayed stays near 1.
+    1 for a uniform patch of any colour, ½ for a grating of whole periods, little above 1/K² for noise.
+
+    Returns:
+        (O,); NaN for a filter that is zero throughout.
     """
-    return smoothness(filters_O3KK) > LEARNED_SMOOTHNESS
+    power = (np.abs(np.fft.fft2(_rgb(filters_O3KK))) ** 2).sum(1).reshape(len(filters_O3KK), -1)  # type: ignore[arg-type]
+    total = power.sum(1, keepdims=True)
+    return (np.divide(power, total, out=np.full_like(power, np.nan), where=total > 0) ** 2).sum(1)
+
+
+def learned(filters_O3KK: ArrayLike) -> NDArray[np.bool_]:
+    """(O,) Which filters are no noise: more concentrated than 99% of white-noise filters of their size.
+
+    The rule needs no initial weights, and minds neither colour nor frequency, so it does not decide what is compared.
+    (Smoothness would: it takes fine gratings, which are mostly grey, for noise.) Of filters that never left their
+    initialisation one in a hundred passes. A kernel of 1 × 1 has no spatial structure: all its filters pass.
+    """
+    filters = _rgb(filters_O3KK)
+    if filters.shape[2:] == (1, 1):
+        return np.abs(filters).sum((1, 2, 3)) > 0
+    return concentration(filters) > _noise_concentration(*filters.shape[2:])
+
+
+@cache
+def _noise_concentration(height: int, width: int) -> float:
+    noise = np.random.default_rng(0).normal(size=(NOISE_DRAWS, 3, height, width))
+    return float(np.quantile(concentration(noise), NOISE_LEFT_OUT))
 
 
 @dataclass(frozen=True)
@@ -146,25 +168,6 @@ def first_colour(filters_O3KK: ArrayLike) -> FirstColour:
     explained = np.divide(energy, rr + yy, out=np.zeros_like(energy), where=coloured)
     planes = np.einsum("ao,oahw->ohw", coloured * np.stack([np.cos(angle), np.sin(angle)]), chroma)
     return FirstColour(np.degrees(angle), explained, coloured, planes)
-
-
-def colour_difference(colour: ArrayLike, labels: ArrayLike) -> float:
-    """Largest minus smallest group mean of the colour index; with two groups their absolute difference."""
-    values, group = np.asarray(colour, dtype=np.float64), np.asarray(labels, dtype=np.int64)
-    return float(mean_range(values, group[None])[0])
-
-
-def colour_difference_test(colour: ArrayLike, labels: ArrayLike, permutations: int = 2000, seed: int = 0) -> float:
-    """Permutation p of ``colour_difference`` when the filters are dealt to the groups at random, sizes kept.
-
-    Raises:
-        ValueError: fewer than two groups have a filter.
-    """
-    values, group = np.asarray(colour, dtype=np.float64), np.asarray(labels, dtype=np.int64)
-    if len(np.unique(group)) < 2:
-        raise ValueError("a difference needs filters in at least two groups")
-    spread = mean_range(values, np.concatenate([group[None], permuted_labels(group, permutations, seed)]))
-    return permutation_p(float(spread[0]), spread[1:])
 
 
 # Responses: the colour selectivity index (Rafegas & Vanrell 2018; Rafegas et al. 2020).

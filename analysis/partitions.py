@@ -50,11 +50,11 @@ def null_partitions(
     Args:
         corr: (C, C) correlations of its filters; rows of NaN are dead filters.
         sizes: of the groups of the layer that is compared with it; they add up to C.
-        draws: of the random partition; the others are one.
+        draws: of the arbitrary partition; the others are one.
         seed: of the draws and of the clustering.
 
     Returns:
-        By the name of the null: "random partition", "contiguous partition", "spectral partition" (whose sizes are as
+        By the name of the null: "arbitrary partition", "contiguous partition", "spectral partition" (whose sizes are as
         they come) and "spectral partition, sizes kept".
 
     Raises:
@@ -67,7 +67,7 @@ def null_partitions(
     found = np.bincount(spectral[spectral >= 0], minlength=len(sizes)).tolist()
     differ = sorted(found) != sorted(sizes)
     cuts = {
-        "random partition": (permuted_labels(contiguous, draws, seed), ""),
+        "arbitrary partition": (permuted_labels(contiguous, draws, seed), ""),
         "contiguous partition": (contiguous[None], ""),
         "spectral partition": (spectral[None], f"groups of {found} instead of {list(sizes)} filters" if differ else ""),
         "spectral partition, sizes kept": (sized_spectral_partition(matrix, sizes, seed)[None], ""),

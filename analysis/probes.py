@@ -5,7 +5,7 @@ Legend: N images, C channels, H W space, D dimensions of a target, P draws.
 A probe predicts a property of the image from the responses of a group, averaged over space. A larger group knows more,
 and every group knows much of everything: what a group is special in shows only against random sets of as many filters.
 
-Probe what the next layer reads: ``collect(model, batches, [Input("conv2")], PooledResponses)``. The mean of a
+Probe what the next layer reads: ``collect(model, batches, {Input("conv2"): PooledResponses()})``. The mean of a
 convolution's own output tells nothing but the mean of its input: without its activation a filter for an orientation
 averages to nothing.
 """
@@ -42,7 +42,8 @@ class PooledResponses:
 
     def add(self, x_NCHW: Tensor) -> None:
         """Take in the responses of one batch."""
-        self._rows.append(x_NCHW.detach().flatten(2).mean(2).cpu())
+        x = x_NCHW.cpu() if x_NCHW.device.type == "mps" else x_NCHW  # MPS has no float64
+        self._rows.append(x.detach().flatten(2).double().mean(2).cpu())
 
     @property
     def features(self) -> NDArray[np.float64]:
@@ -53,7 +54,7 @@ class PooledResponses:
         """
         if not self._rows:
             raise ValueError("no responses were collected")
-        return torch.cat(self._rows).double().numpy()
+        return torch.cat(self._rows).numpy()
 
 
 def image_targets(batches: Iterable[Tensor]) -> dict[str, NDArray[np.float64]]:

@@ -7,7 +7,7 @@ only the count, the mean and sums of products are kept, in float64. What is kept
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -150,33 +150,35 @@ class PairStatistics:
         return (about_shift / (self.count - 1)).cpu().double()
 
 
-def collect(
-    model: nn.Module, batches: Iterable[Tensor], layers: Sequence[Tap], gather: Callable[[], Gathered]
-) -> dict[Tap, Gathered]:
+def collect(model: nn.Module, batches: Iterable[Tensor], into: Mapping[Tap, Gathered]) -> dict[Tap, Gathered]:
     """One pass over the images in evaluation mode; what the layers put out, or read, goes into accumulators.
 
     Args:
         model: on the device of the batches.
         batches: inputs (N, 3, H, W).
-        layers: module names, or ``Input`` of one. A convolution puts out what its activation has not yet touched.
-        gather: makes the accumulator of one layer: ``ResponseStatistics``, ``MomentStatistics``, …
+        into: by module name, or ``Input`` of one, an accumulator: ``ResponseStatistics()``, ``MomentStatistics()``, …
+            A convolution puts out what its activation has not yet touched.
+
+    Returns:
+        The accumulators.
 
     Raises:
         ValueError: a layer that the model does not have; lists those it has.
     """
-    gathered = {layer: gather() for layer in layers}
-    with _tapped(model, layers, lambda layer, x: gathered[layer].add(x)):
+    with _tapped(model, list(into), lambda layer, x: into[layer].add(x)):
         for batch in batches:
             model(batch)
-    return gathered
+    return dict(into)
 
 
-def collect_responses(model: nn.Module, batches: Iterable[Tensor], layers: list[str]) -> dict[str, ResponseStatistics]:
+def collect_responses(
+    model: nn.Module, batches: Iterable[Tensor], layers: Sequence[str]
+) -> dict[str, ResponseStatistics]:
     """One pass over the images in evaluation mode, gathering what the named layers put out.
 
     Args and raises as ``collect``.
     """
-    return collect(model, batches, layers, ResponseStatistics)
+    return collect(model, batches, {layer: ResponseStatistics() for layer in layers})
 
 
 def collect_pairs(

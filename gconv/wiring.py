@@ -38,6 +38,7 @@ class LayerWiring:
     Attributes:
         name: of the module.
         computed_by: group that computes each filter.
+        inputs_read_by: group that reads each input channel.
         sources: the filters that each input channel comes from; empty where it comes from the network's input.
         read_by: for each convolution that reads any of the filters, in the order of computation, the set of its groups
             that read each filter.
@@ -45,6 +46,7 @@ class LayerWiring:
 
     name: str
     computed_by: tuple[int, ...]
+    inputs_read_by: tuple[int, ...]
     sources: tuple[FilterSet, ...]
     read_by: dict[str, list[frozenset[int]]] = field(default_factory=dict)
 
@@ -125,12 +127,12 @@ def _connect(model: nn.Module, reads: dict[str, list[FilterSet]]) -> dict[str, L
     """Turn what every input channel comes from into who reads every filter."""
     layers = {}
     for name, sources in reads.items():
-        _, out_groups = _cuts(model.get_submodule(name))
-        layers[name] = LayerWiring(name, out_groups.labels, tuple(sources))
+        in_groups, out_groups = _cuts(model.get_submodule(name))
+        layers[name] = LayerWiring(name, out_groups.labels, in_groups.labels, tuple(sources))
     for reader, sources in reads.items():
-        in_groups, _ = _cuts(model.get_submodule(reader))
-        members: list[set[FilterSet]] = [set() for _ in in_groups.sizes]
-        for group, filters in zip(in_groups.labels, sources, strict=True):
+        reading = layers[reader].inputs_read_by
+        members: list[set[FilterSet]] = [set() for _ in range(1 + max(reading))]
+        for group, filters in zip(reading, sources, strict=True):
             members[group].add(filters)
         # Of each source, which groups read the same of its channels: many, where a layer before mixes them all.
         alike: dict[str, dict[int, list[int]]] = {}

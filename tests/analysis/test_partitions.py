@@ -41,7 +41,7 @@ def test_every_null_has_the_contrast_that_theory_gives():
     corr, _ = planted((4, 4))
     found = null_partitions(corr, [4, 4], draws=2000)
     overall = (2 * 6 * 0.6 + 16 * 0.1) / 28  # a pair is as often within as between, whatever its |r|
-    random = found["random partition"]
+    random = found["arbitrary partition"]
     assert random.labels.shape == (2000, 8)
     assert random.contrast.within == pytest.approx(overall, abs=0.008)
     assert random.contrast.between == pytest.approx(overall, abs=0.008)
@@ -76,7 +76,7 @@ def test_sizes_are_kept_whatever_the_correlations(sizes, seed, dead):
     x[rng.choice(count, dead, replace=False)] = 0
     corr = correlation_matrix(np.cov(x))
     assert np.bincount(sized_spectral_partition(corr, sizes), minlength=len(sizes)).tolist() == sizes
-    for cut in ("random partition", "contiguous partition", "spectral partition, sizes kept"):
+    for cut in ("arbitrary partition", "contiguous partition", "spectral partition, sizes kept"):
         found = null_partitions(corr, sizes, draws=3)[cut]
         assert all(np.bincount(row, minlength=len(sizes)).tolist() == sizes for row in found.labels)
         assert (found.contrast.filters, found.contrast.dead) == (count - dead, dead)

@@ -84,8 +84,8 @@ def test_images_that_are_not_rgb_of_0_to_1_are_refused():
 def test_pooled_responses_are_what_the_next_layer_reads_averaged():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 1))
     x = torch.randn(5, 3, 6, 6)
-    pooled = collect(model, x.split(2), [Input("2")], PooledResponses)[Input("2")]
-    expected = model[0](x).relu().mean((2, 3)).detach().double()
+    pooled = collect(model, x.split(2), {Input("2"): PooledResponses()})[Input("2")]
+    expected = model[0](x).relu().double().mean((2, 3)).detach()
     np.testing.assert_allclose(pooled.features, expected, rtol=1e-6)
     with pytest.raises(ValueError, match="no responses"):
         _ = PooledResponses().features

@@ -94,7 +94,7 @@ def test_a_part_that_stood_in_evaluation_mode_still_does():
 def test_hooks_go_when_the_images_fail():
     model = nn.Sequential(nn.Conv2d(3, 4, 1))
     with pytest.raises(RuntimeError):
-        collect(model, [torch.randn(1, 5, 2, 2)], ["0", Input("0")], ResponseStatistics)
+        collect(model, [torch.randn(1, 5, 2, 2)], {"0": ResponseStatistics(), Input("0"): ResponseStatistics()})
     assert not model[0]._forward_hooks
     assert not model[0]._forward_pre_hooks
 
@@ -102,7 +102,7 @@ def test_hooks_go_when_the_images_fail():
 def test_any_accumulator_gathers_inputs_and_outputs_in_one_pass():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True), GroupedConv2d(4, 6, 1, groups=2))
     x = torch.randn(5, 3, 4, 4)
-    gathered = collect(model, x.split(2), ["0", Input("2"), "2"], MomentStatistics)
+    gathered = collect(model, x.split(2), {tap: MomentStatistics() for tap in ("0", Input("2"), "2")})
     with torch.no_grad():
         before = model[0](x)  # what the activation, in place, has not touched
         read = before.relu()
@@ -116,7 +116,7 @@ def test_inputs_of_a_grouped_layer_correlate_by_the_group_that_reads_them():
     torch.manual_seed(0)
     model = nn.Sequential(GroupedConv2d(8, 4, 1, groups=2))
     x = torch.randn(200, 2, 10, 10).repeat_interleave(4, 1) + torch.randn(200, 8, 10, 10)
-    gathered = collect(model, x.split(50), [Input("0")], ResponseStatistics)[Input("0")]
+    gathered = collect(model, x.split(50), {Input("0"): ResponseStatistics()})[Input("0")]
     corr = correlation_matrix(gathered.covariance)
     np.testing.assert_allclose(corr, np.kron(np.eye(2), np.full((4, 4), 0.5)) + 0.5 * np.eye(8), atol=0.03)
 
@@ -232,7 +232,7 @@ def test_what_has_no_weights_cannot_be_drawn_anew():
 @pytest.mark.parametrize("tap", ["conv9", Input("conv9")], ids=["output", "input"])
 def test_an_unknown_layer_is_named_with_those_there_are(tap):
     with pytest.raises(ValueError, match=r"conv9.*there are: 0, 1"):
-        collect(nn.Sequential(nn.ReLU(), nn.ReLU()), [], [tap], ResponseStatistics)
+        collect(nn.Sequential(nn.ReLU(), nn.ReLU()), [], {tap: ResponseStatistics()})
 
 
 def test_nothing_collected_is_said():
