@@ -53,8 +53,8 @@ class ResponseStatistics:
 
     def add(self, x_NCHW: Tensor) -> None:
         """Take in the responses of one batch, (N, C, H, W) or (S, C)."""
-        for part in x_NCHW.detach().split(_images_at_a_time(x_NCHW)):
-            self.add_samples(_samples(part))
+        for samples_CS in samples_in_parts(x_NCHW):
+            self.add_samples(samples_CS)
 
     def add_samples(self, x_CS: Tensor, repeats_S: Tensor | None = None) -> Tensor:
         """Take in samples (C, S), float64, which it overwrites; sample s counts ``repeats_S[s]`` times, if given.
@@ -76,11 +76,16 @@ class ResponseStatistics:
         return x_CS
 
     @property
-    def mean(self) -> Tensor:
-        """(C,) float64 on the CPU."""
+    def shift(self) -> Tensor:
+        """(C,) what the sums are taken about; float64 on the CPU."""
         if self._shift is None:
             raise ValueError("no responses were collected")
-        return (self._shift + self._sum / self.count).cpu().double()
+        return self._shift.cpu().double()
+
+    @property
+    def mean(self) -> Tensor:
+        """(C,) float64 on the CPU."""
+        return self.shift + (self._sum / self.count).cpu().double()
 
     @property
     def covariance(self) -> Tensor:
@@ -298,6 +303,11 @@ def _drawn_anew(name: str, module: nn.Module, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         fresh.reset_parameters()  # type: ignore[operator]
     return fresh.to(device)
+
+
+def samples_in_parts(x_NCHW: Tensor) -> Iterator[Tensor]:
+    """Responses (N, C, H, W) or (S, C) as samples (C, S), float64, a copy: so many at a time as a cache holds."""
+    return (_samples(part) for part in x_NCHW.detach().split(_images_at_a_time(x_NCHW)))
 
 
 def _images_at_a_time(x_NCHW: Tensor) -> int:

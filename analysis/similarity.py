@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from analysis.correlation import correlation_matrix
-from analysis.responses import ResponseStatistics
+from analysis.responses import ResponseStatistics, samples_in_parts
 from analysis.stats import permuted_labels
 
 Columns = NDArray[np.int64]
@@ -68,22 +68,18 @@ class MomentStatistics:
 
     def __init__(self) -> None:
         self.responses = ResponseStatistics()
-        self._shift: Tensor | None = None
-        self._third: Tensor
+        self._third: Tensor | None = None
         self._fourth: Tensor
 
     def add(self, x_NCHW: Tensor) -> None:
         """Take in the responses of one batch, (N, C, H, W) or (S, C)."""
-        self.responses.add(x_NCHW)
-        x = x_NCHW.detach().movedim(1, -1).flatten(0, -2)
-        x = (x.cpu() if x.device.type == "mps" else x).double()  # MPS has no float64
-        if self._shift is None:
-            self._shift = x.mean(0)
-            self._third, self._fourth = (x.new_zeros(x.shape[1], x.shape[1]) for _ in range(2))
-        x = x - self._shift
-        square = x * x
-        self._third += square.T @ x
-        self._fourth += square.T @ square
+        for samples_CS in samples_in_parts(x_NCHW):
+            x_CS = self.responses.add_samples(samples_CS)
+            if self._third is None:
+                self._third, self._fourth = (x_CS.new_zeros(len(x_CS), len(x_CS)) for _ in range(2))
+            square_CS = x_CS * x_CS
+            self._third.addmm_(square_CS, x_CS.T)
+            self._fourth.addmm_(square_CS, square_CS.T)
 
     @property
     def moments(self) -> Moments:
@@ -98,15 +94,15 @@ class MomentStatistics:
             ValueError: fewer than four samples, or responses that are not finite.
         """
         n = self.responses.count
-        if self._shift is None or n < 4:
+        if self._third is None or n < 4:
             raise ValueError(f"an unbiased HSIC needs four samples, not {n}")
         covariance = self.responses.covariance.numpy()
         if not np.isfinite(covariance).all():
             raise ValueError("responses must be finite; these hold NaN or infinity")
         products = covariance * (n - 1)
         energy = np.diag(products)
-        # The sums are taken about the mean of the first batch; move them to the mean of all.
-        mean = self.responses.mean.numpy() - self._shift.cpu().numpy()
+        # The sums are taken about the mean of the first samples; move them to the mean of all.
+        mean = (self.responses.mean - self.responses.shift).numpy()
         cross = self._third.cpu().numpy() * mean
         fourth = self._fourth.cpu().numpy() - 2 * (cross + cross.T) + 4 * np.outer(mean, mean) * products
         fourth += np.outer(energy, mean**2) + np.outer(mean**2, energy) + 3 * n * np.outer(mean, mean) ** 2

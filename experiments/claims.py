@@ -64,18 +64,22 @@ def print_claims(flags: Sequence[str]) -> None:
 def study_verdicts(study: str, runs: Path) -> str:
     """What one study, by its tables in ``runs``, says to the claims that it bears on; empty where there are none."""
     claims = [claim for claim in read_claims(LEDGER) if study in claim.studies]
-    records = find_records(study, runs, runs)[:1]
-    return ledger_text(claims, adjust([find(claim, records) for claim in claims])) if claims and records else ""
+    record = _record(study, str(runs), runs / study / "tables")
+    if not claims or record is None:
+        return ""
+    return ledger_text(claims, adjust([find(claim, [record]) for claim in claims]))
 
 
 def find_records(study: str, runs: Path, results: Path) -> list[Record]:
     """What was measured of a study, in ``runs`` and then in ``results``."""
-    found = []
-    for place, folder in ((str(runs), runs / study / "tables"), ("results", results / study)):
-        if (folder / "measures.csv").is_file():
-            hardware = _hardware(folder / "runs.csv")
-            found.append(Record(study, place, read_table(folder / "measures.csv"), hardware))
-    return found
+    places = [_record(study, str(runs), runs / study / "tables"), _record(study, "results", results / study)]
+    return [record for record in places if record is not None]
+
+
+def _record(study: str, place: str, folder: Path) -> Record | None:
+    if not (folder / "measures.csv").is_file():
+        return None
+    return Record(study, place, read_table(folder / "measures.csv"), _hardware(folder / "runs.csv"))
 
 
 def _hardware(path: Path) -> str:

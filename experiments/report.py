@@ -16,6 +16,16 @@ from experiments.runs import file_name, write_atomic
 LINES = 24  # of correlation in the summary, at most one per layer
 SEED_DRAWN = 0  # the seed whose filters and matrices are drawn: the first, never the prettiest
 
+# Of each measure the nulls that could explain it away: of the network untrained, and of another kind.
+NULLS = {
+    "cka_between": ("similarity of groups (CKA)", "arbitrary partition"),
+    "clusters_are_groups_computed": ("filters cluster as grouped (ARI)", ""),
+    "on_block_energy": ("between layers, on the blocks", "block areas"),
+    "separation_colour_auc": ("groups told by colour (AUC)", "labels permuted"),
+    "separation_frequency_auc": ("groups told by frequency (AUC)", "labels permuted"),
+    "latent_colour_correlation": ("colour in the second layer", "labels permuted"),
+}
+
 
 def tables_folder(study_folder: Path) -> Path:
     """Where a study's tables lie."""
@@ -28,14 +38,13 @@ def draw_figures(study_folder: Path) -> list[Path]:
     Raises:
         UsageError: the study has no tables yet.
     """
-    from analysis.figures import correlation, curves, filters, page, tradeoff
+    from analysis.figures import curves, tradeoff
 
     tables = tables_folder(study_folder)
     if not (tables / "measures.csv").is_file():
         raise UsageError(
             f"{tables} has no measures.csv: run the study first (make experiment NAME={study_folder.name})"
         )
-    page.apply_style()
     table = read_measures(study_folder)
     arrays = {}
     for variant in dict.fromkeys(table["variant"]):
@@ -45,11 +54,27 @@ def draw_figures(study_folder: Path) -> list[Path]:
                 arrays[variant] = dict(file)
     folder = study_folder / "figures"
     return [
-        *filters.draw(arrays, folder),
-        *correlation.draw(arrays, folder),
+        *draw_measured(table, arrays, folder),
         *tradeoff.draw(table, folder),
         *curves.draw(pd.read_csv(tables / "curves.csv"), folder),
     ]
+
+
+def draw_measured(table: pd.DataFrame, arrays: dict[str, dict[str, np.ndarray]], folder: Path) -> list[Path]:
+    """Draw what was measured of trained networks.
+
+    Args:
+        table: the long table.
+        arrays: of each variant, as ``experiments.measure`` returns them.
+        folder: where the figures go.
+
+    Returns:
+        The files written.
+    """
+    from analysis.figures import correlation, filters, page
+
+    page.apply_style()
+    return [*filters.draw(arrays, folder), *correlation.draw(arrays, folder)]
 
 
 def read_measures(study_folder: Path) -> pd.DataFrame:
@@ -198,16 +223,6 @@ def _colour_lines(table: pd.DataFrame) -> str:
             f"{f'{(p < 0.05).sum()} of {len(p)} seeds' if len(p) else ''}"
         )
     return "\n".join(text)
-
-
-# Of each measure the nulls that could explain it away: of the network untrained, and of another kind.
-NULLS = {
-    "cka_between": ("similarity of groups (CKA)", "arbitrary partition"),
-    "on_block_energy": ("between layers, on the blocks", "block areas"),
-    "separation_colour_auc": ("groups told by colour (AUC)", "labels permuted"),
-    "separation_frequency_auc": ("groups told by frequency (AUC)", "labels permuted"),
-    "latent_colour_correlation": ("colour in the second layer", "labels permuted"),
-}
 
 
 def _null_lines(table: pd.DataFrame) -> str:

@@ -1,30 +1,32 @@
 """A trained run to tidy tables, through analysis: one room per question.
 
-``groups.py``: do the filters of a group belong together? ``first_layer.py``: do groups split by colour and frequency?
-``lesions.py``: what is a group needed for? ``speed.py``: what does it cost in time? All answers go to ``table.py``.
+``groups.py``: do the filters of a group belong together? ``between_layers.py``: and with the group that reads them?
+``first_layer.py``: do groups split by colour and frequency? ``probes.py``: what does a group know? ``lesions.py``: what
+is it needed for? ``speed.py``: what does it cost in time? ``images.py``: what is shown; all answers go to ``table.py``.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from experiments.measure.between_layers import measure_between_layers
 from experiments.measure.first_layer import measure_first_layer
 from experiments.measure.groups import measure_groups
+from experiments.measure.images import Shown
 from experiments.measure.lesions import measure_lesions
+from experiments.measure.probes import measure_probes
 from experiments.measure.table import Rows
 from experiments.runs import Run
-from experiments.train import EVALUATION_BATCH, Setting
+from experiments.train import Setting
 from gconv.cost import count_cost
 from gconv.partition import Partition
 from gconv.wiring import trace_wiring
 
-VERSION = 3  # raise when what is measured changes: finished runs are measured again
+VERSION = 4  # raise when what is measured changes: finished runs are measured again
 
 
 @dataclass(frozen=True)
@@ -32,17 +34,18 @@ class Measures:
     """What is measured on each trained network.
 
     Args:
-        images: test images, evenly spaced, whose responses are collected.
+        images: test images, evenly spaced, whose responses are collected, and as many training images.
         permutations: draws of each label permutation test.
-        draws: of every null that costs a pass over the images: fresh filters, random lesions; 0 leaves these out, and
-            with them partitions of dense layers, similarity between groups, and the covariance between layers.
+        draws: of every null that costs a pass over the images or a fit: fresh filters, random sets of filters; 0 leaves
+            these out, and with them partitions of dense layers, similarity between groups, the covariance between
+            layers, and probes.
         lesion_images: test images, evenly spaced, on which groups are silenced; 0 leaves that out.
     """
 
     images: int = 1000
     permutations: int = 2000
-    draws: int = 0
-    lesion_images: int = 0
+    draws: int = 3
+    lesion_images: int = 250
 
     def __post_init__(self) -> None:
         for name, least in (("images", 1), ("permutations", 1), ("draws", 0), ("lesion_images", 0)):
@@ -53,12 +56,31 @@ class Measures:
 def measure_run(
     rows: Rows, run: Run, trained: nn.Module, untrained: nn.Module, setting: Setting, measures: Measures
 ) -> dict[str, np.ndarray]:
-    """Measure one trained network and the same network untrained; returns the arrays that figures need."""
+    """Measure one run of a study, and its network untrained; returns the arrays that figures need."""
     result = run.result
     assert result is not None
     for name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy"):
         rows.add(name, result[name], "fraction" if "accuracy" in name else "nats")
     rows.add("training_time", result["seconds"], "s")
+    return measure_network(rows, trained, untrained, setting, measures)
+
+
+def measure_network(
+    rows: Rows, trained: nn.Module, untrained: nn.Module, setting: Setting, measures: Measures, classes: bool = True
+) -> dict[str, np.ndarray]:
+    """Measure a trained network and the same network untrained, wherever they come from.
+
+    Args:
+        rows: where values and notes go.
+        trained, untrained: of one architecture.
+        setting: images, how they are shown, and the device.
+        measures: what is measured.
+        classes: whether the labels of the images are the classes that the network tells apart; without them groups
+            are neither lesioned nor probed for the class.
+
+    Returns:
+        The arrays that figures need.
+    """
     size = setting.views.crop_size
     cost = count_cost(trained, (3, size, size))
     rows.add("parameters", cost.parameters, "parameters")
@@ -67,27 +89,15 @@ def measure_run(
     wiring = trace_wiring(trained, (3, size, size))
     for name, layer in wiring.items():
         rows.groups[name] = str(Partition(tuple(Counter(layer.computed_by).values())))
-    trained.to(setting.device)
-    untrained.to(setting.device)
-
-    def images() -> Iterator[Tensor]:
-        return (x for x, _ in labelled_images(setting, measures.images))
-
-    arrays = measure_groups(rows, trained, untrained, wiring, images, measures.permutations, measures.draws)
-    arrays |= measure_first_layer(rows, trained, untrained, wiring, measures.permutations)
-    if measures.lesion_images:
-        grey = replace(setting, views=replace(setting.views, colour="grey"))
-        shown = [list(labelled_images(view, measures.lesion_images)) for view in (setting, grey)]
+    for model in (trained, untrained):
+        model.to(setting.device)
+    shown, permutations, draws = Shown(setting, measures.images), measures.permutations, measures.draws
+    arrays = measure_groups(rows, trained, untrained, wiring, shown, permutations, draws)
+    arrays |= measure_first_layer(rows, trained, untrained, wiring, shown, permutations)
+    if draws:
+        arrays |= measure_between_layers(rows, trained, untrained, wiring, shown)
+        measure_probes(rows, trained, wiring, shown, draws, classes)
+    if measures.lesion_images and classes:
         colours = arrays.get("colour_index"), arrays.get("learned")
-        arrays |= measure_lesions(rows, trained, wiring, shown[0], shown[1], colours, measures.draws)
+        arrays |= measure_lesions(rows, trained, wiring, shown.few(measures.lesion_images), colours, draws)
     return arrays
-
-
-def labelled_images(setting: Setting, images: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Inputs and labels of so many test images, evenly spaced: they lie class after class."""
-    count = len(setting.dataset.test.labels)
-    taken = min(images, count)
-    index = torch.arange(taken) * count // taken
-    for part in index.split(EVALUATION_BATCH):
-        x, labels = setting.test_inputs(part)
-        yield x.float(), labels

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -10,12 +13,20 @@ from analysis import colour, frequency, latent
 from analysis.separation import mean_auc, separation
 from analysis.stats import permuted_labels
 from experiments.measure.groups import groupings
+from experiments.measure.images import BATCH, Shown
 from experiments.measure.table import Rows
 from gconv.wiring import LayerWiring
 
+CROPS = 50  # to which a filter responds most, for its colour selectivity
+
 
 def measure_first_layer(
-    rows: Rows, trained: nn.Module, untrained: nn.Module, wiring: dict[str, LayerWiring], permutations: int
+    rows: Rows,
+    trained: nn.Module,
+    untrained: nn.Module,
+    wiring: dict[str, LayerWiring],
+    shown: Shown,
+    permutations: int,
 ) -> dict[str, np.ndarray]:
     """Colour and spatial tuning of the filters that read RGB, by the group that reads them.
 
@@ -27,24 +38,39 @@ def measure_first_layer(
     if filters is None or initial is None:
         rows.note("colour_index", "the first convolution does not read RGB in one group", layer)
         return {}
-    index, learned = colour.colour_index(filters), colour.learned(filters)
-    change = colour.change_from_initialisation(filters, initial)
-    tuned = frequency.tuning(filters)
+    learned, tuned, hue = colour.learned(filters), frequency.tuning(filters), colour.first_colour(filters)
+    attributes = {
+        "colour": colour.colour_index(filters),
+        "frequency": tuned.centroid,
+        "orientation": tuned.selectivity,
+        "selectivity": _colour_selectivity(rows, trained, layer, shown),
+    }
     rows.add("learned_filters", learned.mean(), "fraction", layer)
-    rows.add("correlation_with_initialisation", change.correlation.mean(), "r", layer)
-    arrays = {"filters": filters, "colour_index": index, "learned": learned, "frequency": tuned.centroid}
-    if learned.any():
-        rows.add("colour_index", index[learned].mean(), "fraction", layer)
-        rows.add("frequency_centroid", tuned.centroid[learned].mean(), "cycles per pixel", layer)
-        rows.add("orientation_selectivity", tuned.selectivity[learned].mean(), "fraction", layer)
+    rows.add("smoothness", float(np.nanmean(colour.smoothness(filters))), "fraction", layer)
+    change = colour.change_from_initialisation(filters, initial)
+    rows.add("correlation_with_initialisation", float(np.nanmean(change.correlation)), "r", layer)
+    arrays = {"filters": filters, "colour_index": attributes["colour"], "learned": learned}
+    arrays |= {"frequency": tuned.centroid, "first_colour_angle": np.where(hue.coloured, hue.angle, np.nan)}
+    arrays |= {"selectivity": attributes["selectivity"]}
+    means = {
+        "colour_index": (attributes["colour"], "fraction"),
+        "first_colour_explained": (np.where(hue.coloured, hue.explained, np.nan), "fraction"),
+        "frequency_centroid": (tuned.centroid, "cycles per pixel"),
+        "orientation_selectivity": (tuned.selectivity, "fraction"),
+        "colour_selectivity": (attributes["selectivity"], "fraction"),
+    }
+    for measure, (values, unit) in means.items():
+        if np.isfinite(values[learned]).any():
+            rows.add(measure, np.nanmean(values[learned]), unit, layer)
+        else:
+            rows.note(measure, "of no learned filter", layer)
     labels = groupings(first).get("read")
     if labels is not None:
         arrays["filter_groups"] = np.asarray(labels)
-        attributes = {"colour": index, "frequency": tuned.centroid, "orientation": tuned.selectivity}
         for name, values in attributes.items():
             _add_separation(rows, name, values, np.asarray(labels), learned, layer, permutations)
-        _add_specialisation(rows, index, np.asarray(labels), learned, layer, permutations)
-    _add_latent_partition(rows, trained, wiring, index, tuned.centroid, learned, permutations)
+        _add_specialisation(rows, attributes["colour"], np.asarray(labels), learned, layer, permutations)
+    _add_latent_partition(rows, trained, wiring, attributes["colour"], tuned.centroid, learned, permutations)
     return arrays
 
 
@@ -55,27 +81,77 @@ def _rgb_filters(model: nn.Module, layer: str) -> NDArray | None:
     return weight.detach().float().cpu().numpy()
 
 
+@torch.no_grad()
+def _colour_selectivity(rows: Rows, model: nn.Module, layer: str, shown: Shown) -> NDArray:
+    """(O,) colour selectivity index of each filter of the first layer, of what its activation puts out."""
+    chain = _filterwise(model, layer, next(shown.few(1).test()))
+    respond = nn.Sequential(*chain).eval()
+    filters = len(model.get_submodule(layer).weight)  # type: ignore[arg-type]
+    try:
+        field = colour.receptive_field(chain)
+        top = colour.TopResponses(CROPS)
+        for x in shown.test():
+            top.add(respond(x))
+        selectivity = colour.colour_selectivity(
+            lambda x: respond(shown.normalised(x)),
+            lambda places: shown.plain_at(torch.from_numpy(places)),
+            top.top,
+            field,
+            BATCH,
+        )
+    except ValueError as error:
+        rows.note("colour_selectivity", str(error), layer)
+        return np.full(filters, np.nan)
+    if selectivity.silent:
+        rows.note("colour_selectivity", f"{selectivity.silent} of {filters} filters respond to no crop", layer)
+    return selectivity.index
+
+
+@torch.no_grad()
+def _filterwise(model: nn.Module, layer: str, x_NCHW: Tensor) -> list[nn.Module]:
+    """The layer and the modules after it that treat each filter on its own, place by place, in the order they run."""
+    ran: list[tuple[nn.Module, Any, Any]] = []
+    leaves = [module for module in model.modules() if not list(module.children())]
+    # In a later module the tensor of an earlier one may be overwritten, never replaced: identity tells what follows.
+    hooks = [leaf.register_forward_hook(lambda leaf, given, y: ran.append((leaf, given[0], y))) for leaf in leaves]
+    training = [module for module in model.modules() if module.training]
+    try:
+        model.eval()(x_NCHW)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module in training:
+            module.training = True
+    chain, after = [], None
+    for leaf, given, y in ran:
+        if leaf is model.get_submodule(layer):
+            chain, after = [leaf], y
+        elif after is not None and given is after and isinstance(leaf, colour.UNMOVED):
+            chain.append(leaf)
+            after = y
+    return chain
+
+
 def _add_separation(
     rows: Rows, name: str, values: NDArray, labels: NDArray, learned: NDArray, layer: str, permutations: int
 ) -> None:
     apart = separation(values, labels, learned, permutations)
-    for statistic in ("difference", "auc", "information"):
-        found = getattr(apart, statistic)
-        measure = f"separation_{name}_{statistic}"
+    measures = {
+        f"{name}_difference": apart.difference,
+        f"separation_{name}_auc": apart.auc,
+        f"separation_{name}_information": apart.information,
+    }
+    for measure, found in measures.items():
         if not np.isfinite(found.value):
             rows.note(measure, found.note, layer)
             continue
         rows.add(measure, found.value, "", layer)
         if found.p is not None:
             rows.add(f"{measure}_p", found.p, "p", layer, "labels permuted")
-        if statistic == "auc":
-            rows.add(
-                measure, _auc_by_chance(values[learned], labels[learned], permutations), "", layer, "labels permuted"
-            )
-    if name == "colour" and np.isfinite(apart.difference.value):
-        rows.add("colour_difference", apart.difference.value, "fraction", layer)
-        if apart.difference.p is not None:
-            rows.add("colour_difference_p", apart.difference.p, "p", layer, "labels permuted")
+    if np.isfinite(apart.auc.value):
+        kept = learned & np.isfinite(values)
+        chance = _auc_by_chance(values[kept], labels[kept], permutations)
+        rows.add(f"separation_{name}_auc", chance, "", layer, "labels permuted")
 
 
 def _auc_by_chance(values: NDArray, labels: NDArray, permutations: int) -> float:

@@ -1,26 +1,36 @@
-"""Do the filters of a group belong together? Correlation, similarity and the covariance between layers, with nulls."""
+"""Do the filters of a group belong together? Correlation and similarity between filters, each with its nulls."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from analysis import correlation, interlayer, partitions, similarity
+from analysis import correlation, latent, partitions, similarity
 from analysis.correlation import GroupContrast
-from analysis.responses import ResponseStatistics, collect, collect_pairs, collect_random_filters
-from analysis.similarity import Moments, MomentStatistics
+from analysis.responses import Input, ResponseStatistics, collect, collect_random_filters
+from analysis.similarity import Measure, Moments, MomentStatistics
+from experiments.measure.images import Shown
 from experiments.measure.table import Rows
 from gconv.partition import Partition
 from gconv.wiring import LayerWiring
 
-LAYERS_DRAWN = 6  # convolutions, evenly spaced: their matrices are kept for the figures, and cut as none was trained
+LAYERS_DRAWN = (
+    6  # convolutions, evenly spaced: their matrices are kept for the figures, and the costly nulls are theirs
+)
 PARTITIONS = 20  # random cuts of a layer for each draw of what costs a pass over the images
-CUT_OF_DENSE = "~2"  # the groups that a layer without any is cut into for comparison
+CUTS_OF_DENSE = {"": "~2", ", 4 groups": "~4", ", log:4": "~log:4"}  # of a layer without groups, by the null's suffix
+CLUSTERED = 16  # groups at most that filters are clustered into
+SIMILARITIES: dict[str, Measure] = {
+    "cka_between": similarity.unbiased_cka,
+    "cca_between": similarity.mean_cca,
+    "pwcca_between": similarity.pwcca,
+    "procrustes_between": similarity.procrustes,
+}
 
-Images = Callable[[], Iterator[Tensor]]
+Gathered = ResponseStatistics | MomentStatistics
 
 
 def measure_groups(
@@ -28,55 +38,60 @@ def measure_groups(
     trained: nn.Module,
     untrained: nn.Module,
     wiring: dict[str, LayerWiring],
-    images: Images,
+    shown: Shown,
     permutations: int,
     draws: int,
 ) -> dict[str, np.ndarray]:
-    """All that is measured between filters; returns the matrices that figures need.
+    """All that is measured between the filters of a layer; returns the matrices that figures need.
 
-    Against the same network untrained and against permuted labels always; with ``draws`` also similarity between
-    groups, random filters on the trained inputs, partitions that no layer was trained with, and what lies between
-    layers.
+    What a layer puts out is grouped by what computes it (``computed``) and by what reads it (``read``); what it reads,
+    by its own groups (``input``). Against the same network untrained and against permuted labels always; with ``draws``
+    also similarity between groups, random filters on the trained inputs, and partitions that no layer was trained with.
+    The contrasts alone are told of training images too (``training_…``).
     """
     arrays: dict[str, np.ndarray] = {}
-    names = list(wiring)
-    drawn = {names[k] for k in np.linspace(0, len(names) - 1, LAYERS_DRAWN).round().astype(int)}
+    drawn = drawn_layers(wiring)
     for null, model in (("", trained), ("untrained", untrained)):
-        gathered = collect(model, images(), names, MomentStatistics if draws else ResponseStatistics)
-        for layer, statistics in gathered.items():
+        gathered = _collect(model, wiring, shown, drawn if draws else [])
+        for layer in wiring:
+            statistics = gathered[layer]
+            corr = _correlation(statistics)
+            _add_mean(rows, corr, layer, null)
             ways = groupings(wiring[layer])
-            responses = statistics.responses if isinstance(statistics, MomentStatistics) else statistics
-            corr = correlation.correlation_matrix(responses.covariance)
-            alive = np.isfinite(corr) & ~np.eye(len(corr), dtype=bool)
-            if alive.any():
-                rows.add("mean_abs_correlation", np.abs(corr[alive]).mean(), "|r|", layer, null)
-            else:
-                rows.note("mean_abs_correlation", "fewer than two filters vary", layer)
-            rows.add("dead_filters", int(np.isnan(np.diag(corr)).sum()), "filters", layer, null)
             for side, labels in ways.items():
-                contrast = correlation.group_contrast(corr, labels)
-                _add_contrast(rows, side, contrast, layer, null)
-                if not null and np.isfinite(contrast.difference):
-                    p = correlation.contrast_test(corr, labels, permutations)
-                    rows.add(f"within_over_between_{side}_p", p, "p", layer, "labels permuted")
+                _add_contrast(rows, side, correlation.group_contrast(corr, labels), layer, null)
+                if not null:
+                    _add_contrast_p(rows, side, corr, labels, layer, permutations)
+                if draws and layer in drawn:
+                    _add_agreement(rows, side, corr, labels, layer, null)
+            if labels := input_grouping(wiring[layer]):
+                of_input = _correlation(gathered[Input(layer)])
+                _add_contrast(rows, "input", correlation.group_contrast(of_input, labels), layer, null)
+                if not null:
+                    _add_contrast_p(rows, "input", of_input, labels, layer, permutations)
             if isinstance(statistics, MomentStatistics):
                 if "computed" in ways:
-                    _add_similarity(rows, statistics.moments, ways["computed"], layer, null)
-                elif not null and layer in drawn and len(set(wiring[layer].computed_by)) == 1:
-                    _add_null_partitions(rows, corr, statistics.moments, layer, draws)
+                    _add_similarity(rows, statistics, ways["computed"], layer, null)
+                elif not null and len(set(wiring[layer].computed_by)) == 1:
+                    _add_null_partitions(rows, corr, statistics, layer, draws)
             if not null and layer in drawn:
                 arrays[f"correlation {layer}"] = corr.astype(np.float32)
                 for side, labels in ways.items():
                     arrays[f"groups {layer} {side}"] = np.asarray(labels)
-    if not draws:
-        return arrays
-    grouped = [layer for layer in names if layer in drawn and "computed" in groupings(wiring[layer])]
-    for layer, fresh in collect_random_filters(trained, images(), grouped, draws).items():
-        labels = groupings(wiring[layer])["computed"]
-        matrices = [correlation.correlation_matrix(statistics.covariance) for statistics in fresh]
-        contrast = correlation.mean_contrast([correlation.group_contrast(matrix, labels) for matrix in matrices])
-        _add_contrast(rows, "computed", contrast, layer, "random filters")
-    return arrays | _measure_between_layers(rows, trained, untrained, wiring, images, drawn)
+    _add_training_images(rows, trained, wiring, shown)
+    grouped = [layer for layer in drawn if "computed" in groupings(wiring[layer])]
+    if draws and grouped:
+        for layer, fresh in collect_random_filters(trained, shown.test(), grouped, draws).items():
+            labels = groupings(wiring[layer])["computed"]
+            contrasts = [correlation.group_contrast(_correlation(statistics), labels) for statistics in fresh]
+            _add_contrast(rows, "computed", correlation.mean_contrast(contrasts), layer, "random filters")
+    return arrays
+
+
+def drawn_layers(wiring: Mapping[str, LayerWiring]) -> list[str]:
+    """Convolutions, evenly spaced, whose matrices are kept."""
+    names = list(wiring)
+    return list(dict.fromkeys(names[k] for k in np.linspace(0, len(names) - 1, LAYERS_DRAWN).round().astype(int)))
 
 
 def groupings(wiring: LayerWiring) -> dict[str, list[int]]:
@@ -87,91 +102,132 @@ def groupings(wiring: LayerWiring) -> dict[str, list[int]]:
     found = {}
     if _several_groups(wiring.computed_by):
         found["computed"] = list(wiring.computed_by)
+    if (read := reading_grouping(wiring)) and read != found.get("computed"):
+        found["read"] = read
+    return found
+
+
+def reading_grouping(wiring: LayerWiring) -> list[int]:
+    """The one group that reads each filter; empty where that is not so of all, or they are not in several groups."""
     reading = wiring.reading_groups()
     known = [group for group in reading if group is not None]
-    if len(known) == len(reading) and _several_groups(known) and known != found.get("computed"):
-        found["read"] = known
-    return found
+    return known if len(known) == len(reading) and _several_groups(known) else []
+
+
+def input_grouping(wiring: LayerWiring) -> list[int]:
+    """The group that reads each input channel; empty where they are not in several groups."""
+    return list(wiring.inputs_read_by) if _several_groups(wiring.inputs_read_by) else []
 
 
 def _several_groups(labels: Sequence[int]) -> bool:
     return 1 < len(set(labels)) < len(labels)
 
 
-def _add_contrast(rows: Rows, side: str, contrast: GroupContrast, layer: str, null: str, groups: str = "") -> None:
-    if not np.isfinite(contrast.difference):
-        rows.note(f"within_{side}", f"{contrast.dead} filters are dead: no pair within or between groups", layer)
+def _collect(
+    model: nn.Module, wiring: Mapping[str, LayerWiring], shown: Shown, whole: Sequence[str]
+) -> dict[str | Input, Gathered]:
+    """What all layers put out, with moments of the fourth order of some, and what grouped layers read."""
+    into: dict[str | Input, Gathered] = {
+        layer: MomentStatistics() if layer in whole else ResponseStatistics() for layer in wiring
+    }
+    into |= {Input(layer): ResponseStatistics() for layer in wiring if input_grouping(wiring[layer])}
+    return collect(model, shown.test(), into)
+
+
+def _add_training_images(rows: Rows, model: nn.Module, wiring: Mapping[str, LayerWiring], shown: Shown) -> None:
+    """Contrasts on images that the network was trained on."""
+    several = {layer: ways for layer, of in wiring.items() if (ways := groupings(of))}
+    inputs = {layer: labels for layer, of in wiring.items() if (labels := input_grouping(of))}
+    into: dict[str | Input, Gathered] = {layer: ResponseStatistics() for layer in several}
+    into |= {Input(layer): ResponseStatistics() for layer in inputs}
+    if not into:
         return
-    rows.add(f"within_{side}", contrast.within, "|r|", layer, null, groups)
-    rows.add(f"between_{side}", contrast.between, "|r|", layer, null, groups)
-    rows.add(f"ratio_{side}", contrast.ratio, "", layer, null, groups)
+    gathered = collect(model, shown.training(), into)
+    for layer, ways in several.items():
+        corr = _correlation(gathered[layer])
+        for side, labels in ways.items():
+            _add_contrast(rows, side, correlation.group_contrast(corr, labels), layer, "", prefix="training_")
+    for layer, labels in inputs.items():
+        contrast = correlation.group_contrast(_correlation(gathered[Input(layer)]), labels)
+        _add_contrast(rows, "input", contrast, layer, "", prefix="training_")
 
 
-def _add_similarity(rows: Rows, moments: Moments, labels: Sequence[int], layer: str, null: str) -> None:
-    """Mean similarity between the groups of a layer."""
-    try:
-        between = similarity.mean_between(similarity.between_groups(moments, labels, similarity.unbiased_cka))
-    except ValueError as error:
-        rows.note("cka_between", str(error), layer)
+def _correlation(statistics: Gathered) -> NDArray[np.float64]:
+    responses = statistics.responses if isinstance(statistics, MomentStatistics) else statistics
+    return correlation.correlation_matrix(responses.covariance)
+
+
+def _add_mean(rows: Rows, corr: NDArray, layer: str, null: str) -> None:
+    alive = np.isfinite(corr) & ~np.eye(len(corr), dtype=bool)
+    if alive.any():
+        rows.add("mean_abs_correlation", np.abs(corr[alive]).mean(), "|r|", layer, null)
     else:
-        rows.add("cka_between", float(between), "", layer, null)
+        rows.note("mean_abs_correlation", "fewer than two filters vary", layer)
+    rows.add("dead_filters", int(np.isnan(np.diag(corr)).sum()), "filters", layer, null)
 
 
-def _add_null_partitions(rows: Rows, corr: NDArray, moments: Moments, layer: str, draws: int) -> None:
-    """A layer without groups under partitions that it was not trained with."""
+def _add_contrast(
+    rows: Rows, side: str, contrast: GroupContrast, layer: str, null: str, groups: str = "", prefix: str = ""
+) -> None:
+    if not np.isfinite(contrast.difference):
+        rows.note(
+            f"{prefix}within_{side}", f"{contrast.dead} filters are dead: no pair within or between groups", layer
+        )
+        return
+    rows.add(f"{prefix}within_{side}", contrast.within, "|r|", layer, null, groups)
+    rows.add(f"{prefix}between_{side}", contrast.between, "|r|", layer, null, groups)
+    rows.add(f"{prefix}ratio_{side}", contrast.ratio, "", layer, null, groups)
+
+
+def _add_contrast_p(rows: Rows, side: str, corr: NDArray, labels: Sequence[int], layer: str, permutations: int) -> None:
+    if np.isfinite(correlation.group_contrast(corr, labels).difference):
+        p = correlation.contrast_test(corr, labels, permutations)
+        rows.add(f"within_over_between_{side}_p", p, "p", layer, "labels permuted")
+
+
+def _add_agreement(rows: Rows, side: str, corr: NDArray, labels: Sequence[int], layer: str, null: str) -> None:
+    """Do filters cluster, by |r|, into the groups that they are in?"""
+    measure, groups = f"clusters_are_groups_{side}", len(set(labels))
+    if groups > CLUSTERED:
+        return
     try:
-        cut = Partition.of(CUT_OF_DENSE, len(corr))
-        for null, partition in partitions.null_partitions(corr, cut.sizes, PARTITIONS * draws).items():
-            _add_contrast(rows, "computed", partition.contrast, layer, null, str(cut))
-        living = Partition.of(CUT_OF_DENSE, int(moments.alive.sum())).sizes
-        splits = similarity.random_splits(moments, living, similarity.unbiased_cka, PARTITIONS * draws)
-        between = similarity.mean_between(splits).mean()
-        rows.add("cka_between", between, "", layer, "arbitrary partition", str(cut))
+        found = latent.agreement(partitions.spectral_partition(corr, groups), labels)
     except ValueError as error:
-        rows.note("null partitions", str(error), layer)
+        rows.note(measure, str(error), layer)
+        return
+    rows.add(measure, found.value, "adjusted Rand index", layer, null)
+    if not null and found.p is not None:
+        rows.add(f"{measure}_p", found.p, "p", layer, "labels permuted")
 
 
-def _measure_between_layers(
-    rows: Rows,
-    trained: nn.Module,
-    untrained: nn.Module,
-    wiring: dict[str, LayerWiring],
-    images: Images,
-    drawn: set[str],
-) -> dict[str, np.ndarray]:
-    """Whitened covariance of a layer with the grouped one that reads it: the share of its energy on the blocks."""
-    arrays: dict[str, np.ndarray] = {}
-    pairs: dict[tuple[str, str], tuple[list[int], tuple[int, ...]]] = {}
-    for name, layer in wiring.items():
-        reader = layer.first_reader()
-        read = layer.reading_groups() if reader else []
-        known = [group for group in read if group is not None]
-        if (
-            reader
-            and len(known) == len(read)
-            and _several_groups(known)
-            and _several_groups(wiring[reader].computed_by)
-        ):
-            pairs[name, reader] = known, wiring[reader].computed_by
-    for null, model in (("", trained), ("untrained", untrained)) if pairs else ():
-        for (first, second), statistics in collect_pairs(model, images(), list(pairs)).items():
-            layer, cut = f"{first}-{second}", rows.groups[second]
+def _add_similarity(rows: Rows, statistics: MomentStatistics, labels: Sequence[int], layer: str, null: str) -> None:
+    """Mean similarity between the groups of a layer, by each measure."""
+    for name, measure in SIMILARITIES.items():
+        try:
+            between = similarity.mean_between(similarity.between_groups(statistics.moments, labels, measure))
+        except ValueError as error:
+            rows.note(name, str(error), layer)
+        else:
+            rows.add(name, float(between), "", layer, null)
+
+
+def _add_null_partitions(rows: Rows, corr: NDArray, statistics: MomentStatistics, layer: str, draws: int) -> None:
+    """A layer without groups under partitions that it was not trained with."""
+    for suffix, spec in CUTS_OF_DENSE.items():
+        try:
+            cut = Partition.of(spec, len(corr))
+            for null, partition in partitions.null_partitions(corr, cut.sizes, PARTITIONS * draws).items():
+                _add_contrast(rows, "computed", partition.contrast, layer, null + suffix, str(cut))
+            moments: Moments = statistics.moments
+            living = Partition.of(spec, int(moments.alive.sum())).sizes
+        except ValueError as error:
+            rows.note(f"null partitions{suffix}", str(error), layer)
+            continue
+        for name, measure in SIMILARITIES.items():
+            splits = PARTITIONS * draws if name == "cka_between" else draws
             try:
-                whitened = interlayer.whitened_covariance(
-                    statistics.first.covariance,
-                    statistics.second.covariance,
-                    statistics.cross_covariance,
-                    statistics.distinct,
-                )
-                energy = interlayer.block_energy(whitened.matrix, *pairs[first, second])
+                between = similarity.mean_between(similarity.random_splits(moments, living, measure, splits)).mean()
             except ValueError as error:
-                rows.note("on_block_energy", str(error), layer)
-                continue
-            rows.add("on_block_energy", energy.squared, "fraction", layer, null, cut)
-            if not null:
-                rows.add("on_block_energy", energy.chance, "fraction", layer, "block areas", cut)
-                if energy.test.p is not None:
-                    rows.add("on_block_energy_p", energy.test.p, "p", layer, "labels permuted", cut)
-                if second in drawn:
-                    arrays[f"whitened {layer}"] = whitened.matrix.astype(np.float32)
-    return arrays
+                rows.note(name, str(error), layer)
+            else:
+                rows.add(name, between, "", layer, f"arbitrary partition{suffix}", str(cut))

@@ -11,19 +11,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from analysis.lesion import lesions
-from experiments.measure.groups import groupings
+from experiments.measure.groups import groupings, reading_grouping
+from experiments.measure.images import Shown
 from experiments.measure.table import Rows
 from gconv.wiring import LayerWiring
-
-Shown = list[tuple[Tensor, Tensor]]
 
 
 def measure_lesions(
     rows: Rows,
     model: nn.Module,
     wiring: dict[str, LayerWiring],
-    colour: Shown,
-    grey: Shown,
+    shown: Shown,
     colours: tuple[NDArray | None, NDArray | None],
     draws: int,
 ) -> dict[str, np.ndarray]:
@@ -35,7 +33,7 @@ def measure_lesions(
             the range that it knows.
         model: trained.
         wiring: of the model.
-        colour, grey: the same images with their classes.
+        shown: images, shown in colour and in grey.
         colours: colour index of the first layer's filters, and which of them are learned; they tell the colour group
             from the grey one.
         draws: of the null.
@@ -47,8 +45,9 @@ def measure_lesions(
     reader = None if layer is None else wiring[layer].first_reader()
     if layer is None or reader is None:
         return {}
+    colour, grey = list(shown.labelled()), list(shown.grey().labelled())
     source = _feeding_module(model, reader, colour[0][0][:2])
-    labels = groupings(wiring[layer])["read"]
+    labels = reading_grouping(wiring[layer])
     if source is None:
         rows.note("lesion", f"no single module puts out what {reader} reads", layer)
         return {}
@@ -60,8 +59,8 @@ def measure_lesions(
             rows.add(f"{name}_on_colour", lesion.colour_drop, "fraction", layer)
             rows.add(f"{name}_on_grey", lesion.grey_drop, "fraction", layer)
             if draws:
-                rows.add(f"{name}_on_colour", lesion.null_colour_drop.mean(), "fraction", layer, "random filters")
-                rows.add(f"{name}_on_grey", lesion.null_grey_drop.mean(), "fraction", layer, "random filters")
+                rows.add(f"{name}_on_colour", lesion.null_colour_drop.mean(), "fraction", layer, "random sets")
+                rows.add(f"{name}_on_grey", lesion.null_grey_drop.mean(), "fraction", layer, "random sets")
         arrays[f"lesion {replacement} classes"] = np.stack([lesion.class_drop for lesion in found])
         means = _mean_colours(labels, *colours) if layer == next(iter(wiring)) else {}
         if replacement == "mean" and len(means) > 1:

@@ -1,4 +1,4 @@
-"""Latency and peak memory of a study's architectures, side by side."""
+"""Latency, energy and peak memory of a study's architectures, side by side."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from torch import nn
 from experiments.measure.table import Rows
 from experiments.train import Setting
 from gconv.cost import measure_latencies, measure_peak_memory
+from gconv.energy import energy_meter, measure_energies
 
 LATENCY_BATCH = 32
 LATENCY_REPEATS = 15
 
 
 def measure_speed(rows: dict[str, Rows], models: dict[str, nn.Module], settings: dict[str, Setting]) -> None:
-    """Latency of inference and peak memory of a training step, all variants in turn, each in its own setting."""
+    """Latency and, where the hardware tells it, energy of inference; peak memory of a training step.
+
+    All variants in turn, each in its own setting.
+    """
     inputs, device = {}, next(iter(settings.values())).device
     for name, setting in settings.items():
         size = setting.views.crop_size
@@ -41,6 +45,10 @@ def measure_speed(rows: dict[str, Rows], models: dict[str, nn.Module], settings:
             ("latency_upper", latency.upper),
         ):
             rows[name].add(measure, seconds / LATENCY_BATCH * 1e3, "ms per image")
+    meter = energy_meter(device)
+    if meter is not None:
+        for name, joules in measure_energies({n: partial(infer, n) for n in models}, device, meter).items():
+            rows[name].add("energy", joules / LATENCY_BATCH, "J per image")
     for name in models:
         peak = measure_peak_memory(partial(step, name), device)
         rows[name].add("peak_memory", peak, f"bytes per training step of {LATENCY_BATCH}")

@@ -11,7 +11,7 @@ from experiments import report
 from experiments.augment import Views
 from experiments.catalogue import study_names
 from experiments.errors import UsageError
-from experiments.measure import labelled_images
+from experiments.measure.images import Shown
 from experiments.models import build_model
 from experiments.pipeline import measure_all, plan, run_study, train_all
 from experiments.runs import Run
@@ -84,15 +84,26 @@ def test_every_null_is_measured_where_it_is_asked_for(tmp_path, capsys):
     grouped, dense = {"conv2", "conv3"}, {"conv1", "conv2", "conv3"}
     for null in ("", "untrained", "random filters"):
         assert measured("groups-2", "within_computed", null) == grouped, null
-    for null in ("random partition", "contiguous partition", "spectral partition", "spectral partition, sizes kept"):
+    for null in ("arbitrary partition", "contiguous partition", "spectral partition", "spectral partition, sizes kept"):
         assert measured("dense", "between_computed", null) == dense, null
     assert measured("log-4", "cka_between") == measured("log-4", "cka_between", "untrained") == grouped
     assert measured("dense", "cka_between", "arbitrary partition") == dense
     for null in ("", "untrained", "block areas"):
         assert measured("groups-2", "on_block_energy", null) == {"conv1-conv2", "conv2-conv3"}, null
     for replacement in ("zero", "mean"):
-        for null in ("", "random filters"):
+        for null in ("", "random sets"):
             assert measured("log-4", f"lesion_{replacement}_group_4_on_grey", null) == {"conv1"}
+    for side in ("computed", "input"):
+        assert (
+            measured("groups-2", f"within_{side}", "untrained")
+            == measured("log-4", f"training_ratio_{side}")
+            == grouped
+        )
+    assert measured("dense", "within_computed", "arbitrary partition, 4 groups") == dense
+    assert measured("log-4", "clusters_are_groups_computed", "untrained") == grouped
+    for null in ("", "chance", "random sets"):
+        assert measured("groups-2", "probe_frequency_group_2", null) == {"conv1"}, null
+    assert not measured("dense", "probe_frequency_group_1")
     areas = table[(table["measure"] == "on_block_energy") & (table["null"] == "block areas")].set_index("variant")
     assert (areas.loc["groups-2", "value"] == 0.5).all()
     assert areas.loc["log-4", "value"].to_list() == [0.34375, 0.34375]
@@ -212,10 +223,18 @@ def test_measured_values_are_those_of_the_trained_network(tmp_path):
 @pytest.mark.parametrize("images", [5, 6, 12, 99])
 def test_measured_images_are_spread_over_all_of_them(images):
     setting = Setting.of(tiny_dataset(), Views(12, 12), Recipe(device="cpu"))
-    seen = sum(len(labels) for _, labels in labelled_images(setting, images))
-    assert seen == min(images, 12)
-    last = list(labelled_images(setting, images))[-1][0][-1]
-    assert any(torch.equal(last, setting.test_inputs(torch.tensor([k]))[0][0]) for k in (9, 10, 11))
+    shown = Shown(setting, images)
+    inputs, labels = zip(*shown.labelled(), strict=True)
+    assert sum(map(len, inputs)) == len(torch.cat(labels)) == min(images, 12)
+    assert any(
+        torch.allclose(inputs[-1][-1], setting.test_inputs(torch.tensor([k]))[0][0], atol=1e-5) for k in (9, 10, 11)
+    )
+    places = torch.tensor([3, 0, 4])
+    assert torch.equal(shown.normalised(shown.plain_at(places)), torch.cat(inputs)[places])
+    for part, grey in zip(shown.plain(), shown.grey().plain(), strict=True):
+        assert 0 <= part.min() <= part.max() <= 1
+        assert torch.equal(grey[:, 0], grey[:, 2])
+        assert not torch.equal(part[:, 0], part[:, 2])
 
 
 @pytest.mark.usefixtures("tiny")

@@ -1,0 +1,78 @@
+"""The images that a network is shown when it is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from experiments.augment import evaluation_batch, normalise
+from experiments.data import Images
+from experiments.train import Setting
+
+BATCH = 128  # images at once
+
+
+@dataclass(frozen=True)
+class Shown:
+    """So many images of a setting, evenly spaced, since they lie class after class; centre crops, never augmented.
+
+    Attributes:
+        setting: of the run.
+        count: images that are shown, at most.
+    """
+
+    setting: Setting
+    count: int
+
+    def few(self, count: int) -> Shown:
+        """Fewer of them."""
+        return replace(self, count=count)
+
+    def grey(self) -> Shown:
+        """The same images without colour."""
+        return replace(self, setting=replace(self.setting, views=replace(self.setting.views, colour="grey")))
+
+    def test(self) -> Iterator[Tensor]:
+        """Inputs (N, 3, h, w) of test images, normalised."""
+        return (self.normalised(x) for x in self.plain())
+
+    def training(self) -> Iterator[Tensor]:
+        """Inputs (N, 3, h, w) of training images, normalised."""
+        return (self.normalised(x) for x in self._plain(self.setting.dataset.train))
+
+    def labelled(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The inputs of test images with their labels (N,)."""
+        labels = self.labels.split(BATCH)
+        return ((x, of_x.to(self.setting.device)) for x, of_x in zip(self.test(), labels, strict=True))
+
+    @property
+    def labels(self) -> Tensor:
+        """Labels of the test images, in their order."""
+        labels = self.setting.dataset.test.labels.cpu()
+        return labels[self._index(len(labels))]
+
+    def plain(self) -> Iterator[Tensor]:
+        """The test images (N, 3, h, w) of values 0 to 1."""
+        return self._plain(self.setting.dataset.test)
+
+    def plain_at(self, places: Tensor) -> Tensor:
+        """Test images (N, 3, h, w) of values 0 to 1, by their places among those shown."""
+        images = self.setting.dataset.test
+        index = self._index(len(images.labels))[places]
+        return evaluation_batch(images.pixels, index, self.setting.views).to(self.setting.device).float() / 255
+
+    def normalised(self, x_NCHW: Tensor) -> Tensor:
+        """Images of values 0 to 1 as the network takes them, in single precision."""
+        dataset = self.setting.dataset
+        return normalise(x_NCHW, dataset.mean / 255, dataset.std / 255, torch.float32)
+
+    def _plain(self, images: Images) -> Iterator[Tensor]:
+        for index in self._index(len(images.labels)).split(BATCH):
+            yield evaluation_batch(images.pixels, index, self.setting.views).to(self.setting.device).float() / 255
+
+    def _index(self, available: int) -> Tensor:
+        taken = min(self.count, available)
+        return torch.arange(taken) * available // taken
