@@ -172,7 +172,10 @@ def measure_all(study: Study, done: list[PlannedRun]) -> None:
         notes.append(pd.read_csv(p.run.folder / "notes.csv", keep_default_na=False))
     folder = report.tables_folder(study.folder)
     tables.append(_speed(study, done))
-    save_table(folder / "measures.csv", pd.concat(tables, ignore_index=True))
+    whole = pd.concat(tables, ignore_index=True)
+    save_table(folder / "measures.csv", whole)
+    for name, of_costs in report.tradeoff_tables(whole).items():
+        save_table(folder / f"{name}.csv", of_costs)
     curves = [
         {"variant": p.variant.name, "seed": p.run.seed, "test_accuracy": np.nan, **epoch}
         for p in done

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from textwrap import wrap
 
 import numpy as np
 import pandas as pd
 
 from analysis.stats import mean_interval
-from analysis.tradeoff import tradeoff_table
+from analysis.tradeoff import COSTS, MORE_COSTS, equal_pairs, front_probability, tradeoff_table
 from experiments.errors import UsageError
 from experiments.runs import file_name, write_atomic
 
-LINES = 24  # of correlation in the summary, at most one per layer
+LINES = 24  # of one table of the summary
+FRONT_AT_LEAST = 0.05  # share of resamplings from which a variant is named as on a front
+EQUAL_WITHIN = 0.01  # accuracy: the margin of an equality, one point
 SEED_DRAWN = 0  # the seed whose filters and matrices are drawn: the first, never the prettiest
+
+TABLES = ("measures", "notes", "curves", "layers", "runs", "tradeoff", "fronts", "equal_cost")
 
 # Of each measure the nulls that could explain it away: of the network untrained, and of another kind.
 NULLS = {
@@ -104,9 +109,7 @@ def keep_results(study_folder: Path, results: Path, readme: Path) -> list[Path]:
     """
     name, kept = study_folder.name, []
     figures = draw_figures(study_folder)
-    sources = [
-        tables_folder(study_folder) / f"{table}.csv" for table in ("measures", "notes", "curves", "layers", "runs")
-    ]
+    sources = [tables_folder(study_folder) / f"{table}.csv" for table in TABLES]
     sources.append(tables_folder(study_folder) / "study.json")
     for source in [path for path in (*sources, *figures) if path.is_file()]:
         target = results / name / source.name
@@ -145,9 +148,11 @@ def markdown(table: pd.DataFrame, runs: pd.DataFrame, overrides: dict[str, objec
 
 
 def summary(table: pd.DataFrame) -> str:
-    """The study in plain text: accuracy against cost, then correlation and colour with their nulls."""
+    """The study in plain text: accuracy against cost, correlation and colour, and groups against their nulls."""
     lines = [
         _accuracy_lines(tradeoff_table(table)),
+        _front_lines(table),
+        _equal_cost_lines(table),
         _correlation_lines(table),
         _colour_lines(table),
         _null_lines(table),
@@ -174,6 +179,56 @@ def _accuracy_lines(rows: pd.DataFrame) -> str:
             f"{row['parameters']:>12,.0f}{row['macs']:>14,.0f}{row['latency']:>10.3f}"
         )
     return "\n".join(text)
+
+
+def _front_lines(table: pd.DataFrame) -> str:
+    """Which variants are on the Pareto front of accuracy against each cost, and how sure that is."""
+    if table["variant"].nunique() < 2:
+        return ""
+    text = ["On the Pareto front of accuracy against a cost (share of resampled seeds in which they are)"]
+    for cost, label in (COSTS | MORE_COSTS).items():
+        front = front_probability(table, cost)
+        front = front[front["on_front"] | (front["probability"] >= FRONT_AT_LEAST)]
+        if front.empty:
+            continue
+        members = [
+            row["variant"] if pd.isna(row["probability"]) else f"{row['variant']} {row['probability']:.2f}"
+            for _, row in front.iterrows()
+        ]
+        text += wrap(", ".join(members), 118, initial_indent=f"{label:<36}", subsequent_indent=" " * 36)
+    return "\n".join(text) if len(text) > 1 else ""
+
+
+def _equal_cost_lines(table: pd.DataFrame) -> str:
+    """Differences of accuracy between variants that are equal in groups, parameters or MACs; each says in which."""
+    rows = []
+    for by in ("groups", "parameters", "macs"):
+        for _, pair in equal_pairs(table, by, EQUAL_WITHIN).iterrows():
+            interval = "" if pair["n"] < 2 else f" [{pair['low']:+.3f}, {pair['high']:+.3f}]"
+            tested = [value if pair["n"] > 1 else np.nan for value in (pair["p"], pair["p_equivalent"])]
+            p, same = ("-" if pd.isna(value) else f"{value:.3f}" for value in tested)
+            name = f"{pair['variant']} - {pair['baseline']}"
+            rows.append(f"{by:<12}{name:<44}{f'{pair.difference:+.3f}{interval} n={pair.n}':<34}{p:<10}{same}")
+    if not rows:
+        return ""
+    more = [f"… and {len(rows) - LINES} more pairs in tables/equal_cost.csv"] if len(rows) > LINES else []
+    heading = [
+        "At equal cost: difference of accuracy, paired by seed (p by sign flips)",
+        f"{'equal':<12}{'variants':<44}{'difference':<34}{'p':<10}p of equality within {EQUAL_WITHIN:g}",
+    ]
+    return "\n".join([*heading, *rows[:LINES], *more])
+
+
+def tradeoff_tables(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Accuracy against cost, by the name of its file: per variant, on which fronts, and at equal cost."""
+    costs = [cost for cost in COSTS | MORE_COSTS if (table["measure"] == cost).any()]
+    fronts = [front_probability(table, cost).rename(columns={"cost": "at"}).assign(cost=cost) for cost in costs]
+    equal = [equal_pairs(table, by, EQUAL_WITHIN).assign(equal=by) for by in ("groups", "parameters", "macs")]
+    return {
+        "tradeoff": tradeoff_table(table),
+        "fronts": pd.concat(fronts, ignore_index=True) if fronts else pd.DataFrame(),
+        "equal_cost": pd.concat(equal, ignore_index=True),
+    }
 
 
 def _correlation_lines(table: pd.DataFrame) -> str:

@@ -121,6 +121,12 @@ def test_pairs_at_equal_groups_and_at_equal_parameters_are_different_pairs():
     assert row["p"] == 0.5, "two seeds: 2 / 2²"
     assert "p cannot fall below 0.5" in row["note"]
     assert equal_pairs(table, "energy", margin=0.01).empty
+    # A dense layer that was cut for comparison is still dense.
+    cut = pd.DataFrame(
+        [{"variant": "dense", "measure": "within_computed", "null": "arbitrary partition", "groups": "8"}]
+    )
+    both = pd.concat([table.assign(null=""), cut], ignore_index=True)
+    pd.testing.assert_frame_equal(equal_pairs(both, "groups", margin=0.01), by_groups)
 
 
 def test_at_equal_cost_the_gap_between_two_straight_lines_is_their_distance():
