@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import kstest
 from torch import nn
 
 from analysis.lesion import class_accuracy, lesions, silenced
@@ -121,3 +122,25 @@ def test_what_cannot_be_silenced_is_refused():
         class_accuracy(model, [(COLOUR, torch.full((4,), 2))])
     with pytest.raises(ValueError, match="needs an image"):
         class_accuracy(model, [])
+
+
+class Additive:
+    """Stands in for a network on images: silencing filters costs the sum of what each is worth."""
+
+    def __init__(self, worth, _layer, _batches):
+        self.worth, self.mean, self.images = worth, torch.zeros(len(worth)), np.array([1])
+
+    def lost(self, channels, _replacement):
+        return np.array([self.worth[channels].sum()])
+
+
+def test_of_groups_that_are_no_different_p_is_uniform(monkeypatch):
+    rng, p = np.random.default_rng(7), []
+    worths = iter(())
+    monkeypatch.setattr("analysis.lesion._Shown", lambda _model, *rest: Additive(next(worths), *rest))
+    for draw in range(500):
+        worths = iter(rng.normal(size=(2, 40)))  # on colour images, and on grey ones
+        labels = rng.permutation(np.repeat([0, -1], [12, 28]))
+        (lesion,) = lesions(nn.Identity(), "", labels, [], [], draws=99, seed=draw)
+        p.append(lesion.p)
+    assert kstest(p, "uniform").pvalue > 0.01

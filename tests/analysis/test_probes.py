@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from scipy.stats import norm
+from scipy.stats import kstest, norm
 from torch import nn
 
 from analysis.probes import PooledResponses, group_probes, image_targets, probe_score
@@ -189,3 +189,14 @@ def test_what_cannot_be_probed_is_refused():
         group_probes(features, [0, 1], {})
     with pytest.raises(ValueError, match="cannot be drawn"):
         group_probes(features, [0, 0, 0], {}, null_features=features[:, :2])
+
+
+def test_of_groups_that_are_no_different_p_is_uniform(monkeypatch):
+    """Scores are the sum of what each filter knows; the filters are dealt to the group at random."""
+    monkeypatch.setattr("analysis.probes.probe_score", lambda features, *_: float(features[0].sum()))
+    rng, p = np.random.default_rng(6), []
+    for draw in range(500):
+        features, labels = rng.normal(size=(4, 40)), rng.permutation(np.repeat([0, -1], [12, 28]))
+        (probe,) = group_probes(features, labels, {"class": np.array([0, 0, 1, 1])}, draws=99, seed=draw)
+        p.append(probe.p)
+    assert kstest(p, "uniform").pvalue > 0.01

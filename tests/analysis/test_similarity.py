@@ -322,7 +322,7 @@ def test_random_splits_take_disjoint_living_features_of_the_sizes_asked_for():
 
 def test_an_arbitrary_split_of_a_dense_layer_is_no_finding():
     rng, p = np.random.default_rng(18), []
-    for draw in range(120):
+    for draw in range(500):
         x = rng.normal(size=(60, 12)) @ rng.normal(size=(12, 12))
         of, labels = moments(x), np.repeat([0, 1], [8, 4])
         null = mean_between(random_splits(of, [8, 4], unbiased_cka, draws=49, seed=draw))
