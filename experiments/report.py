@@ -76,10 +76,29 @@ def draw_measured(table: pd.DataFrame, arrays: dict[str, dict[str, np.ndarray]],
     Returns:
         The files written.
     """
-    from analysis.figures import correlation, filters, page
+    from analysis.figures import (
+        correlation,
+        filters,
+        interlayer,
+        lesions,
+        nulls,
+        page,
+        probes,
+        separation,
+        similarity,
+    )
 
     page.apply_style()
-    return [*filters.draw(arrays, folder), *correlation.draw(arrays, folder)]
+    return [
+        *filters.draw(arrays, folder),
+        *separation.draw(table, arrays, folder),
+        *correlation.draw(arrays, folder),
+        *nulls.draw(table, folder),
+        *interlayer.draw(table, arrays, folder),
+        *similarity.draw(table, folder),
+        *lesions.draw(table, arrays, folder),
+        *probes.draw(table, folder),
+    ]
 
 
 def read_measures(study_folder: Path) -> pd.DataFrame:

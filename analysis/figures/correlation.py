@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.figures import page
+from analysis.figures import matrices
+from analysis.figures.estimates import evenly, left_out_note
+from analysis.figures.matrices import Matrix
+
+LAYERS = 12  # at most
+TITLE = "|r| between filters, by the group that computed or that reads them"
+CAPTION = (
+    "Responses to test images of the first seed; every layer's filters in the order of their groups, lines between."
+)
 
 
 def draw(arrays: Mapping[str, Mapping[str, NDArray]], folder: Path) -> list[Path]:
     """One row per variant, one column per convolution: |r| between its filters' responses on test images.
 
-    Columns are headed by the layer; a panel says whether its groups are those that computed the filters or read them.
+    Columns are headed by the layer and by which groups sort its filters, those that computed or those that read them;
+    where that differs between variants each panel says it.
 
     Args:
         arrays: per variant ``correlation <layer>`` (C, C), and ``groups <layer> computed`` or ``… read`` (C,) where the
@@ -25,36 +34,31 @@ def draw(arrays: Mapping[str, Mapping[str, NDArray]], folder: Path) -> list[Path
     Returns:
         The files written; none if there is no matrix.
     """
-    layers = list(dict.fromkeys(key.split()[1] for a in arrays.values() for key in a if key.startswith("correlation ")))
-    if not layers:
+    found = {
+        (variant, key.split(" ", 1)[1]): _matrix(a, key.split(" ", 1)[1])
+        for variant, a in arrays.items()
+        for key in a
+        if key.startswith("correlation ")
+    }
+    if not found:
         return []
-    side = page.WIDTH / (len(layers) + 0.6)
-    figure, panels = plt.subplots(
-        len(arrays), len(layers), figsize=(page.WIDTH, side * len(arrays) + 0.4), squeeze=False, layout="constrained"
+    layers = list(dict.fromkeys(layer for _, layer in found))
+    shown = evenly(layers, LAYERS)
+    variants = [variant for variant in arrays if any((variant, layer) in found for layer in shown)]
+    ways = {layer: {m.title for (_, column), m in found.items() if column == layer and m.title} for layer in shown}
+    headings = {layer: f"{layer}, {next(iter(way))[0]}" if len(way) == 1 else layer for layer, way in ways.items()}
+    panels = {
+        (variant, headings[layer]): replace(matrix, title=() if len(ways[layer]) == 1 else matrix.title)
+        for (variant, layer), matrix in found.items()
+        if layer in headings
+    }
+    caption = CAPTION + left_out_note(len(shown), len(layers), "layers")
+    return matrices.draw(
+        variants, list(headings.values()), panels, (1.0, "|r|"), (TITLE, caption), folder, "correlation"
     )
-    shown = None
-    for number, (row, (name, a)) in enumerate(zip(panels, arrays.items(), strict=True)):
-        row[0].set_ylabel(name, fontsize=7)
-        for panel, layer in zip(row, layers, strict=True):
-            panel.set(xticks=[], yticks=[])
-            if f"correlation {layer}" not in a:
-                panel.set_visible(False)
-                continue
-            matrix = np.abs(a[f"correlation {layer}"])
-            way = next((w for w in ("computed", "read") if f"groups {layer} {w}" in a), None)
-            if way is not None:
-                labels = a[f"groups {layer} {way}"]
-                order = np.argsort(labels, kind="stable")
-                matrix = matrix[np.ix_(order, order)]
-                borders = np.flatnonzero(np.diff(labels[order])) + 0.5
-                width = min(0.8, 4 / len(borders)) if len(borders) else 0  # many groups stay visible between the lines
-                for border in borders:
-                    panel.axhline(border, color="deepskyblue", linewidth=width)
-                    panel.axvline(border, color="deepskyblue", linewidth=width)
-            shown = panel.imshow(matrix, vmin=0, vmax=1, cmap="magma", interpolation="nearest")
-            title = "\n".join(part for part in ("" if number else layer, way) if part)
-            panel.set_title(title, fontsize=6, pad=2)
-    figure.suptitle("|r| between filters, by the group that computed or that reads them")
-    if shown is not None:
-        figure.colorbar(shown, ax=panels, shrink=min(0.6, 2 / len(arrays)), aspect=15, label="|r|")
-    return page.save(figure, folder, "correlation")
+
+
+def _matrix(a: Mapping[str, NDArray], layer: str) -> Matrix:
+    way = next((w for w in ("computed", "read") if f"groups {layer} {w}" in a), "")
+    labels = a.get(f"groups {layer} {way}")
+    return Matrix(np.abs(a[f"correlation {layer}"]), labels, labels, (way,) if way else ())

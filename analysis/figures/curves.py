@@ -10,6 +10,16 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.figures import page
 
+TITLES = {"train_loss": "training loss (nats)", "test_accuracy": "test accuracy"}
+MARKS = 6  # along each curve, where there are many epochs
+BANDS = 7  # variants, at most, whose ranges are shown: more would hide each other
+
+
+def by_epoch(curves: pd.DataFrame, variant: str, measure: str) -> pd.DataFrame:
+    """Mean, smallest and largest value over the seeds of a variant, by epoch; epochs without a value are left out."""
+    rows = curves[curves["variant"] == variant].dropna(subset=[measure])
+    return rows.groupby("epoch")[measure].agg(["mean", "min", "max"])
+
 
 def draw(curves: pd.DataFrame, folder: Path) -> list[Path]:
     """Training loss and test accuracy by epoch.
@@ -20,20 +30,30 @@ def draw(curves: pd.DataFrame, folder: Path) -> list[Path]:
     """
     if curves.empty:
         return []
-    colours = page.variant_colours(list(dict.fromkeys(curves["variant"])))
-    figure, panels = plt.subplots(1, 2, figsize=(page.WIDTH, 2.1), layout="constrained")
-    for panel, (measure, title) in zip(
-        panels, {"train_loss": "training loss (nats)", "test_accuracy": "test accuracy"}.items(), strict=True
-    ):
-        for variant, colour in colours.items():
-            rows = curves[curves["variant"] == variant].dropna(subset=[measure])
-            by_epoch = rows.groupby("epoch")[measure].agg(["mean", "min", "max"])
-            panel.plot(by_epoch.index, by_epoch["mean"], color=colour, label=variant, marker=".", markersize=3)
-            panel.fill_between(by_epoch.index, by_epoch["min"], by_epoch["max"], color=colour, alpha=0.2, linewidth=0)
+    styles = page.variant_styles(list(dict.fromkeys(curves["variant"])))
+    height = 2.1 + 0.13 * max(0, -(-len(styles) // 3) - 2)
+    figure, panels = plt.subplots(1, 2, figsize=(page.WIDTH, height), layout="constrained")
+    banded = len(styles) <= BANDS
+    for panel, (measure, title) in zip(panels, TITLES.items(), strict=True):
+        for variant, style in styles.items():
+            found = by_epoch(curves, variant, measure)
+            panel.plot(
+                found.index,
+                found["mean"],
+                style.line,
+                color=style.colour,
+                label=variant,
+                marker=style.marker,
+                markersize=2.5,
+                markevery=max(1, len(found) // MARKS),
+                linewidth=0.9,
+            )
+            if banded:
+                panel.fill_between(found.index, found["min"], found["max"], color=style.colour, alpha=0.2, linewidth=0)
         panel.set(xlabel="epoch", ylabel=title)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     seeds = curves["seed"].nunique()
-    figure.suptitle(f"Learning curves (mean of {seeds} seeds, band: range)" if seeds > 1 else "Learning curves")
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 6), frameon=False)
+    spread = "band: range" if banded else f"range not shown of more than {BANDS} variants"
+    figure.suptitle(f"Learning curves (mean of {seeds} seeds, {spread})" if seeds > 1 else "Learning curves")
+    page.legend(figure, *panels[0].get_legend_handles_labels())
     return page.save(figure, folder, "learning-curves")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from math import ceil, sqrt
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from math import ceil, isnan, nan, sqrt
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from analysis.figures import page
+
+TITLE = 6  # size of the text over a block
 
 
 def draw(arrays: Mapping[str, Mapping[str, NDArray]], folder: Path) -> list[Path]:
@@ -27,32 +31,74 @@ def draw(arrays: Mapping[str, Mapping[str, NDArray]], folder: Path) -> list[Path
     shown = {name: a for name, a in arrays.items() if "filters" in a}
     if not shown:
         return []
+    height = min(0.85, (page.HEIGHT - 0.3) / len(shown))
     figure, strips = plt.subplots(
-        len(shown), 1, figsize=(page.WIDTH, 0.3 + 0.85 * len(shown)), squeeze=False, layout="constrained"
+        len(shown), 1, figsize=(page.WIDTH, 0.3 + height * len(shown)), squeeze=False, layout="constrained"
     )
+    names = page.short_names(list(shown), 36)
+    blocks = {}
     for strip, (name, a) in zip(strips[:, 0], shown.items(), strict=True):
-        groups = a.get("filter_groups", np.zeros(len(a["filters"]), dtype=int))
-        blocks, left = [], 0
-        kernel = a["filters"].shape[-1]
-        rows = max(2, round(sqrt(len(a["filters"]) / 6)))  # of filters in a block
-        for group in np.unique(groups):
-            member = np.flatnonzero(groups == group)
-            ordered = member[np.argsort(-np.nan_to_num(a["colour_index"][member]))]
-            blocks.append(_mosaic(a["filters"][ordered], rows))
-            right = left + blocks[-1].shape[1]
-            kept = member[a["learned"][member]]
-            mean = f"{a['colour_index'][kept].mean():.2f}" if len(kept) else "none learned"
-            title = f"group {group + 1}: {mean}" if len(np.unique(groups)) > 1 else f"all: {mean}"
-            strip.text((left + right) / 2, -1, title, ha="center", va="bottom", fontsize=6)
-            left = right + kernel
-        gap = np.ones((blocks[0].shape[0], kernel, 3))
-        strip.imshow(np.concatenate([part for block in blocks for part in (block, gap)][:-1], axis=1))
-        strip.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=7)
-        strip.set(xticks=[], yticks=[])
-        for spine in strip.spines.values():
-            spine.set_visible(False)
+        blocks[name] = _draw_strip(strip, a)
+        strip.set_ylabel(page.wrapped(names[name], 13, 3), rotation=0, ha="right", va="center", fontsize=7)
     figure.suptitle("First-layer filters by the group that reads them, with their mean colour index")
+    page.settle(figure)  # now every strip has its size
+    for strip, (edges, means) in zip(strips[:, 0], blocks.values(), strict=True):
+        pixels = strip.transData.transform([(left, 0) for left, _ in edges] + [(edges[-1][1], 0)])[:, 0]
+        starts = list(pixels / figure.dpi)
+        for (left, right), text in zip(edges, titles(starts, means), strict=True):
+            strip.text((left + right) / 2, -1, text, ha="center", va="bottom", fontsize=TITLE)
+    page.caption(
+        figure,
+        "Each filter scaled to its own largest weight, the most coloured first. Over each group its number and the "
+        "mean colour index of its learned filters, –: none learned; left out where there is no room.",
+    )
     return page.save(figure, folder, "filters")
+
+
+def titles(starts: Sequence[float], means: Sequence[float]) -> list[str]:
+    """What stands over the blocks of a strip: the longest form that fits over all of them, else over as many as fit.
+
+    Args:
+        starts: (G + 1,) inches at which the blocks start, and at which the last one ends.
+        means: (G,) mean colour index; NaN where no filter of the group is learned.
+    """
+    room = [page.fitting(right - left, TITLE) for left, right in pairwise(starts)]
+    if len(means) == 1:
+        return [f"all: {'none learned' if isnan(means[0]) else f'{means[0]:.2f}'}"]
+    brief = ["–" if isnan(mean) else f"{mean:.2f}".removeprefix("0") for mean in means]
+    spoken = ["none learned" if isnan(mean) else f"{mean:.2f}" for mean in means]
+    forms = [
+        [f"group {number}: {mean}" for number, mean in enumerate(spoken, 1)],
+        [f"{number}: {mean}" for number, mean in enumerate(brief, 1)],
+        brief,
+    ]
+    for texts in forms:
+        if all(len(text) <= fits for text, fits in zip(texts, room, strict=True)):
+            return texts
+    return [text if len(text) <= fits else "" for text, fits in zip(brief, room, strict=True)]
+
+
+def _draw_strip(strip: Axes, a: Mapping[str, NDArray]) -> tuple[list[tuple[int, int]], list[float]]:
+    """Draw the blocks of one variant; returns the left and the right edge of each, and its mean colour index."""
+    groups = a.get("filter_groups", np.zeros(len(a["filters"]), dtype=int))
+    kernel = a["filters"].shape[-1]
+    rows = max(2, round(sqrt(len(a["filters"]) / 6)))  # of filters in a block
+    blocks, edges, means, left = [], [], [], 0
+    for group in np.unique(groups):
+        member = np.flatnonzero(groups == group)
+        ordered = member[np.argsort(-np.nan_to_num(a["colour_index"][member]))]
+        blocks.append(_mosaic(a["filters"][ordered], rows))
+        edges.append((left, left + blocks[-1].shape[1]))
+        kept = member[a["learned"][member]]
+        means.append(float(a["colour_index"][kept].mean()) if len(kept) else nan)
+        left = edges[-1][1] + kernel
+    gap = np.ones((blocks[0].shape[0], kernel, 3))
+    strip.imshow(np.concatenate([part for block in blocks for part in (block, gap)][:-1], axis=1))
+    strip.set_title(" ", fontsize=TITLE)  # room for what is written over the blocks
+    strip.set(xticks=[], yticks=[])
+    for spine in strip.spines.values():
+        spine.set_visible(False)
+    return edges, means
 
 
 def _mosaic(filters_O3KK: NDArray, rows: int) -> NDArray:

@@ -1,20 +1,34 @@
-"""What all figures share: paper width, fonts, colours, and how they are saved."""
+"""What all figures share: paper size, fonts, how variants look, names and text that fit, and how figures are saved."""
 
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib
 
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+import numpy as np
 import seaborn as sns
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from tueplots import axes, figsizes, fontsizes
 
 WIDTH = figsizes.neurips2024()["figure.figsize"][0]  # inches
+HEIGHT = 8.4  # at most, with a caption below still on the page
+MARGIN = 0.1
+CHARACTER = 0.0087  # width of one in inches per point of its size, generous
+COLOURS = 7  # of the palette; the eighth is grey
+MARKERS = "os^DvPX<>pd*h8"
+LINES = ("-", "--", ":", "-.")
+
+Colour = tuple[float, float, float]
 
 
 def apply_style() -> None:
@@ -30,21 +44,115 @@ def apply_style() -> None:
         plt.rcParams[key] = value  # type: ignore[index]
 
 
-def variant_colours(variants: list[str]) -> dict[str, tuple[float, float, float]]:
-    """The colour of each variant, the same in every figure of a study."""
-    return dict(
-        zip(variants, sns.color_palette("colorblind" if len(variants) <= 10 else "husl", len(variants)), strict=True)
+@dataclass(frozen=True)
+class Style:
+    """How a variant looks: told apart by more than colour, since there may be more variants than colours."""
+
+    colour: Colour
+    marker: str
+    line: str
+
+
+def variant_styles(variants: Sequence[str]) -> dict[str, Style]:
+    """The look of each variant, the same in every figure of a study; no two alike up to 98 variants."""
+    palette = sns.color_palette("colorblind")[:COLOURS]
+    return {
+        variant: Style(
+            palette[k % COLOURS], MARKERS[(k + k // len(MARKERS)) % len(MARKERS)], LINES[k // COLOURS % len(LINES)]
+        )
+        for k, variant in enumerate(variants)
+    }
+
+
+def short_names(names: Sequence[str], length: int) -> dict[str, str]:
+    """Each name in at most so many characters: the middle of a long one is left out; no two become the same."""
+    shown: dict[str, str] = {}
+    for name in dict.fromkeys(names):
+        text, number = _cut(name, length), 1
+        while text in shown.values():
+            number += 1
+            text = _cut(name, length - len(f"#{number}")) + f"#{number}"
+        shown[name] = text
+    return shown
+
+
+def wrapped(name: str, length: int, lines: int = 2) -> str:
+    """A name in several lines, broken after dots, hyphens, commas and spaces; what does not fit is left out."""
+    rows: list[str] = []
+    for part in re.findall(r"[^-., _]*[-., _]+|[^-., _]+", name):
+        if rows and len((rows[-1] + part).strip()) <= length:
+            rows[-1] += part
+        else:
+            rows.append(part)
+    rows = [*rows[: lines - 1], "".join(rows[lines - 1 :])]
+    return "\n".join(_cut(row.strip(), length) for row in rows if row.strip())
+
+
+def _cut(text: str, length: int) -> str:
+    length = max(3, length)
+    if len(text) <= length:
+        return text
+    tail = (length - 1) // 2
+    return f"{text[: length - 1 - tail]}…{text[-tail:]}"
+
+
+def fitting(inches: float, size: float) -> int:
+    """How many characters of a font size fit into a width."""
+    return int(inches / (CHARACTER * size))
+
+
+def legend(figure: Figure, handles: Sequence[Artist], names: Sequence[str]) -> None:
+    """One legend below the panels, in as many columns as its names leave room for."""
+    if not names:
+        return
+    size = 8 if len(names) <= 8 else 7
+    entry = 4.3 * size / 72  # handle and spaces
+    shown = list(short_names(names, fitting(WIDTH / 2 - entry, size)).values())
+
+    def width(columns: int) -> float:
+        longest = [max(map(len, part)) for part in np.array_split(shown, columns)]
+        return sum(entry + CHARACTER * size * length for length in longest)
+
+    columns = max((count for count in range(1, min(7, len(shown)) + 1) if width(count) <= WIDTH), default=1)
+    figure.legend(
+        handles,
+        shown,
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        fontsize=size,
+        handlelength=1.8,
+        columnspacing=1.2,
     )
 
 
+def settle(figure: Figure) -> None:
+    """Lay out what is there; it keeps its place whatever is added."""
+    if figure.get_layout_engine() is None:
+        return
+    figure.draw_without_rendering()
+    figure.set_layout_engine(None)
+    for below in figure.legends:
+        below.set_bbox_to_anchor((0, 0, 1, 1), figure.transFigure)
+
+
+def caption(figure: Figure, text: str) -> None:
+    """How to read a figure, in small print below it; the last thing that is added."""
+    settle(figure)
+    lines = fill(" ".join(text.split()), int(WIDTH / (0.9 * CHARACTER * 6)))
+    figure.text(0.01, -0.01, lines, fontsize=6, va="top", color="0.25", linespacing=1.3)
+
+
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write a figure as PDF and PNG and close it; returns both paths."""
+    """Write a figure as PDF and PNG, no wider and higher than what it shows, and close it; returns both paths."""
     folder.mkdir(parents=True, exist_ok=True)
+    settle(figure)
+    box = figure.get_tightbbox().padded(MARGIN)
     paths = [folder / f"{name}.pdf", folder / f"{name}.png"]
     for path in paths:
         fresh = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            figure.savefig(fresh, format=path.suffix[1:], bbox_inches="tight")
+            figure.savefig(fresh, format=path.suffix[1:], bbox_inches=box)
             fresh.replace(path)
         finally:
             fresh.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Accuracy against cost, with intervals over seeds."""
+"""Accuracy against cost, with intervals over seeds and the Pareto front."""
 
 from __future__ import annotations
 
@@ -7,14 +7,27 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from analysis.figures import page
-from analysis.tradeoff import COSTS, tradeoff_table
+from analysis.figures.page import Style
+from analysis.tradeoff import COSTS, MORE_COSTS, front_probability, tradeoff_table
+
+SHOWN = {**COSTS, **{cost: MORE_COSTS[cost] for cost in ("peak_memory", "energy")}}
+COLUMNS = 3
+FRONT = (0.95, 0.77, 0.2)
+
+
+def costs_shown(summary: pd.DataFrame) -> list[str]:
+    """The costs that were measured."""
+    return [cost for cost in SHOWN if (summary[cost] > 0).any()]
 
 
 def draw(table: pd.DataFrame, folder: Path) -> list[Path]:
     """One panel per cost; each variant a point with its 95% interval, and every seed a faint dot.
+
+    Variants on the Pareto front are ringed; the ring is filled the more the surer that is.
 
     Args:
         table: the long table of a study.
@@ -23,31 +36,71 @@ def draw(table: pd.DataFrame, folder: Path) -> list[Path]:
     summary = tradeoff_table(table)
     if summary.empty:
         return []
-    costs = [cost for cost in COSTS if summary[cost].notna().any()]
-    colours = page.variant_colours(list(summary["variant"]))
-    figure, panels = plt.subplots(
-        1, len(costs), figsize=(page.WIDTH, 2.1), sharey=True, squeeze=False, layout="constrained"
+    costs = costs_shown(summary)
+    styles = page.variant_styles(list(summary["variant"]))
+    wide = 2 if len(costs) == 4 else min(COLUMNS, max(1, len(costs)))
+    deep = -(-len(costs) // wide)
+    lines = -(-len(summary) // 3)
+    figure, grid = plt.subplots(
+        deep,
+        wide,
+        figsize=(page.WIDTH, 0.5 + 1.5 * deep + 0.15 * lines),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
     )
+    panels = grid.ravel()
+    for panel in panels[len(costs) :]:
+        panel.set_visible(False)
     runs = table[table["measure"] == "test_accuracy"]
-    for panel, cost in zip(panels[0], costs, strict=True):
+    notes: list[str] = []
+    surest = 0.0
+    for panel, cost in zip(panels, costs, strict=False):
+        front = front_probability(table, cost)
+        notes += [f"{note[0].upper()}{note[1:]}." for note in front["note"] if note]
+        surest = max(surest, front["probability"].max())
+        _draw_front(panel, front)
         for _, row in summary.iterrows():
-            colour, x = colours[row["variant"]], row[cost]
-            seeds = runs.loc[runs["variant"] == row["variant"], "value"]
-            panel.plot(np.full(len(seeds), x), seeds, ".", color=colour, alpha=0.4, markersize=3)
-            error = None if row["n"] < 2 else [[row["accuracy"] - row["low"]], [row["high"] - row["accuracy"]]]
-            panel.errorbar(x, row["accuracy"], error, fmt="o", color=colour, markersize=4, label=row["variant"])
-        panel.set_xlabel(COSTS[cost])
+            _draw_variant(panel, row, cost, runs.loc[runs["variant"] == row["variant"], "value"], styles)
+        panel.set_xlabel(page.wrapped(SHOWN[cost], page.fitting(page.WIDTH / wide - 0.4, 7)), fontsize=7)
+        panel.margins(y=0.12)
         panel.set_xlim(0, 1.1 * summary[cost].max())
         panel.xaxis.set_major_locator(MaxNLocator(4))
         panel.xaxis.set_major_formatter(FuncFormatter(_short))
-    panels[0][0].set_ylabel("test accuracy")
-    runs_each = sorted(set(summary["n"]))
-    seeds = f"{runs_each[0]}" if len(runs_each) == 1 else f"{runs_each[0]}–{runs_each[-1]}"
-    note = ", bars: 95% interval of the mean" if runs_each[-1] > 1 else ", no interval"
-    figure.suptitle(f"Accuracy against cost ({seeds} seed{'s' if runs_each[-1] > 1 else ''}{note})")
-    handles, names = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 6), frameon=False)
+    for row in grid:
+        row[0].set_ylabel("test accuracy")
+    figure.suptitle(f"Accuracy against cost ({_seeds(summary)})")
+    handles, names = panels[0].get_legend_handles_labels()
+    page.legend(figure, handles, names)
+    text = "Ringed: on the Pareto front of the means (none is both cheaper and more accurate)."
+    if surest > 0:
+        text += " The deeper the yellow, the oftener it is on the front when the seeds are drawn again."
+    page.caption(figure, " ".join([text, *dict.fromkeys(notes)]))
     return page.save(figure, folder, "tradeoff")
+
+
+def _seeds(summary: pd.DataFrame) -> str:
+    least, most = int(summary["n"].min()), int(summary["n"].max())
+    seeds = f"{least}" if least == most else f"{least}–{most}"
+    note = ", bars: 95% interval of the mean" if most > 1 else ", no interval"
+    return f"{seeds} seed{'s' if most > 1 else ''}{note}"
+
+
+def _draw_front(panel: Axes, front: pd.DataFrame) -> None:
+    for _, point in front.iterrows():
+        sure = 0.0 if np.isnan(point["probability"]) else float(point["probability"])
+        if point["on_front"] or sure:
+            edge = "0.2" if point["on_front"] else "none"
+            face = (*FRONT, sure)
+            panel.scatter(point["cost"], point["value"], s=75, facecolors=[face], edgecolors=edge, linewidths=0.7)
+
+
+def _draw_variant(panel: Axes, row: pd.Series, cost: str, seeds: pd.Series, styles: dict[str, Style]) -> None:
+    style, x = styles[row["variant"]], row[cost]
+    panel.plot(np.full(len(seeds), x), seeds, ".", color=style.colour, alpha=0.4, markersize=2.5)
+    error = None if row["n"] < 2 else [[row["accuracy"] - row["low"]], [row["high"] - row["accuracy"]]]
+    mark = {"fmt": style.marker, "color": style.colour, "markersize": 4, "elinewidth": 0.8}
+    panel.errorbar(x, row["accuracy"], error, label=row["variant"], zorder=3, **mark)
 
 
 def _short(value: float, _position: int) -> str:

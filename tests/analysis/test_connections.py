@@ -3,14 +3,13 @@
 import re
 from fractions import Fraction
 
-import numpy as np
 import pytest
-from PIL import Image
 from torch import nn
 
 from analysis.figures import connections, page
 from analysis.figures.connections import count_lines
 from experiments.connections import diagrams
+from figure_checks import checked
 from gconv.cost import count_cost
 
 
@@ -80,17 +79,6 @@ def test_channels_take_the_colour_of_the_group_that_computes_or_reads_them():
     assert shown["ResNeXt, 2 groups"][1:3] == [[first, first, second, second]] * 2, "read, then computed"
     assert set(shown["ResNeXt, 2 groups"][3]) == grey
     assert set(shown["3×3, depthwise"][1]) == grey
-
-
-def checked(paths):
-    """Both forms are there, at paper width, with TrueType; the PNG shows something."""
-    assert [path.suffix for path in paths] == [".pdf", ".png"]
-    pixels = np.asarray(Image.open(paths[1]).convert("L"))
-    assert pixels.shape[1] <= 1.05 * 200 * page.WIDTH, "text does not run over the edge"
-    assert pixels.std() > 5
-    content = paths[0].read_bytes()
-    assert b"/FontFile2" in content
-    assert b"/Type3" not in content
 
 
 def test_layers_are_drawn_with_every_link(tmp_path, monkeypatch):

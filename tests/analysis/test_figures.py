@@ -1,9 +1,17 @@
+"""Names and marks that stay apart, and the figures of filters, matrices, cost and learning at paper width."""
+
+from itertools import pairwise
+
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from hypothesis import given
+from hypothesis import strategies as st
 
-from analysis.figures import correlation, curves, filters, page, tradeoff
+from analysis.figures import correlation, curves, filters, matrices, page, tradeoff
+from analysis.figures.matrices import Matrix
+from figure_checks import checked, long_names
 
 
 @pytest.fixture(autouse=True)
@@ -11,35 +19,63 @@ def style():
     page.apply_style()
 
 
-def checked(paths):
-    """Both forms are there, the PNG shows something, the PDF embeds TrueType."""
-    assert [path.suffix for path in paths] == [".pdf", ".png"]
-    pixels = np.asarray(Image.open(paths[1]).convert("L"))
-    assert pixels.shape[1] > 800
-    assert pixels.std() > 5
-    content = paths[0].read_bytes()
-    assert b"/FontFile2" in content
-    assert b"/Type3" not in content
-
-
-def arrays(groups):
+def arrays(groups, filters=12, layers=("conv1",)):
     rng = np.random.default_rng(0)
     found = {
-        "filters": rng.normal(size=(12, 3, 5, 5)),
-        "colour_index": rng.uniform(size=12),
-        "learned": np.ones(12, dtype=bool),
-        "correlation conv1": np.corrcoef(rng.normal(size=(12, 50))),
+        "filters": rng.normal(size=(filters, 3, 5, 5)),
+        "colour_index": rng.uniform(size=filters),
+        "learned": rng.uniform(size=filters) < 0.7,
     }
-    if groups:
-        found |= {
-            "filter_groups": np.repeat([0, 1, 2], [6, 3, 3]),
-            "groups conv1 read": np.repeat([0, 1, 2], [6, 3, 3]),
-        }
+    found |= {f"correlation {layer}": np.corrcoef(rng.normal(size=(filters, 50))) for layer in layers}
+    if groups > 1:
+        labels = np.arange(filters) % groups
+        found |= {"filter_groups": labels} | {f"groups {layer} read": labels for layer in layers}
     return found
 
 
+@given(st.lists(st.text("abc-.", min_size=1, max_size=40), unique=True, max_size=20), st.integers(8, 30))
+def test_short_names_fit_and_stay_apart(names, length):
+    shown = page.short_names(names, length)
+    assert list(shown) == names
+    assert len(set(shown.values())) == len(names)
+    assert all(len(text) <= length for text in shown.values())
+    if all(len(name) <= length for name in names):
+        assert shown == {name: name for name in names}
+
+
+def test_long_names_lose_their_middle():
+    assert page.short_names(["abcdefghij"], 7) == {"abcdefghij": "abc…hij"}
+    assert page.short_names(["abcXefgh", "abcYefgh"], 7) == {"abcXefgh": "abc…fgh", "abcYefgh": "ab…gh#2"}
+
+
+def test_names_break_after_dots_hyphens_and_spaces():
+    assert page.wrapped("stage2.3.reduce.0", 9) == "stage2.3.\nreduce.0"
+    assert page.wrapped("conv2, computed", 15) == "conv2, computed"
+    assert page.wrapped("conv2, computed", 10) == "conv2,\ncomputed"
+    assert page.wrapped("uniform-4-no-shortcut", 10, 3) == "uniform-4-\nno-\nshortcut"
+    assert page.wrapped("a.bb.cc", 3) == "a.\nb…c", "what does not fit into the last line is left out"
+
+
+def test_variants_differ_by_marker_or_line_where_colours_repeat():
+    styles = list(page.variant_styles([str(k) for k in range(98)]).values())
+    assert len({(s.colour, s.marker) for s in styles}) == 98
+    assert len({(s.colour, s.line) for s in styles[:14]}) == 14, "told apart without markers too"
+    assert len({s.colour for s in styles[:7]}) == 7
+
+
+@pytest.mark.parametrize("names", [["a", "b"], long_names(14)], ids=["short", "long"])
+def test_a_legend_stays_within_the_page(names):
+    figure, panel = plt.subplots(figsize=(page.WIDTH, 2), layout="constrained")
+    page.legend(figure, [panel.plot([])[0] for _ in names], names)
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= page.WIDTH * figure.dpi
+    assert len({text.get_text() for text in figure.legends[0].get_texts()}) == len(names)
+    plt.close(figure)
+
+
 def test_filters_and_matrices_are_drawn(tmp_path):
-    both = {"dense": arrays(False), "log-3": arrays(True)}
+    both = {"dense": arrays(1), "log-3": arrays(3)}
     checked(filters.draw(both, tmp_path))
     checked(correlation.draw(both, tmp_path))
 
@@ -49,22 +85,29 @@ def test_without_rgb_filters_there_is_no_figure(tmp_path):
     assert correlation.draw({"dense": {}}, tmp_path) == []
 
 
-@pytest.mark.parametrize("seeds", [1, 3])
-def test_accuracy_against_cost_and_curves_are_drawn(tmp_path, seeds):
-    rows = [
-        {"variant": v, "seed": s, "layer": "", "measure": m, "value": value + s}
-        for v in ("dense", "groups-2")
-        for s in range(seeds)
-        for m, value in (("test_accuracy", 0.8), ("macs", 1e6), ("parameters", 5e4), ("latency", 0.3))
-    ]
-    checked(tradeoff.draw(pd.DataFrame(rows), tmp_path))
-    history = [
-        {"variant": v, "seed": s, "epoch": e, "train_loss": 1 / e, "test_accuracy": np.nan if e == 1 else 0.5}
-        for v in ("dense", "groups-2")
-        for s in range(seeds)
-        for e in (1, 2, 3)
-    ]
-    checked(curves.draw(pd.DataFrame(history), tmp_path))
+def test_titles_of_groups_by_hand():
+    """At 6 points a character takes 0.0522 inches."""
+    means = [0.66, np.nan]
+    assert filters.titles([0, 1.5, 3], means) == ["group 1: 0.66", "group 2: none learned"]
+    assert filters.titles([0, 0.8, 1.6], means) == ["1: .66", "2: –"], "short forms"
+    assert filters.titles([0, 0.25, 0.5], means) == [".66", "–"]
+    assert filters.titles([0, 0.1, 0.5], [0.66, 0.5]) == ["", ".50"], "none beyond what fits"
+    assert filters.titles([0, 0.4], [0.5]) == ["all: 0.50"]
+    assert filters.titles([0, 0.4], [1.0]) == ["all: 1.00"]
+
+
+@pytest.mark.parametrize("groups", [8, 16])
+def test_titles_of_many_groups_do_not_meet(tmp_path, monkeypatch, groups):
+    boxes = []
+
+    def measure(figure, text):
+        figure.draw_without_rendering()
+        boxes.extend(text.get_window_extent() for text in figure.axes[0].texts if text.get_text())
+
+    monkeypatch.setattr(filters.page, "caption", measure)
+    checked(filters.draw({"groups": arrays(groups, 96)}, tmp_path))
+    assert len(boxes) == groups
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
 
 
 def test_a_mosaic_places_filters_column_by_column_on_grey():
@@ -75,3 +118,96 @@ def test_a_mosaic_places_filters_column_by_column_on_grey():
     assert image[0, 0].tolist() == [0.5] * 3  # zero is grey
     assert image[3, 0].tolist() == [1.0] * 3  # the second filter, below the first, at its largest weight
     assert image[2].tolist() == [[1.0] * 3] * 5  # a white line between
+
+
+def test_a_matrix_is_sorted_by_group_with_lines_between():
+    values = np.arange(12.0).reshape(3, 4)
+    matrix, down, across = matrices.in_blocks(Matrix(values, np.array([1, 0, 1]), np.array([0, 1, 0, 2])))
+    assert matrix.tolist() == [[4, 6, 5, 7], [0, 2, 1, 3], [8, 10, 9, 11]]
+    assert down.tolist() == [0.5], "one row of the first group"
+    assert across.tolist() == [1.5, 2.5]
+    matrix, down, across = matrices.in_blocks(Matrix(values))
+    assert matrix.tolist() == values.tolist()
+    assert down.size == across.size == 0
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 3))
+def test_matrices_fit_on_their_pages(variants, columns, parts):
+    layout = matrices.lay_out(variants, [f"stage{k}.3.reduce.0" for k in range(columns)], [("on blocks 0.50",) * parts])
+    assert matrices.NAMES + matrices.BAR + columns * (layout.side + matrices.GAP) <= page.WIDTH + 1e-9
+    assert matrices.TOP + layout.heading + layout.rows * layout.pitch <= page.HEIGHT + 1e-9
+    assert layout.side >= min(matrices.LEAST, layout.broad) - 1e-9, "rather another page than panels too small"
+    assert layout.lines <= parts
+    assert 1 <= layout.rows <= variants
+
+
+def test_groups_are_named_once_where_all_variants_have_the_same(tmp_path, monkeypatch):
+    shown = {}
+    monkeypatch.setattr(matrices, "draw", lambda variants, columns, found, *rest: shown.update(c=columns, m=found))
+    computed = {**arrays(2), "groups conv1 computed": np.arange(12) % 2}
+    correlation.draw({"dense": arrays(1), "a": arrays(2)}, tmp_path)
+    assert shown["c"] == ["conv1, read"]
+    assert {m.title for m in shown["m"].values()} == {()}
+    correlation.draw({"dense": arrays(1), "a": arrays(2), "b": computed}, tmp_path)
+    assert shown["c"] == ["conv1"]
+    assert [m.title for m in shown["m"].values()] == [(), ("read",), ("computed",)]
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_accuracy_against_cost_and_curves_are_drawn(tmp_path, seeds):
+    checked(tradeoff.draw(study(("dense", "groups-2"), seeds), tmp_path))
+    checked(curves.draw(history(("dense", "groups-2"), seeds), tmp_path))
+
+
+def study(variants, seeds, **more):
+    measures = {"test_accuracy": 0.8, "macs": 1e6, "parameters": 5e4, "latency": 0.3, **more}
+    return pd.DataFrame(
+        {"variant": v, "seed": s, "layer": "", "measure": m, "value": value * (1 + 0.01 * s + 0.02 * k)}
+        for k, v in enumerate(variants)
+        for s in range(seeds)
+        for m, value in measures.items()
+    )
+
+
+def history(variants, seeds):
+    return pd.DataFrame(
+        {"variant": v, "seed": s, "epoch": e, "train_loss": s + 1 / e, "test_accuracy": np.nan if e == 1 else 0.5}
+        for v in variants
+        for s in range(seeds)
+        for e in (1, 2, 3)
+    )
+
+
+def test_many_variants_with_long_names_stay_on_the_page(tmp_path):
+    names = long_names(14)
+    checked(tradeoff.draw(study(names, 2, peak_memory=5e7, energy=1e-3), tmp_path))
+    checked(curves.draw(history(names, 2), tmp_path))
+    many = {name: arrays(k % 5 + 1, 24, ["stage1.3.reduce.0"]) for k, name in enumerate(names)}
+    checked(filters.draw(many, tmp_path))
+    assert len(checked(correlation.draw(many, tmp_path))) == 4, "two pages"
+    checked(correlation.draw({names[0]: arrays(4, 24, [f"stage{j}.3.reduce.0" for j in range(20)])}, tmp_path))
+
+
+def test_costs_are_shown_where_they_were_measured():
+    summary = tradeoff.tradeoff_table(study(("a", "b"), 1, energy=2.0))
+    assert tradeoff.costs_shown(summary) == ["parameters", "macs", "latency", "energy"]
+    assert tradeoff.costs_shown(summary.assign(latency=0.0, energy=np.nan)) == ["parameters", "macs"]
+
+
+def test_the_front_is_ringed_and_filled_by_how_sure_it_is(monkeypatch):
+    figure, panel = plt.subplots()
+    rows = [(1.0, 0.5, True, 0.75), (2.0, 0.4, False, 0.25), (3.0, 0.3, False, 0.0)]
+    tradeoff._draw_front(panel, pd.DataFrame(rows, columns=["cost", "value", "on_front", "probability"]))
+    drawn = panel.collections
+    assert [c.get_offsets().tolist() for c in drawn] == [[[1.0, 0.5]], [[2.0, 0.4]]], "never on the front: no ring"
+    assert [c.get_facecolor()[0, 3] for c in drawn] == [0.75, 0.25]
+    assert [len(c.get_edgecolor()) for c in drawn] == [1, 0], "only those on the front of the means have an edge"
+    plt.close(figure)
+
+
+def test_a_curve_is_the_mean_and_the_range_over_seeds():
+    table = history(("a", "b"), 3).assign(test_accuracy=lambda t: t["test_accuracy"] + t["seed"] / 10)
+    assert curves.by_epoch(table, "a", "train_loss").loc[2].tolist() == [1.5, 0.5, 2.5]
+    found = curves.by_epoch(table, "a", "test_accuracy")
+    assert found.index.tolist() == [2, 3], "epochs without evaluation are left out"
+    assert found.loc[2].tolist() == pytest.approx([0.6, 0.5, 0.7])

@@ -1,7 +1,6 @@
 """The wiring of whole networks: who reads how many filters of whom, and how that is drawn."""
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -13,6 +12,7 @@ from torch import nn
 from analysis.figures import page, wiring
 from analysis.scheme import MAX_UNITS, Bus, Column, Flow, Scheme, buses, network_scheme
 from experiments.models import build_model
+from figure_checks import checked
 from gconv import ChannelShuffle, GroupedConv2d, Partition
 from gconv.wiring import trace_wiring
 
@@ -207,17 +207,6 @@ def test_ribbons_are_as_wide_as_the_filters_they_carry_and_stay_inside_their_blo
         row.spans(side)[-1][1] - row.spans(side)[0][0] for c in scheme.columns for side in (c.inputs, c.outputs)
     )
     assert highest == pytest.approx(row.height)
-
-
-def checked(paths):
-    """Both forms are there, at paper width, with TrueType; the PNG shows something."""
-    assert [path.suffix for path in paths] == [".pdf", ".png"]
-    pixels = np.asarray(Image.open(paths[1]).convert("L"))
-    assert pixels.shape[1] <= 1.05 * 200 * page.WIDTH, "text does not run over the edge"
-    assert pixels.std() > 5
-    content = paths[0].read_bytes()
-    assert b"/FontFile2" in content
-    assert b"/Type3" not in content
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,99 @@
+"""A page of small panels: a line for each variant, its value as a dot, the nulls beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from analysis.figures import page
+from analysis.figures.estimates import Mark, draw_marks, label, marks, side_by_side
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A row of panels.
+
+    Attributes:
+        name: beside the first panel.
+        zero: where nothing would be found; a line is drawn there. None where there is no such value.
+    """
+
+    name: str
+    zero: float | None = None
+
+
+def draw(
+    cells: pd.DataFrame,
+    quantities: Sequence[Quantity],
+    columns: Sequence[str],
+    title: str,
+    caption: str,
+    folder: Path,
+    name: str,
+) -> list[Path]:
+    """Panels of quantities (down) and columns (across); the variants share the lines of all panels.
+
+    Args:
+        cells: quantity, column, variant, null, mean, low, high, n; one row per mark.
+        quantities: rows of panels; the panels of a row share their axis.
+        columns: headings of the panels.
+        title: of the figure.
+        caption: how to read it.
+        folder: where the figure goes.
+        name: of the files, without a suffix.
+    """
+    variants = list(dict.fromkeys(cells["variant"]))
+    styles = marks(cells["null"])
+    line = min(0.3, (page.HEIGHT - 1 - 0.5 * len(quantities)) / (len(quantities) * len(variants)))
+    figure, panels = plt.subplots(
+        len(quantities),
+        len(columns),
+        figsize=(page.WIDTH, 0.8 + len(quantities) * (line * len(variants) + 0.3)),
+        sharex="row",
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    names = page.short_names(variants, 22)
+    longest = max(map(len, names.values()))
+    width = (page.WIDTH - page.CHARACTER * 6.5 * longest) / len(columns) - 0.1
+    for row, quantity in zip(panels, quantities, strict=True):
+        for panel, column in zip(row, columns, strict=True):
+            here = cells[(cells["quantity"] == quantity.name) & (cells["column"] == column)]
+            _draw_panel(panel, here, variants, styles, quantity, line)
+            panel.margins(x=0.1)
+            panel.xaxis.set_major_locator(MaxNLocator(2 if width < 1 else 4))
+            panel.xaxis.set_major_formatter("{x:.3g}")
+            panel.tick_params(labelsize=6)
+        row[0].set_ylabel(page.wrapped(quantity.name, page.fitting(line * len(variants) + 0.3, 7), 3), fontsize=7)
+        row[0].set_yticks(range(len(variants)), list(names.values()), fontsize=6.5)
+        row[0].set_ylim(len(variants) - 0.5, -0.5)
+    for panel, column in zip(panels[0], columns, strict=True):
+        panel.set_title(page.wrapped(column, page.fitting(width, 6.5), 3), fontsize=6.5)
+    figure.suptitle(title)
+    page.legend(figure, [mark.handle() for mark in styles.values()], [label(null) for null in styles])
+    page.caption(figure, caption)
+    return page.save(figure, folder, name)
+
+
+def _draw_panel(
+    panel: Axes, here: pd.DataFrame, variants: list[str], styles: dict[str, Mark], quantity: Quantity, line: float
+) -> None:
+    if quantity.zero is not None:
+        panel.axvline(quantity.zero, color="0.6", linewidth=0.7, zorder=1)
+    for border in range(1, len(variants)):
+        panel.axhline(border - 0.5, color="0.9", linewidth=0.5, zorder=0)
+    if here.empty:
+        panel.text(0.5, 0.5, "not\nmeasured", transform=panel.transAxes, fontsize=6, color="0.5", ha="center")
+        return
+    order = [null for null in styles if null in set(here["null"])]
+    for null, beside in zip(order, side_by_side(len(order), 0.7), strict=True):
+        rows = here[here["null"] == null]
+        places = rows["variant"].map(variants.index).to_numpy() + beside
+        draw_marks(panel, places, rows, styles[null], "x", 3.5 if line > 0.2 else 2.5)

@@ -1,0 +1,113 @@
+"""What is a group needed for? The fall of the accuracy without it, on colour images and on grey ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from numpy.typing import NDArray
+
+from analysis.figures import page
+from analysis.figures.by_group import draw_panel, name_rows, of_group, row_height
+from analysis.figures.estimates import TRAINED, Mark, seed_estimates, seeds_note
+
+PATTERN = r"lesion_(?P<replacement>zero|mean)_group_(?P<group>\d+)_on_(?P<images>colour|grey)"
+REPLACEMENTS = {"zero": "silenced", "mean": "mean instead"}
+COLOURS = {"colour": (0.84, 0.37, 0.0), "grey": (0.4, 0.4, 0.4)}
+
+
+def styles(found: pd.Series) -> dict[str, Mark]:
+    """The mark of each series, the colour that of the images, nulls hollow; a group stands before its nulls."""
+    order = sorted(set(found), key=lambda series: (series.endswith("grey images"), not series.startswith("group,")))
+    return {
+        series: Mark(COLOURS["grey" if series.endswith("grey images") else "colour"], "so"[plain], not plain)
+        for series in order
+        for plain in [series.startswith("group,")]
+    }
+
+
+def drops(table: pd.DataFrame) -> pd.DataFrame:
+    """Fall of the accuracy without each group.
+
+    Returns:
+        variant, layer, replacement, group, series (``group, colour images``, …), mean, low, high, n, undefined.
+    """
+    rows = of_group(table, PATTERN)
+    who = rows["null"].where(rows["null"] != TRAINED, "group")
+    rows = rows.assign(series=who + ", " + rows["images"] + " images")
+    return seed_estimates(rows, ["variant", "layer", "replacement", "group", "series"])
+
+
+def draw(table: pd.DataFrame, arrays: Mapping[str, Mapping[str, NDArray]], folder: Path) -> list[Path]:
+    """A row for each variant: the falls by group for both replacements, and which classes fall.
+
+    Args:
+        table: the long table of a study.
+        arrays: per variant ``lesion mean classes`` (G, classes), of the first seed.
+        folder: where the figure goes.
+
+    Returns:
+        The files written; none if no group was silenced.
+    """
+    found = drops(table)
+    if found.empty:
+        return []
+    variants, looks = list(dict.fromkeys(found["variant"])), styles(found["series"])
+    height = row_height(len(variants))
+    figure, panels = plt.subplots(
+        len(variants),
+        3,
+        figsize=(page.WIDTH, 0.9 + height * len(variants)),
+        squeeze=False,
+        layout="constrained",
+        width_ratios=[1, 1, 1.1],
+    )
+    maps = {variant: arrays.get(variant, {}).get("lesion mean classes") for variant in variants}
+    largest = max((float(np.nanmax(np.abs(falls))) for falls in maps.values() if falls is not None), default=0.0) or 1.0
+    image = None
+    for row, variant in zip(panels, variants, strict=True):
+        row[1].sharey(row[0])
+        for panel, replacement in zip(row, REPLACEMENTS, strict=False):
+            chosen = (found["variant"] == variant) & (found["replacement"] == replacement)
+            panel.axhline(0, color="0.6", linewidth=0.7, zorder=1)
+            draw_panel(panel, found[chosen], looks)
+        row[1].tick_params(labelleft=False)
+        falls = maps[variant]
+        if falls is None:
+            row[2].set_visible(False)
+            continue
+        image = row[2].imshow(falls, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto", interpolation="nearest")
+        step = -(-len(falls) // 8)
+        row[2].set_yticks(range(0, len(falls), step), [str(group + 1) for group in range(0, len(falls), step)])
+        row[2].set_xticks([])
+        row[2].tick_params(labelsize=6)
+    name_rows(list(panels[:, 0]), variants, height)
+    for panel, replacement in zip(panels[0], REPLACEMENTS.values(), strict=False):
+        panel.set_title(replacement, fontsize=7)
+    if image is not None:
+        _title_classes(figure, panels[:, 2], maps, image)
+    for panel in panels[-1, :2]:
+        panel.set_xlabel("group", fontsize=7)
+    figure.suptitle("Fall of the test accuracy without a group")
+    page.legend(figure, [mark.handle() for mark in looks.values()], list(looks))
+    layers = ", ".join(dict.fromkeys(found["layer"]))
+    page.caption(
+        figure,
+        f"The filters of {layers} that one group reads, set to zero or to their mean; hollow: as many filters whatever "
+        f"their group. {seeds_note(found)} Right: which classes fall, a row for each group, of the first seed.",
+    )
+    return page.save(figure, folder, "lesions")
+
+
+def _title_classes(figure: Figure, panels: NDArray, maps: Mapping[str, NDArray | None], image: AxesImage) -> None:
+    shown = [panel for panel in panels if panel.get_visible()]
+    count = next(falls.shape[1] for falls in maps.values() if falls is not None)
+    shown[0].set_title(f"{count} classes, mean instead", fontsize=7)
+    bar = figure.colorbar(image, ax=list(panels), aspect=25, shrink=min(1.0, 3 / len(panels)))
+    bar.set_label("fall of the class's accuracy", fontsize=6)
+    bar.ax.tick_params(labelsize=6)

@@ -1,0 +1,110 @@
+"""Is the correlation within groups more than grouping alone brings? The gap within − between against every null."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.figures import forest
+from analysis.figures.estimates import TRAINED, evenly, left_out_note, seed_estimates, seeds_note, without_cut
+from analysis.figures.forest import Quantity
+
+PLACES = 6  # layers side by side, at most
+GAP = Quantity("|r| within − between", 0)
+RISE = Quantity("trained − untrained", 0)
+
+
+def gaps(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean |r| within groups − between groups, per seed.
+
+    Args:
+        table: long table with ``within_<side>`` and ``between_<side>``; side: computed, or read.
+
+    Returns:
+        variant, seed, layer, side, null, groups, value; where one of the two is missing there is no row.
+    """
+    keys = ["variant", "layer", "side", "null", "groups", "seed"]
+    parts = []
+    for kind in ("within", "between"):
+        rows = table[table["measure"].isin([f"{kind}_computed", f"{kind}_read"])]
+        side = rows["measure"].str.removeprefix(f"{kind}_")
+        parts.append(rows.assign(side=side).groupby(keys, sort=False, dropna=False)["value"].mean())
+    within, between = parts
+    both = within.index.intersection(between.index, sort=False)
+    return (within.loc[both] - between.loc[both]).rename("value").reset_index()
+
+
+def rises(found: pd.DataFrame) -> pd.DataFrame:
+    """Gap of the trained network − gap of the same one untrained, of the seeds that have both."""
+    keys = ["variant", "layer", "side", "groups", "seed"]
+    trained, untrained = (found[found["null"] == null].set_index(keys)["value"] for null in (TRAINED, "untrained"))
+    both = trained.index.intersection(untrained.index, sort=False)
+    return (trained.loc[both] - untrained.loc[both]).rename("value").reset_index()
+
+
+def columns_of(found: pd.DataFrame) -> pd.Series:
+    """The heading under which each gap stands: ``layer, side``.
+
+    A dense layer is cut by no group, so its partitions stand with the groups that the layer has in other variants:
+    those that compute its filters, else those that read them.
+    """
+    grouped = set(found.loc[found["null"] == TRAINED, ["layer", "side"]].itertuples(index=False, name=None))
+
+    def column(layer: str, side: str) -> str:
+        side = next((s for s in (side, "read") if (layer, s) in grouped), "cut at will")
+        return f"{layer}, {side}"
+
+    return pd.Series(list(map(column, found["layer"], found["side"])), index=found.index, dtype=str)
+
+
+def draw(table: pd.DataFrame, folder: Path) -> list[Path]:
+    """Above the gap of each variant and layer beside its nulls, below what training added to it.
+
+    Args:
+        table: the long table of a study.
+        folder: where the figure goes.
+
+    Returns:
+        The files written; none if no correlation was measured within and between groups.
+    """
+    found = gaps(table)
+    if found.empty:
+        return []
+    found = found.assign(column=columns_of(found))
+    added = rises(found)
+    added = added.assign(column=added["layer"] + ", " + added["side"], null=TRAINED)
+    columns = _in_order(found)
+    shown = evenly(columns, PLACES)
+    keys = ["variant", "column", "null", "groups"]
+    found = found.assign(null=found["null"].map(without_cut))
+    parts = []
+    for quantity, values in ((GAP, found), (RISE, added)):
+        parts.append(seed_estimates(values[values["column"].isin(shown)], keys).assign(quantity=quantity.name))
+    cells = pd.concat([part for part in parts if len(part)])
+    order = [variant for variant in dict.fromkeys(table["variant"]) if variant in set(cells["variant"])]
+    cells = cells.sort_values("variant", key=lambda names: names.map(order.index), kind="stable")
+    caption = (
+        "Correlation of responses of filters of one group less that of filters of two groups; a trained gap is a "
+        "finding where it exceeds those of the nulls. Computed, read: by which groups the filters are sorted. "
+        "A spectral partition looks for the largest gap there is, an arbitrary one for none; of either "
+        "there is a mark for each number of parts. "
+        f"{seeds_note(cells)}{left_out_note(len(shown), len(columns), 'layers')}"
+    )
+    quantities = [quantity for quantity in (GAP, RISE) if quantity.name in set(cells["quantity"])]
+    return forest.draw(
+        cells, quantities, shown, "Correlation within groups, against its nulls", caption, folder, "nulls"
+    )
+
+
+def _in_order(found: pd.DataFrame) -> list[str]:
+    """Columns as the layers come, whichever variant has most of them."""
+    layers = {layer: place for place, layer in enumerate(_merged(found))}
+    first = found.drop_duplicates("column")
+    return [column for _, column in sorted(zip(first["layer"].map(layers), first["column"], strict=True))]
+
+
+def _merged(found: pd.DataFrame) -> list[str]:
+    """Layers in the order of computation: those of the variant with most of them, the others' after them."""
+    by_variant = [list(dict.fromkeys(rows["layer"])) for _, rows in found.groupby("variant", sort=False)]
+    return list(dict.fromkeys(layer for layers in sorted(by_variant, key=len, reverse=True) for layer in layers))

@@ -1,0 +1,75 @@
+"""What does each group know? Scores of linear probes against those of as many filters drawn at random."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from analysis.figures import page
+from analysis.figures.by_group import draw_panel, name_rows, of_group, row_height
+from analysis.figures.estimates import label, marks, seed_estimates, seeds_note
+
+PATTERN = r"probe_(?P<target>.+)_group_(?P<group>\d+)"
+
+
+def scores(table: pd.DataFrame) -> pd.DataFrame:
+    """Score of the probe of every group for every target.
+
+    Returns:
+        variant, layer, target, group, series (the null; empty for the group), unit, mean, low, high, n, undefined.
+    """
+    rows = of_group(table, PATTERN).rename(columns={"null": "series"})
+    return seed_estimates(rows, ["variant", "layer", "target", "group", "series", "unit"])
+
+
+def draw(table: pd.DataFrame, folder: Path) -> list[Path]:
+    """A row for each variant, a column for each target; the panels of a column share their axis.
+
+    Args:
+        table: the long table of a study.
+        folder: where the figure goes.
+
+    Returns:
+        The files written; none if no group was probed.
+    """
+    found = scores(table)
+    if found.empty:
+        return []
+    rows = list(dict.fromkeys(found[["variant", "layer"]].itertuples(index=False, name=None)))
+    targets = list(dict.fromkeys(found["target"]))
+    height = row_height(len(rows))
+    figure, panels = plt.subplots(
+        len(rows),
+        len(targets),
+        figsize=(page.WIDTH, 0.9 + height * len(rows)),
+        sharey="col",
+        squeeze=False,
+        layout="constrained",
+    )
+    styles = {series: mark for series, mark in marks(found["series"]).items() if series != "chance"}
+    for row, (variant, layer) in zip(panels, rows, strict=True):
+        for panel, target in zip(row, targets, strict=True):
+            chosen = (found["variant"] == variant) & (found["layer"] == layer) & (found["target"] == target)
+            here = found[chosen]
+            for chance in set(here.loc[here["series"] == "chance", "mean"]):
+                panel.axhline(chance, color="0.5", linewidth=0.7, linestyle=":", zorder=1)
+            draw_panel(panel, here[here["series"] != "chance"], styles)
+    several = len({layer for _, layer in rows}) > 1
+    names = [f"{variant}, {layer}" if several else variant for variant, layer in rows]
+    name_rows(list(panels[:, 0]), names, height)
+    for panel, target in zip(panels[0], targets, strict=True):
+        unit = next(iter(found.loc[found["target"] == target, "unit"]))
+        panel.set_title(page.wrapped(f"{target} ({unit})" if unit else target, 20), fontsize=7)
+    for panel in panels[-1]:
+        panel.set_xlabel("group", fontsize=7)
+    figure.suptitle("What each group knows: linear probes")
+    page.legend(figure, [mark.handle() for mark in styles.values()], [label(series) for series in styles])
+    where = "" if several else f" of {rows[0][1]}"
+    page.caption(
+        figure,
+        f"Score on images that the probe has not learned from, of the filters{where} of one group; random sets: the "
+        f"mean over sets of as many, whatever their group. Dotted: a probe that knows nothing. {seeds_note(found)}",
+    )
+    return page.save(figure, folder, "probes")

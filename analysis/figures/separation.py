@@ -1,0 +1,193 @@
+"""Do groups split the first layer? Colour and frequency of its filters by the group that reads them, and the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from analysis.figures import page
+from analysis.figures.by_group import MOST_TICKS, name_rows, row_height
+from analysis.figures.estimates import TRAINED, Mark, draw_marks, label, marks, seed_estimates, seeds_note, side_by_side
+
+ATTRIBUTES = {"colour_index": "colour index", "frequency": "frequency centroid\n(cycles per pixel)"}
+TESTED = ("colour", "frequency", "orientation")
+SIGNIFICANT = 0.05
+
+
+def filter_points(arrays: Mapping[str, Mapping[str, NDArray]]) -> pd.DataFrame:
+    """One row per variant, filter and attribute.
+
+    Args:
+        arrays: per variant ``colour_index``, ``frequency`` and ``learned`` (O,), and ``filter_groups`` (O,) if several
+            groups read them.
+
+    Returns:
+        variant, filter, group (1 …), attribute, value, learned; filters whose value is undefined are left out.
+    """
+    parts = []
+    for variant, a in arrays.items():
+        for attribute in [name for name in ATTRIBUTES if name in a and "learned" in a]:
+            values = np.asarray(a[attribute], dtype=np.float64)
+            groups = a.get("filter_groups", np.zeros(len(values), dtype=np.int64)) + 1
+            fixed = {"variant": variant, "attribute": attribute}
+            rows = {"filter": np.arange(len(values)), "group": groups, "value": values, "learned": a["learned"]}
+            parts.append(pd.DataFrame({**fixed, **rows}))
+    columns = pd.Index(["variant", "filter", "group", "attribute", "value", "learned"])
+    if not parts:
+        return pd.DataFrame(columns=columns)
+    points = pd.concat(parts, ignore_index=True)[columns]
+    return points[np.isfinite(points["value"])]
+
+
+def group_means(points: pd.DataFrame) -> pd.Series:
+    """Mean of the learned filters, by variant, attribute and group; groups without any are left out."""
+    return points[points["learned"].astype(bool)].groupby(["variant", "attribute", "group"], sort=False)["value"].mean()
+
+
+def areas(table: pd.DataFrame) -> pd.DataFrame:
+    """Area under the curve of every attribute, with its nulls.
+
+    Returns:
+        variant, attribute (one of ``TESTED``), null, mean, low, high, n, undefined.
+    """
+    names = {f"separation_{attribute}_auc": attribute for attribute in TESTED}
+    rows = table[table["measure"].isin(names)]
+    return seed_estimates(rows.assign(attribute=rows["measure"].map(names)), ["variant", "attribute", "null"])
+
+
+def verdicts(table: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """By variant and attribute the difference of the groups and its p: of one seed both, of several how many split."""
+    texts = {}
+    for variant in dict.fromkeys(table["variant"]):
+        for attribute in TESTED:
+            measure = f"{attribute}_difference"
+            rows = table[table["variant"] == variant]
+            found = rows[(rows["measure"] == measure) & (rows["null"] == TRAINED)]["value"].dropna()
+            p = rows[(rows["measure"] == f"{measure}_p") & (rows["null"] == "labels permuted")]["value"].dropna()
+            if found.empty:
+                continue
+            text = f"Δ {found.mean():.2g}"
+            if len(p) == 1:
+                text += f", p {p.iloc[0]:.2g}" if p.iloc[0] >= 0.001 else ", p < .001"
+            elif len(p):
+                text += f", {(p < SIGNIFICANT).sum()}/{len(p)} split"
+            texts[variant, attribute] = text
+    return texts
+
+
+def draw(table: pd.DataFrame, arrays: Mapping[str, Mapping[str, NDArray]], folder: Path) -> list[Path]:
+    """A row for each variant: colour and frequency of each filter by group, and how far the groups are apart.
+
+    Args:
+        table: the long table of a study.
+        arrays: as of ``filter_points``, of the first seed.
+        folder: where the figure goes.
+
+    Returns:
+        The files written; none if no variant has filters that several groups read.
+    """
+    points = filter_points(arrays)
+    if points.empty or points["group"].max() < 2:
+        return []
+    variants = list(dict.fromkeys(points["variant"]))
+    shown = [attribute for attribute in ATTRIBUTES if attribute in set(points["attribute"])]
+    means, area, texts = group_means(points), areas(table[table["variant"].isin(variants)]), verdicts(table)
+    height = row_height(len(variants))
+    wide = len(shown) + (not area.empty)
+    figure, panels = plt.subplots(
+        len(variants),
+        wide,
+        figsize=(page.WIDTH, 0.9 + height * len(variants)),
+        sharey="col",
+        squeeze=False,
+        layout="constrained",
+        width_ratios=[1] * len(shown) + [0.9] * (wide - len(shown)),
+    )
+    styles = marks(area["null"])
+    for row, variant in zip(panels, variants, strict=True):
+        for panel, attribute in zip(row, shown, strict=False):
+            here = points[(points["variant"] == variant) & (points["attribute"] == attribute)]
+            _draw_strips(panel, here, means.get((variant, attribute), pd.Series(dtype=float)))
+        if not area.empty:
+            _draw_areas(row[-1], area[area["variant"] == variant], styles, texts, variant)
+            row[-1].set_xlim(0.45, 1.03)
+    name_rows(list(panels[:, 0]), variants, height)
+    for panel, attribute in zip(panels[0], shown, strict=False):
+        panel.set_title(ATTRIBUTES[attribute], fontsize=7)
+        panels[-1, shown.index(attribute)].set_xlabel("read by group", fontsize=7)
+    if not area.empty:
+        panels[0, -1].set_title("separation of the groups", fontsize=7)
+        panels[-1, -1].set_xlabel("AUC", fontsize=7)
+    figure.suptitle("First-layer filters by the group that reads them")
+    page.legend(figure, [mark.handle() for mark in styles.values()], [label(null) for null in styles])
+    text = (
+        "One dot per filter, of the first seed; faint: never left its initialisation, and not counted; line: mean of "
+        "the group."
+    )
+    if not area.empty:
+        text += (
+            " Right, AUC: chance that of two filters of two groups the one of the higher group has more; Δ: largest "
+            "less smallest group mean, with its p under permuted labels, or in how many seeds p < .05. "
+        )
+    page.caption(figure, text + seeds_note(area))
+    return page.save(figure, folder, "separation")
+
+
+def spread(values: NDArray, width: float) -> NDArray[np.float64]:
+    """Sideways places of dots: those of about one value beside each other, so that none hides another."""
+    places = np.zeros(len(values))
+    if len(values) < 2:
+        return places
+    bins = np.floor((values - values.min()) / (np.ptp(values) or 1.0) * 11.999)
+    for found in np.unique(bins):
+        member = np.flatnonzero(bins == found)
+        places[member] = (np.arange(len(member)) - (len(member) - 1) / 2) * min(0.11, width / len(member))
+    return places
+
+
+def _draw_strips(panel: Axes, here: pd.DataFrame, means: pd.Series) -> None:
+    groups = sorted(set(here["group"]))
+    palette = sns.color_palette("colorblind" if len(groups) <= 7 else "husl", max(7, len(groups)))
+    size = 5 if len(groups) <= 5 else 2.5
+    y, learned = here["value"].to_numpy(), here["learned"].to_numpy(dtype=bool)
+    place = here["group"].map(groups.index).to_numpy()
+    x = place.astype(np.float64)
+    for k in range(len(groups)):
+        x[place == k] += spread(y[place == k], 0.8)
+    panel.scatter(x[~learned], y[~learned], s=size, color="0.8", linewidths=0, zorder=2)
+    panel.scatter(x[learned], y[learned], s=size, c=[palette[k] for k in place[learned]], linewidths=0, zorder=3)
+    middles = [groups.index(group) for group in means.index]
+    panel.hlines(means, np.subtract(middles, 0.4), np.add(middles, 0.4), color="black", linewidth=0.9, zorder=4)
+    step = -(-len(groups) // MOST_TICKS)
+    names = [str(group) for group in groups] if len(groups) > 1 else ["all"]
+    panel.set_xticks(range(0, len(groups), step), names[::step])
+    panel.set_xlim(-0.6, len(groups) - 0.4)
+    panel.yaxis.set_major_locator(MaxNLocator(3))
+    panel.yaxis.set_major_formatter("{x:.3g}")
+    panel.tick_params(labelsize=6)
+
+
+def _draw_areas(
+    panel: Axes, here: pd.DataFrame, styles: dict[str, Mark], texts: Mapping[tuple[str, str], str], variant: str
+) -> None:
+    panel.axvline(0.5, color="0.6", linewidth=0.7, zorder=1)
+    panel.set_ylim(len(TESTED) - 0.5, -0.5)
+    panel.set_yticks(range(len(TESTED)), TESTED)
+    panel.set_xticks([0.5, 0.75, 1])
+    panel.xaxis.set_major_formatter("{x:.3g}")
+    panel.tick_params(labelsize=6)
+    order = [null for null in styles if null in set(here["null"])]
+    for null, beside in zip(order, side_by_side(len(order), 0.6), strict=True):
+        rows = here[here["null"] == null]
+        draw_marks(panel, rows["attribute"].map(TESTED.index).to_numpy() + beside, rows, styles[null], "x", 3)
+    for place, attribute in enumerate(TESTED):
+        text = texts.get((variant, attribute), "")
+        panel.text(1.03, place, text, transform=panel.get_yaxis_transform(), fontsize=5, va="center")

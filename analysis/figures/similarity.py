@@ -1,0 +1,58 @@
+"""Do groups hold the same representation? Similarity between groups against its nulls."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.figures import forest
+from analysis.figures.estimates import evenly, left_out_note, seed_estimates, seeds_note, without_cut
+from analysis.figures.forest import Quantity
+
+LAYERS = 6  # side by side, at most
+SIMILARITIES = {
+    "cka_between": "CKA",
+    "cca_between": "mean CCA",
+    "pwcca_between": "PWCCA",
+    "procrustes_between": "Procrustes",
+}
+
+
+def similarities(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean over seeds of every similarity between groups.
+
+    Returns:
+        variant, layer, quantity, null, groups, mean, low, high, n, undefined.
+    """
+    rows = table[table["measure"].isin(SIMILARITIES)]
+    rows = rows.assign(quantity=rows["measure"].map(SIMILARITIES), null=rows["null"].map(without_cut))
+    return seed_estimates(rows, ["variant", "layer", "quantity", "null", "groups"])
+
+
+def draw(table: pd.DataFrame, folder: Path) -> list[Path]:
+    """One row of panels for each similarity, one panel for each layer, a line for each variant.
+
+    Args:
+        table: the long table of a study.
+        folder: where the figure goes.
+
+    Returns:
+        The files written; none if no similarity was measured.
+    """
+    cells = similarities(table)
+    if cells.empty:
+        return []
+    layers = list(dict.fromkeys(cells["layer"]))
+    shown = evenly(layers, LAYERS)
+    cells = cells[cells["layer"].isin(shown)].rename(columns={"layer": "column"})
+    order = [variant for variant in dict.fromkeys(table["variant"]) if variant in set(cells["variant"])]
+    cells = cells.sort_values("variant", key=lambda names: names.map(order.index), kind="stable")
+    quantities = [Quantity(name) for name in SIMILARITIES.values() if name in set(cells["quantity"])]
+    caption = (
+        "Mean over all pairs of groups of a layer; arbitrary partition: of a layer into parts that it was not trained "
+        "with, a mark for each number of parts. Groups are unlike each other where the trained value is below that of "
+        "the nulls. "
+        f"{seeds_note(cells)}{left_out_note(len(shown), len(layers), 'layers')}"
+    )
+    return forest.draw(cells, quantities, shown, "Similarity between groups", caption, folder, "similarity")

@@ -1,0 +1,369 @@
+"""What figures of measures and their nulls draw: the numbers by hand, and the page at its fullest."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.figures import (
+    by_group,
+    estimates,
+    forest,
+    interlayer,
+    lesions,
+    matrices,
+    nulls,
+    page,
+    probes,
+    separation,
+    similarity,
+)
+from figure_checks import checked, long_names
+
+T_975_1 = 12.706205  # 97.5% quantile of Student's t with one degree of freedom: tan(0.475 π)
+COLUMNS = ["variant", "seed", "layer", "measure", "null", "groups", "value", "unit"]
+
+
+@pytest.fixture(autouse=True)
+def style():
+    page.apply_style()
+
+
+def table(*rows):
+    """Rows of variant, seed, layer, measure, null, value, as the long table has them."""
+    full = [(v, s, layer, measure, null, "2", value, "") for v, s, layer, measure, null, value in rows]
+    return pd.DataFrame(full, columns=pd.Index(COLUMNS))
+
+
+def values(frame, *by):
+    return dict(zip(frame[list(by)].itertuples(index=False, name=None), frame["mean"].round(12), strict=True))
+
+
+def test_the_mean_over_seeds_has_the_interval_of_student():
+    found = estimates.seed_estimates(pd.DataFrame({"a": "x", "seed": [0, 1], "value": [1.0, 3.0]}), ["a"])
+    (row,) = found.to_dict("records")
+    assert (row["mean"], row["n"], row["undefined"]) == (2, 2, 0)
+    assert row["high"] - row["mean"] == pytest.approx(T_975_1)  # s = √2, over √2 seeds
+    assert row["mean"] - row["low"] == pytest.approx(T_975_1)
+
+
+def test_the_seed_is_the_unit_and_undefined_values_are_counted():
+    seeds = pd.DataFrame({"a": "x", "seed": [0, 0, 1, 1], "value": [1.0, 3.0, 5.0, np.inf]})
+    (row,) = estimates.seed_estimates(seeds, ["a"]).to_dict("records")
+    assert (row["mean"], row["n"], row["undefined"]) == (3.5, 2, 1)
+    alone = estimates.seed_estimates(seeds[seeds["seed"] == 0], ["a"])
+    assert alone[["low", "high"]].isna().all(axis=None)
+    assert estimates.seed_estimates(seeds.assign(value=np.nan), ["a"]).empty
+
+
+def test_the_note_says_what_the_bars_are():
+    frame = pd.DataFrame({"n": [1, 1], "undefined": [0, 0]})
+    assert estimates.seeds_note(frame) == "One seed: no interval."
+    assert estimates.seeds_note(frame.assign(n=3)) == "Bars: 95% interval of the mean over 3 seeds."
+    mixed = estimates.seeds_note(frame.assign(n=[1, 3], undefined=[2, 0]))
+    assert "1–3 seeds" in mixed
+    assert "without a bar has one seed" in mixed
+    assert "2 undefined values are left out" in mixed
+
+
+def test_a_null_looks_the_same_whatever_else_is_drawn():
+    alone, among = estimates.marks(["random filters"]), estimates.marks(["", "untrained", "random filters", "new one"])
+    assert alone["random filters"] == among["random filters"]
+    assert list(among) == ["", "untrained", "random filters", "new one"]
+    assert not among[""].hollow
+    assert len({(mark.colour, mark.marker) for mark in among.values()}) == 4
+
+
+def test_layers_are_left_out_evenly_and_said():
+    assert estimates.evenly("abcdefghi", 3) == ["a", "e", "i"]
+    assert estimates.evenly("ab", 3) == ["a", "b"]
+    assert estimates.left_out_note(3, 9, "layers") == " 3 of 9 layers shown, evenly spaced."
+    assert estimates.left_out_note(3, 3, "layers") == ""
+
+
+def gap_rows(variant, seed, layer, side, null, within, between):
+    return [(variant, seed, layer, f"{k}_{side}", null, x) for k, x in (("within", within), ("between", between))]
+
+
+GAPS = table(
+    *gap_rows("dense", 0, "conv1", "computed", "arbitrary partition", 0.25, 0.25),
+    *gap_rows("dense", 0, "conv2", "computed", "spectral partition", 0.5, 0.2),
+    *gap_rows("g2", 0, "conv1", "read", "", 0.4, 0.3),
+    *gap_rows("g2", 0, "conv2", "computed", "", 0.6, 0.2),
+    *gap_rows("g2", 1, "conv2", "computed", "", 0.7, 0.1),
+    *gap_rows("g2", 0, "conv2", "computed", "untrained", 0.3, 0.2),
+    *gap_rows("g2", 1, "conv2", "computed", "untrained", 0.5, 0.3),
+    *gap_rows("g2", 2, "conv2", "computed", "", 0.5, 0.3),
+    *gap_rows("g2", 0, "conv3", "computed", "random filters", 0.5, 0.1)[:1],
+)
+
+
+def test_the_gap_is_within_minus_between_and_its_rise_is_paired_by_seed():
+    found = nulls.gaps(GAPS)
+    keys = ["variant", "seed", "layer", "side", "null"]
+    gaps = dict(zip(found[keys].itertuples(index=False, name=None), found["value"].round(12), strict=True))
+    assert gaps == {
+        ("dense", 0, "conv2", "computed", "spectral partition"): 0.3,
+        ("dense", 0, "conv1", "computed", "arbitrary partition"): 0,
+        ("g2", 0, "conv1", "read", ""): 0.1,
+        ("g2", 0, "conv2", "computed", ""): 0.4,
+        ("g2", 1, "conv2", "computed", ""): 0.6,
+        ("g2", 0, "conv2", "computed", "untrained"): 0.1,
+        ("g2", 1, "conv2", "computed", "untrained"): 0.2,
+        ("g2", 2, "conv2", "computed", ""): 0.2,
+    }, "a layer without between has no gap"
+    rises = nulls.rises(found)
+    assert dict(zip(rises["seed"], rises["value"].round(12), strict=True)) == {0: 0.3, 1: 0.4}, "seed 2 has no null"
+
+
+def test_partitions_of_a_dense_layer_stand_with_the_groups_of_the_others():
+    found = nulls.gaps(GAPS)
+    by_variant = set(zip(found["variant"], nulls.columns_of(found), strict=True))
+    assert by_variant == {
+        ("dense", "conv2, computed"),
+        ("dense", "conv1, read"),
+        ("g2", "conv1, read"),
+        ("g2", "conv2, computed"),
+    }
+    alone = found[found["variant"] == "dense"]
+    assert set(nulls.columns_of(alone)) == {"conv1, cut at will", "conv2, cut at will"}
+
+
+def test_partitions_into_several_numbers_of_parts_are_one_null_with_a_mark_each(tmp_path, monkeypatch):
+    cells = []
+    monkeypatch.setattr(forest, "draw", lambda found, *rest: cells.append(found))
+    cuts = {"arbitrary partition": "2", "arbitrary partition, 4 groups": "4", "arbitrary partition, log:4": "log:4"}
+    parts = [
+        table(*gap_rows("dense", s, "conv1", "computed", null, 0.5 + s, 0.5)).assign(groups=groups)
+        for null, groups in cuts.items()
+        for s in (0, 1)
+    ]
+    nulls.draw(pd.concat(parts), tmp_path)
+    assert cells[0]["null"].tolist() == ["arbitrary partition"] * 3
+    assert cells[0]["n"].tolist() == [2, 2, 2], "cuts are no seeds"
+    assert estimates.without_cut("spectral partition, sizes kept, log:4") == "spectral partition, sizes kept"
+
+
+def test_gaps_and_rises_are_what_is_drawn(tmp_path, monkeypatch):
+    drawn = {}
+
+    def keep(cells, quantities, columns, title, caption, *rest):
+        drawn.update(cells=cells, columns=columns, caption=caption)
+        return []
+
+    monkeypatch.setattr(forest, "draw", keep)
+    nulls.draw(GAPS, tmp_path)
+    assert drawn["columns"] == ["conv1, read", "conv2, computed"]
+    cells = drawn["cells"]
+    trained = cells[(cells["column"] == "conv2, computed") & (cells["null"] == "") & (cells["variant"] == "g2")]
+    assert values(trained, "quantity") == {(nulls.GAP.name,): 0.4, (nulls.RISE.name,): 0.35}
+    assert trained["n"].tolist() == [3, 2]
+    assert "one seed, and no interval" in drawn["caption"]
+    assert nulls.draw(GAPS.iloc[:0], tmp_path) == []
+
+
+def test_similarities_keep_their_nulls_apart(tmp_path):
+    rows = table(
+        ("g2", 0, "conv2", "cka_between", "", 0.2),
+        ("g2", 1, "conv2", "cka_between", "", 0.4),
+        ("g2", 0, "conv2", "cka_between", "untrained", 0.5),
+        ("dense", 0, "conv2", "procrustes_between", "arbitrary partition", 0.7),
+        ("g2", 0, "conv2", "cka_other", "", 9.0),
+    )
+    assert values(similarity.similarities(rows), "variant", "quantity", "null") == {
+        ("g2", "CKA", ""): 0.3,
+        ("g2", "CKA", "untrained"): 0.5,
+        ("dense", "Procrustes", "arbitrary partition"): 0.7,
+    }
+    checked(similarity.draw(rows, tmp_path))
+    assert similarity.draw(rows.iloc[-1:], tmp_path) == []
+
+
+def test_marks_stand_at_their_value_beside_each_other():
+    figure, panel = plt.subplots()
+    cells = pd.DataFrame(
+        [("b", "", 0.5, 0.25, 0.75, 3), ("a", "untrained", 0.125, np.nan, np.nan, 1)],
+        columns=["variant", "null", "mean", "low", "high", "n"],
+    )
+    forest._draw_panel(panel, cells, ["a", "b"], estimates.marks(cells["null"]), forest.Quantity("x", 0), 0.3)
+    trained, untrained = panel.containers
+    assert (trained[0].get_xdata().tolist(), trained[0].get_ydata().tolist()) == ([0.5], [1 - 0.175])
+    assert (untrained[0].get_xdata().tolist(), untrained[0].get_ydata().tolist()) == ([0.125], [0.175])
+    (bar,) = trained[2]
+    assert bar.get_segments()[0][:, 0].tolist() == [0.25, 0.75]
+    assert np.isnan(untrained[2][0].get_segments()).any() or not len(untrained[2][0].get_segments()[0]), "no bar"
+    plt.close(figure)
+
+
+def test_energy_on_the_blocks_is_named_with_its_nulls():
+    rows = table(
+        ("g2", 0, "conv1-conv2", "on_block_energy", "", 0.6),
+        ("g2", 1, "conv1-conv2", "on_block_energy", "", 0.8),
+        ("g2", 0, "conv1-conv2", "on_block_energy", "block areas", 0.5),
+        ("g2", 0, "conv1-conv2", "on_block_energy_p", "labels permuted", 0.01),
+    )
+    energy = interlayer.energies(rows)
+    assert interlayer._title(energy, "g2", "conv1-conv2") == ("on blocks 0.70", "chance 0.50")
+    assert interlayer._title(energy, "g4", "conv1-conv2") == ()
+
+
+def test_matrices_between_layers_are_sorted_by_the_groups_of_either_side(tmp_path, monkeypatch):
+    a = {
+        "whitened block-1-block-2": np.array([[1.0, -2.0], [3.0, np.nan]]),
+        "whitened block-1-block-2 rows": np.array([1, 0]),
+        "whitened block-1-block-2 columns": np.array([0, 1]),
+    }
+    checked(interlayer.draw(GAPS, {"g2": a}, tmp_path))
+    assert interlayer.draw(GAPS, {"g2": {}}, tmp_path) == []
+    shown = {}
+    monkeypatch.setattr(matrices, "draw", lambda variants, columns, found, *rest: shown.update(found))
+    interlayer.draw(GAPS, {"g2": a}, tmp_path)
+    assert list(shown) == [("g2", "block-1-block-2")], "labels are no matrices"
+    np.testing.assert_array_equal(matrices.in_blocks(shown["g2", "block-1-block-2"])[0], [[3, np.nan], [1, 2]])
+
+
+FILTERS = {
+    "dense": {"colour_index": [0.1, 0.5], "learned": np.array([True, True])},
+    "g2": {
+        "colour_index": np.array([0.2, 0.4, 0.9, np.nan]),
+        "learned": np.array([True, True, False, True]),
+        "filter_groups": np.array([0, 0, 1, 1]),
+    },
+}
+
+
+def test_noise_filters_are_drawn_but_not_counted():
+    points = separation.filter_points(FILTERS)
+    assert points.loc[points["variant"] == "g2", "value"].tolist() == [0.2, 0.4, 0.9], "undefined ones are left out"
+    assert separation.group_means(points).round(12).to_dict() == {
+        ("dense", "colour_index", 1): 0.3,
+        ("g2", "colour_index", 1): 0.3,
+    }, "no filter of the second group is learned"
+    assert separation.draw(GAPS, {"dense": FILTERS["dense"]}, "unused") == []
+
+
+def test_dots_of_one_value_stand_beside_each_other():
+    places = separation.spread(np.array([0.5, 0.0, 0.5, 1.0, 0.5]), 0.8)
+    assert places.tolist() == pytest.approx([-0.11, 0, 0, 0, 0.11])
+    crowd = separation.spread(np.ones(100), 0.8)
+    assert np.ptp(crowd) < 0.8
+    assert len(set(crowd)) == 100
+
+
+def test_verdicts_give_the_p_of_one_seed_and_the_count_of_several():
+    name = "colour_difference"
+    one = [("g2", 0, "conv1", name, "", 0.25), ("g2", 0, "conv1", f"{name}_p", "labels permuted", 0.0125)]
+    more = [("g2", 1, "conv1", name, "", 0.75), ("g2", 1, "conv1", f"{name}_p", "labels permuted", 0.5)]
+    assert separation.verdicts(table(*one)) == {("g2", "colour"): "Δ 0.25, p 0.013"}
+    assert separation.verdicts(table(*one, *more)) == {("g2", "colour"): "Δ 0.5, 1/2 split"}
+    assert separation.verdicts(table(one[0])) == {("g2", "colour"): "Δ 0.25"}
+    areas = separation.areas(table(("g2", 0, "conv1", "separation_colour_auc", "labels permuted", 0.6)))
+    assert values(areas, "attribute", "null") == {("colour", "labels permuted"): 0.6}
+
+
+def test_lesions_are_read_from_the_names_of_their_measures():
+    rows = table(
+        ("g2", 0, "conv1", "lesion_zero_group_2_on_colour", "", 0.25),
+        ("g2", 1, "conv1", "lesion_zero_group_2_on_colour", "", 0.75),
+        ("g2", 0, "conv1", "lesion_zero_group_2_on_colour", "random sets", 0.125),
+        ("g2", 0, "conv1", "lesion_mean_group_11_on_grey", "", -0.5),
+        ("g2", 0, "", "lesion_colour_group_on_grey", "", 9.0),
+    )
+    rows.index = [7] * len(rows)  # tables are joined without a fresh index
+    found = lesions.drops(rows)
+    assert values(found, "replacement", "group", "series") == {
+        ("zero", 2, "group, colour images"): 0.5,
+        ("zero", 2, "random sets, colour images"): 0.125,
+        ("mean", 11, "group, grey images"): -0.5,
+    }
+    looks = lesions.styles(found["series"])
+    assert list(looks) == ["group, colour images", "random sets, colour images", "group, grey images"]
+    assert [mark.hollow for mark in looks.values()] == [False, True, False]
+    assert lesions.draw(rows.iloc[-1:], {}, "unused") == []
+
+
+def test_the_panels_of_a_row_of_lesions_show_all_of_both(tmp_path, monkeypatch):
+    limits = []
+    monkeypatch.setattr(lesions.page, "save", lambda figure, *_: limits.extend(a.get_ylim() for a in figure.axes[:2]))
+    rows = [("g2", 0, "conv1", f"lesion_{r}_group_1_on_grey", "", x) for r, x in (("zero", 0.1), ("mean", 0.9))]
+    lesions.draw(table(*rows), {"g2": {"lesion mean classes": np.eye(2)}}, tmp_path)
+    assert limits[0] == limits[1]
+    assert limits[0][1] > 0.9
+    plt.close("all")
+
+
+def test_probes_are_read_from_the_names_of_their_measures():
+    rows = table(
+        ("g2", 0, "conv1", "probe_hue_group_1", "", 0.5),
+        ("g2", 0, "conv1", "probe_hue_group_1", "random sets", 0.25),
+        ("g2", 0, "conv1", "probe_class_group_2", "chance", 0.1),
+    )
+    assert values(probes.scores(rows), "target", "group", "series") == {
+        ("hue", 1, ""): 0.5,
+        ("hue", 1, "random sets"): 0.25,
+        ("class", 2, "chance"): 0.1,
+    }
+    assert probes.draw(rows.iloc[:0], "unused") == []
+
+
+def test_groups_stand_side_by_side_with_their_numbers():
+    figure, panel = plt.subplots()
+    here = pd.DataFrame({"group": [1, 12], "series": "", "mean": [0.5, 0.25], "low": np.nan, "high": np.nan, "n": 1})
+    by_group.draw_panel(panel, here, estimates.marks([""]))
+    assert panel.containers[0][0].get_xdata().tolist() == [0, 1]
+    assert panel.containers[0][0].get_ydata().tolist() == [0.5, 0.25]
+    assert [text.get_text() for text in panel.get_xticklabels()] == ["1", "12"]
+    plt.close(figure)
+
+
+def full(variants, groups=2):
+    """Every measure that is drawn, of every variant, from two seeds."""
+    rows = []
+    for v in variants:
+        for s in (0, 1):
+            x = 0.3 + 0.1 * s
+            for null in ("", "untrained", "random filters", "arbitrary partition", "spectral partition"):
+                rows += gap_rows(v, s, "stage1.3.reduce.0", "computed", null, x, 0.2)
+            for null in ("", "untrained", "arbitrary partition"):
+                rows += [(v, s, "conv2", measure, null, x) for measure in similarity.SIMILARITIES]
+            for g in range(1, groups + 1):
+                for null in ("", "random sets"):
+                    rows += [(v, s, "conv1", f"lesion_{r}_group_{g}_on_grey", null, x) for r in ("zero", "mean")]
+                    rows.append((v, s, "conv1", f"probe_orientation_group_{g}", null, x))
+            for null in ("", "labels permuted"):
+                rows += [(v, s, "conv1", f"separation_{a}_auc", null, 0.5 + x) for a in separation.TESTED]
+            rows += [(v, s, "conv1", f"{a}_difference", "", 0.123456) for a in separation.TESTED]
+            rows += [(v, s, "conv1", f"{a}_difference_p", "labels permuted", x) for a in separation.TESTED]
+            rows += [(v, s, "a-b", "on_block_energy", null, x) for null in ("", "block areas", "untrained")]
+    return table(*rows)
+
+
+@pytest.mark.parametrize("figure", ["nulls", "similarity", "probes", "lesions", "separation", "interlayer"])
+def test_many_variants_with_long_names_stay_on_the_page(tmp_path, figure):
+    names = long_names(14 if figure in ("nulls", "similarity", "interlayer") else 9)
+    labels, rng = np.arange(16) % 16, np.random.default_rng(0)
+    a = {
+        "whitened a-b": rng.normal(size=(16, 16)),
+        **dict.fromkeys(["whitened a-b rows", "whitened a-b columns", "filter_groups"], labels),
+        **dict.fromkeys(["colour_index", "frequency"], rng.uniform(size=16)),
+        "learned": labels > 3,
+        "lesion mean classes": rng.normal(size=(16, 100)),
+    }
+    arrays = dict.fromkeys(names, a)
+    rows = full(names)
+    paths = {
+        "nulls": lambda: nulls.draw(rows, tmp_path),
+        "similarity": lambda: similarity.draw(rows, tmp_path),
+        "probes": lambda: probes.draw(rows, tmp_path),
+        "lesions": lambda: lesions.draw(rows, arrays, tmp_path),
+        "separation": lambda: separation.draw(rows, arrays, tmp_path),
+        "interlayer": lambda: interlayer.draw(rows, arrays, tmp_path),
+    }[figure]()
+    checked(paths)
+    assert len(paths) == (4 if figure == "interlayer" else 2)
+
+
+def test_sixteen_groups_of_one_variant_are_drawn(tmp_path):
+    rows = full(["groups-16"], 16)
+    checked(lesions.draw(rows, {}, tmp_path))
+    checked(probes.draw(rows, tmp_path))
