@@ -146,7 +146,7 @@ def spectral_groups(coupling_OC: ArrayLike, groups: int, seed: int = 0) -> tuple
     return readers, read
 
 
-def agreement(found: ArrayLike, imposed: ArrayLike, seed: int = 0) -> Inference:
+def agreement(found: ArrayLike, imposed: ArrayLike, permutations: int = DRAWS, seed: int = 0) -> Inference:
     """Adjusted Rand index (Hubert & Arabie 1985) of two partitions: 1 if they are the same, 0 on average by chance.
 
     p is one-sided, from permuting the imposed labels.
@@ -154,6 +154,7 @@ def agreement(found: ArrayLike, imposed: ArrayLike, seed: int = 0) -> Inference:
     Args:
         found: (n,) labels; negative ones belong to no group, and are left out.
         imposed: (n,) labels, likewise.
+        permutations: random orders of the imposed labels, where there are too many to take all.
         seed: of the permutations.
 
     Raises:
@@ -174,7 +175,7 @@ def agreement(found: ArrayLike, imposed: ArrayLike, seed: int = 0) -> Inference:
     def index(labels: NDArray[np.int64]) -> float:
         return (_pairs(np.bincount(first * names + labels)) - expected) / room if room > 0 else 1.0
 
-    result = label_permutation_test(second, index, seed=seed)
+    result = label_permutation_test(second, index, seed=seed, permutations=permutations)
     left_out = f"{both.size - first.size} of {both.size} filters left out" if first.size < both.size else ""
     note = "; ".join(filter(None, [result.note, left_out]))
     return Inference(result.value, None, None, result.n, result.p, note)

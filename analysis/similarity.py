@@ -55,6 +55,11 @@ class Moments:
         """(C,) which features vary; the others take part in no measure."""
         return ~np.isnan(np.diag(correlation_matrix(self.covariance)))
 
+    @cached_property
+    def whitenings(self) -> dict[bytes, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+        """What ``canonical_correlations`` has computed of each set of features so far; several measures need it."""
+        return {}
+
 
 Measure = Callable[[Moments, Columns, Columns], float]
 
@@ -215,7 +220,7 @@ def canonical_correlations(of: Moments, first: Columns, second: Columns) -> Cano
             "some are 1 whatever the responses, and their mean tells nothing; unbiased CKA can be had"
         )
     std = np.sqrt(np.diag(of.covariance))
-    (white_x, corr_xx), (white_y, _) = (_whitening(of.covariance, columns) for columns in living)
+    (white_x, corr_xx), (white_y, _) = (_whitening(of, columns) for columns in living)
     scale = np.outer(std[living[0]], std[living[1]])
     u, rho, _ = np.linalg.svd(white_x.T @ (of.covariance[np.ix_(*living)] / scale) @ white_y, full_matrices=False)
     alpha = np.abs(std[living[0]][:, None] * (corr_xx @ white_x @ u)).sum(0)
@@ -333,9 +338,12 @@ def _normalised(hsic: NDArray[np.float64], first: Columns, second: Columns) -> f
     return float(cross / np.sqrt(xx * yy))
 
 
-def _whitening(covariance: NDArray[np.float64], columns: Columns) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _whitening(of: Moments, columns: Columns) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(P, rank) that whitens the standardised features, and their correlations (P, P)."""
-    corr = correlation_matrix(covariance[np.ix_(columns, columns)])
-    variance, direction = np.linalg.eigh(corr)
-    kept = variance > RANK_TOLERANCE * variance[-1]
-    return direction[:, kept] / np.sqrt(variance[kept]), corr
+    key = columns.tobytes()
+    if key not in of.whitenings:
+        corr = correlation_matrix(of.covariance[np.ix_(columns, columns)])
+        variance, direction = np.linalg.eigh(corr)
+        kept = variance > RANK_TOLERANCE * variance[-1]
+        of.whitenings[key] = direction[:, kept] / np.sqrt(variance[kept]), corr
+    return of.whitenings[key]

@@ -170,17 +170,22 @@ def permuted_labels(labels: ArrayLike, permutations: int, seed: int) -> NDArray[
 
 
 def label_permutation_test(
-    labels: ArrayLike, statistic: Callable[[NDArray[np.int64]], float], side: Side = "greater", seed: int = 0
+    labels: ArrayLike,
+    statistic: Callable[[NDArray[np.int64]], float],
+    side: Side = "greater",
+    seed: int = 0,
+    permutations: int = DRAWS,
 ) -> Inference:
     """Is a statistic of the labels what it would be if they had been dealt at random, every group keeping its size?
 
-    Exact where there are at most ``EXACT_RELABELINGS`` distinct ways to deal them, else against ``DRAWS`` random ones.
+    Exact where there are at most ``EXACT_RELABELINGS`` distinct ways to deal them, else against random ones.
 
     Args:
         labels: (n,) group of each item.
         statistic: of labels (n,).
         side: on which the statistic is remarkable; "two-sided" doubles the smaller p.
         seed: of the random relabelings.
+        permutations: how many of these.
 
     Raises:
         ValueError: no labels, or the statistic is not finite.
@@ -194,7 +199,7 @@ def label_permutation_test(
         relabelings = _all_relabelings(group)
         relabelings = relabelings[(relabelings != group).any(axis=1)]  # the observation counts by itself
     else:
-        relabelings = permuted_labels(group, DRAWS, seed)
+        relabelings = permuted_labels(group, permutations, seed)
     values = np.array([statistic(row) for row in [group, *relabelings]], dtype=np.float64)
     if not np.isfinite(values).all():
         raise ValueError(f"groups of {sizes.tolist()} give a statistic of {values[~np.isfinite(values)][0]}")

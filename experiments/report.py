@@ -24,7 +24,7 @@ TABLES = ("measures", "notes", "curves", "layers", "runs", "tradeoff", "fronts",
 # Of each measure the nulls that could explain it away: of the network untrained, and of another kind.
 NULLS = {
     "cka_between": ("similarity of groups (CKA)", "arbitrary partition"),
-    "clusters_are_groups_computed": ("filters cluster as grouped (ARI)", ""),
+    "clusters_are_groups_computed": ("clusters are the groups (ARI)", None),
     "on_block_energy": ("between layers, on the blocks", "block areas"),
     "separation_colour_auc": ("groups told by colour (AUC)", "labels permuted"),
     "separation_frequency_auc": ("groups told by frequency (AUC)", "labels permuted"),

@@ -190,7 +190,7 @@ def _draw_matrix(
     panel.set(xticks=[], yticks=[])
     panel.set_title("\n".join(_joined(matrix.title, side)), fontsize=TITLE, pad=2, linespacing=1.1)
     shown = np.ma.masked_invalid(values)
-    return panel.imshow(shown, vmin=0, vmax=largest, cmap="magma", aspect="auto", interpolation="nearest")
+    return panel.imshow(shown, vmin=0, vmax=largest, cmap="magma", aspect="auto", interpolation="auto")
 
 
 def _draw_bar(figure: Figure, image: AxesImage, left: float, scale: tuple[float, str]) -> None:

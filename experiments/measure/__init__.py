@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import nn
 
 from experiments.measure.between_layers import measure_between_layers
@@ -90,7 +91,7 @@ def measure_network(
     for name, layer in wiring.items():
         rows.groups[name] = str(Partition(tuple(Counter(layer.computed_by).values())))
     for model in (trained, untrained):
-        model.to(setting.device)
+        model.to(setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     shown, permutations, draws = Shown(setting, measures.images), measures.permutations, measures.draws
     arrays = measure_groups(rows, trained, untrained, wiring, shown, permutations, draws)
     arrays |= measure_first_layer(rows, trained, untrained, wiring, shown, permutations)

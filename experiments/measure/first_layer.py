@@ -13,11 +13,11 @@ from analysis import colour, frequency, latent
 from analysis.separation import mean_auc, separation
 from analysis.stats import permuted_labels
 from experiments.measure.groups import groupings
-from experiments.measure.images import BATCH, Shown
+from experiments.measure.images import Shown
 from experiments.measure.table import Rows
 from gconv.wiring import LayerWiring
 
-CROPS = 50  # to which a filter responds most, for its colour selectivity
+CROPS = 20  # to which a filter responds most, for its colour selectivity
 
 
 def measure_first_layer(
@@ -97,7 +97,7 @@ def _colour_selectivity(rows: Rows, model: nn.Module, layer: str, shown: Shown) 
             lambda places: shown.plain_at(torch.from_numpy(places)),
             top.top,
             field,
-            BATCH,
+            shown.batch,
         )
     except ValueError as error:
         rows.note("colour_selectivity", str(error), layer)

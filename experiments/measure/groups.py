@@ -20,7 +20,7 @@ from gconv.wiring import LayerWiring
 LAYERS_DRAWN = (
     6  # convolutions, evenly spaced: their matrices are kept for the figures, and the costly nulls are theirs
 )
-PARTITIONS = 20  # random cuts of a layer for each draw of what costs a pass over the images
+PARTITIONS = 20  # random cuts of a layer, where a null costs no pass over the images
 CUTS_OF_DENSE = {"": "~2", ", 4 groups": "~4", ", log:4": "~log:4"}  # of a layer without groups, by the null's suffix
 CLUSTERED = 16  # groups at most that filters are clustered into
 SIMILARITIES: dict[str, Measure] = {
@@ -63,7 +63,7 @@ def measure_groups(
                 if not null:
                     _add_contrast_p(rows, side, corr, labels, layer, permutations)
                 if draws and layer in drawn:
-                    _add_agreement(rows, side, corr, labels, layer, null)
+                    _add_agreement(rows, side, corr, labels, layer, null, permutations)
             if labels := input_grouping(wiring[layer]):
                 of_input = _correlation(gathered[Input(layer)])
                 _add_contrast(rows, "input", correlation.group_contrast(of_input, labels), layer, null)
@@ -185,13 +185,15 @@ def _add_contrast_p(rows: Rows, side: str, corr: NDArray, labels: Sequence[int],
         rows.add(f"within_over_between_{side}_p", p, "p", layer, "labels permuted")
 
 
-def _add_agreement(rows: Rows, side: str, corr: NDArray, labels: Sequence[int], layer: str, null: str) -> None:
+def _add_agreement(
+    rows: Rows, side: str, corr: NDArray, labels: Sequence[int], layer: str, null: str, permutations: int
+) -> None:
     """Do filters cluster, by |r|, into the groups that they are in?"""
     measure, groups = f"clusters_are_groups_{side}", len(set(labels))
     if groups > CLUSTERED:
         return
     try:
-        found = latent.agreement(partitions.spectral_partition(corr, groups), labels)
+        found = latent.agreement(partitions.spectral_partition(corr, groups), labels, permutations)
     except ValueError as error:
         rows.note(measure, str(error), layer)
         return
@@ -202,9 +204,10 @@ def _add_agreement(rows: Rows, side: str, corr: NDArray, labels: Sequence[int], 
 
 def _add_similarity(rows: Rows, statistics: MomentStatistics, labels: Sequence[int], layer: str, null: str) -> None:
     """Mean similarity between the groups of a layer, by each measure."""
+    moments = statistics.moments
     for name, measure in SIMILARITIES.items():
         try:
-            between = similarity.mean_between(similarity.between_groups(statistics.moments, labels, measure))
+            between = similarity.mean_between(similarity.between_groups(moments, labels, measure))
         except ValueError as error:
             rows.note(name, str(error), layer)
         else:
@@ -216,7 +219,7 @@ def _add_null_partitions(rows: Rows, corr: NDArray, statistics: MomentStatistics
     for suffix, spec in CUTS_OF_DENSE.items():
         try:
             cut = Partition.of(spec, len(corr))
-            for null, partition in partitions.null_partitions(corr, cut.sizes, PARTITIONS * draws).items():
+            for null, partition in partitions.null_partitions(corr, cut.sizes, PARTITIONS).items():
                 _add_contrast(rows, "computed", partition.contrast, layer, null + suffix, str(cut))
             moments: Moments = statistics.moments
             living = Partition.of(spec, int(moments.alive.sum())).sizes
@@ -226,7 +229,7 @@ def _add_null_partitions(rows: Rows, corr: NDArray, statistics: MomentStatistics
         for name, measure in SIMILARITIES.items():
             if name != "cka_between" and suffix:
                 continue  # a dear null is taken of the first cut alone
-            splits = PARTITIONS * draws if name == "cka_between" else draws
+            splits = PARTITIONS if name == "cka_between" else draws
             try:
                 between = similarity.mean_between(similarity.random_splits(moments, living, measure, splits)).mean()
             except ValueError as error:

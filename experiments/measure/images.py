@@ -12,7 +12,7 @@ from experiments.augment import evaluation_batch, normalise
 from experiments.data import Images
 from experiments.train import Setting
 
-BATCH = 128  # images at once
+PIXELS_AT_ONCE = 128 * 112**2  # of images, so that large ones take no more memory
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,11 @@ class Shown:
 
     setting: Setting
     count: int
+
+    @property
+    def batch(self) -> int:
+        """Images at once."""
+        return max(1, min(128, PIXELS_AT_ONCE // self.setting.views.crop_size**2))
 
     def few(self, count: int) -> Shown:
         """Fewer of them."""
@@ -45,7 +50,7 @@ class Shown:
 
     def labelled(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The inputs of test images with their labels (N,)."""
-        labels = self.labels.split(BATCH)
+        labels = self.labels.split(self.batch)
         return ((x, of_x.to(self.setting.device)) for x, of_x in zip(self.test(), labels, strict=True))
 
     @property
@@ -70,7 +75,7 @@ class Shown:
         return normalise(x_NCHW, dataset.mean / 255, dataset.std / 255, torch.float32)
 
     def _plain(self, images: Images) -> Iterator[Tensor]:
-        for index in self._index(len(images.labels)).split(BATCH):
+        for index in self._index(len(images.labels)).split(self.batch):
             yield evaluation_batch(images.pixels, index, self.setting.views).to(self.setting.device).float() / 255
 
     def _index(self, available: int) -> Tensor:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments import report
+from experiments import leases, report
 from experiments.augment import Views
 from experiments.catalogue import study_names
 from experiments.errors import UsageError
@@ -166,25 +166,39 @@ def test_a_run_out_of_memory_is_told_and_tried_again_the_next_time(tmp_path, cap
 
 
 @pytest.mark.usefixtures("tiny")
-def test_a_run_in_other_hands_is_left_to_them(tmp_path, capsys):
-    study = small_study("quickstart", tmp_path, "--only=dense")
-    (planned,) = plan(study)
-    with planned.run.lock():
-        assert run_study(study) == 0
-    assert "in training by another process" in capsys.readouterr().out
-    assert planned.run.result is None
+def test_a_run_in_other_hands_is_left_to_them_and_waited_for(tmp_path, capsys, monkeypatch):
+    study = small_study("quickstart", tmp_path, "--only=dense,groups-2")
+    (dense, groups) = plan(study)
+    other = leases.claim(dense.run.folder)
+    assert other is not None
+
+    def the_other_ends(_seconds):
+        assert groups.run.result is not None, "first what is free"
+        dense.run.finish("done", {"test_accuracy": 0.5, "seconds": 1.0}, "elsewhere")
+        other.release(remove=True)
+
+    monkeypatch.setattr("experiments.divide.sleep", the_other_ends)
+    assert train_all(study, plan(study)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["[2/2] groups-2, seed 0", *["[1/2] dense, seed 0"] * 2]
+    assert "in training by another process" in lines[1]
+    assert "accuracy 0.500, 1 s (by another process)" in lines[2]
 
 
 @pytest.mark.usefixtures("tiny")
 def test_figures_are_drawn_from_saved_tables_only(tmp_path):
-    study = small_study("quickstart", tmp_path, "--only=dense,groups-2")
-    run_study(study)
+    flags = ["--only=dense,groups-2", "--measures.images=12", "--measures.draws=1", "--measures.lesion_images=12"]
+    study = small_study("quickstart", tmp_path, *flags)
+    train_all(study, plan(study))
+    measure_all(study, plan(study))
     for folder in study.folder.iterdir():
         if folder.name not in ("tables", "figures"):
             for file in folder.iterdir():
                 file.unlink()
     drawn = report.draw_figures(study.folder)
-    assert len(drawn) == 8
+    assert {path.suffix for path in drawn} == {".pdf", ".png"}
+    names = {"filters", "separation", "correlation", "nulls", "interlayer", "similarity", "lesions", "probes"}
+    assert {path.stem for path in drawn} == names | {"tradeoff", "learning-curves"}
 
 
 @pytest.mark.usefixtures("tiny")
