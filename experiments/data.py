@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import sys
@@ -25,6 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from experiments import photos
+from experiments.cache import content_digest, read_index, write_index
 from experiments.errors import UsageError
 from experiments.vision import import_torchvision
 
@@ -125,9 +125,9 @@ def load(spec: str, image_size: int, root: Path, download: bool = False) -> Data
     source = _source(spec, root, download)
     key = hashlib.sha256(f"{source.digest} {image_size} {CACHE_VERSION}".encode()).hexdigest()[:16]
     folder = root / "cache" / key
-    if not (folder / "index.json").is_file():
-        _decode(source, image_size, folder, spec)
-    index = json.loads((folder / "index.json").read_text())
+    index = read_index(folder)
+    if index is None:
+        index = _decode(source, image_size, folder, spec)
     images = {
         split: Images(
             torch.from_file(str(folder / f"{split}.u8"), size=len(labels) * image_size**2 * 3, dtype=torch.uint8).view(
@@ -245,44 +245,40 @@ def _folder(path: Path, root: Path, spec: str) -> Source:
         if not place.is_dir():
             wanted = "train/<class>/" if split == "train" else "val/<class>/ or test/<class>/"
             raise UsageError(f"dataset={spec}: {path} has no {wanted} folder")
-    classes = tuple(sorted(child.name for child in splits["train"].iterdir() if child.is_dir()))
+    classes = class_folders(splits["train"])
     if len(classes) < 2:
         raise UsageError(f"dataset={spec}: {splits['train']} has {len(classes)} class folders; at least 2 are needed")
-    unknown = {c.name for c in splits["test"].iterdir() if c.is_dir()} - set(classes)
+    unknown = set(class_folders(splits["test"])) - set(classes)
     if unknown:
         raise UsageError(f"dataset={spec}: {splits['test']} has classes that train lacks: {', '.join(sorted(unknown))}")
-    files = {split: list(_images_in(place, classes)) for split, place in splits.items()}
+    files = {split: list(images_in(place, classes)) for split, place in splits.items()}
     for split, place in splits.items():
         if not files[split]:
             raise UsageError(f"dataset={spec}: no image in {place} (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
 
     def decode(split: str, size: int, out: Decoded) -> None:
-        def read(entry: tuple[Path, int]) -> np.ndarray | None:
-            try:
-                with Image.open(entry[0]) as image:
-                    image.draft("RGB", (size, size))
-                    return _fit(image, size)
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-                return None
-
-        progress = tqdm(total=len(files[split]), desc=f"decoding {split}", unit="image", disable=None, leave=False)
-        with ThreadPoolExecutor(os.cpu_count()) as pool, progress:
-            for (file, label), image in zip(files[split], pool.map(read, files[split]), strict=True):
-                progress.update()
-                if image is None:
-                    out.broken.append(str(file))
-                else:
-                    out.add(image[None], [label])
+        images = read_images([file for file, _ in files[split]], size, f"decoding {split}")
+        for (file, label), image in zip(files[split], images, strict=True):
+            if image is None:
+                out.broken.append(str(file))
+            else:
+                out.add(image[None], [label])
 
     everything = files["train"] + files["test"]
-    digest = _content_digest(path, [file for file, _ in everything], root)
+    digest = content_digest(path, [file for file, _ in everything], root)
     # The files' names tell their classes; one without a file shifts the labels of the others all the same.
     if empty := sorted(set(classes) - {classes[label] for _, label in everything}):
         digest = hashlib.sha256("\n".join((digest, *empty)).encode()).hexdigest()
     return Source(classes, digest, {split: len(entries) for split, entries in files.items()}, decode)
 
 
-def _images_in(place: Path, classes: tuple[str, ...]) -> Iterator[tuple[Path, int]]:
+def class_folders(place: Path) -> tuple[str, ...]:
+    """The folders in a place, in label order."""
+    return tuple(sorted(child.name for child in place.iterdir() if child.is_dir()))
+
+
+def images_in(place: Path, classes: tuple[str, ...]) -> Iterator[tuple[Path, int]]:
+    """Image files at any depth of a place's class folders, each with its label, class after class."""
     for label, name in enumerate(classes):
         for folder, inner, names in os.walk(place / name):
             inner.sort()
@@ -291,24 +287,19 @@ def _images_in(place: Path, classes: tuple[str, ...]) -> Iterator[tuple[Path, in
             )
 
 
-def _content_digest(base: Path, files: list[Path], root: Path) -> str:
-    """Hash of names and bytes. Remembered under the files' sizes and times, so that bytes are read once."""
-    stats = hashlib.sha256(str(base.resolve()).encode())
-    for file in files:
-        stat = file.stat()
-        stats.update(f"{file.relative_to(base)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    memory = root / "cache" / "digests" / stats.hexdigest()[:32]
-    if memory.is_file():
-        return memory.read_text()
-    content = hashlib.sha256()
-    for file in tqdm(files, desc="hashing", unit="image", disable=None, leave=False):
-        content.update(f"{file.relative_to(base)}\n".encode())
-        content.update(file.read_bytes())
-    memory.parent.mkdir(parents=True, exist_ok=True)
-    fresh = memory.with_suffix(f".{os.getpid()}")
-    fresh.write_text(content.hexdigest())
-    fresh.replace(memory)
-    return content.hexdigest()
+def read_images(files: list[Path], size: int, progress: str) -> Iterator[np.ndarray | None]:
+    """Each file as uint8 (size, size, 3), in order; None where it cannot be read."""
+
+    def read(file: Path) -> np.ndarray | None:
+        try:
+            with Image.open(file) as image:
+                image.draft("RGB", (size, size))
+                return _fit(image, size)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from tqdm(pool.map(read, files), desc=progress, total=len(files), unit="image", disable=None, leave=False)
 
 
 def _fit(image: Image.Image, size: int) -> np.ndarray:
@@ -317,8 +308,8 @@ def _fit(image: Image.Image, size: int) -> np.ndarray:
     return np.asarray(rgb if rgb.size == (size, size) else ImageOps.fit(rgb, (size, size), Image.Resampling.BICUBIC))
 
 
-def _decode(source: Source, size: int, folder: Path, spec: str) -> None:
-    """Decode both splits into a folder that appears whole or not at all."""
+def _decode(source: Source, size: int, folder: Path, spec: str) -> dict[str, Any]:
+    """Decode both splits into a folder that appears whole or not at all; returns its index."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     needed, free = sum(source.count.values()) * size**2 * 3, shutil.disk_usage(folder.parent).free
     if needed > free:
@@ -326,7 +317,7 @@ def _decode(source: Source, size: int, folder: Path, spec: str) -> None:
     fresh = folder.with_name(f"unfinished-{os.getpid()}-{folder.name}")
     try:
         fresh.mkdir()
-        index: dict[str, object] = {"image_size": size, "classes": source.classes}
+        index: dict[str, Any] = {"image_size": size, "classes": source.classes}
         labels, broken = {}, []
         for split, count in source.count.items():
             with Decoded(fresh / f"{split}.u8") as out:
@@ -338,9 +329,9 @@ def _decode(source: Source, size: int, folder: Path, spec: str) -> None:
             if split == "train":
                 shape = (len(out.labels), size, size, 3)
                 pixels = np.memmap(fresh / f"{split}.u8", dtype=np.uint8, mode="r", shape=shape)
-                index["mean"], index["std"] = _channel_statistics(pixels)
+                index["mean"], index["std"] = channel_statistics(pixels)
         index.update(labels=labels, broken=broken)
-        (fresh / "index.json").write_text(json.dumps(index))
+        write_index(fresh, index)
         try:
             fresh.rename(folder)
         except OSError:  # another process decoded the same content meanwhile
@@ -352,9 +343,10 @@ def _decode(source: Source, size: int, folder: Path, spec: str) -> None:
         print(f"warning: {file}: not a readable image, left out", file=sys.stderr)
     if len(broken) > NAMED_BROKEN:
         print(f"warning: {len(broken)} images could not be read and are left out", file=sys.stderr)
+    return index
 
 
-def _channel_statistics(pixels: np.ndarray) -> tuple[list[float], list[float]]:
+def channel_statistics(pixels: np.ndarray) -> tuple[list[float], list[float]]:
     """Mean and standard deviation per channel, from at most 2,000 evenly spaced images."""
     chosen = np.linspace(0, len(pixels) - 1, min(len(pixels), 2000)).astype(int)
     means = np.stack([pixels[k].mean((0, 1), dtype=np.float64) for k in chosen])

@@ -1,0 +1,199 @@
+"""Weights that were trained elsewhere, into a network: files of torch or safetensors, or torchvision's own by name.
+
+A checkpoint of strangers is data: what is pickled in it beside tensors and plain values is refused and never run.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import re
+import socket
+import warnings
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from experiments.errors import UsageError
+
+CONTAINERS = ("state_dict", "model_state_dict", "model")  # under these keys checkpoints hold their weights
+WRAPPERS = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile and Lightning, before every name
+NAMED = 3  # of the names that do not fit, in an error
+SILENCE = 30  # seconds without a byte after which a download has failed
+AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # heads that torchvision's Inceptions have in training alone
+PROBE_CLASSES = 1009  # a width that no layer has but the one that tells the classes
+# Names of the first DenseNets, from before a module's name could not hold a dot.
+DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.(\d\.)")
+
+State = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """Weights by name.
+
+    Attributes:
+        name: of the file without its ending, or of torchvision's weights.
+        weights: as in the file, without what wraps them.
+        published: torchvision's entry of these weights, with how images are shown to them; None if it has none.
+    """
+
+    name: str
+    weights: State
+    published: Any = None
+
+
+def read_checkpoint(where: str, published: Mapping[str, Any]) -> Checkpoint:
+    """Read weights.
+
+    Args:
+        where: path of a file (``.safetensors``, or any that ``torch.save`` wrote), or a name in ``published``.
+        published: torchvision's weights of the model, by name.
+
+    Raises:
+        UsageError: no such file or name, a failed download, a damaged file, one that holds more than data or no
+            weights, weights that are not finite.
+    """
+    path = Path(where).expanduser()
+    if path.is_file():
+        entry = next((w for w in published.values() if w.url.rsplit("/", 1)[-1] == path.name), None)
+        # Every run calls its file checkpoint.pt; its folder tells which run.
+        name = path.resolve().parent.name if path.stem == "checkpoint" else path.stem
+        checkpoint = Checkpoint(name, _weights(_read_file(path, where), where), entry)
+    elif where.split(".")[-1] in published:
+        name = where.split(".")[-1]
+        checkpoint = Checkpoint(name, _weights(_download(published[name], where), where), published[name])
+    else:
+        raise UsageError(_nothing_there(path, where, published))
+    for name, weight in checkpoint.weights.items():
+        if not torch.isfinite(weight).all():
+            raise UsageError(f"--checkpoint={where}: {name} is not finite: the training that left it had diverged")
+    return checkpoint
+
+
+def trained_and_untrained(
+    build: Callable[[int], nn.Module], checkpoint: Checkpoint, seed: int
+) -> tuple[nn.Module, nn.Module]:
+    """The network with the weights, and the same network as it is before training.
+
+    Args:
+        build: from a number of classes to the network, freshly initialised.
+        checkpoint: tells the number of classes by the width of the last layer.
+        seed: of the untrained network.
+
+    Raises:
+        ValueError: the weights are not those of the network; says which.
+    """
+    probe = build(PROBE_CLASSES).state_dict()
+    heads = [name for name, weight in probe.items() if weight.dim() > 0 and len(weight) == PROBE_CLASSES]
+    counts = [len(checkpoint.weights[name]) for name in heads if checkpoint.weights.get(name, torch.tensor(0)).dim()]
+    torch.manual_seed(seed)
+    untrained = build(counts[-1] if counts else PROBE_CLASSES)
+    if misfit := _misfit(untrained.state_dict(), checkpoint.weights):
+        raise ValueError(misfit)
+    trained = copy.deepcopy(untrained)
+    trained.load_state_dict(checkpoint.weights, strict=False)  # what is lacking is counters that old files have not
+    return trained.eval(), untrained.eval()
+
+
+def _nothing_there(path: Path, where: str, published: Mapping[str, Any]) -> str:
+    if path.is_dir():
+        inside = sorted(file.name for file in path.iterdir() if file.suffix in (".pt", ".pth", ".safetensors"))
+        return f"--checkpoint={where}: is a folder; name the file in it" + (f", such as {inside[0]}" if inside else "")
+    text = f"--checkpoint={where}: there is no such file"
+    if published:
+        near = get_close_matches(where.split(".")[-1], published, n=1)
+        text += f"; torchvision's own weights are {', '.join(published)}"
+        text += f": did you mean {near[0]}?" if near else ""
+    return text
+
+
+def _read_file(path: Path, where: str) -> object:
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path, where)
+    try:
+        # A Namespace is plain values, which many training scripts keep; a warning on pickles says nothing of weights.
+        with torch.serialization.safe_globals([Namespace]), warnings.catch_warnings(action="ignore"):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        if code is None:
+            raise UsageError(f"--checkpoint={where}: not a checkpoint of torch, or a damaged one") from None
+        raise UsageError(
+            f"--checkpoint={where}: holds {code[1]}, which is code and not weights, and was not run; "
+            f"save model.state_dict() alone, or convert the file to safetensors"
+        ) from None
+    except OSError:  # told with its place by the command line
+        raise
+    except Exception:  # a damaged file fails in many ways
+        raise UsageError(f"--checkpoint={where}: not a checkpoint of torch, or a damaged one") from None
+
+
+def _read_safetensors(path: Path, where: str) -> object:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError:
+        raise UsageError(f"--checkpoint={where}: to read it, run pip install safetensors") from None
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UsageError(f"--checkpoint={where}: not a safetensors file, or a damaged one ({error})") from None
+
+
+def _download(entry: Any, where: str) -> object:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(SILENCE)
+    try:
+        return entry.get_state_dict(progress=True, check_hash=True, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:  # URLError is an OSError
+        reason = " ".join(str(error).split())
+        raise UsageError(
+            f"--checkpoint={where}: the download failed ({reason}); check the network, or give the file of {entry.url}"
+        ) from None
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _weights(content: object, where: str) -> dict[str, Tensor]:
+    """The weights in what a file holds, by their names in the network itself."""
+    for key in CONTAINERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    found = content if isinstance(content, Mapping) else {}
+    weights = {str(name): weight for name, weight in found.items() if isinstance(weight, Tensor)}
+    if not weights:
+        keys = ", ".join(map(str, list(found)[:8]))
+        held = f"its keys are {keys}" if keys else f"it is a {type(content).__name__}"
+        raise UsageError(f"--checkpoint={where}: holds no weights by name, as model.state_dict() has them: {held}")
+    while wrapper := next((w for w in WRAPPERS if all(name.startswith(w) for name in weights)), None):
+        weights = {name.removeprefix(wrapper): weight for name, weight in weights.items()}
+    return {DENSENET.sub(r"\1\2", name): w for name, w in weights.items() if not name.startswith(AUXILIARY)}
+
+
+def _misfit(model: State, weights: State) -> str:
+    """What of the weights is not of the model, in words; empty if they fit."""
+    missing = [name for name in model if name not in weights and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in weights if name not in model]
+    shapes = [
+        f"{name} of {_shape(weights[name])} where the network has {_shape(model[name])}"
+        for name in model
+        if name in weights and weights[name].shape != model[name].shape
+    ]
+    kinds = {"lacks": missing, "has beside": unexpected, "differs in": shapes}
+    return "; ".join(f"{kind} {_some(names)}" for kind, names in kinds.items() if names)
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _shape(weight: Tensor) -> str:
+    return " × ".join(map(str, weight.shape)) or "one number"

@@ -1,0 +1,257 @@
+"""The ``measure`` command: every measure, with its nulls, on a network that was trained elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import warnings
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jsonargparse import Namespace
+from torch import nn
+
+from analysis.lesion import class_accuracy
+from experiments import report
+from experiments.augment import Views
+from experiments.checkpoints import Checkpoint, read_checkpoint, trained_and_untrained
+from experiments.data import Dataset
+from experiments.errors import UsageError
+from experiments.image_folder import load_images, standardised, with_outputs
+from experiments.measure import measure_network
+from experiments.measure.images import Shown
+from experiments.measure.table import Rows, save_arrays, save_table
+from experiments.measure_flags import given_device, help_text, model_name, parse, published_weights
+from experiments.models import MODELS, build_model
+from experiments.named_model import TORCHVISION
+from experiments.runs import file_name, provenance, write_json
+from experiments.train import Recipe, Setting, device_name
+from experiments.vision import import_torchvision
+from gconv.cost import count_cost
+from gconv.wiring import trace_wiring
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of its pixels, of 1
+OF_CLASSES = ("test_accuracy", "lesion", "probe_class")  # measures that need the classes that the network tells
+OF_INITIALISATION = "correlation_with_initialisation"
+LISTED = 4  # layers of one note in the summary
+RECORD = "measured.json"  # what was measured; the mark of a folder of this command
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """What is measured, and with what it is compared.
+
+    Attributes:
+        trained, untrained: the network, and the same freshly initialised.
+        began_so: whether the training is known to have begun from ``untrained``.
+        outputs: classes that the network tells.
+        published: torchvision's weights that tell how images are shown, if any.
+    """
+
+    trained: nn.Module
+    untrained: nn.Module
+    began_so: bool
+    outputs: int
+    published: Any
+
+
+def measure_checkpoint(flags: list[str]) -> None:
+    """Measure a trained network, write table, notes, arrays and figures into a folder, and print what was found.
+
+    Args:
+        flags: ``--model=resnet18``, ``--checkpoint=weights.pth``, ``--data=images``, and those of ``--help``.
+
+    Raises:
+        UsageError: something given cannot work; then nothing is written.
+    """
+    if "-h" in flags or "--help" in flags:
+        print(help_text(flags), end="")
+        return
+    name = model_name(flags)
+    published = published_weights(name)
+    given, recorded = parse(name, flags, published.get("DEFAULT"))
+    device = given_device(given.device)
+    checkpoint = read_checkpoint(given.checkpoint, published)
+    out = _out(given.out or f"measured/{file_name(f'{name}-{checkpoint.name}'.replace(':', '-'))}")
+    subject = _subject(name, given, recorded, checkpoint, published.get("DEFAULT"))
+    dataset = load_images(Path(given.data).expanduser(), given.image_size, given.images)
+    rows = Rows("measured", name.removeprefix(TORCHVISION), given.seed)
+    dataset = _shown_to(subject, dataset, given.normalise, rows)
+    given.measures = replace(given.measures, images=len(dataset.test.labels))
+    views = Views(given.image_size, given.input_size, colour=given.colour)
+    setting = Setting.of(dataset, views, Recipe(precision="fp32", device=str(device)))
+    if recorded:
+        print(
+            "its run recorded, where no flag says otherwise: "
+            + " ".join(f"{key}={value}" for key, value in recorded.items())
+        )
+    print(f"measuring {name} on {len(dataset.test.labels)} images …", flush=True)
+    if dataset.classes:
+        right, shown = class_accuracy(subject.trained.to(device), Shown(setting, given.measures.images).labelled())
+        rows.add("test_accuracy", right.sum() / shown.sum(), "fraction")
+    try:
+        arrays = measure_network(
+            rows, subject.trained, subject.untrained, setting, given.measures, bool(dataset.classes)
+        )
+    except ValueError as error:
+        raise UsageError(f"measure {name}: {error}") from None
+    table = _table(rows, subject, dataset)
+    figures = _write(out, table, rows.notes(), arrays, _record(given, name, checkpoint, setting))
+    print(_summary(table, rows.notes(), f"{name}, {checkpoint.name}", dataset))
+    print(f"\ntables:  {out}\nfigures: " + "\n         ".join(str(path) for path in figures if path.suffix == ".png"))
+
+
+def _out(place: str) -> Path:
+    """Where to write.
+
+    Raises:
+        UsageError: something else is there, or nothing may be written there.
+    """
+    out = Path(place).expanduser()
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out={place}: is a file; name a folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / RECORD).is_file():
+        raise UsageError(f"--out={place}: holds files of something else; name an empty folder or a new one")
+    nearest = next(folder for folder in (out.resolve(), *out.resolve().parents) if folder.exists())
+    if not os.access(nearest, os.W_OK):
+        raise UsageError(f"--out={place}: {nearest} cannot be written to")
+    return out
+
+
+def _subject(name: str, given: Namespace, recorded: dict[str, Any], checkpoint: Checkpoint, default: Any) -> Subject:
+    """The network with the weights of the checkpoint, and without.
+
+    Raises:
+        UsageError: no network has these arguments, the weights do not fit it, or it cannot be traced.
+    """
+    arguments = dict(vars(given.model)) if given.model is not None else {}
+
+    def build(classes: int) -> nn.Module:
+        if name in MODELS:
+            return build_model(name, given.input_size, classes=classes, **arguments)
+        with warnings.catch_warnings():  # the Inceptions announce another initialisation
+            warnings.simplefilter("ignore", FutureWarning)
+            return _classifier(name.removeprefix(TORCHVISION), classes, checkpoint.published is not None)
+
+    shape = (3, given.input_size, given.input_size)
+    try:
+        trained, untrained = trained_and_untrained(build, checkpoint, given.seed)
+    except ValueError as error:
+        flags = " ".join(f"--model.{key}={value}" for key, value in arguments.items())
+        hint = f"it was built with {flags}, which must be those of its training" if flags else "is it of another model?"
+        raise UsageError(f"--checkpoint={given.checkpoint}: does not fit {name}: {error}; {hint}") from None
+    try:
+        count_cost(trained, shape)
+        trace_wiring(trained, shape)
+    except ValueError as error:
+        raise UsageError(f"measure {name}, --input_size={given.input_size}: {error}") from None
+    with torch.no_grad():
+        outputs = trained(torch.zeros(1, *shape)).shape[1]
+    for model in (trained, untrained):  # a third less time on a CPU
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    began_so = bool(recorded) and given.seed == recorded["seed"]
+    return Subject(trained, untrained, began_so, outputs, checkpoint.published or default)
+
+
+def _classifier(name: str, classes: int, published: bool) -> nn.Module:
+    models = import_torchvision().models
+    if name in ("googlenet", "inception_v3"):  # torchvision's weights of these want inputs from -1 to 1
+        return models.get_model(name, num_classes=classes, aux_logits=False, transform_input=published)
+    return models.get_model(name, num_classes=classes)
+
+
+def _shown_to(subject: Subject, dataset: Dataset, normalise: str, rows: Rows) -> Dataset:
+    """The images standardised for the network, with its numbers for their classes, or without classes and a note."""
+    published = subject.published
+    if normalise == "imagenet":
+        dataset = standardised(dataset, *IMAGENET)
+    elif normalise == "auto" and published is not None:
+        shown = published.transforms()
+        dataset = standardised(dataset, shown.mean, shown.std)
+    known = with_outputs(dataset, subject.outputs, published.meta["categories"] if published is not None else [])
+    if known is not None:
+        return known
+    reason = "the images are in no class folders"
+    if dataset.classes:
+        reason = f"the network tells {subject.outputs} classes, and the images are of {len(dataset.classes)} others"
+    for measure in OF_CLASSES:
+        rows.note(measure, reason)
+    return replace(dataset, classes=())
+
+
+def _table(rows: Rows, subject: Subject, dataset: Dataset) -> pd.DataFrame:
+    """The rows that mean what they say of a network whose training is not known; what is left out is noted."""
+    table = rows.table()
+    if not subject.began_so:
+        rows.note(OF_INITIALISATION, "the initialisation that the training began from is not known")
+        table = table[table["measure"] != OF_INITIALISATION]
+    if dataset.train.pixels is dataset.test.pixels:
+        rows.note("training_…", "the folder has no train/ beside the images that are measured")
+        table = table[~table["measure"].str.startswith("training_")]
+    return table
+
+
+def _record(given: Namespace, name: str, checkpoint: Checkpoint, setting: Setting) -> dict[str, Any]:
+    """What was measured and how, without the places of this machine."""
+    weights, dataset = hashlib.sha256(), setting.dataset
+    for key, weight in sorted(checkpoint.weights.items()):
+        weights.update(key.encode())
+        weights.update(weight.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+    return {
+        "model": {"name": name, **(vars(given.model) if given.model is not None else {})},
+        "checkpoint": checkpoint.name,
+        "weights_hash": weights.hexdigest()[:16],
+        "data_hash": hashlib.sha256(dataset.test.pixels.cpu().numpy().tobytes()).hexdigest()[:16],
+        "images": len(dataset.test.labels),
+        "mean": dataset.mean.tolist(),
+        "std": dataset.std.tolist(),
+        "views": asdict(setting.views),
+        "seed": given.seed,
+        "measures": asdict(given.measures),
+        **provenance(device_name(setting.device)),
+    }
+
+
+def _write(
+    out: Path, table: pd.DataFrame, notes: pd.DataFrame, arrays: dict[str, np.ndarray], record: dict[str, Any]
+) -> list[Path]:
+    """Write all files beside their folder first, then move them into it; returns the figures."""
+    fresh = out.resolve().parent / f".{out.resolve().name}.{os.getpid()}"
+    try:
+        save_table(fresh / "measures.csv", table)
+        save_table(fresh / "notes.csv", notes)
+        save_arrays(fresh / "arrays.npz", arrays)
+        write_json(fresh / RECORD, record)
+        drawn = report.draw_measured(table, {table["variant"].iloc[0]: arrays}, fresh / "figures")
+        for stale in (out / "figures").glob("*.p[dn][fg]"):
+            stale.unlink()
+        for file in [file for file in fresh.rglob("*") if file.is_file()]:
+            target = out / file.relative_to(fresh)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, target)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return [out / path.relative_to(fresh) for path in drawn]
+
+
+def _summary(table: pd.DataFrame, notes: pd.DataFrame, title: str, dataset: Dataset) -> str:
+    """What was found, in plain text: the network, the measures with their nulls, and the notes."""
+    values = table[table["layer"] == ""].set_index("measure")["value"]
+    lines = [f"\n{title}: {values['parameters']:,.0f} parameters, {values['macs']:,.0f} MACs an image"]
+    if "test_accuracy" in values:
+        lines.append(f"accuracy {values['test_accuracy']:.3f} on {len(dataset.test.labels)} images")
+    lines.append("one network and one draw of its untrained null: values without intervals")
+    found = report.summary(table[table["measure"] != "test_accuracy"])
+    said = ["Notes"]
+    for note, of in notes.groupby("note", sort=False):
+        measures, layers = (list(dict.fromkeys(of[column])) for column in ("measure", "layer"))
+        where = [layer for layer in layers if layer]
+        more = f" and {len(where) - LISTED} more" if len(where) > LISTED else ""
+        said.append(f"{', '.join(measures)}: {note}" + (f" ({', '.join(where[:LISTED])}{more})" if where else ""))
+    parts = ["\n".join(lines), found, "\n".join(said) if len(said) > 1 else ""]
+    return "\n\n".join(part for part in parts if part)

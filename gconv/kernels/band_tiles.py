@@ -1,0 +1,307 @@
+"""The static tables behind the band kernels: which output channels a program computes, and from which inputs.
+
+A tile is up to BN neighbouring output channels. Its band is the range of input channels that feeds them: the union of
+the groups it touches, which is one range because groups are contiguous. Groups wider than a narrow tile are cut into
+wide tiles of their own; all the others share narrow tiles, in which their weights lie block-diagonally. So any
+partition is a list of small dense products.
+
+"Written" and "read" rather than output and input: the input gradient is the same computation the other way round.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+from itertools import accumulate
+from math import gcd
+
+import torch
+from torch import Tensor
+
+from gconv.geometry import Geometry
+from gconv.partition import Partition
+
+VECTOR = 8  # channels in 16 bytes of a 16-bit format
+
+
+@dataclass(frozen=True)
+class Blocking:
+    """How the work is cut for the hardware.
+
+    Attributes:
+        pixels: output positions a program computes.
+        narrow: written channels of a tile that groups share, and the read channels of one of its steps.
+        wide: written channels of a tile inside a group of more than ``narrow`` channels.
+        depth: read channels of one step of a wide tile.
+        stages: steps in flight at the same time.
+    """
+
+    pixels: int = 128
+    narrow: int = 32
+    wide: int = 64
+    depth: int = 64
+    stages: int = 3
+
+
+def blockings(geometry: Geometry, wide_numbers: bool) -> tuple[Blocking, ...]:
+    """The blockings worth timing for a layer; the first is the rule where nothing is timed.
+
+    Wide tiles have the width that leaves least room empty, the larger where equal. In 32 bits arithmetic is the bound,
+    so that tiles are smaller, which multiplies fewer zeros. One stage reads through the first-level cache, more let
+    reading overlap with arithmetic.
+
+    Args:
+        geometry: the layer.
+        wide_numbers: whether a number has 32 bits, not 16.
+    """
+    narrow, depth, widths = (16, 32, (32, 64)) if wide_numbers else (32, 64, (64, 128))  # 128 spills registers in fp32
+    sizes = [size for cut in (geometry.in_groups, geometry.out_groups) for size in cut.sizes if size > narrow]
+    wide = min(widths, key=lambda width: (sum(_ceil(size, width) * width for size in sizes), -width))
+    first = Blocking(128, narrow, wide, depth)
+    others = (
+        Blocking(pixels, narrow, width, depth, stages)
+        for pixels in (128, 64)
+        for width in sorted({64, wide})
+        for stages in (3, 4, 1)
+    )
+    return (first, *(other for other in others if other != first))
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Written channels ``start`` … ``start + size`` and the band of read channels that feeds them.
+
+    Attributes:
+        start, size: the written channels.
+        band_start, band_size: the read channels.
+        weight_start: where the packed weights of the tile begin, in elements.
+    """
+
+    start: int
+    size: int
+    band_start: int
+    band_size: int
+    weight_start: int
+
+
+@dataclass(frozen=True)
+class TileSet:
+    """Tiles of one size: what one launch computes.
+
+    Attributes:
+        width: written channels that a tile has room for.
+        depth: read channels of one step.
+        tiles: the tiles, in channel order.
+        read_align, written_align: 1 … 8, what every channel offset and size divides by.
+    """
+
+    width: int
+    depth: int
+    tiles: tuple[Tile, ...]
+    read_align: int
+    written_align: int
+
+    def steps(self, tile: Tile) -> int:
+        """Steps of ``depth`` channels through the band of a tile."""
+        return _ceil(tile.band_size, self.depth)
+
+    def columns(self, taps: int) -> int:
+        """(tap, read channel) columns of one program of the weight gradient, in whole steps."""
+        return 64 if taps * self.depth * max(map(self.steps, self.tiles)) <= 64 else 128
+
+
+@dataclass(frozen=True)
+class TileTable:
+    """All tiles of a layer.
+
+    Attributes:
+        sets: the wide tiles, then the narrow ones; one of the two where the other is empty.
+        taps: positions of the filter kernel.
+        packed_size: elements of the packed weights, zeros included.
+    """
+
+    sets: tuple[TileSet, ...]
+    taps: int
+    packed_size: int
+
+
+def tile_table(geometry: Geometry, blocking: Blocking, transposed: bool) -> TileTable:
+    """Cut the written channels of a layer into tiles.
+
+    Args:
+        geometry: the layer.
+        blocking: sizes of the tiles.
+        transposed: write input channels and read output channels, as the input gradient does.
+
+    Raises:
+        ValueError: the packed weights would have 2^31 elements or more.
+    """
+    read, written = geometry.in_groups, geometry.out_groups
+    if transposed:
+        read, written = written, read
+    taps = geometry.kernel_size[0] * geometry.kernel_size[1]
+    bands = _bands(read, written)
+    wide, narrow = [], []
+    run: list[int] = []
+    for group, (start, size) in enumerate(zip(written.starts, written.sizes, strict=True)):
+        if size <= blocking.narrow:
+            run.append(group)
+            continue
+        narrow += _shared_spans(run, written, bands, blocking.narrow)
+        run = []
+        wide += [(at, min(at + blocking.wide, start + size)) for at in range(start, start + size, blocking.wide)]
+    narrow += _shared_spans(run, written, bands, blocking.narrow)
+
+    sets, packed_size = [], 0
+    for spans, width, depth in ((wide, blocking.wide, blocking.depth), (narrow, blocking.narrow, blocking.narrow)):
+        tiles = []
+        for start, stop in spans:
+            band_start, band_stop = bands[start][0], bands[stop - 1][1]
+            tiles.append(Tile(start, stop - start, band_start, band_stop - band_start, packed_size))
+            packed_size += taps * _ceil(band_stop - band_start, depth) * depth * width
+        if tiles:
+            reads = [n for tile in tiles for n in (tile.band_start, tile.band_size)]
+            writes = [n for tile in tiles for n in (tile.start, tile.size)]
+            sets.append(
+                TileSet(
+                    width,
+                    depth,
+                    tuple(tiles),
+                    gcd(VECTOR, read.channels, *reads),
+                    gcd(VECTOR, written.channels, *writes),
+                )
+            )
+    if packed_size >= 2**31:
+        raise ValueError(f"{packed_size} packed weights; kernel 'band' takes layers of less than 2^31")
+    return TileTable(tuple(sets), taps, packed_size)
+
+
+def _bands(read: Partition, written: Partition) -> list[tuple[int, int]]:
+    """The read channels of each written channel: those of its group, rounded out to 16 bytes if there are so many."""
+    unit = 1 if read.channels % VECTOR else VECTOR
+    return [
+        (start // unit * unit, -(-(start + size) // unit) * unit)
+        for start, size, copies in zip(read.starts, read.sizes, written.sizes, strict=True)
+        for _ in range(copies)
+    ]
+
+
+def _shared_spans(
+    groups: list[int], written: Partition, bands: list[tuple[int, int]], width: int
+) -> list[tuple[int, int]]:
+    """Cut a run of neighbouring narrow groups where that moves fewest channels; fewer tiles where equal."""
+    if not groups:
+        return []
+    starts = written.starts
+    first, stop = starts[groups[0]], starts[groups[-1]] + written.sizes[groups[-1]]
+    if written.channels % VECTOR:
+        points = [*(starts[group] for group in groups), stop]
+    else:  # cuts that keep 16-byte accesses
+        points = sorted({first, stop, *range(-(-first // VECTOR) * VECTOR, stop, VECTOR)})
+    best = {first: (0, 0, first)}  # the cheapest way to get to a point: cost, tiles, where the last tile begins
+    for end in points[1:]:
+        best[end] = min(
+            (best[at][0] + width + _ceil(bands[end - 1][1] - bands[at][0], width) * width, best[at][1] + 1, at)
+            for at in points[bisect_left(points, end - width) : bisect_left(points, end)]
+        )
+    spans, end = [], stop
+    while end > first:
+        spans.append((best[end][2], end))
+        end = best[end][2]
+    return spans[::-1]
+
+
+def _ceil(size: int, unit: int) -> int:
+    """How many units hold a size."""
+    return -(-size // unit)
+
+
+def weight_index(geometry: Geometry, table: TileTable, transposed: bool) -> Tensor:
+    """Which weight lies in each place of the packed weights, -1 where a zero does.
+
+    A tile's weights are dense blocks of (width, depth), depth fastest, one per step: tap by tap, and within a tap
+    through the band.
+
+    Returns:
+        int32 (packed_size,): positions in the flat weight.
+    """
+    read, written = geometry.in_groups, geometry.out_groups
+    if transposed:
+        read, written = written, read
+    first_weight = list(accumulate((links * table.taps for links in geometry.links), initial=0))
+    labels, write_starts, read_starts = written.labels, written.starts, read.starts
+    taps_K = torch.arange(table.taps).view(-1, 1, 1)
+    parts = []
+    for tile_set in table.sets:
+        for tile in tile_set.tiles:
+            steps = tile_set.steps(tile)
+            places_KWR = torch.full((table.taps, tile_set.width, steps * tile_set.depth), -1, dtype=torch.int64)
+            for group in range(labels[tile.start], labels[tile.start + tile.size - 1] + 1):
+                rows = torch.arange(
+                    max(write_starts[group], tile.start),
+                    min(write_starts[group] + written.sizes[group], tile.start + tile.size),
+                )
+                columns = torch.arange(read_starts[group], read_starts[group] + read.sizes[group])
+                row = (rows - write_starts[group]).view(1, -1, 1)
+                column = (columns - read_starts[group]).view(1, 1, -1)
+                out, into = (column, row) if transposed else (row, column)
+                places_KWR[
+                    :,
+                    rows[0] - tile.start : rows[-1] + 1 - tile.start,
+                    columns[0] - tile.band_start : columns[-1] + 1 - tile.band_start,
+                ] = first_weight[group] + (out * geometry.in_groups.sizes[group] + into) * table.taps + taps_K
+            blocks = places_KWR.view(table.taps, tile_set.width, steps, tile_set.depth).transpose(1, 2)
+            parts.append(blocks.flatten())
+    return torch.cat(parts).int()
+
+
+def weight_places(index: Tensor) -> Tensor:
+    """The inverse of ``weight_index``: where each weight lies in the packed weights; int32 (weights,)."""
+    occupied = (index >= 0).nonzero().flatten()
+    places = torch.empty(occupied.numel(), dtype=torch.int32)
+    places[index[occupied].long()] = occupied.int()
+    return places
+
+
+def weight_jobs(tile_set: TileSet, taps: int) -> list[tuple[int, int]]:
+    """(tile, first block) of every run of packed blocks that one program of the weight gradient sums."""
+    blocks = tile_set.columns(taps) // tile_set.depth
+    return [
+        (number, first)
+        for number, tile in enumerate(tile_set.tiles)
+        for first in range(0, taps * tile_set.steps(tile), blocks)
+    ]
+
+
+@dataclass(frozen=True)
+class Walk:
+    """How one axis of the written image meets the read image.
+
+    Written position ``first + j · write_step`` of a phase, with j < count, is fed through its t-th tap, t < taps, from
+    read position ``j · read_step + offset + t · move``, where that is inside the image; the weight is that of kernel
+    position ``tap + t · tap_step``.
+
+    Attributes:
+        phases: (first, count, taps, tap, offset) of each phase.
+        read_step, write_step, tap_step, move: steps, the same in all phases.
+    """
+
+    phases: tuple[tuple[int, int, int, int, int], ...]
+    read_step: int
+    write_step: int
+    tap_step: int
+    move: int
+
+
+def walk(written: int, kernel_size: int, stride: int, padding: int, dilation: int, transposed: bool) -> Walk:
+    """Forward there is one phase. Backward, positions that differ modulo the stride meet different taps."""
+    if not transposed:
+        return Walk(((0, written, kernel_size, 0, -padding),), stride, 1, 1, dilation)
+    phases = []
+    for first in range(min(stride, written)):
+        met = [tap for tap in range(kernel_size) if (first + padding - tap * dilation) % stride == 0]
+        tap = met[0] if met else 0
+        offset = (first + padding - tap * dilation) // stride
+        phases.append((first, _ceil(written - first, stride), len(met), tap, offset))
+    common = gcd(stride, dilation)
+    return Walk(tuple(phases), 1, stride, stride // common, -dilation // common)

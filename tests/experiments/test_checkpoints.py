@@ -1,0 +1,266 @@
+"""Weights from elsewhere: what is read, what is refused, and what is said of weights that do not fit."""
+
+import argparse
+import builtins
+import os
+import pickle
+from collections import OrderedDict
+from types import SimpleNamespace
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from experiments.checkpoints import read_checkpoint, trained_and_untrained
+from experiments.errors import UsageError
+
+
+def network(classes, width=6):
+    return nn.Sequential(
+        OrderedDict(
+            conv=nn.Conv2d(3, width, 3),
+            norm=nn.BatchNorm2d(width),
+            flat=nn.Flatten(),
+            hidden=nn.Linear(4 * width, 5),
+            classify=nn.Linear(5, classes),
+        )
+    )
+
+
+@pytest.fixture
+def weights():
+    torch.manual_seed(1)
+    return network(7).state_dict()
+
+
+def read(path, published=None):
+    return read_checkpoint(str(path), published or {})
+
+
+WRAPPED = {
+    "a state_dict": lambda w: w,
+    "under state_dict": lambda w: {"epoch": 90, "state_dict": w},
+    "under model, with a namespace": lambda w: {"model": w, "args": argparse.Namespace(lr=0.1)},
+    "under model_state_dict": lambda w: {"model_state_dict": w, "optimizer": {"lr": 1.0}},
+    "of DataParallel": lambda w: {"state_dict": {f"module.{k}": v for k, v in w.items()}},
+    "of DataParallel and torch.compile": lambda w: {f"module._orig_mod.{k}": v for k, v in w.items()},
+    "in half precision": lambda w: {k: v.half() if v.is_floating_point() else v for k, v in w.items()},
+    "without counters": lambda w: {k: v for k, v in w.items() if not k.endswith("num_batches_tracked")},
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_weights_are_found_whatever_wraps_them_and_tell_the_number_of_classes(tmp_path, weights, kind):
+    torch.save(WRAPPED[kind](weights), tmp_path / "net.pth")
+    checkpoint = read(tmp_path / "net.pth")
+    trained, _ = trained_and_untrained(network, checkpoint, seed=0)
+    assert checkpoint.name == "net"
+    assert trained.classify.out_features == 7
+    tolerance = 1e-3 if kind == "in half precision" else 0
+    for name, weight in trained.state_dict().items():
+        if name in checkpoint.weights:
+            torch.testing.assert_close(weight, weights[name], rtol=tolerance, atol=tolerance)
+
+
+def test_the_untrained_network_is_the_one_that_its_seed_draws(tmp_path, weights):
+    torch.save(weights, tmp_path / "net.pth")
+    trained, untrained = trained_and_untrained(network, read(tmp_path / "net.pth"), seed=3)
+    torch.manual_seed(3)
+    expected = network(7)
+    for name, weight in expected.state_dict().items():
+        assert torch.equal(untrained.state_dict()[name], weight)
+    assert not torch.equal(trained.conv.weight, untrained.conv.weight)
+    assert not trained.training
+    assert not untrained.training
+
+
+def test_safetensors_are_read_as_the_same_weights(tmp_path, weights):
+    safetensors = pytest.importorskip("safetensors.torch")
+    safetensors.save_file({k: v.contiguous() for k, v in weights.items()}, tmp_path / "net.safetensors")
+    found = read(tmp_path / "net.safetensors").weights
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[name], weights[name]) for name in weights)
+
+
+def test_without_safetensors_the_command_that_installs_it_is_told(tmp_path, monkeypatch):
+    (tmp_path / "net.safetensors").write_bytes(b"")
+    imported = builtins.__import__
+
+    def without(name, *rest):
+        if name.startswith("safetensors"):
+            raise ImportError(name)
+        return imported(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(UsageError, match=r"net\.safetensors: to read it, run pip install safetensors"):
+        read(tmp_path / "net.safetensors")
+
+
+class Malicious:
+    """Unpickled, it would leave a file."""
+
+    def __init__(self, place):
+        self.place = place
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.place),)
+
+
+def legacy(content, path):
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+
+
+def pickled(content, path):
+    path.write_bytes(pickle.dumps(content, protocol=2))
+
+
+@pytest.mark.parametrize("write", [torch.save, legacy, pickled])
+@pytest.mark.parametrize("wrap", [lambda m, w: m, lambda m, w: {"state_dict": w, "extra": m}], ids=["alone", "beside"])
+def test_code_in_a_checkpoint_is_named_and_never_run(tmp_path, wrap, write):
+    write(wrap(Malicious(tmp_path / "owned"), {"weight": 1.0}), tmp_path / "evil.pt")
+    with pytest.raises(UsageError, match=r"evil\.pt: holds \S*mkdir, which is code and not weights, and was not run"):
+        read(tmp_path / "evil.pt")
+    assert not (tmp_path / "owned").exists()
+    with open(tmp_path / "evil.pt", "rb") as file:  # where it is trusted the code does run
+        pickle.load(file) if write is pickled else torch.load(file, weights_only=False)
+    assert (tmp_path / "owned").exists()
+
+
+def test_a_whole_pickled_network_is_refused_in_words(tmp_path):
+    torch.save(network(7), tmp_path / "net.pt")
+    with pytest.raises(UsageError, match=r"holds torch\.nn\.\S+, which is code .* save model\.state_dict\(\) alone"):
+        read(tmp_path / "net.pt")
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("content", [b"", b"not weights at all", b"PK\x03\x04 cut off", b"\x80\x02]q\x00."])
+def test_a_damaged_file_is_one_line(tmp_path, suffix, content):
+    if suffix == ".safetensors":
+        pytest.importorskip("safetensors")
+    place = tmp_path / f"net{suffix}"
+    place.write_bytes(content)
+    with pytest.raises(UsageError) as refused:
+        read(place)
+    assert f"--checkpoint={place}: " in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_truncated_checkpoint_is_one_line(tmp_path, weights):
+    torch.save(weights, tmp_path / "net.pt")
+    whole = (tmp_path / "net.pt").read_bytes()
+    (tmp_path / "net.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UsageError, match="not a checkpoint of torch, or a damaged one"):
+        read(tmp_path / "net.pt")
+
+
+def test_a_file_without_weights_says_what_it_holds(tmp_path):
+    torch.save({"epoch": 3, "best": 0.5}, tmp_path / "log.pt")
+    with pytest.raises(UsageError, match=r"holds no weights by name.*its keys are epoch, best"):
+        read(tmp_path / "log.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(UsageError, match="it is a list"):
+        read(tmp_path / "list.pt")
+
+
+def test_weights_of_a_diverged_training_are_refused(tmp_path, weights):
+    weights["hidden.weight"][0, 0] = float("nan")
+    torch.save(weights, tmp_path / "net.pt")
+    with pytest.raises(UsageError, match=r"hidden\.weight is not finite"):
+        read(tmp_path / "net.pt")
+
+
+def test_weights_that_do_not_fit_are_named_with_both_shapes(tmp_path, weights):
+    del weights["hidden.bias"]
+    weights["hidden.scale"] = torch.ones(5)
+    weights["conv.weight"] = torch.ones(6, 3, 5, 5)
+    torch.save(weights, tmp_path / "net.pt")
+    with pytest.raises(ValueError) as misfit:
+        trained_and_untrained(network, read(tmp_path / "net.pt"), seed=0)
+    assert str(misfit.value) == (
+        "lacks hidden.bias; has beside hidden.scale; "
+        "differs in conv.weight of 6 × 3 × 5 × 5 where the network has 6 × 3 × 3 × 3"
+    )
+
+
+def test_of_many_weights_that_do_not_fit_the_first_are_named_and_the_others_counted(tmp_path):
+    torch.save({"features.0.weight": torch.ones(1)}, tmp_path / "net.pt")
+    with pytest.raises(ValueError, match=r"lacks conv\.weight, conv\.bias, norm\.weight and 7 more; has beside feat"):
+        trained_and_untrained(network, read(tmp_path / "net.pt"), seed=0)
+
+
+def test_a_run_is_named_by_its_folder_and_another_file_by_itself(tmp_path, weights):
+    for place in (tmp_path / "groups-2-seed0" / "checkpoint.pt", tmp_path / "mine.v2.pth"):
+        place.parent.mkdir(exist_ok=True)
+        torch.save(weights, place)
+    assert read(tmp_path / "groups-2-seed0" / "checkpoint.pt").name == "groups-2-seed0"
+    assert read(tmp_path / "mine.v2.pth").name == "mine.v2"
+
+
+def test_a_folder_in_the_place_of_a_file_is_told_with_the_file_in_it(tmp_path, weights):
+    torch.save(weights, tmp_path / "best.pth")
+    with pytest.raises(UsageError, match=r"is a folder; name the file in it, such as best\.pth"):
+        read(tmp_path)
+
+
+def published(answer):
+    """An entry of torchvision's weights whose download gives ``answer``."""
+
+    def get_state_dict(**options):
+        assert options["weights_only"] is True
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    return {"DEFAULT": SimpleNamespace(url="https://example.org/net-0123.pth", get_state_dict=get_state_dict)}
+
+
+@pytest.mark.parametrize("name", ["DEFAULT", "Net_Weights.DEFAULT"])
+def test_weights_of_torchvision_are_named_as_there(weights, name):
+    entries = published(weights)
+    checkpoint = read(name, entries)
+    assert (checkpoint.name, checkpoint.published) == ("DEFAULT", entries["DEFAULT"])
+    assert torch.equal(checkpoint.weights["conv.weight"], weights["conv.weight"])
+
+
+def test_a_file_that_torchvision_published_is_known_by_its_name(tmp_path, weights):
+    torch.save(weights, tmp_path / "net-0123.pth")
+    entries = published(None)
+    assert read(tmp_path / "net-0123.pth", entries).published is entries["DEFAULT"]
+    assert read(tmp_path / "net-0123.pth").published is None
+
+
+@pytest.mark.parametrize("error", [URLError("no route to host"), TimeoutError("timed out"), RuntimeError("bad hash")])
+def test_a_failed_download_is_one_line_that_names_the_file(error):
+    with pytest.raises(UsageError) as failed:
+        read("DEFAULT", published(error))
+    said = str(failed.value)
+    assert "\n" not in said
+    for word in ("--checkpoint=DEFAULT", str(error), "https://example.org/net-0123.pth", "check the network"):
+        assert word in said
+
+
+def test_a_misspelt_name_of_weights_is_told_with_the_nearest():
+    with pytest.raises(UsageError, match=r"DEFUALT: there is no such file; .* are DEFAULT: did you mean DEFAULT\?"):
+        read("DEFUALT", published(None))
+    with pytest.raises(UsageError, match=r"DEFAULT: there is no such file$"):
+        read("DEFAULT")
+
+
+def test_the_first_densenets_named_their_layers_otherwise(tmp_path):
+    old = {"features.denseblock1.denselayer1.norm.1.weight": torch.ones(2), "classifier.weight": torch.ones(2, 2)}
+    torch.save(old, tmp_path / "densenet.pth")
+    assert "features.denseblock1.denselayer1.norm1.weight" in read(tmp_path / "densenet.pth").weights
+
+
+def test_heads_that_inceptions_have_in_training_alone_are_left_out(tmp_path, weights):
+    heads = {name: torch.ones(2) for name in ("aux1.fc1.weight", "aux2.fc2.bias", "AuxLogits.fc.weight")}
+    torch.save({**weights, **heads}, tmp_path / "net.pth")
+    assert read(tmp_path / "net.pth").weights.keys() == weights.keys()
+
+
+def test_numbers_of_numpy_are_no_weights(tmp_path):
+    np.savez(tmp_path / "net.npz", conv=np.ones(3))
+    with pytest.raises(UsageError, match=r"net\.npz: not a checkpoint of torch, or a damaged one"):
+        read(tmp_path / "net.npz")
