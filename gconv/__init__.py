@@ -1,8 +1,10 @@
 """Grouped convolution in torch, with groups of any sizes: uniform, logarithmic, arbitrary."""
 
 from gconv.conv import GroupedConv2d
+from gconv.explanation import explain
 from gconv.ops import forced_kernel, grouped_conv2d
 from gconv.partition import Partition
+from gconv.regroup import regroup
 from gconv.shuffle import ChannelPermutation, ChannelShuffle, channel_shuffle
 
 __all__ = [
@@ -11,6 +13,8 @@ __all__ = [
     "GroupedConv2d",
     "Partition",
     "channel_shuffle",
+    "explain",
     "forced_kernel",
     "grouped_conv2d",
+    "regroup",
 ]

@@ -119,14 +119,13 @@ class GroupedConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, O, H', W'), or (C, H, W) to (O, H', W')."""
-        batch = x if x.dim() == 4 else x.unsqueeze(0)
-        if batch.dim() != 4:
-            raise ValueError(f"input of shape {tuple(x.shape)}: GroupedConv2d takes (N, C, H, W) or (C, H, W)")
+        if x.dim() != 4:
+            if x.dim() != 3:
+                raise ValueError(f"input of shape {tuple(x.shape)}: GroupedConv2d takes (N, C, H, W) or (C, H, W)")
+            return self.forward(x.unsqueeze(0)).squeeze(0)
         if self._pad_first is not None:
-            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            batch = F.pad(batch, self._pad_first, mode=mode)
-        y = grouped_conv2d(batch, self.weight, self.bias, self.geometry)
-        return y if x.dim() == 4 else y.squeeze(0)
+            x = F.pad(x, self._pad_first, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
+        return grouped_conv2d(x, self.weight, self.bias, self.geometry)
 
     def extra_repr(self) -> str:
         """What ``print(layer)`` shows."""

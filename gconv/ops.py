@@ -1,72 +1,131 @@
-"""The operator: grouped 2-D convolution with groups of any sizes."""
+"""The operator: grouped 2-D convolution with groups of any sizes.
+
+Three ways lead to the kernels. Where one ATen kernel computes a layer, torch differentiates it by itself. Where each
+op has a kernel of its own, an autograd function joins them. Where a program is traced (``torch.compile``, export), the
+ops of torch's library stand in for them, whole (``library.py``). ``torch.func`` gets what it can transform.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
+from torch.compiler import is_compiling
 
+from gconv import derivatives, dispatch, library
+from gconv.dispatch import forced_kernel, kernels_for, transformable_kernels
 from gconv.geometry import Geometry
-from gconv.kernels import loop, masked, native, packed, reference
-from gconv.kernels.choose import choose
 
-Kernel = Callable[[Tensor, Tensor, Tensor | None, Geometry], Tensor]
+__all__ = ["forced_kernel", "grouped_conv2d"]
 
-KERNELS: dict[str, Kernel] = {
-    "reference": reference.conv2d,
-    "native": native.conv2d,
-    "loop": loop.conv2d,
-    "packed": packed.conv2d,
-    "masked": masked.conv2d,
-}
-
-_forced: str | None = None
+ACTIVATIONS = ("none", "relu")
 
 
-@contextmanager
-def forced_kernel(name: str) -> Iterator[None]:
-    """Compute every grouped convolution inside the block with one kernel, for comparing and counting.
-
-    Raises:
-        ValueError: there is no kernel of this name.
-    """
-    global _forced
-    if name not in KERNELS:
-        raise ValueError(f"no kernel {name!r}; there are {', '.join(KERNELS)}")
-    before, _forced = _forced, name
-    try:
-        yield
-    finally:
-        _forced = before
-
-
-def grouped_conv2d(x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+def grouped_conv2d(
+    x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str = "none"
+) -> Tensor:
     """Convolve input group g with the weights of group g, for every g.
 
     Args:
-        x_NCHW: (N, C, H, W) with C = ``geometry.in_groups.channels``.
+        x_NCHW: (N, C, H, W) with C = ``geometry.in_groups.channels``; any floating dtype, layout and device.
         weight: of ``geometry.weight_shape``.
         bias: (O,) or None.
+        activation: what follows inside the operator: ``"none"`` or ``"relu"``.
 
     Returns:
-        (N, O, H', W'), differentiable any number of times.
+        (N, O, H', W'), channels_last where the input is; differentiable any number of times.
 
     Raises:
-        ValueError: the input does not have the channels that the geometry cuts.
+        ValueError: arguments that do not fit the geometry or each other; a forced kernel that cannot compute them.
     """
-    if x_NCHW.shape[1] != geometry.in_groups.channels:
-        raise ValueError(
-            f"input of shape {tuple(x_NCHW.shape)} has {x_NCHW.shape[1]} channels; "
-            f"the groups {geometry.in_groups} cut {geometry.in_groups.channels}"
-        )
-    kernel = _forced or choose(geometry, _compute_dtype(x_NCHW), x_NCHW.device.type)
-    return KERNELS[kernel](x_NCHW, weight, bias, geometry)
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation {activation!r}: must be one of {', '.join(ACTIVATIONS)}")
+    if torch._C._is_any_autocast_enabled():
+        x_NCHW, weight, bias = _cast(x_NCHW, weight, bias)
+    if is_compiling():
+        return library.conv2d(x_NCHW, weight, bias, geometry, activation)
+    try:
+        return _conv2d(x_NCHW, weight, bias, geometry, activation)
+    except (RuntimeError, IndexError, ValueError) as error:
+        complaint = library.complaint(x_NCHW, weight, bias, geometry)
+        if complaint is None:
+            raise
+        raise ValueError(complaint) from error
 
 
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype a convolution of ``x`` runs in, autocast considered."""
-    if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
-        return torch.get_autocast_dtype(x.device.type)
-    return x.dtype
+def _cast(x: Tensor, *others: Tensor | None) -> list[Any]:
+    """To the dtype that autocast wants on this device, which leaves float64 alone as it does elsewhere."""
+    device = x.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
+        return [x, *others]
+    dtype = torch.get_autocast_dtype(device)
+    return [None if t is None else t.to(dtype) for t in (x, *others)]
+
+
+def _recorded(*tensors: Tensor | None) -> bool:
+    """Whether autograd must remember a call."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str = "none") -> Tensor:
+    transformed = torch._C._are_functorch_transforms_active()
+    kernels = transformable_kernels(geometry) if transformed else kernels_for(x, geometry, x.shape[2:])
+    if kernels.together is not None and torch.is_grad_enabled():
+        return kernels.together(x, weight, bias, geometry, activation)
+    if not _recorded(x, weight, bias):
+        return kernels.conv2d(x, weight, bias, geometry, activation)
+    return _Conv2d.apply(x, weight, bias, geometry, activation)
+
+
+def _input_gradient(dy: Tensor, weight: Tensor, geometry: Geometry, input_size: Sequence[int]) -> Tensor:
+    if _recorded(dy, weight):
+        return _InputGradient.apply(dy, weight, geometry, input_size)
+    return dispatch.input_gradient(dy, weight, geometry, input_size)
+
+
+def _weight_gradient(dy: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
+    if _recorded(dy, x):
+        return _WeightGradient.apply(dy, x, geometry)
+    return dispatch.weight_gradient(dy, x, geometry)
+
+
+EAGER = derivatives.Ops(_conv2d, _input_gradient, _weight_gradient)
+
+
+class _Conv2d(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str
+    ) -> Tensor:
+        y = dispatch.conv2d(x, weight, bias, geometry, activation)
+        derivatives.save(ctx, (x, weight), geometry, y if activation == "relu" else None)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return *derivatives.of_conv2d(EAGER, ctx, dy), None, None
+
+
+class _InputGradient(Function):
+    @staticmethod
+    def forward(ctx: Any, dy: Tensor, weight: Tensor, geometry: Geometry, input_size: Sequence[int]) -> Tensor:
+        derivatives.save(ctx, (dy, weight), geometry)
+        return dispatch.input_gradient(dy, weight, geometry, input_size)
+
+    @staticmethod
+    def backward(ctx: Any, ddx: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return *derivatives.of_input_gradient(EAGER, ctx, ddx), None, None
+
+
+class _WeightGradient(Function):
+    @staticmethod
+    def forward(ctx: Any, dy: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
+        derivatives.save(ctx, (dy, x), geometry)
+        return dispatch.weight_gradient(dy, x, geometry)
+
+    @staticmethod
+    def backward(ctx: Any, ddw: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return *derivatives.of_weight_gradient(EAGER, ctx, ddw), None

@@ -1,12 +1,16 @@
 """Packing: how groups of unequal sizes share the equal bins of one uniform grouped convolution.
 
 Neighbouring groups share a bin; all bins have the same capacity. Logarithmic groups fill two bins exactly: the first
-half is one, all the other groups are the second.
+half is one, all the other groups are the second. Several packings side by side (``nested``) waste less: the widest
+group by itself, the others packed; for logarithmic groups 0.375 of the dense products instead of 0.5.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
+
+FEW = 32  # groups up to which every capacity is tried
 
 
 @dataclass(frozen=True)
@@ -29,13 +33,32 @@ class Packing:
 
 
 def cheapest_packing(in_sizes: tuple[int, ...], out_sizes: tuple[int, ...]) -> Packing:
-    """The packing into contiguous bins that multiplies fewest channel pairs; fewer bins where equal."""
+    """The packing into contiguous bins that multiplies fewest channel pairs; fewer bins where equal.
+
+    Beyond a few groups the capacities tried are multiples of the widest group alone.
+    """
     if len(set(in_sizes)) == len(set(out_sizes)) == 1:
         return Packing(tuple((g, g + 1) for g in range(len(in_sizes))), in_sizes[0], out_sizes[0])
-    groups = range(len(in_sizes))
-    capacities = {sum(in_sizes[a : b + 1]) for a in groups for b in groups if b >= a}
-    packings = [_fill(in_sizes, out_sizes, capacity) for capacity in capacities if capacity >= max(in_sizes)]
+    groups, widest, total = range(len(in_sizes)), max(in_sizes), sum(in_sizes)
+    if len(in_sizes) <= FEW:
+        capacities = {sum(in_sizes[a : b + 1]) for a in groups for b in groups if b >= a}
+    else:
+        capacities = {*range(widest, total, widest), total}
+    packings = [_fill(in_sizes, out_sizes, capacity) for capacity in capacities if capacity >= widest]
     return min(packings, key=lambda packing: (packing.links, len(packing.bins)))
+
+
+def nested_packings(in_sizes: tuple[int, ...], out_sizes: tuple[int, ...]) -> tuple[Packing, ...]:
+    """The group with the most channel pairs by itself, the groups on either side of it packed."""
+    links = [i * o for i, o in zip(in_sizes, out_sizes, strict=True)]
+    widest = links.index(max(links))
+    cuts = sorted({0, widest, widest + 1, len(links)})
+    packings = []
+    for first, last in pairwise(cuts):
+        part = cheapest_packing(in_sizes[first:last], out_sizes[first:last])
+        bins = tuple((a + first, b + first) for a, b in part.bins)
+        packings.append(Packing(bins, part.in_capacity, part.out_capacity))
+    return tuple(packings)
 
 
 def _fill(in_sizes: tuple[int, ...], out_sizes: tuple[int, ...], in_capacity: int) -> Packing:

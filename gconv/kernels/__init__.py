@@ -1,1 +1,54 @@
-"""The ways of computing a grouped convolution, one file each, and the choice between them."""
+"""The ways of computing a grouped convolution, one file each, and the choice between them.
+
+Every kernel is a module with the same four functions; none needs autograd inside:
+
+    conv2d(x_NCHW, weight, bias, geometry, activation="none") -> y_NOHW             "none" or "relu"
+    input_gradient(dy_NOHW, weight, geometry, input_size) -> dx_NCHW
+    weight_gradient(dy_NOHW, x_NCHW, geometry) -> dweight                           of ``geometry.weight_shape``
+    refuses(geometry, dtype, device_type) -> str | None                             why it cannot run
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+
+import torch
+
+from gconv.geometry import Geometry
+
+NAMES = ("reference", "native", "loop", "packed", "nested", "masked", "widened", "band")
+OPS = ("conv2d", "input_gradient", "weight_gradient")
+# ATen calls alone: torch differentiates their forward pass by itself.
+DIFFERENTIABLE = frozenset({"reference", "native", "loop", "packed", "nested", "masked"})
+# What a table may choose between; the reference is for tests.
+CANDIDATES = ("native", "loop", "packed", "nested", "masked", "widened", "band")
+
+
+@cache
+def find(name: str) -> ModuleType:
+    """The kernel of this name.
+
+    Raises:
+        ValueError: there is none, or it needs a library that is not installed.
+    """
+    if name not in NAMES:
+        raise ValueError(f"no kernel {name!r}; there are {', '.join(NAMES)}")
+    try:
+        return import_module(f"gconv.kernels.{name}")
+    except ModuleNotFoundError as error:
+        raise ValueError(f"kernel {name!r} needs {error.name}, which is not installed") from None
+
+
+def refusal(name: str, geometry: Geometry, dtype: torch.dtype, device_type: str) -> str | None:
+    """Why a kernel cannot compute a layer; None if it can."""
+    try:
+        return find(name).refuses(geometry, dtype, device_type)
+    except ValueError as error:
+        return str(error)
+
+
+def runnable(geometry: Geometry, dtype: torch.dtype, device_type: str) -> tuple[str, ...]:
+    """The candidates that can compute a layer."""
+    return tuple(name for name in CANDIDATES if refusal(name, geometry, dtype, device_type) is None)

@@ -1,24 +1,140 @@
-"""Which kernel computes a layer.
+"""Which kernel computes a layer: what the measured table says, and ATen by rule where it says nothing.
 
-Equal groups go to ATen's own grouped convolution. Uneven ones are packed into one call, except in fp32 on a CPU: there
-a convolution is bound by arithmetic, so that the zeros of a packing cost more than the calls of a loop, unless a group
-is so narrow that a convolution of its own cannot fill the vector units. (Measured forward + backward, two AVX-512
-cores, batch 64, loop / packed: 64 channels log:3 43 / 50 ms, log:5 81 / 57; 128 log:5 38 / 44; 256 log:5 41 / 49.)
+Nothing is measured here. The choice is made once per layer and size of input, then looked up. For each op apart: the
+forward pass, the gradient of the input and that of the weight may be computed by different kernels.
 """
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from functools import cache, lru_cache
 
 import torch
 
 from gconv.geometry import Geometry
+from gconv.kernels import CANDIDATES, DIFFERENTIABLE, OPS, refusal
+from gconv.kernels import table as tables
 
-NARROW = 8  # input channels of a group
+NARROW = 8  # input channels of a group that cannot fill the vector units of a CPU
+ALIKE = 1.03  # times within 3% are taken for equal
+APART = "apart"  # in the table: a step whose ops each have the kernel of their own choice
 
 
-def choose(geometry: Geometry, dtype: torch.dtype, device: str) -> str:
-    """Name of the kernel for a layer of this geometry computed in ``dtype`` on a ``device`` type."""
+@dataclass(frozen=True)
+class Choice:
+    """A kernel, and why.
+
+    Attributes:
+        kernel: its name.
+        reason: in words.
+        seconds: what each kernel took on the measured layer that decided, if one did.
+        steps: how far that layer's sizes are from these, in halvings or doublings.
+    """
+
+    kernel: str
+    reason: str
+    seconds: tuple[tuple[str, float], ...] = ()
+    steps: int = 0
+
+
+def pixel_bits(batch: int, height: int, width: int) -> int:
+    """The size of an input, batch × height × width, to the precision that the choice depends on.
+
+    Sizes that are symbols of a traced program count as unknown, 0.
+    """
+    pixels = batch * height * width
+    return pixels.bit_length() if type(pixels) is int else 0
+
+
+@lru_cache(maxsize=16384)
+def choose(
+    op: str, geometry: Geometry, dtype: torch.dtype, device: torch.device, channels_last: bool, bits: int
+) -> Choice:
+    """The kernel for one op of a layer.
+
+    Args:
+        op: ``conv2d``, ``input_gradient`` or ``weight_gradient``.
+        geometry: of the layer.
+        dtype: that it computes in, autocast considered.
+        device: where.
+        channels_last: whether its input is.
+        bits: ``pixel_bits`` of its input.
+    """
+    if device.type == "meta":  # nothing is computed, costs are counted: these multiply connected channels alone
+        return Choice("native" if geometry.is_uniform else "loop", "nothing is computed on the meta device")
+    found = _measured(op, geometry, dtype, device, channels_last, bits)
+    if found is not None:
+        seconds, times, steps = found
+        words = "the fastest measured" + (f" on a layer {steps} steps away in size" if steps else "")
+        return Choice(min(times, key=lambda name: times[name]), words, tuple(seconds.items()), steps)
+    return _by_rule(geometry, dtype, device)
+
+
+@lru_cache(maxsize=16384)
+def together(
+    geometry: Geometry, dtype: torch.dtype, device: torch.device, channels_last: bool, bits: int
+) -> str | None:
+    """The one ATen kernel that computes a whole training step, differentiated by torch; None for three kernels apart.
+
+    One kernel costs least beside the arithmetic, and computes both gradients in one call: it is preferred where it is
+    as fast. Where no step is measured, it must be the choice of each op.
+    """
+    choices = {choose(op, geometry, dtype, device, channels_last, bits).kernel for op in OPS}
+    if device.type != "meta":
+        found = _measured("step", geometry, dtype, device, channels_last, bits)
+        if found is not None:
+            times = found[1]
+            name = min((name for name in times if name in DIFFERENTIABLE), key=lambda name: times[name], default=APART)
+            return name if name != APART and times[name] <= ALIKE * min(times.values()) else None
+    return choices.pop() if len(choices) == 1 and choices <= DIFFERENTIABLE else None
+
+
+def forget_choices() -> None:
+    """Read the tables again at the next choice."""
+    for cached in (together, choose, tables.load):
+        cached.cache_clear()
+
+
+def _measured(
+    op: str, geometry: Geometry, dtype: torch.dtype, device: torch.device, channels_last: bool, bits: int
+) -> tuple[dict[str, float], dict[str, float], int] | None:
+    """What the table says of the nearest layer: seconds of all, of what can be chosen here, and steps to that layer."""
+    if not bits:
+        return None
+    kind = tables.Kind.of(op, geometry, dtype, tables.device_family(device), channels_last, bits)
+    table = tables.load(kind.family)
+    found = tables.nearest(table, kind)
+    if found is None:
+        return None
+    seconds, steps = table[found[0]], found[1]
+    usable = [n for n in seconds if n == APART or (n in CANDIDATES and not refusal(n, geometry, dtype, device.type))]
+    return (seconds, {name: seconds[name] for name in usable}, steps) if usable else None
+
+
+def _by_rule(geometry: Geometry, dtype: torch.dtype, device: torch.device) -> Choice:
+    """ATen, by what bounds it.
+
+    Uneven groups are packed into one call, except in fp32 on a CPU: there a convolution is bound by arithmetic, so
+    that the zeros of a packing cost more than the calls of a loop, unless a group is so narrow that a convolution of
+    its own cannot fill the vector units.
+    """
+    silent = "no such layer is measured; by rule "
+    if device.type == "cpu" and dtype in (torch.bfloat16, torch.float16) and not _computes(dtype):
+        return Choice("widened", f"{silent}fp32 inside, since this CPU only emulates {dtype}")
     if geometry.is_uniform:
-        return "native"
-    if device == "meta":  # nothing is computed, costs are counted: the loop multiplies connected channels alone
-        return "loop"
-    if device == "cpu" and dtype not in (torch.bfloat16, torch.float16) and min(geometry.in_groups.sizes) >= NARROW:
-        return "loop"
-    return "packed"
+        return Choice("native", f"{silent}ATen's own grouped convolution")
+    wide = min(geometry.in_groups.sizes) >= NARROW and geometry.groups <= 2 * NARROW
+    if device.type == "cpu" and dtype == torch.float32 and wide:
+        return Choice("loop", f"{silent}a call per group, since all are wide")
+    return Choice("packed", f"{silent}one call, with zeros between the groups")
+
+
+@cache
+def _computes(dtype: torch.dtype) -> bool:
+    """Whether this CPU has arithmetic of a 16-bit type. Where torch does not tell (no x86), it is taken to."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    if dtype == torch.bfloat16:
+        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return torch.cpu._is_amx_fp16_supported()

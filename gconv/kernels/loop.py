@@ -1,21 +1,52 @@
 """One dense convolution per group: split, convolve, concatenate. No arithmetic wasted, G launches and a copy."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gconv.geometry import Geometry
+from gconv.kernels import aten
 
 
-def conv2d(x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+def conv2d(x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str = "none") -> Tensor:
     """Grouped convolution as G dense ones."""
     inputs = x_NCHW.split(list(geometry.in_groups.sizes), dim=1)
     weights = geometry.group_weights(weight)
     biases = [None] * geometry.groups if bias is None else bias.split(list(geometry.out_groups.sizes))
-    return torch.cat(
-        [
-            F.conv2d(x_g, weight_g, bias_g, geometry.stride, geometry.padding, geometry.dilation)
-            for x_g, weight_g, bias_g in zip(inputs, weights, biases, strict=True)
-        ],
-        dim=1,
-    )
+    outputs = [
+        aten.convolve(x_g, weight_g, bias_g, geometry, 1)
+        for x_g, weight_g, bias_g in zip(inputs, weights, biases, strict=True)
+    ]
+    return aten.activate(torch.cat(outputs, dim=1), activation)
+
+
+def input_gradient(dy_NOHW: Tensor, weight: Tensor, geometry: Geometry, input_size: Sequence[int]) -> Tensor:
+    """Gradient with respect to the input, group by group."""
+    parts = dy_NOHW.split(list(geometry.out_groups.sizes), dim=1)
+    weights = geometry.group_weights(weight)
+    gradients = [
+        aten.input_gradient(dy_g, weight_g, geometry, 1, input_size)
+        for dy_g, weight_g in zip(parts, weights, strict=True)
+    ]
+    return torch.cat(gradients, dim=1)
+
+
+def weight_gradient(dy_NOHW: Tensor, x_NCHW: Tensor, geometry: Geometry) -> Tensor:
+    """Gradient with respect to the weight, group by group."""
+    outputs = dy_NOHW.split(list(geometry.out_groups.sizes), dim=1)
+    inputs = x_NCHW.split(list(geometry.in_groups.sizes), dim=1)
+    gradients = [
+        aten.weight_gradient(dy_g, x_g, geometry, 1, (dy_g.shape[1], x_g.shape[1], *geometry.kernel_size))
+        for dy_g, x_g in zip(outputs, inputs, strict=True)
+    ]
+    if geometry.is_uniform:
+        return torch.cat(gradients)
+    return torch.cat([gradient.flatten(0, 1) for gradient in gradients])
+
+
+def refuses(geometry: Geometry, dtype: torch.dtype, device_type: str) -> str | None:
+    """Nothing."""
+    return None

@@ -1,20 +1,33 @@
 """ATen's own grouped convolution: uniform groups only."""
 
-import torch.nn.functional as F
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 from gconv.geometry import Geometry
+from gconv.kernels import aten
 
 
-def conv2d(x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    """One ``F.conv2d`` with ``groups=G``.
+def conv2d(x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str = "none") -> Tensor:
+    """One ``F.conv2d`` with ``groups=G``."""
+    return aten.activate(aten.convolve(x_NCHW, weight, bias, geometry, geometry.groups), activation)
 
-    Raises:
-        ValueError: the groups have unequal sizes.
-    """
-    if not geometry.is_uniform:
-        raise ValueError(
-            f"kernel 'native' needs equal groups, not {geometry.in_groups} -> {geometry.out_groups}; "
-            "'loop', 'packed' and 'masked' take any"
-        )
-    return F.conv2d(x_NCHW, weight, bias, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
+
+def input_gradient(dy_NOHW: Tensor, weight: Tensor, geometry: Geometry, input_size: Sequence[int]) -> Tensor:
+    """Gradient with respect to the input."""
+    return aten.input_gradient(dy_NOHW, weight, geometry, geometry.groups, input_size)
+
+
+def weight_gradient(dy_NOHW: Tensor, x_NCHW: Tensor, geometry: Geometry) -> Tensor:
+    """Gradient with respect to the weight."""
+    return aten.weight_gradient(dy_NOHW, x_NCHW, geometry, geometry.groups, geometry.weight_shape)
+
+
+def refuses(geometry: Geometry, dtype: torch.dtype, device_type: str) -> str | None:
+    """Unequal groups."""
+    if geometry.is_uniform:
+        return None
+    return f"it needs equal groups, not {geometry.in_groups} -> {geometry.out_groups}"

@@ -10,7 +10,7 @@ from torch import nn
 from gconv import GroupedConv2d, Partition, forced_kernel
 from gconv.packing import cheapest_packing
 
-EVERY_KERNEL = ("loop", "packed", "masked")
+EVERY_KERNEL = ("loop", "packed", "nested", "masked")  # of uneven groups
 
 
 def loops(layer: GroupedConv2d, x: torch.Tensor) -> torch.Tensor:
@@ -70,7 +70,7 @@ def test_every_kernel_equals_the_definition(case, layout, seed):
     elif layout == "strided":
         x = torch.randn(batch, 12, 11, layer.in_channels).permute(0, 3, 2, 1)
     expected = loops(layer, x)
-    kernels = ["reference", *EVERY_KERNEL, *(["native"] if layer.geometry.is_uniform else [])]
+    kernels = ["reference", "loop", "packed", "masked", "native" if layer.geometry.is_uniform else "nested"]
     for kernel in kernels:
         with forced_kernel(kernel):
             y = layer(x)

@@ -1,0 +1,308 @@
+"""Time of every kernel on grouped convolutions, side by side: forward pass, both gradients, and a whole step.
+
+What is timed has just been checked: its error against float64 is at most twice that of ATen's own way (``native``, or
+``loop`` for uneven groups) in the same dtype. Kernels run in turn, round by round, so that a drifting machine treats
+them alike. ``dense`` is the layer without groups, ``ours`` what the operator chooses.
+
+    python -m benchmarks.kernels [--layers=64@32,128@16] [--partitions=2,log:4] [--dtypes=float32,bfloat16]
+        [--layouts=channels_last] [--batch=64] [--repeats=15] [--to=FOLDER]       one long CSV, and the figure
+    python -m benchmarks.kernels --learn […]                  extends the user's table of measured kernels
+
+A layer is written ``64@32`` (channels at a size), ``256@14/1x1`` or ``128@28/3x3/2`` (with a stride).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from analysis.figures import speed
+from experiments.runs import provenance
+from experiments.train import choose_device, device_name
+from gconv import GroupedConv2d, dispatch, forced_kernel
+from gconv.cost import Latency, measure_latencies
+from gconv.explanation import floor_of, seconds_of, share_of_dense
+from gconv.geometry import Geometry
+from gconv.kernels import OPS, find, runnable, table
+from gconv.kernels.choose import APART, pixel_bits
+
+LAYERS = {
+    "cpu": "64@32,128@16,256@8",
+    "cuda": "64@56,128@28,256@14,512@7,64@32,128@16,256@8,256@14/1x1,512@7/1x1,128@28/3x3/2",
+}
+PARTITIONS = {"cpu": "2,8,log:3,log:4,log:5", "cuda": "2,4,8,32,log:3,log:4,log:5"}
+BATCH = {"cpu": 64, "cuda": 256}
+TINY = ("8@4", "64@4")  # batches of one and two, where calls cost more than arithmetic: for the table alone
+SHORT = 2e-3  # seconds: what takes less is repeated within one measurement
+FP32_ERROR = 1e-5  # relative to the largest number of the result, at most
+FP32_ROUNDING = 1e-6  # what sums in another order may differ by
+
+Result = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer cut in one way, computed in one dtype and layout."""
+
+    layer: str
+    partition: str
+    dtype: torch.dtype
+    channels_last: bool
+    batch: int
+    device: torch.device
+
+    def build(self) -> tuple[GroupedConv2d, nn.Conv2d, Tensor, Tensor]:
+        """The layer, the dense one, an input and the gradient of an output."""
+        channels, size, kernel, stride = parse_layer(self.layer)
+        torch.manual_seed(0)
+        arguments = (channels, channels, kernel, stride, kernel // 2)
+        place = {"bias": False, "device": self.device, "dtype": self.dtype}
+        grouped, dense = GroupedConv2d(*arguments, groups=self.partition, **place), nn.Conv2d(*arguments, **place)  # type: ignore[arg-type]
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+
+        def images(*shape: int) -> Tensor:
+            return torch.randn(*shape, device=self.device).to(self.dtype).contiguous(memory_format=layout)
+
+        outputs = grouped.geometry.output_size((size, size))
+        dense.weight.data = dense.weight.data.contiguous(memory_format=layout)
+        return grouped, dense, images(self.batch, channels, size, size), images(self.batch, channels, *outputs)
+
+
+def main() -> None:
+    """Run the benchmark."""
+    device = choose_device("auto")
+    kind = device.type if device.type in LAYERS else "cpu"
+    parser = argparse.ArgumentParser(description="Time of every kernel on grouped convolutions, side by side.")
+    parser.add_argument("--layers", default=LAYERS[kind])
+    parser.add_argument("--partitions", default=PARTITIONS[kind])
+    parser.add_argument("--dtypes", default="bfloat16,float32")
+    parser.add_argument("--layouts", help="by default channels_last, and for --learn contiguous too")
+    parser.add_argument("--batch", type=int, default=BATCH[kind])
+    parser.add_argument("--repeats", type=int, default=15, help="timed rounds")
+    parser.add_argument("--learn", action="store_true", help="extend the table that chooses kernels, instead")
+    parser.add_argument("--to", type=Path, default=Path("runs/kernels"), help="folder of the CSV and the figure")
+    given = parser.parse_args()
+    given.layouts = given.layouts or ("channels_last,contiguous" if given.learn else "channels_last")
+    try:
+        cases = list(cases_of(given, device))
+    except (ValueError, AttributeError) as error:
+        parser.error(str(error))
+    if given.learn:
+        for case in cases:
+            learn(case, given.repeats)
+            print(f"{case.layer} {case.partition} {case.dtype} × {case.batch}", flush=True)
+        print(f"table: {table.user_path()}")
+        return
+    rows = []
+    for case in cases:
+        rows += measure(case, given.repeats)
+        print(summary(rows[-1]["case"], rows), flush=True)  # type: ignore[arg-type]
+    long = pd.DataFrame(rows).drop(columns="case").assign(**provenance(device_name(device)))
+    given.to.mkdir(parents=True, exist_ok=True)
+    long.to_csv(given.to / "kernels.csv", index=False)
+    print(*[given.to / "kernels.csv", *speed.draw(long, given.to)], sep="\n")
+
+
+def cases_of(given: argparse.Namespace, device: torch.device) -> Iterator[Case]:
+    """All that is asked for, each checked before anything is timed."""
+    for dtype in given.dtypes.split(","):
+        if not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise ValueError(f"--dtypes={dtype}: write float32, bfloat16 or float16")
+        for layout in given.layouts.split(","):
+            if layout not in ("channels_last", "contiguous"):
+                raise ValueError(f"--layouts={layout}: write channels_last or contiguous")
+            layers = [(layer, given.batch) for layer in given.layers.split(",")]
+            if given.learn:
+                layers += [(layer, batch) for layer in TINY for batch in (1, 2)]
+            for layer, batch in layers:
+                for partition in given.partitions.split(","):
+                    case = Case(layer, partition, getattr(torch, dtype), layout == "channels_last", batch, device)
+                    if layer not in TINY or parse_layer(layer)[0] >= 64 or partition in ("2", "log:3"):
+                        GroupedConv2d(parse_layer(layer)[0], parse_layer(layer)[0], 1, groups=partition, device="meta")
+                        yield case
+
+
+def parse_layer(text: str) -> tuple[int, int, int, int]:
+    """``128@28/3x3/2`` to channels, size, kernel and stride.
+
+    Raises:
+        ValueError: it is not written so.
+    """
+    try:
+        given = text.split("/")
+        shape, kernel, stride = given + ["@", "3x3", "1"][len(given) :]
+        channels, size = shape.split("@")
+        return int(channels), int(size), int(kernel.split("x")[0]), int(stride)
+    except ValueError:
+        raise ValueError(f"--layers={text}: write 64@32, 64@32/1x1 or 64@32/3x3/2") from None
+
+
+def calls_of(case: Case, op: str, with_ours: bool) -> tuple[dict[str, Callable[[], Result]], Callable[[], Result]]:
+    """Every way of computing one op of a case, by name, and the same in float64."""
+    layer, dense, x, dy = case.build()
+    geometry, wide = layer.geometry, GroupedConv2d(*_arguments(case), device="meta").geometry
+    weight, wide_weight = layer.weight.detach(), dense.weight.detach()
+    names = runnable(geometry, case.dtype, case.device.type)
+
+    def raw(ops: Any, op: str, x: Tensor, dy: Tensor, weight: Tensor, geometry: Geometry) -> Result:
+        if op == "conv2d":
+            return (ops.conv2d(x, weight, None, geometry),)
+        if op == "input_gradient":
+            return (ops.input_gradient(dy, weight, geometry, tuple(x.shape[2:])),)
+        return (ops.weight_gradient(dy, x, geometry),)
+
+    def exactly(op: str) -> Result:
+        return raw(find("loop"), op, x.double(), dy.double(), weight.double(), geometry)
+
+    if op != "step":
+        calls = {name: partial(raw, find(name), op, x, dy, weight, geometry) for name in names}
+        calls["dense"] = partial(raw, find("native"), op, x, dy, wide_weight, wide)
+        if with_ours:
+            calls["ours"] = partial(raw, dispatch, op, x, dy, weight, geometry)
+        return calls, partial(exactly, op)
+    image = x.clone(memory_format=torch.preserve_format).requires_grad_()
+
+    def step(module: nn.Module, weight: Tensor, kernel: str | None) -> Result:
+        with nullcontext() if kernel is None else forced_kernel(kernel):
+            return torch.autograd.grad(module(image), [image, weight], dy)
+
+    calls = {name: partial(step, layer, layer.weight, name) for name in names}
+    calls |= {"dense": partial(step, dense, dense.weight, None), "ours": partial(step, layer, layer.weight, None)}
+    return calls, lambda: (*exactly("input_gradient"), *exactly("weight_gradient"))
+
+
+def _arguments(case: Case) -> tuple[int, int, int, int, int]:
+    channels, _, kernel, stride = parse_layer(case.layer)
+    return channels, channels, kernel, stride, kernel // 2
+
+
+def time_op(case: Case, op: str, repeats: int, with_ours: bool = True) -> Iterator[tuple[str, Latency, float, float]]:
+    """Check every kernel of one op, then time those that pass, in turn.
+
+    Yields:
+        Name, seconds, error of its result and error of ATen's own: largest difference from float64 over the largest
+        number. A kernel that fails is named on stderr and not timed.
+    """
+    calls, exactly = calls_of(case, op, with_ours)
+    exact = exactly()
+    errors = {name: _error(call(), exact) for name, call in calls.items() if name != "dense"}
+    yardstick = errors["native" if "native" in errors else "loop"]
+    allowed = allowed_error(yardstick, case.dtype)
+    for name, error in errors.items():
+        if not error <= allowed:
+            print(
+                f"{case.layer} {case.partition} {case.dtype} {op}: not timed, since "
+                f"{name} is off by {error:.1e}, more than {allowed:.1e}",
+                file=sys.stderr,
+            )
+            del calls[name]
+    inner = {name: _times_within(call, case.device) for name, call in calls.items()}
+    timed = {name: _again(call, inner[name]) for name, call in calls.items()}
+    for name, latency in measure_latencies(timed, case.device, repeats).items():
+        each = Latency(*(t / inner[name] for t in (latency.median, latency.lower, latency.upper)))
+        yield name, each, errors.get(name, 0.0), yardstick
+
+
+def allowed_error(aten_error: float, dtype: torch.dtype) -> float:
+    """Twice ATen's own, or half a unit in the last place of the largest number; in fp32 never beyond 1e-5."""
+    if dtype == torch.float32:
+        return min(max(2 * aten_error, FP32_ROUNDING), FP32_ERROR)
+    return max(2 * aten_error, torch.finfo(dtype).eps / 2)
+
+
+def _error(results: Result, exact: Result) -> float:
+    differences = [(r.double() - e).abs().max() / e.abs().max() for r, e in zip(results, exact, strict=True)]
+    return max(d.item() for d in differences)
+
+
+def _times_within(call: Callable[[], Result], device: torch.device) -> int:
+    """How often to call within one measurement, so that the clock and the launch do not matter."""
+    start = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return max(1, round(SHORT / (time.perf_counter() - start)))
+
+
+def _again(call: Callable[[], Result], times: int) -> Callable[[], None]:
+    def run() -> None:
+        for _ in range(times):
+            call()
+
+    return run
+
+
+def measure(case: Case, repeats: int) -> list[dict[str, object]]:
+    """The rows of the long table for one case."""
+    layer, _, x, _ = case.build()
+    geometry = layer.geometry
+    macs, numbers = floor_of(geometry, tuple(x.shape))
+    rows = []
+    for op in (*OPS, "step"):
+        amount = 3 if op == "step" else 1
+        floor = seconds_of(macs, numbers * case.dtype.itemsize, case.dtype, case.device)
+        for name, latency, error, yardstick in time_op(case, op, repeats):
+            rows.append(
+                {
+                    "layer": case.layer,
+                    "partition": case.partition,
+                    "batch": case.batch,
+                    "dtype": str(case.dtype).removeprefix("torch."),
+                    "layout": "channels_last" if case.channels_last else "contiguous",
+                    "op": op,
+                    "kernel": name,
+                    "median": latency.median,
+                    "lower": latency.lower,
+                    "upper": latency.upper,
+                    "error": error,
+                    "aten_error": yardstick,
+                    "macs": amount * macs,
+                    "ideal": share_of_dense(geometry),
+                    "floor": None if floor is None else amount * floor,
+                    "family": table.device_family(case.device),
+                    "threads": torch.get_num_threads(),
+                    "case": case,
+                }
+            )
+    return rows
+
+
+def learn(case: Case, repeats: int) -> None:
+    """Extend the user's table by one case: first each op apart, then the step, which depends on what was chosen."""
+    layer, _, x, _ = case.build()
+    bits, family = pixel_bits(x.shape[0], *x.shape[2:]), table.device_family(case.device)
+    kinds = {
+        op: table.Kind.of(op, layer.geometry, case.dtype, family, case.channels_last, bits) for op in (*OPS, "step")
+    }
+    times: dict[table.Kind, dict[str, float]] = {kinds["step"]: {}}
+    for op in OPS:
+        times[kinds[op]] = {name: latency.median for name, latency, *_ in time_op(case, op, repeats, with_ours=False)}
+    table.extend(table.user_path(), times.items())
+    dispatch.forget()
+    step = {name: latency.median for name, latency, *_ in time_op(case, "step", repeats)}
+    step[APART] = step.pop("ours")
+    table.extend(table.user_path(), [(kinds["step"], step)])
+    dispatch.forget()
+
+
+def summary(case: Case, rows: list[dict[str, object]]) -> str:
+    """One line: the whole step of every kernel over the dense one."""
+    step = {r["kernel"]: float(r["median"]) for r in rows if r["case"] == case and r["op"] == "step"}  # type: ignore[arg-type]
+    ratios = "  ".join(f"{name} {seconds / step['dense']:.2f}" for name, seconds in step.items() if name != "dense")
+    dtype = str(case.dtype).removeprefix("torch.")
+    return f"{case.layer:<10} {case.partition:<6} {dtype:<9} dense {1e3 * step['dense']:7.2f} ms; over dense: {ratios}"
+
+
+if __name__ == "__main__":
+    main()

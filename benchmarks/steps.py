@@ -1,0 +1,90 @@
+"""Whole training steps of networks with filter groups: our choice of kernels beside each ATen way alone.
+
+Every way trains a copy of the same network on the same batch, in turn, so that a drifting machine treats them alike.
+``loop`` is what people write by hand for uneven groups (split, convolve, concatenate); ``dense`` is the same network
+without groups.
+
+    python -m benchmarks.steps [--nets=lognet:log:4,alexnet:2] [--ways=dense,ours,loop,packed] [--batch=64]
+        [--repeats=15] [--csv=FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from experiments.models import build_model
+from experiments.runs import provenance
+from experiments.train import choose_device, choose_dtype, device_name
+from gconv import forced_kernel
+from gconv.cost import measure_latencies
+
+SIZES = {"alexnet": 112, "lognet": 32, "small": 32}
+EXTRA = {"alexnet": {"norm": "batch", "head": "average"}}
+REFERENCE = "loop"  # what ratios are to
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description="Whole training steps, our choice of kernels beside ATen's ways.")
+    parser.add_argument("--nets", default="lognet:log:3,lognet:log:4,lognet:log:5,alexnet:2,alexnet:4,alexnet:log:3")
+    parser.add_argument("--ways", default="dense,ours,loop,packed,masked")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--csv", type=Path)
+    given = parser.parse_args()
+    device = choose_device("auto")
+    rows = []
+    for net in given.nets.split(","):
+        name, _, groups = net.partition(":")
+        calls = {way: step_of(name, groups, way, given.batch, device) for way in given.ways.split(",")}
+        times = measure_latencies(calls, device, given.repeats)
+        for way, time in times.items():
+            ratio = time.median / times[REFERENCE].median if REFERENCE in times else float("nan")
+            rows.append({"net": name, "groups": groups, "way": way, "ratio": ratio})
+            rows[-1] |= {"ms": time.median * 1e3, "lower": time.lower * 1e3, "upper": time.upper * 1e3}
+            print(
+                f"{net:<16}{way:<8}{time.median * 1e3:>9.1f} ms [{time.lower * 1e3:.1f}, {time.upper * 1e3:.1f}]"
+                f"{ratio:>7.2f} × {REFERENCE}",
+                flush=True,
+            )
+    if given.csv:
+        given.csv.parent.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(rows).assign(batch=given.batch, **provenance(device_name(device))).to_csv(given.csv, index=False)
+
+
+def step_of(name: str, groups: str, way: str, batch: int, device: torch.device) -> Callable[[], None]:
+    """One training step: forward, backward, update."""
+    torch.manual_seed(0)
+    size = SIZES[name]
+    cut = "1" if way == "dense" else groups
+    model = build_model(name, size, classes=10, groups=int(cut) if cut.isdigit() else cut, **EXTRA.get(name, {}))
+    model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
+    x = torch.randn(batch, 3, size, size, device=device).to(memory_format=torch.channels_last)
+    y = torch.randint(10, (batch,), device=device)
+    kernel = None if way in ("dense", "ours") else way
+    return partial(_step, model, optimizer, x, y, kernel, choose_dtype("auto", device))
+
+
+def _step(
+    model: nn.Module, optimizer: torch.optim.SGD, x: Tensor, y: Tensor, kernel: str | None, dtype: torch.dtype
+) -> None:
+    with forced_kernel(kernel) if kernel else nullcontext():
+        with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
+            loss = F.cross_entropy(model(x).float(), y)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""The three bilinear ops of a grouped convolution, each computed by the kernel that suits it; no autograd here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gconv.geometry import Geometry
+from gconv.kernels import DIFFERENTIABLE, NAMES, OPS, find, refusal, runnable
+from gconv.kernels.aten import is_channels_last
+from gconv.kernels.choose import choose, forget_choices, pixel_bits, together
+
+VARIABLE = "GCONV_KERNEL"  # environment variable: computes everything with one kernel, for debugging
+
+_forced: str | None = os.environ.get(VARIABLE) or None
+
+
+@contextmanager
+def forced_kernel(name: str) -> Iterator[None]:
+    """Compute every grouped convolution inside the block with one kernel, for comparing and counting.
+
+    Raises:
+        ValueError: there is no kernel of this name.
+    """
+    global _forced
+    if name not in NAMES:
+        raise ValueError(f"no kernel {name!r}; there are {', '.join(NAMES)}")
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+class Kernels(NamedTuple):
+    """What computes the three ops of a layer, and the forward pass that torch differentiates alone, if that pays."""
+
+    conv2d: Callable[..., Tensor]
+    input_gradient: Callable[..., Tensor]
+    weight_gradient: Callable[..., Tensor]
+    together: Callable[..., Tensor] | None
+
+
+def kernels_for(x: Tensor, geometry: Geometry, input_size: Sequence[int]) -> Kernels:
+    """The kernels of a layer.
+
+    Args:
+        x: the input, or the gradient of the output: batch, dtype, device and layout count.
+        geometry: of the layer.
+        input_size: (H, W) of the input.
+
+    Raises:
+        ValueError: a kernel is forced that cannot run here.
+    """
+    if _forced is not None:
+        name = forced(geometry, x.dtype, x.device.type) or ""
+        return _named((name,) * 3, name if name in DIFFERENTIABLE else None)
+    return _chosen(
+        geometry, x.dtype, x.device, is_channels_last(x), pixel_bits(x.shape[0], input_size[0], input_size[1])
+    )
+
+
+def transformable_kernels(geometry: Geometry) -> Kernels:
+    """Kernels of ATen calls that all have rules for ``torch.func``, whatever else would be faster."""
+    name = "native" if geometry.is_uniform else "loop"
+    return _named((name,) * 3, name)
+
+
+@lru_cache(maxsize=16384)
+def _chosen(geometry: Geometry, dtype: torch.dtype, device: torch.device, channels_last: bool, bits: int) -> Kernels:
+    case = (geometry, dtype, device, channels_last, bits)
+    return _named(tuple(choose(op, *case).kernel for op in OPS), together(*case))
+
+
+@cache
+def _named(names: tuple[str, ...], one: str | None) -> Kernels:
+    forward, input_gradient, weight_gradient = (getattr(find(name), op) for name, op in zip(names, OPS, strict=True))
+    return Kernels(forward, input_gradient, weight_gradient, None if one is None else find(one).conv2d)
+
+
+def forget() -> None:
+    """Read the tables of measured kernels again, and choose anew."""
+    forget_choices()
+    _chosen.cache_clear()
+
+
+def forced(geometry: Geometry, dtype: torch.dtype, device_type: str) -> str | None:
+    """The name of the kernel that is forced on everything; None if none is.
+
+    Raises:
+        ValueError: there is no such kernel, or it cannot compute the layer; names those that can.
+    """
+    if _forced is None:
+        return None
+    if _forced not in NAMES:
+        raise ValueError(f"{VARIABLE}={_forced}: no such kernel; there are {', '.join(NAMES)}")
+    why_not = refusal(_forced, geometry, dtype, device_type)
+    if why_not is not None:
+        others = ", ".join(runnable(geometry, dtype, device_type))
+        raise ValueError(f"kernel {_forced!r} cannot compute {geometry}: {why_not}; {others} can")
+    return _forced
+
+
+def conv2d(x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str = "none") -> Tensor:
+    """The forward pass, (N, O, H', W')."""
+    return kernels_for(x_NCHW, geometry, x_NCHW.shape[2:]).conv2d(x_NCHW, weight, bias, geometry, activation)
+
+
+def input_gradient(dy_NOHW: Tensor, weight: Tensor, geometry: Geometry, input_size: Sequence[int]) -> Tensor:
+    """The gradient of the input, (N, C, H, W) with (H, W) = ``input_size``."""
+    return kernels_for(dy_NOHW, geometry, input_size).input_gradient(dy_NOHW, weight, geometry, input_size)
+
+
+def weight_gradient(dy_NOHW: Tensor, x_NCHW: Tensor, geometry: Geometry) -> Tensor:
+    """The gradient of the weight, of ``geometry.weight_shape``."""
+    return kernels_for(x_NCHW, geometry, x_NCHW.shape[2:]).weight_gradient(dy_NOHW, x_NCHW, geometry)

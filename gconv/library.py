@@ -1,0 +1,238 @@
+"""The three ops in torch's library: ``gconv::conv2d``, ``gconv::input_gradient``, ``gconv::weight_gradient``.
+
+Each is one node of a traced program, so that neither a compiler's rules for grouped convolutions nor the choice of a
+kernel get into it: which kernel runs is decided when it runs, for the sizes it then meets. Registered are the kernels,
+fake ones for tracing, derivatives, autocast, vmap and the count of FLOPs.
+
+A geometry is spelled out in plain numbers. ``torch.vmap`` over weights gives a grouped convolution with as many times
+the groups.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from gconv import derivatives, dispatch
+from gconv.geometry import Geometry, geometry_of
+from gconv.kernels.aten import is_channels_last
+
+_cut = "int[] in_sizes, int[] out_sizes, int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation"
+_library = torch.library.Library("gconv", "DEF")
+_library.define(f"conv2d(Tensor x, Tensor weight, Tensor? bias, {_cut}, str activation) -> Tensor")
+_library.define(f"input_gradient(Tensor dy, Tensor weight, {_cut}, SymInt[2] input_size) -> Tensor")
+_library.define(f"weight_gradient(Tensor dy, Tensor x, {_cut}) -> Tensor")
+_ops = torch.ops.gconv
+
+Pair = tuple[int, int]
+Numbers = tuple[list[int], list[int], Pair, Pair, Pair, Pair]
+
+
+def _numbers(geometry: Geometry) -> Numbers:
+    cut = list(geometry.in_groups.sizes), list(geometry.out_groups.sizes)
+    return *cut, geometry.kernel_size, geometry.stride, geometry.padding, geometry.dilation
+
+
+def _geometry(numbers: Sequence[Any]) -> Geometry:
+    """The geometry that the first six of an op's numbers spell out."""
+    in_sizes, out_sizes, *window = (tuple(part) for part in numbers[:6])
+    return geometry_of(in_sizes, out_sizes, *window)
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str = "none") -> Tensor:
+    """The forward pass as one op of torch's library."""
+    return _ops.conv2d.default(x, weight, bias, *_numbers(geometry), activation)
+
+
+def input_gradient(dy: Tensor, weight: Tensor, geometry: Geometry, input_size: Sequence[int]) -> Tensor:
+    """The gradient of the input as one op of torch's library."""
+    return _ops.input_gradient.default(dy, weight, *_numbers(geometry), input_size)
+
+
+def weight_gradient(dy: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
+    """The gradient of the weight as one op of torch's library."""
+    return _ops.weight_gradient.default(dy, x, *_numbers(geometry))
+
+
+OPS = derivatives.Ops(conv2d, input_gradient, weight_gradient)
+
+
+def complaint(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> str | None:
+    """What is wrong with the arguments of a forward pass, in one line; None if nothing is."""
+    given = f"input of shape {tuple(x.shape)}"
+    layer = f"the layer ({geometry})"
+    if x.dim() != 4:
+        return f"{given}: {layer} takes (N, C, H, W)"
+    if x.shape[1] != geometry.in_groups.channels:
+        wanted = geometry.in_groups.channels
+        return f"{given} has {x.shape[1]} channels; the groups {geometry.in_groups} of {layer} cut {wanted}"
+    if tuple(weight.shape) != geometry.weight_shape:
+        return f"weight of shape {tuple(weight.shape)}: {layer} needs {geometry.weight_shape}"
+    if bias is not None and tuple(bias.shape) != (geometry.out_groups.channels,):
+        return f"bias of shape {tuple(bias.shape)}: {layer} needs ({geometry.out_groups.channels},)"
+    if min(geometry.output_size(x.shape[2:])) < 1:
+        return f"{given} is smaller than the kernel of {layer} with padding {geometry.padding}: it leaves no output"
+    if not x.is_floating_point():
+        return f"input of {x.dtype}: {layer} takes floating-point numbers (float32, bfloat16, float16, float64)"
+    others = [("weight", weight), *([] if bias is None else [("bias", bias)])]
+    for name, t in others:
+        if t.dtype != x.dtype:
+            return f"input of {x.dtype}, {name} of {t.dtype}: {layer} needs one dtype; convert either, or use autocast"
+        if t.device != x.device:
+            return f"input on {x.device}, {name} on {t.device}: {layer} needs both on one device"
+    if x.layout != torch.strided:
+        return f"input of layout {x.layout}: {layer} takes dense tensors; convert with .to_dense()"
+    return None
+
+
+def _layout(*tensors: Tensor) -> torch.memory_format:
+    """That of ATen's result: channels_last if an argument of four dimensions is."""
+    last = any(t.dim() == 4 and is_channels_last(t) for t in tensors)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def _run_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    y = dispatch.conv2d(x, weight, bias, _geometry(rest), rest[6])
+    return y.to(x.dtype).contiguous(memory_format=_layout(x, weight))
+
+
+def _run_input_gradient(dy: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    dx = dispatch.input_gradient(dy, weight, _geometry(rest), rest[6])
+    return dx.to(dy.dtype).contiguous(memory_format=_layout(dy, weight))
+
+
+def _run_weight_gradient(dy: Tensor, x: Tensor, *rest: Any) -> Tensor:
+    return dispatch.weight_gradient(dy, x, _geometry(rest)).to(dy.dtype).contiguous()
+
+
+def _fake_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    geometry = _geometry(rest)
+    wrong = complaint(x, weight, bias, geometry)
+    if wrong is not None:
+        raise ValueError(wrong)
+    shape = (x.shape[0], geometry.out_groups.channels, *geometry.output_size(x.shape[2:]))
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_layout(x, weight))
+
+
+def _fake_input_gradient(dy: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    shape = (dy.shape[0], sum(rest[0]), *rest[6])
+    return torch.empty(shape, dtype=dy.dtype, device=dy.device, memory_format=_layout(dy, weight))
+
+
+def _fake_weight_gradient(dy: Tensor, x: Tensor, *rest: Any) -> Tensor:
+    return dy.new_empty(_geometry(rest).weight_shape)
+
+
+def _keep_for_conv2d(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    x, weight, _, *rest = inputs
+    geometry = _geometry(rest)
+    derivatives.save(ctx, (x, weight), geometry, output if rest[6] == "relu" else None)
+
+
+def _keep_for_input_gradient(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    dy, weight, *rest = inputs
+    derivatives.save(ctx, (dy, weight), _geometry(rest))
+
+
+def _keep_for_weight_gradient(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    dy, x, *rest = inputs
+    derivatives.save(ctx, (dy, x), _geometry(rest))
+
+
+def _autocast_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device)
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
+        torch._C.DispatchKey.AutocastCUDA
+    )
+    with torch._C._ExcludeDispatchKeyGuard(keys):
+        return _ops.conv2d.default(*(t if t is None else t.to(dtype) for t in (x, weight, bias)), *rest)
+
+
+def _fold(x: Tensor, dim: int | None, times: int) -> Tensor:
+    """(N, k · C, H, W) of k inputs side by side; all alike where there is no dimension of them."""
+    x = x.unsqueeze(0).expand(times, *x.shape) if dim is None else x.movedim(dim, 0)
+    return x.transpose(0, 1).flatten(1, 2)
+
+
+def _stack(x: Tensor, dim: int | None, times: int) -> Tensor:
+    """(k · O, …) of k weights or biases one after the other."""
+    return (x.unsqueeze(0).expand(times, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1)
+
+
+def _batches(x: Tensor, dim: int) -> Tensor:
+    """(k · N, C, H, W): more images of the same layer."""
+    return x.movedim(dim, 0).flatten(0, 1)
+
+
+def _repeat(rest: Sequence[Any], times: int) -> list[Any]:
+    return [list(rest[0]) * times, list(rest[1]) * times, *rest[2:]]
+
+
+def _vmap_conv2d(info: Any, dims: tuple, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Any:
+    k = info.batch_size
+    if dims[1] is None and dims[2] is None:
+        return _ops.conv2d.default(_batches(x, dims[0]), weight, bias, *rest).unflatten(0, (k, -1)), 0
+    bias = None if bias is None else _stack(bias, dims[2], k)
+    y = _ops.conv2d.default(_fold(x, dims[0], k), _stack(weight, dims[1], k), bias, *_repeat(rest, k))
+    return y.unflatten(1, (k, -1)), 1
+
+
+def _vmap_input_gradient(info: Any, dims: tuple, dy: Tensor, weight: Tensor, *rest: Any) -> Any:
+    k = info.batch_size
+    if dims[1] is None:
+        return _ops.input_gradient.default(_batches(dy, dims[0]), weight, *rest).unflatten(0, (k, -1)), 0
+    dx = _ops.input_gradient.default(_fold(dy, dims[0], k), _stack(weight, dims[1], k), *_repeat(rest, k))
+    return dx.unflatten(1, (k, -1)), 1
+
+
+def _vmap_weight_gradient(info: Any, dims: tuple, dy: Tensor, x: Tensor, *rest: Any) -> Any:
+    k = info.batch_size
+    dw = _ops.weight_gradient.default(_fold(dy, dims[0], k), _fold(x, dims[1], k), *_repeat(rest, k))
+    return dw.unflatten(0, (k, -1)), 0
+
+
+def _flops(output: Sequence[int], numbers: Sequence[Any]) -> int:
+    """Two for each multiplication with its addition: connected channels alone, whatever computes them."""
+    batch, _, height, width = output
+    return 2 * batch * height * width * math.prod(_geometry(numbers).weight_shape)
+
+
+def _register(
+    name: str, run: Callable, fake: Callable, keep: Callable, derivative: Callable, vmap: Callable, flops: Callable
+) -> None:
+    arguments = len(getattr(_ops, name).default._schema.arguments)
+
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        known = derivative(OPS, ctx, gradient)
+        return *known, *[None] * (arguments - len(known))
+
+    full = f"gconv::{name}"
+    _library.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(full, fake, lib=_library)
+    torch.library.register_autograd(full, backward, setup_context=keep, lib=_library)
+    torch.library.register_vmap(full, vmap, lib=_library)
+    register_flop_formula(getattr(_ops, name))(flops)
+
+
+_register(
+    *("conv2d", _run_conv2d, _fake_conv2d, _keep_for_conv2d, derivatives.of_conv2d, _vmap_conv2d),
+    lambda x, weight, bias, *rest, out_shape, **_: _flops(out_shape, rest),
+)
+_register(
+    *("input_gradient", _run_input_gradient, _fake_input_gradient, _keep_for_input_gradient),
+    *(derivatives.of_input_gradient, _vmap_input_gradient),
+    lambda dy, weight, *rest, **_: _flops(dy, rest),
+)
+_register(
+    *("weight_gradient", _run_weight_gradient, _fake_weight_gradient, _keep_for_weight_gradient),
+    *(derivatives.of_weight_gradient, _vmap_weight_gradient),
+    lambda dy, x, *rest, **_: _flops(dy, rest),
+)
+for _key in ("AutocastCPU", "AutocastCUDA"):
+    _library.impl("conv2d", _autocast_conv2d, _key)

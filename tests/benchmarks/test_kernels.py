@@ -1,0 +1,102 @@
+"""The kernel benchmark: what it writes, what it refuses to time, and that what it learns is used."""
+
+import sys
+
+import pandas as pd
+import pytest
+import torch
+
+from benchmarks import kernels
+from gconv import GroupedConv2d, dispatch
+from gconv.kernels import OPS, choose, find, table
+
+SMALL = ["--layers=16@6", "--partitions=2,log:3", "--dtypes=float32", "--batch=2", "--repeats=2"]
+
+
+@pytest.fixture(autouse=True)
+def own_table(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(kernels, "SHORT", 0.0)
+    monkeypatch.setattr(kernels, "choose_device", lambda name: torch.device("cpu"))
+    dispatch.forget()
+    yield
+    monkeypatch.undo()
+    dispatch.forget()
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["kernels", *arguments])
+    kernels.main()
+
+
+def test_one_long_csv_and_a_figure(tmp_path, monkeypatch):
+    run(monkeypatch, *SMALL, f"--to={tmp_path}")
+    rows = pd.read_csv(tmp_path / "kernels.csv")
+    assert {"dense", "loop", "packed", "masked", "ours"} <= set(rows["kernel"])
+    assert set(rows["op"]) == {*OPS, "step"}
+    uniform, uneven = (rows[rows["partition"] == cut] for cut in ("2", "log:3"))
+    assert "native" in set(uniform["kernel"])
+    assert "nested" in set(uneven["kernel"])
+    assert (rows["lower"] <= rows["median"]).all()
+    assert (rows["median"] <= rows["upper"]).all()
+    assert set(uneven["ideal"]) == {(8 * 8 + 2 * 4 * 4) / 16**2}
+    assert set(uneven[uneven["op"] == "step"]["macs"]) == {3 * 2 * 36 * 9 * (8 * 8 + 2 * 4 * 4)}
+    assert {"torch", "device", "threads", "commit", "family", "floor"} <= set(rows.columns)
+    assert {path.name for path in tmp_path.iterdir()} >= {"speed.pdf", "speed.png"}
+
+
+def test_a_kernel_that_computes_wrongly_is_not_timed(tmp_path, monkeypatch, capsys):
+    packed = find("packed")
+    right = packed.conv2d
+    monkeypatch.setattr(packed, "conv2d", lambda *arguments: right(*arguments) * 1.001)
+    case = kernels.Case("16@6", "log:3", torch.float32, True, 2, torch.device("cpu"))
+    timed = [name for name, *_ in kernels.time_op(case, "conv2d", 1, with_ours=False)]
+    assert "packed" not in timed
+    assert "loop" in timed
+    assert "packed is off by" in capsys.readouterr().err
+
+
+def test_a_kernel_that_puts_out_nan_is_not_timed(monkeypatch):
+    packed = find("packed")
+    monkeypatch.setattr(packed, "input_gradient", lambda dy, *rest: torch.full_like(dy, float("nan")))
+    case = kernels.Case("16@6", "log:3", torch.float32, True, 2, torch.device("cpu"))
+    assert "packed" not in [name for name, *_ in kernels.time_op(case, "input_gradient", 1)]
+
+
+def test_what_is_learned_is_what_is_chosen(monkeypatch, capsys):
+    run(monkeypatch, *SMALL, "--learn")
+    assert str(table.user_path()) in capsys.readouterr().out
+    layer = GroupedConv2d(16, 16, 3, padding=1, groups="log:3")
+    bits = choose.pixel_bits(2, 6, 6)
+    for op in OPS:
+        chosen = choose.choose(op, layer.geometry, torch.float32, torch.device("cpu"), True, bits)
+        seconds = {name: t for name, t in chosen.seconds if name != "dense"}
+        assert chosen.reason == "the fastest measured"
+        assert chosen.kernel == min(seconds, key=lambda name: seconds[name])
+    steps = [times for kind, times in table.read(table.user_path(), fresh=True).items() if kind.op == "step"]
+    assert all({"apart", "dense", "loop", "packed"} <= set(times) for times in steps)
+    assert len(steps) == 2 * (2 + 8)  # what was asked for and the smallest layers, in both layouts
+
+
+@pytest.mark.parametrize(
+    ("argument", "says"),
+    [
+        ("--layers=16x6", "64@32/3x3/2"),
+        ("--dtypes=float31", "float31"),
+        ("--layouts=nhwc", "channels_last"),
+        ("--partitions=3", "16 channels cannot be cut"),
+    ],
+)
+def test_arguments_that_cannot_work_are_named_before_anything_is_timed(monkeypatch, capsys, argument, says):
+    with pytest.raises(SystemExit) as stopped:
+        run(monkeypatch, *[a for a in SMALL if a.split("=")[0] != argument.split("=")[0]], argument)
+    assert stopped.value.code == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "means"),
+    [("64@32", (64, 32, 3, 1)), ("256@14/1x1", (256, 14, 1, 1)), ("128@28/3x3/2", (128, 28, 3, 2))],
+)
+def test_layers_are_read(text, means):
+    assert kernels.parse_layer(text) == means
