@@ -7,7 +7,7 @@ RUN := .venv/bin/python
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-all lint list experiment cost figures results claims bench clean
+.PHONY: help setup test test-all soak lint list experiment status cost measure figures results claims bench bench-kernels bench-training clean
 
 help: ## show this help
 	@echo "What filter groups buy, and what they learn."
@@ -28,10 +28,13 @@ $(READY): pyproject.toml
 setup: $(READY) ## make the virtual environment (every other target does so by itself)
 
 test: $(READY) ## run the tests (under 4 minutes on two cores)
-	@$(RUN) -m pytest -m "not slow"
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not slow and not soak" --numprocesses=auto --dist=worksteal
 
 test-all: $(READY) ## run the slow tests too
-	@$(RUN) -m pytest
+	@$(RUN) -m pytest -m "not soak"
+
+soak: $(READY) ## kill, fill, damage and double, many times over (about 5 minutes)
+	@$(RUN) -m pytest -m soak tests/soak $(ARGS)
 
 lint: $(READY) ## check style and types
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/pyright
@@ -42,8 +45,17 @@ list: $(READY) ## list the studies
 experiment: $(READY) ## run a study: NAME=quickstart [ARGS="--key=value …"]
 	@$(RUN) -m experiments run $(NAME) $(ARGS)
 
+status: $(READY) ## what is done, running, failed, to do: [NAME=quickstart] [ARGS="--json"]
+	@$(RUN) -m experiments status $(NAME) $(ARGS)
+
+sweep: $(READY) ## search over a sweep file: NAME=photos-bayes [ARGS="--runs=12 --workers=2 --local"]
+	@$(RUN) -m experiments sweep $(NAME) $(ARGS)
+
 cost: $(READY) ## parameters, MACs, activations: MODEL=alexnet | torchvision:resnet50 [ARGS=…]
 	@$(RUN) -m experiments cost $(MODEL) $(ARGS)
+
+measure: $(READY) ## measure a network trained elsewhere: MODEL=resnet18 CHECKPOINT=file DATA=folder [ARGS=…]
+	@$(RUN) -m experiments measure --model=$(MODEL) --checkpoint="$(CHECKPOINT)" --data="$(DATA)" $(ARGS)
 
 figures: $(READY) ## draw a study's figures again: NAME=quickstart; or NAME=connections [ARGS="--model=…"]
 	@$(RUN) -m experiments figures $(NAME) $(ARGS)
@@ -54,7 +66,14 @@ results: $(READY) ## copy a study's tables and figures to results/ and the READM
 claims: $(READY) ## what is claimed of filter groups, and what the studies say to it [ARGS="--explain"]
 	@$(RUN) -m experiments claims $(ARGS)
 
-bench: $(READY) ## measure training throughput side by side
+bench: $(READY) ## time every kernel side by side, then whole training steps
+	@$(RUN) -m benchmarks.kernels $(ARGS)
+	@$(RUN) -m benchmarks.steps
+
+bench-kernels: $(READY) ## measure this machine's kernels into ~/.cache/gconv/kernels.csv, for the choice between them
+	@$(RUN) -m benchmarks.kernels --learn $(ARGS)
+
+bench-training: $(READY) ## training throughput of the suite beside a plain script
 	@$(RUN) -m benchmarks.training $(ARGS)
 
 clean: ## remove the virtual environment and all caches (runs/ and data/ stay)

@@ -1,4 +1,4 @@
-"""The command line: list · run · cost · figures · results · claims.
+"""The command line: list · run · sweep · status · cost · figures · results · measure · claims.
 
 Nothing heavy is imported before it is known to be needed, so that ``list`` and ``--help`` answer at once.
 """
@@ -7,25 +7,31 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from difflib import get_close_matches
 from pathlib import Path
-from typing import NoReturn
 
 from experiments.errors import UsageError
+from experiments.notice import take_notice
 
 CONNECTIONS = "connections"  # figures of no study
 USAGE = """\
 usage: python -m experiments COMMAND …
 
   list [--json]                     the studies: name, question, what has been run
-  run NAME [--key=value …]          train, measure, draw and report a study; --help lists its keys
+  run NAME [--key=value …]          train, measure, draw and report a study; --help lists its keys; NAME may be the
+                                    path of a file such as runs/sweeps/NAME/best.yaml
+  sweep NAME [--runs=N] [--workers=N] [--online | --local] [--runs_root=DIR] [--key=value …]
+                                    search configs/sweeps/NAME.yaml: with wandb's server where logged in, else here
+  status [NAME] [--json] [--key=value …]
+                                    what is done, running (by whom, since when, how long yet), failed (why), to do
   cost MODEL [--key=value …]        parameters, MACs and activations of a model; --help lists its keys
   figures NAME [--runs_root=DIR]    draw a study's figures again from its saved tables
   figures connections [--key=value …]
                                     draw what is connected to what, in layers and in a network; --help lists its keys
   results NAME [--runs_root=DIR]    copy a study's tables and figures to results/ and its table into the README
+  measure --model=NAME --checkpoint=WEIGHTS --data=FOLDER [--key=value …]
+                                    every measure on a network that was trained elsewhere; --help lists its keys
   claims [--json] [--explain] [--runs_root=DIR]
                                     what is claimed of filter groups, and what the studies say to it
 """
@@ -36,9 +42,12 @@ def main(arguments: list[str]) -> int:
     commands = {
         "list": list_studies,
         "run": run,
+        "sweep": sweep,
+        "status": status,
         "cost": cost,
         "figures": figures,
         "results": results,
+        "measure": measure,
         "claims": claims,
     }
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -67,19 +76,66 @@ def list_studies(arguments: list[str]) -> int:
 
 
 def run(arguments: list[str]) -> int:
-    """Run a study."""
+    """Run a study, or the one run of a sweep that a wandb agent asks for."""
     name, flags = _name(arguments, "run NAME")
-    from experiments.catalogue import study_file
+    if name.endswith((".yaml", ".yml")):
+        return _run_file(Path(name), flags)
+    from experiments.catalogue import GROUP_PARALLEL, study_file
 
     study_file(name)  # a misspelt name is told before torch is loaded
+    if name == GROUP_PARALLEL:
+        from experiments.group_parallel import run_group_parallel
+
+        return run_group_parallel(flags)
     from experiments.study import load_study, study_help
 
     if "-h" in flags or "--help" in flags:
         print(study_help(name), end="")
         return 0
+    from experiments.tracking import called_by_agent
+
+    if called_by_agent():
+        from experiments.sweep import run_for_agent
+
+        return 1 if run_for_agent(name, flags) else 0
     from experiments.pipeline import run_study
 
     return 1 if run_study(load_study(name, flags)) else 0
+
+
+def _run_file(path: Path, flags: list[str]) -> int:
+    """Run a study whose file lies outside ``configs/``; it is called after the file and its folder."""
+    from experiments.strict_yaml import read_yaml
+
+    content = read_yaml(path)
+    from experiments.pipeline import run_study
+    from experiments.study import resolve
+
+    return 1 if run_study(resolve(f"{path.resolve().parent.name}-{path.stem}", content, str(path), flags)) else 0
+
+
+def sweep(arguments: list[str]) -> int:
+    """Search over the parameters of a sweep file."""
+    if not arguments or arguments[0].startswith("-"):
+        raise UsageError("sweep NAME: the name is missing; the sweeps are in configs/sweeps")
+    from experiments.sweep_file import sweep_path
+
+    sweep_path(arguments[0])  # a misspelt name is told before torch is loaded
+    from experiments.sweep import run_sweep
+
+    return 1 if run_sweep(arguments[0], arguments[1:]) else 0
+
+
+def status(arguments: list[str]) -> int:
+    """Print where the studies stand."""
+    if arguments and not arguments[0].startswith("-"):
+        from experiments.catalogue import study_file
+
+        study_file(arguments[0])  # a misspelt name is told before torch is loaded
+    from experiments.status import print_status
+
+    print_status(arguments)
+    return 0
 
 
 def cost(arguments: list[str]) -> int:
@@ -99,7 +155,7 @@ def figures(arguments: list[str]) -> int:
 
         print(*draw_connections(flags), sep="\n")
         return 0
-    from experiments.catalogue import study_names
+    from experiments.catalogue import GROUP_PARALLEL, study_names
 
     if name not in study_names():
         known = [*study_names(), CONNECTIONS]
@@ -107,8 +163,10 @@ def figures(arguments: list[str]) -> int:
         hint = f"; did you mean {near[0]}? There are: " if near else "; there are: "
         raise UsageError(f"NAME={name}: no such figures{hint}{', '.join(known)}")
     folder = _study_folder(arguments, "figures")
-    from experiments.report import draw_figures
-
+    if name == GROUP_PARALLEL:
+        from experiments.group_parallel import draw_figures
+    else:
+        from experiments.report import draw_figures
     print(*draw_figures(folder), sep="\n")
     return 0
 
@@ -116,10 +174,24 @@ def figures(arguments: list[str]) -> int:
 def results(arguments: list[str]) -> int:
     """Copy what a study found to the record."""
     folder = _study_folder(arguments, "results")
-    from experiments.catalogue import CONFIGS
+    from experiments.catalogue import CONFIGS, GROUP_PARALLEL
+
+    if folder.name == GROUP_PARALLEL:
+        from experiments.group_parallel import keep_results as keep
+
+        print(*keep(folder, CONFIGS.parent / "results"), sep="\n")
+        return 0
     from experiments.report import keep_results
 
     print(*keep_results(folder, CONFIGS.parent / "results", CONFIGS.parent / "README.md"), sep="\n")
+    return 0
+
+
+def measure(arguments: list[str]) -> int:
+    """Measure a network that was trained elsewhere."""
+    from experiments.measure_checkpoint import measure_checkpoint
+
+    measure_checkpoint(arguments)
     return 0
 
 
@@ -152,21 +224,17 @@ def _name(arguments: list[str], usage: str) -> tuple[str, list[str]]:
     return arguments[0], arguments[1:]
 
 
-def _terminate(_signal: int, _frame: object) -> NoReturn:
-    raise KeyboardInterrupt
-
-
 def entry() -> int:
     """``main`` with every expected failure told in one line."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # repeatable matrix products on CUDA
-    signal.signal(signal.SIGTERM, _terminate)  # a cluster's notice is treated as Ctrl-C
+    take_notice()
     try:
         return main(sys.argv[1:])
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted: finished epochs are saved; the same command goes on from there", file=sys.stderr)
+        print("\ninterrupted: what was trained is saved; the same command goes on from there", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ import pandas as pd
 import torch
 from torch import nn
 
-from experiments import data, report
+from experiments import data, leases, report
 from experiments.claims import study_verdicts
 from experiments.data import Dataset
+from experiments.divide import outcomes
 from experiments.errors import RunFailedError, UsageError
 from experiments.measure import VERSION, measure_run
 from experiments.measure.speed import measure_speed
@@ -21,10 +23,12 @@ from experiments.measure.table import Rows, save_arrays, save_table
 from experiments.models import build_model
 from experiments.runs import Run, config_hash, file_name, write_json
 from experiments.study import Study, Variant
-from experiments.tracking import Tracker
+from experiments.tracking import Tracker, log_results
 from experiments.train import Setting, choose_device, device_name, train_run
 from gconv.cost import count_cost
 from gconv.wiring import trace_wiring
+
+PROVENANCE = ("commit", "date", "device", "python", "torch", "torchvision", "numpy", "data_hash")  # of a result
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,9 @@ class PlannedRun:
         checkpoint = self.run.load_checkpoint()
         if checkpoint is None:
             folder = self.run.folder
-            raise UsageError(f"{folder}: done, but checkpoint.pt is gone; remove the folder to train the run again")
+            raise UsageError(
+                f"{folder}: done, but checkpoint.pt is gone or damaged; remove the folder to train the run again"
+            )
         model = self.fresh_model()
         model.load_state_dict(checkpoint["model"])
         return model
@@ -62,16 +68,31 @@ def run_study(study: Study) -> int:
     planned = plan(study)
     failed = train_all(study, planned)
     done = [p for p in planned if (p.run.result or {}).get("status") == "done"]
+    missing = _missing(planned)
     if done:
-        print("measuring …", flush=True)
-        measure_all(study, done)
-        figures = report.draw_figures(study.folder)
+        with leases.waiting(report.tables_folder(study.folder)):  # processes that divide a study draw it one by one
+            print("measuring …", flush=True)
+            measure_all(study, done)
+            save_table(report.tables_folder(study.folder) / "missing.csv", missing)
+            figures = report.draw_figures(study.folder)
+            _log_results(study, done[0].run.result or {}, figures)
         print(f"\n{study.question}\n\n{report.summary(report.read_measures(study.folder))}\n")
+        for _, row in missing.iterrows():
+            print(f"Not in these tables: {row['variant']}, seed {row['seed']}: {row['status']}: {row['reason']}")
         if verdicts := study_verdicts(study.name, study.runs_root):
             print(f"Verdicts of this study alone (make claims prints the ledger)\n{verdicts}\n")
         print(f"tables:  {report.tables_folder(study.folder)}")
         print("figures: " + "\n         ".join(str(path) for path in figures if path.suffix == ".png"))
     return failed
+
+
+def _log_results(study: Study, first: dict[str, Any], figures: list[Path]) -> None:
+    """Tables and figures to wandb, with what the first run says of where they come from."""
+    folder = report.tables_folder(study.folder)
+    tables = [path for name in report.TABLES if (path := folder / f"{name}.csv").is_file()]
+    about = {key: value for key, value in first.items() if key in PROVENANCE}
+    about |= {"question": study.question, "overrides": _public(study.overrides)}
+    log_results(study.wandb, study.name, study.folder, tables, figures, about)
 
 
 def plan(study: Study) -> list[PlannedRun]:
@@ -105,40 +126,38 @@ def plan(study: Study) -> list[PlannedRun]:
 
 
 def train_all(study: Study, planned: list[PlannedRun]) -> int:
-    """Train what is not trained yet; returns how many runs failed. A run that fails does not stop the others."""
+    """Train what is not trained yet, alone or beside other processes on the study; returns how many runs failed."""
+
+    def say(k: int, text: str) -> None:
+        print(f"[{k + 1}/{len(planned)}] {planned[k].variant.name}, seed {planned[k].run.seed}: {text}", flush=True)
+
+    def train(k: int, run: Run) -> dict[str, Any]:
+        return _train(study, replace(planned[k], run=run))
+
     failed = 0
-    for number, p in enumerate(planned, 1):
-        label = f"[{number}/{len(planned)}] {p.variant.name}, seed {p.run.seed}"
-        result, before = p.run.result, " (done before)"
-        if result is None:
-            before = ""
-            with p.run.lock() as held:
-                if not held:
-                    print(f"{label}: in training by another process, left to it", flush=True)
-                    continue
-                result = p.run.result or _train(study, p)
+    for k, result, where in outcomes([p.run for p in planned], train, say):
         if result["status"] == "done":
-            print(f"{label}: accuracy {result['test_accuracy']:.3f}, {result['seconds']:.0f} s{before}", flush=True)
+            say(k, f"accuracy {result['test_accuracy']:.3f}, {result['seconds']:.0f} s{where}")
         else:
             failed += 1
             kept = f"checkpoint of epoch {result['epoch']} kept" if result["epoch"] else "no checkpoint yet"
-            print(f"{label}: {result['status']}: {result['reason']}; {kept}{before}", flush=True)
+            say(k, f"{result['status']}: {result['reason']}; {kept}{where}")
     return failed
 
 
 def _train(study: Study, p: PlannedRun) -> dict[str, Any]:
     """Train one run to its end and record it."""
-    setting, model = p.setting(), p.fresh_model()
     p.run.begin()
+    setting, model = p.setting(), p.fresh_model()
     name = f"{p.variant.name}-seed{p.run.seed}"
     tracker = Tracker(study.wandb, "grouped-convolution", name, study.name, p.run.config, p.run.folder)
     try:
         values = train_run(p.run, model, setting, tracker)
-    except RunFailedError as error:
-        values = {"reason": str(error), "epoch": len(p.run.metrics())}
-        if not error.lasting:  # nothing is recorded: the next call tries again
+    except Exception as error:
+        values = {"reason": str(error), "epoch": p.run.epochs_saved()}
+        if not (isinstance(error, RunFailedError) and error.lasting):  # the next start tries again
             tracker.finish({"status": "failed", **values}, failed=True)
-            return {"status": "failed", **values}
+            raise
         status = "diverged"
     else:
         status = "done"
@@ -148,8 +167,18 @@ def _train(study: Study, p: PlannedRun) -> dict[str, Any]:
         "precision": str(setting.dtype).removeprefix("torch."),
     }
     result = p.run.finish(status, values, device_name(setting.device))
-    tracker.finish({"status": status, **values}, failed=status != "done")
+    tracker.finish(_public(result), failed=status != "done")
     return result
+
+
+def _missing(planned: list[PlannedRun]) -> pd.DataFrame:
+    """The runs that ended without a result, and why: what no table can show."""
+    rows = []
+    for p in planned:
+        result = p.run.result or p.run.failure
+        if result is not None and result["status"] != "done":
+            rows.append([p.variant.name, p.run.seed, result["status"], result["reason"]])
+    return pd.DataFrame(rows, columns=["variant", "seed", "status", "reason"])
 
 
 def measure_all(study: Study, done: list[PlannedRun]) -> None:

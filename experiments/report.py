@@ -19,7 +19,7 @@ FRONT_AT_LEAST = 0.05  # share of resamplings from which a variant is named as o
 EQUAL_WITHIN = 0.01  # accuracy: the margin of an equality, one point
 SEED_DRAWN = 0  # the seed whose filters and matrices are drawn: the first, never the prettiest
 
-TABLES = ("measures", "notes", "curves", "layers", "runs", "tradeoff", "fronts", "equal_cost")
+TABLES = ("measures", "notes", "curves", "layers", "runs", "missing", "tradeoff", "fronts", "equal_cost")
 
 # Of each measure the nulls that could explain it away: of the network untrained, and of another kind.
 NULLS = {

@@ -1,31 +1,37 @@
 """The run store: one folder per run, every write atomic, a finished run never run again.
 
 A folder ``<variant>-seed<seed>-<hash>`` holds ``config.json``, ``metrics.jsonl`` (one line per epoch),
-``checkpoint.pt``, ``result.json`` (written last: its presence means the run has ended) and what was measured. The hash
-is over everything that decides the outcome (data content, views, model, recipe, seed): a run whose configuration
-changed is another run.
+``checkpoint.pt`` (and, until the run has ended, the one before it), ``result.json`` (written last: its presence means
+the run has ended), or ``failure.json`` (why the last try did not end), and what was measured. The hash is over
+everything that decides the outcome (data content, views, model, recipe, seed): a run whose configuration changed is
+another run.
 """
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import hashlib
-import io
 import json
 import os
 import platform
 import re
+import socket
 import subprocess
+import sys
+import traceback
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
+from experiments import sealed
+from experiments.errors import RunFailedError, UsageError
+from experiments.leases import Lease, LeaseLostError, claim
 
 
 def config_hash(config: dict[str, Any]) -> str:
@@ -41,7 +47,7 @@ def file_name(variant: str) -> str:
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file whole or not at all: beside it first, then moved into its place."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")  # several machines may share the folder
     try:
         with open(fresh, "wb") as file:
             write(file)
@@ -69,11 +75,13 @@ class Run:
         variant: name of the variant in its study.
         config: everything that decides the outcome, JSON types only.
         folder: where it lives.
+        lease: with which this process holds it; where there is one, nothing is written after it was lost.
     """
 
     variant: str
     config: dict[str, Any]
     folder: Path
+    lease: Lease | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, study_folder: Path, variant: str, config: dict[str, Any]) -> Run:
@@ -89,52 +97,143 @@ class Run:
     @property
     def result(self) -> dict[str, Any] | None:
         """What ``finish`` wrote, or None while the run has not ended."""
-        path = self.folder / "result.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        return _read_json(self.folder / "result.json")
+
+    @property
+    def failure(self) -> dict[str, Any] | None:
+        """What ``fail`` wrote, or None: why the last try did not come to an end."""
+        return _read_json(self.folder / "failure.json")
 
     @contextmanager
-    def lock(self) -> Iterator[bool]:
-        """Hold the run for this process; yields False if another process holds it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / ".lock", "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                yield False
-            else:
-                yield True
+    def lock(self) -> Iterator[Lease | None]:
+        """Hold the run for this process; yields None if another process holds it."""
+        lease = claim(self.folder)
+        try:
+            yield lease
+        finally:
+            if lease is not None:
+                lease.release(remove=self.result is not None)
 
     def begin(self) -> None:
-        """Record the configuration."""
+        """Record the configuration, and clear away what a killed process left half-written."""
+        self._check()
+        for half in self.folder.glob(".*.*"):
+            if half.is_file():
+                half.unlink(missing_ok=True)
+        (self.folder / "failure.json").unlink(missing_ok=True)
         write_json(self.folder / "config.json", {"variant": self.variant, **self.config})
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Save what training needs to go on: after every epoch the loss of which was finite."""
-        buffer = io.BytesIO()  # torch's own writer turns a full disk into an unrelated error
-        torch.save(state, buffer)
-        write_atomic(self.folder / "checkpoint.pt", lambda file: file.write(buffer.getbuffer()))
+        """Save what training needs to go on; the checkpoint before is kept in case this one is damaged."""
+        self._check()
+        newest, previous = self._checkpoints()
+        fresh = self.folder / "checkpoint-next.pt"
+        write_atomic(fresh, lambda file: file.write(sealed.to_bytes(state)))
+        if newest.is_file():
+            os.replace(newest, previous)
+        os.replace(fresh, newest)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The last checkpoint on the CPU, or None; tensors and plain values only (``weights_only=True``)."""
-        path = self.folder / "checkpoint.pt"
-        return torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else None
+        """The last checkpoint that is whole, on the CPU, or None; a damaged one is told and passed over."""
+        damaged, state, used = [], None, "there is no other"
+        for path in self._checkpoints():
+            try:
+                state, used = sealed.load(path), f"{path.name} is used"
+                break
+            except FileNotFoundError:
+                continue
+            except sealed.DamagedError as error:
+                damaged.append(f"{path} is damaged: {error}")
+        if damaged:
+            print(f"warning: {'; '.join(damaged)}; {used}", file=sys.stderr, flush=True)
+        return state
+
+    def epochs_saved(self) -> int:
+        """Whole epochs in the last checkpoint."""
+        return len((self.load_checkpoint() or {}).get("history", []))
+
+    def _checkpoints(self) -> tuple[Path, Path]:
+        return self.folder / "checkpoint.pt", self.folder / "checkpoint-previous.pt"
 
     def write_metrics(self, epochs: list[dict[str, float]]) -> None:
-        """Write the history so far, one JSON object per line."""
+        """Write the history anew, one JSON object per line: as a checkpoint has it."""
+        self._check()
         lines = "".join(json.dumps(epoch) + "\n" for epoch in epochs)
         write_atomic(self.folder / "metrics.jsonl", lambda file: file.write(lines.encode()))
 
-    def metrics(self) -> list[dict[str, float]]:
-        """The history, one entry per epoch."""
+    def add_metrics(self, epoch: dict[str, float]) -> None:
+        """Append one epoch; the history in the checkpoint is what counts, so that nothing waits for the disk here."""
+        self._check()
         path = self.folder / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        try:
+            with open(path, "ab", buffering=0) as file:
+                line = (json.dumps(epoch) + "\n").encode()
+                if file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            error.filename = error.filename or str(path)
+            raise
+
+    def metrics(self) -> list[dict[str, float]]:
+        """The history, one entry per epoch; where a line is damaged, that of the checkpoint, if it goes further."""
+        path = self.folder / "metrics.jsonl"
+        epochs, damaged = [], False
+        for line in path.read_bytes().splitlines() if path.is_file() else []:
+            try:
+                epochs.append(json.loads(line))
+            except ValueError:
+                damaged = True
+        if damaged:
+            print(f"warning: {path} has a damaged line; the checkpoint's history counts", file=sys.stderr, flush=True)
+            kept = (self.load_checkpoint() or {}).get("history", [])
+            epochs = max(epochs, kept, key=len)
+        return epochs
 
     def finish(self, status: str, values: dict[str, Any], device: str) -> dict[str, Any]:
         """Record how the run ended (``done`` or ``diverged``), with provenance; returns the record."""
+        self._check()
         hashes = {"config_hash": config_hash(self.config), "data_hash": self.config["data"]}
         result = {"status": status, "seed": self.seed, **values, **hashes, **provenance(device)}
+        self._checkpoints()[1].unlink(missing_ok=True)
         write_json(self.folder / "result.json", result)
         return result
+
+    def fail(self, error: Exception, epoch: int) -> dict[str, Any]:
+        """Record why the run did not come to an end this time, where that can be written; returns the record.
+
+        The next start tries the run again.
+        """
+        text = " ".join(str(error).split())
+        if not isinstance(error, RunFailedError | UsageError):  # nobody foresaw it
+            text = f"{type(error).__name__}: {text}"
+        record = {"status": "failed", "reason": text, "epoch": epoch, "seed": self.seed}
+        try:
+            self._check()
+            trace = "".join(traceback.format_exception(error))
+            by = {"host": socket.gethostname(), "pid": os.getpid(), "date": _now(), "traceback": trace}
+            write_json(self.folder / "failure.json", {**record, **by})
+        except (OSError, LeaseLostError):
+            pass
+        return record
+
+    def _check(self) -> None:
+        if self.lease is not None:
+            self.lease.check()
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """What a JSON file holds; None where there is none, or one that was damaged from outside, which is told."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        print(f"warning: {path} is damaged and counts as missing", file=sys.stderr, flush=True)
+        return None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 @lru_cache(maxsize=1)
@@ -152,7 +251,7 @@ def provenance(device: str) -> dict[str, Any]:
     """Where and with what a result came about."""
     return {
         "commit": _commit(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": _now(),
         "device": device,
         "python": platform.python_version(),
         **{package: version(package) for package in ("torch", "torchvision", "numpy")},

@@ -1,55 +1,160 @@
 """wandb, where it is wanted and works; it can never stop a training.
 
-``auto`` is online where somebody is logged in, else offline; our own metrics file is written beside it in any case.
+``auto`` is online where somebody is logged in, else offline; our own metrics file is written beside it in any case. A
+server that is gone, slow or refuses the key costs one line and at most ``PATIENCE`` seconds: what could not be sent is
+kept in ``wandb/`` and ``wandb sync`` sends it later.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import netrc
 import os
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlparse
 
-PATIENCE = 60  # seconds
+PROJECT = "grouped-convolution"
+START = 20  # seconds in which a server must answer before a run is kept offline
+PATIENCE = 60  # seconds for the last uploads of a run
+LATER = "`wandb sync` sends it later"
 WandbMode = Literal["auto", "online", "offline", "off"]
+
+_listeners: list[Callable[[dict[str, float]], None]] = []
+_kept_offline = threading.Event()  # set once the server has failed: no later run of this process waits for it again
+
+
+@contextmanager
+def listening(listener: Callable[[dict[str, float]], None]) -> Iterator[None]:
+    """Have a function told the metrics of every epoch of this process's runs, after they are saved.
+
+    What it raises ends the run: so a sweep stops one early.
+    """
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+def called_by_agent() -> bool:
+    """Whether a wandb agent started this process, for one run of a sweep."""
+    return bool(os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"))
 
 
 class Tracker:
     """One wandb run, or nothing: every failure is told once and ends the tracking, not the training."""
 
     def __init__(
-        self, mode: WandbMode, project: str, name: str, group: str, config: dict[str, Any], folder: Path
+        self,
+        mode: WandbMode,
+        project: str,
+        name: str,
+        group: str,
+        config: dict[str, Any],
+        folder: Path,
+        kind: str = "training",
+        identity: str | None = None,
     ) -> None:
+        """Begin a run.
+
+        Args:
+            mode: where it is sent.
+            project, name, group: as wandb shows them; under an agent project and run are the agent's.
+            config: what the run was made with.
+            folder: where wandb keeps its files.
+            kind: of job.
+            identity: the run's id, where it must be the same each time.
+        """
         self._run: Any = None
+        self._given_up = False
         if mode == "off":
             return
+        wanted = _automatic() if mode == "auto" else mode
+        if wanted == "online" and _kept_offline.is_set():
+            wanted = "offline"
+        started: dict[str, Any] = {"project": project, "name": name, "group": group, "config": config}
+        started |= {"dir": str(folder), "job_type": kind}
+        if called_by_agent():
+            del started["project"], started["group"]
+        elif identity is not None:
+            started |= {"id": identity, "resume": "allow" if wanted == "online" else None}
         try:
             wandb = importlib.import_module("wandb")
-            self._run = wandb.init(
-                mode=_automatic() if mode == "auto" else mode,
-                project=project,
-                name=name,
-                group=group,
-                config=config,
-                dir=str(folder),
-                settings=wandb.Settings(silent=True, init_timeout=30, x_disable_stats=True, console="off"),
-            )
+            self._run = self._begin(wandb, wanted, started)
+            for metrics, axis in (("train_*", "epoch"), ("test_*", "epoch"), ("lr", "epoch"), ("step_*", "step")):
+                self._run.define_metric(metrics, step_metric=axis)
         except ImportError:
             if mode != "auto":
                 _warn("wandb is not installed: metrics go to metrics.jsonl alone")
         except Exception as error:
+            self._run = None
             _warn(f"wandb could not start ({_line(error)}): metrics go to metrics.jsonl alone")
 
+    def _begin(self, wandb: Any, wanted: str, started: dict[str, Any]) -> Any:
+        """The wandb run; kept offline where the server does not take it."""
+
+        def begin(mode: str) -> Any:
+            settings = wandb.Settings(
+                silent=True, init_timeout=START, x_disable_stats=True, console="off", reinit="create_new"
+            )
+            return wandb.init(mode=mode, settings=settings, **started)
+
+        wandb.setup(settings=wandb.Settings(silent=True))
+        if wanted != "online":
+            return begin(wanted)
+        try:
+            return begin("online")
+        except Exception as error:
+            _kept_offline.set()
+            started.pop("resume", None)
+            run = begin("offline")
+            _warn(f"wandb's server did not take the run ({_line(error)}): kept offline, {LATER}")
+            return run
+
+    @property
+    def on(self) -> bool:
+        """Whether there is a wandb run."""
+        return self._run is not None
+
     def log(self, metrics: dict[str, float]) -> None:
-        """Send the metrics of one epoch."""
+        """Send the metrics of one epoch, and tell who listens."""
+        for listener in _listeners:
+            listener(metrics)
+        self._try(lambda run: run.log(metrics))
+
+    def log_step(self, step: int, metrics: dict[str, float]) -> None:
+        """Send metrics of the steps since the last call, drawn against the step.
+
+        Args:
+            step: steps of the run so far.
+            metrics: such as loss and rate; their names get the prefix ``step_``.
+        """
         if self._run is not None:
-            try:
-                self._run.log(metrics)
-            except Exception as error:
-                self._drop(error)
+            sent = {"step": step, **{f"step_{name}": value for name, value in metrics.items()}}
+            self._try(lambda run: run.log(sent))
+
+    def show(self, tables: dict[str, Path], figures: dict[str, Path]) -> None:
+        """Send result tables (CSV) and figures (PNG) by name."""
+
+        def send(run: Any) -> None:
+            import pandas as pd
+
+            wandb = importlib.import_module("wandb")
+            shown: dict[str, Any] = {}
+            for name, path in tables.items():
+                table = pd.read_csv(path, keep_default_na=False, dtype=str)
+                shown[f"tables/{name}"] = wandb.Table(columns=list(table), data=_values(table))
+            for name, path in figures.items():
+                shown[f"figures/{name}"] = wandb.Image(str(path))
+            run.log(shown)
+
+        self._try(send)
 
     def finish(self, summary: dict[str, Any], failed: bool = False) -> None:
         """Send the final values and close."""
@@ -60,19 +165,82 @@ class Tracker:
             try:
                 self._run.summary.update(summary)
                 self._run.finish(exit_code=int(failed))
-            except Exception as error:
-                self._drop(error)
+            except BaseException as error:  # also what wandb raises when the process ends before the upload
+                if not self._given_up:
+                    self._drop(error)
 
         # An upload over a lost network can take forever; the next run does not wait for it.
         closing = threading.Thread(target=close, daemon=True)
         closing.start()
         closing.join(PATIENCE)
         if closing.is_alive():
-            _warn(f"wandb did not finish within {PATIENCE} s: `wandb sync` sends the rest later")
+            self._given_up = True
+            _kept_offline.set()
+            _warn(f"wandb did not finish within {PATIENCE} s: the run is kept, {LATER}")
 
-    def _drop(self, error: Exception) -> None:
+    def _try(self, send: Callable[[Any], object]) -> None:
+        if self._run is not None:
+            try:
+                send(self._run)
+            except Exception as error:
+                self._drop(error)
+
+    def _drop(self, error: BaseException) -> None:
         self._run = None
         _warn(f"wandb stopped ({_line(error)}): metrics go on to metrics.jsonl")
+
+
+def log_results(
+    mode: WandbMode, study: str, folder: Path, tables: list[Path], figures: list[Path], config: dict[str, Any]
+) -> None:
+    """Send what a study (or a sweep) found as a run of its own: every table and figure, beside its training runs.
+
+    The same results are sent once.
+
+    Args:
+        mode: where they are sent.
+        study: of this name; the run is called ``<study> results``.
+        folder: of the study.
+        tables, figures: files that exist; CSVs and PNGs are shown.
+        config: the question, the overrides, the provenance.
+    """
+    if mode == "off" or called_by_agent():
+        return
+    tables = [path for path in tables if path.suffix == ".csv" and path.stat().st_size > 1]
+    digest = hashlib.sha256(study.encode())
+    for path in tables:
+        digest.update(path.read_bytes())
+    identity, sent = digest.hexdigest()[:12], folder / "wandb" / "results-sent"
+    if sent.is_file() and sent.read_text() == identity:
+        return
+    name = f"{study} results"
+    tracker = Tracker(mode, PROJECT, name, study, config, folder, kind="results", identity=identity)
+    if not tracker.on:
+        return
+    shown = {path.stem: path for path in figures if path.suffix == ".png"}
+    tracker.show({path.stem: path for path in tables}, shown)
+    tracker.finish({"tables": len(tables), "figures": len(shown)})
+    if tracker.on and not tracker._given_up:
+        sent.parent.mkdir(parents=True, exist_ok=True)
+        sent.write_text(identity)
+
+
+def online(mode: WandbMode) -> bool:
+    """Whether a run of this mode is sent to a server."""
+    return (_automatic() if mode == "auto" else mode) == "online"
+
+
+def _values(table: Any) -> list[list[Any]]:
+    """Cells of a table of texts: numbers where all of a column are numbers, so that a workspace can plot them."""
+    import pandas as pd
+
+    columns: list[list[Any]] = []
+    for name in table:
+        texts = table[name].to_list()
+        numbers = pd.to_numeric(table[name].replace("", None), errors="coerce").to_list()
+        plottable = any(n == n for n in numbers) and all(n == n or t == "" for n, t in zip(numbers, texts, strict=True))
+        columns.append([None if n != n else float(n) for n in numbers] if plottable else texts)
+    return [list(row) for row in zip(*columns, strict=True)]
 
 
 def _automatic() -> str:
@@ -83,13 +251,14 @@ def _automatic() -> str:
 def _logged_in() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
+    server = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or "api.wandb.ai"
     try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(server) is not None
     except (OSError, netrc.NetrcParseError):
         return False
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

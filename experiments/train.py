@@ -1,9 +1,9 @@
-"""Train one run: the loop, mixed precision, checkpoints, resuming."""
+"""Train one run: the loop, mixed precision, going on from where it was stopped."""
 
 from __future__ import annotations
 
 import math
-import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
@@ -13,9 +13,12 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
+from experiments import notice
 from experiments.augment import Views, evaluation_batch, normalise, training_batch
 from experiments.data import Dataset, Images
 from experiments.errors import RunFailedError, UsageError
+from experiments.memory import advice, is_out_of_memory
+from experiments.progress import Part, Progress
 from experiments.runs import Run
 from experiments.tracking import Tracker
 
@@ -200,11 +203,25 @@ def epoch_generator(seed: int, epoch: int) -> torch.Generator:
 
 
 def train_epoch(
-    model: nn.Module, setting: Setting, optimizer: torch.optim.SGD, schedule: Any, seed: int, epoch: int, label: str
+    model: nn.Module,
+    setting: Setting,
+    optimizer: torch.optim.SGD,
+    schedule: Any,
+    seed: int,
+    epoch: int,
+    label: str,
+    part: Part | None = None,
+    after_step: Callable[[int, torch.Tensor, torch.Generator], None] = lambda *_: None,
+    tracker: Tracker | None = None,
 ) -> dict[str, float]:
     """One pass over the training images; returns its mean loss and accuracy.
 
     Order and augmentation depend on (seed, epoch) alone, so that a resumed run sees the batches it would have seen.
+
+    Args:
+        part: of the epoch, that was trained before.
+        after_step: told the number of steps taken, loss and accuracy summed over them (2,), and the random numbers.
+        tracker: told loss and rate at every look at the loss.
 
     Raises:
         RunFailedError: the loss is no longer finite.
@@ -215,43 +232,59 @@ def train_epoch(
     batches = order.split(recipe.batch_size)
     if len(batches) > 1 and len(batches[-1]) < recipe.batch_size:
         batches = batches[:-1]  # a short batch would have other batch statistics and another noise scale
-    total = torch.zeros(2, device=setting.device)
+    done, total = 0, torch.zeros(2, device=setting.device)
+    if part is not None:
+        done, total = part.step, part.total.to(setting.device, copy=True)
+        generator.set_state(part.generator)
+    before, seen = total[0].item(), done  # at the last look at the loss
     model.train()
-    with tqdm(batches, desc=f"{label} epoch {epoch + 1}/{recipe.epochs}", disable=None, leave=False) as progress:
-        for step, index in enumerate(progress):
+    title = f"{label} epoch {epoch + 1}/{recipe.epochs}"
+    with tqdm(batches[done:], title, len(batches), initial=done, disable=None, leave=False) as progress:
+        for step, index in enumerate(progress, done + 1):
             x, y = setting.training_inputs(index, generator)
             optimizer.zero_grad(set_to_none=True)
-            try:
-                with setting.autocast():
-                    logits = model(x)
-                    loss = F.cross_entropy(logits.float(), y, label_smoothing=recipe.label_smoothing)
-                loss.backward()
-            except torch.OutOfMemoryError:
-                reason = f"out of memory on {setting.device}; a smaller recipe.batch_size may fit"
-                raise RunFailedError(reason, lasting=False) from None
+            with setting.autocast():
+                logits = model(x)
+                loss = F.cross_entropy(logits.float(), y, label_smoothing=recipe.label_smoothing)
+            loss.backward()
             optimizer.step()
             schedule.step()
             total += torch.stack([loss.detach(), (logits.argmax(1) == y).float().mean()])
-            if step % CHECK_EVERY == 0 or step == len(batches) - 1:
-                mean_loss = total[0].item() / (step + 1)
+            if step % CHECK_EVERY == 1 or step == len(batches):
+                mean_loss = total[0].item() / step
                 if not mean_loss < float("inf"):
-                    raise RunFailedError(f"the loss became {mean_loss} in epoch {epoch + 1}, step {step + 1}")
+                    raise RunFailedError(f"the loss became {mean_loss} in epoch {epoch + 1}, step {step}")
                 progress.set_postfix(loss=f"{mean_loss:.3f}")
+                if tracker is not None:
+                    lately = (mean_loss * step - before) / (step - seen)
+                    rate = optimizer.param_groups[0]["lr"]
+                    tracker.log_step(epoch * len(batches) + step, {"loss": lately, "lr": rate})
+                    before, seen = mean_loss * step, step
+            after_step(step, total, generator)
     return {"train_loss": total[0].item() / len(batches), "train_accuracy": total[1].item() / len(batches)}
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, setting: Setting) -> dict[str, float]:
-    """Loss and accuracy on the test images."""
+def evaluate(
+    model: nn.Module, setting: Setting, batch: int = EVALUATION_BATCH, after_batch: Callable[[], None] = lambda: None
+) -> dict[str, float]:
+    """Loss and accuracy on the test images, ``batch`` at a time, or fewer where memory is short."""
     model.eval()
     count = len(setting.dataset.test.labels)
     total = torch.zeros(2, device=setting.device)
-    for index in torch.arange(count).split(EVALUATION_BATCH):
-        x, y = setting.test_inputs(index)
-        with setting.autocast():
-            logits = model(x).float()
-        total += torch.stack([F.cross_entropy(logits, y, reduction="sum"), (logits.argmax(1) == y).sum()])
-    return {"test_loss": total[0].item() / count, "test_accuracy": total[1].item() / count}
+    try:
+        for index in torch.arange(count).split(batch):
+            x, y = setting.test_inputs(index)
+            with setting.autocast():
+                logits = model(x).float()
+            total += torch.stack([F.cross_entropy(logits, y, reduction="sum"), (logits.argmax(1) == y).sum()])
+            after_batch()
+    except (RuntimeError, MemoryError) as error:
+        if batch == 1 or not is_out_of_memory(error):
+            raise
+    else:
+        return {"test_loss": total[0].item() / count, "test_accuracy": total[1].item() / count}
+    return evaluate(model, setting, batch // 2, after_batch)
 
 
 def train_run(run: Run, model: nn.Module, setting: Setting, tracker: Tracker) -> dict[str, float]:
@@ -269,61 +302,38 @@ def train_run(run: Run, model: nn.Module, setting: Setting, tracker: Tracker) ->
     Raises:
         RunFailedError: the loss or a weight is no longer finite, or the device has too little memory; the last
             checkpoint is from before.
+        KeyboardInterrupt: a notice to stop has come; the checkpoint is of the last step.
     """
-    recipe, setting = setting.recipe, setting.with_labels(run.seed)
+    try:
+        with notice.looking_out():
+            return _train_on(run, model, setting.with_labels(run.seed), tracker)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunFailedError(advice(setting.recipe.batch_size, setting.device), lasting=False) from None
+
+
+def _train_on(run: Run, model: nn.Module, setting: Setting, tracker: Tracker) -> dict[str, float]:
+    recipe = setting.recipe
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     model.to(setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     count = len(setting.dataset.train.labels)
     optimizer, schedule = make_optimizer(model, recipe, recipe.epochs * max(1, count // recipe.batch_size))
-    history: list[dict[str, float]] = []
-    checkpoint = run.load_checkpoint()
-    if checkpoint is None:
-        torch.manual_seed(run.seed)  # dropout's random numbers, whatever was drawn before
-    else:
-        model.load_state_dict(checkpoint["model"])
-        optimizer.load_state_dict(checkpoint["optimizer"])
-        schedule.load_state_dict(checkpoint["schedule"])
-        _set_rng_state(checkpoint["rng"], setting.device)
-        history = checkpoint["history"]
-        run.write_metrics(history)  # it may have been stopped between the two
-    for epoch in range(len(history), recipe.epochs):
-        start = time.perf_counter()
-        metrics = train_epoch(model, setting, optimizer, schedule, run.seed, epoch, run.folder.name.rsplit("-", 1)[0])
-        metrics = {"epoch": epoch + 1, **metrics, "lr": schedule.get_last_lr()[0]}
-        metrics["seconds"] = time.perf_counter() - start
-        if (epoch + 1) % recipe.evaluate_every == 0 or epoch + 1 == recipe.epochs:
-            metrics |= evaluate(model, setting)
+    progress = Progress(run, model, optimizer, schedule)
+    progress.restore()
+    label = run.folder.name.rsplit("-", 1)[0]
+    for epoch in range(len(progress.history), recipe.epochs):
+        part, last = progress.begin_epoch(), epoch + 1 == recipe.epochs
+        trained = train_epoch(
+            model, setting, optimizer, schedule, run.seed, epoch, label, part, progress.after_step, tracker
+        )
+        metrics = {"epoch": epoch + 1, **trained, "lr": schedule.get_last_lr()[0], "seconds": progress.seconds()}
+        if (epoch + 1) % recipe.evaluate_every == 0 or last:
+            metrics |= evaluate(model, setting, after_batch=progress.look_out)
         # The last step may have gone wrong after the last look at the loss.
         finite = all(torch.isfinite(p).all() for p in model.parameters())
         if not (finite and math.isfinite(metrics.get("test_loss", 0.0))):
             raise RunFailedError(f"the weights or the test loss are no longer finite after epoch {epoch + 1}")
-        history.append(metrics)
-        run.save_checkpoint(
-            {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "schedule": schedule.state_dict(),
-                "rng": _rng_state(setting.device),
-                "history": history,
-            }
-        )
-        run.write_metrics(history)
+        progress.end_epoch(metrics, last)
         tracker.log(metrics)
-    return {**history[-1], "seconds": sum(epoch["seconds"] for epoch in history)}
-
-
-def _rng_state(device: torch.device) -> dict[str, torch.Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    elif device.type == "mps":
-        state["mps"] = torch.mps.get_rng_state()
-    return state
-
-
-def _set_rng_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
-    elif device.type == "mps" and "mps" in state:
-        torch.mps.set_rng_state(state["mps"])
+    return {**progress.history[-1], "seconds": sum(epoch["seconds"] for epoch in progress.history)}

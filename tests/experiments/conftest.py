@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tiny_images import tiny_dataset
@@ -30,3 +31,29 @@ def image_folder(tmp_path: Path) -> Path:
                     folder / f"{number}.png"
                 )
     return root
+
+
+@pytest.fixture
+def one_thread():
+    """The order of a sum depends on the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory):
+    """A run that nothing happened to, trained in a child by one thread as all that are compared to it."""
+    from fault_children import a_run, go_on, train
+
+    train(a_run(tmp_path_factory.mktemp("warm")))  # what is loaded now need not be loaded by each child
+    run = a_run(tmp_path_factory.mktemp("reference"))
+    go_on(run)
+    return run
+
+
+@pytest.fixture
+def save_always(monkeypatch):
+    """Tiny epochs are saved one by one, whatever that costs."""
+    monkeypatch.setattr("experiments.progress.SHARE", 1e9)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +101,8 @@ def test_runs_go_before_results_and_results_serve_where_there_are_none(tmp_path,
     assert {claim["read_from"] for claim in found.values() if claim["effect"] is not None} == {"results"}
     assert found[14]["command"] == "make experiment NAME=nin-roots"
     assert found[14]["note"] == "nin-roots has not been run"
-    assert "configs/group-parallel.yaml" in found[26]["command"]
+    assert command.command(CLAIMS[25]) == "make experiment NAME=group-parallel"
+    assert "configs/unwritten.yaml" in command.command(replace(CLAIMS[25], studies=("unwritten",)))
 
 
 def test_the_ledger_fits_120_columns_and_counts_its_verdicts(tmp_path, capsys):

@@ -9,7 +9,7 @@ import torch
 
 from experiments import leases, report
 from experiments.augment import Views
-from experiments.catalogue import study_names
+from experiments.catalogue import trained_studies
 from experiments.errors import UsageError
 from experiments.measure.images import Shown
 from experiments.models import build_model
@@ -45,7 +45,7 @@ def small_study(name, tmp_path, *flags):
 
 
 @pytest.mark.usefixtures("tiny")
-@pytest.mark.parametrize("name", study_names())
+@pytest.mark.parametrize("name", trained_studies())
 def test_every_study_takes_one_step(name, tmp_path, capsys):
     """All variants are built and counted; the last goes all the way, on smaller images."""
     variants = small_study(name, tmp_path).variants

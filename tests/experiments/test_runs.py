@@ -38,7 +38,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-def test_checkpoints_hold_tensors_and_plain_values_only(tmp_path):
+def test_checkpoints_hold_tensors_and_plain_values_only(tmp_path, capsys):
     run = a_run(tmp_path)
     assert run.load_checkpoint() is None
     run.save_checkpoint({"model": {"w": torch.ones(2)}, "history": [{"loss": 0.5}]})
@@ -46,8 +46,8 @@ def test_checkpoints_hold_tensors_and_plain_values_only(tmp_path):
     assert loaded is not None
     assert torch.equal(loaded["model"]["w"], torch.ones(2))
     torch.save({"model": print}, run.folder / "checkpoint.pt")
-    with pytest.raises(Exception, match=r"[Ww]eights"):
-        run.load_checkpoint()
+    assert run.load_checkpoint() is None
+    assert "more than tensors and plain values" in capsys.readouterr().err
 
 
 def test_a_result_carries_its_provenance(tmp_path):
@@ -62,7 +62,7 @@ def test_a_result_carries_its_provenance(tmp_path):
 
 def _try_lock(run, queue):
     with run.lock() as held:
-        queue.put(held)
+        queue.put(held is not None)
 
 
 def test_two_processes_do_not_train_the_same_run(tmp_path):

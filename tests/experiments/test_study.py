@@ -71,7 +71,7 @@ def test_only_picks_variants():
 
 
 def test_every_shipped_study_resolves_and_its_head_is_complete():
-    for name in catalogue.study_names():
+    for name in catalogue.trained_studies():
         found = load_study(name)
         assert found.question
         head = catalogue.study_file(name).read_text().split("\nquestion:")[0]

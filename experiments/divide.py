@@ -1,0 +1,91 @@
+"""Several processes divide runs among themselves: each trains what no other does, and all see the end."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from time import sleep
+from typing import Any
+
+from experiments import leases
+from experiments.leases import LeaseLostError
+from experiments.runs import Run
+
+POLL = 1.0  # seconds between looks at runs in other hands
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+Outcome = tuple[int, dict[str, Any], str]
+
+
+def outcomes(
+    runs: Sequence[Run], train: Callable[[int, Run], dict[str, Any]], say: Callable[[int, str], None]
+) -> Iterator[Outcome]:
+    """Bring every run to an end, here or in the hands of other processes.
+
+    A run that another process holds is passed over; when nothing else is left, this one waits for it, and trains it if
+    its holder dies. A run that fails, here or there, does not stop the others and is not tried twice.
+
+    Args:
+        runs: in the order in which to train them.
+        train: trains the run of an index, under the lease in the run given, and returns its record.
+        say: tells something about the run of an index.
+
+    Yields:
+        The index of a run as it ends, its record, and where it was trained if not here and now.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    left = dict(enumerate(runs))
+    before = {k: run.failure for k, run in left.items() if run.result is None}
+    where, told = " (done before)", set()
+    while left:
+        ended = False
+        for k, run in list(left.items()):
+            result, note = run.result, where
+            if result is None and run.failure not in (None, before.get(k)):
+                result = run.failure
+            if result is None:
+                result, note = _try(k, run, train, say)
+            if result is not None:
+                del left[k]
+                ended = True
+                yield k, result, note
+        where = " (by another process)"
+        if left and not ended:
+            for k in left.keys() - told:
+                by = leases.holder(left[k].folder)
+                say(
+                    k,
+                    "in training by another process" + (f" ({by.pid} on {by.host})" if by else "") + "; waiting for it",
+                )
+                told.add(k)
+            sleep(POLL)
+
+
+def _try(
+    k: int, run: Run, train: Callable[[int, Run], dict[str, Any]], say: Callable[[int, str], None]
+) -> tuple[dict[str, Any] | None, str]:
+    """The record of a run trained here; None if another process holds it."""
+    try:
+        with run.lock() as lease:
+            if lease is None:
+                return None, ""
+            ended = run.result  # since the last look
+            if ended is not None:
+                return ended, " (by another process)"
+            held = replace(run, lease=lease)
+            try:
+                return train(k, held), ""
+            except LeaseLostError as error:
+                say(k, str(error))
+                return None, ""
+            except Exception as error:
+                if isinstance(error, OSError) and error.errno in FULL:
+                    raise
+                return held.fail(error, held.epochs_saved()), ""
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        return run.fail(error, 0), ""

@@ -1,0 +1,259 @@
+"""A sweep on this machine: wandb's own engine suggests and stops, worker processes train.
+
+What has been suggested stands in ``points.json``, written whole at every change, so that a sweep that was interrupted
+goes on: points that had not ended are trained first, from their last checkpoint. The k-th suggestion is drawn with the
+seed k, so that a grid and a random search come out the same however often they are interrupted; what bayes suggests
+depends on what has ended by then.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import random
+import sys
+import warnings
+from dataclasses import asdict, dataclass, field
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.errors import UsageError
+from experiments.runs import write_json
+from experiments.sweep_file import SweepFile, import_engine
+from experiments.sweep_worker import Place, work
+
+POINTS = "points.json"
+HOPELESS = 5  # first runs that all fail: the others would too
+GRACE = 10  # seconds in which a worker that is asked to stop saves its step
+# Of our states, how the engine calls them: a run that was stopped counts as metric.impute says.
+STATES = {"running": "running", "done": "finished", "stopped": "killed", "diverged": "failed", "failed": "crashed"}
+
+
+@dataclass
+class Point:
+    """One point of a sweep.
+
+    Attributes:
+        number: in the order of suggestion, from 0.
+        values: of the parameters, by name.
+        state: running, done, stopped, diverged or failed.
+        run: folder of its run.
+        history: the epochs behind it.
+        seconds: spent in training.
+        reason: why it did not end by itself.
+    """
+
+    number: int
+    values: dict[str, Any]
+    state: str = "running"
+    run: str = ""
+    history: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
+    reason: str = ""
+
+    def note(self, metrics: dict[str, float]) -> None:
+        """Add an epoch, or take it anew where a resumed run has trained it again."""
+        self.history = [epoch for epoch in self.history if epoch["epoch"] < metrics["epoch"]] + [metrics]
+
+    def metric(self, name: str) -> float | None:
+        """The last value of a metric that is a number, or None."""
+        values = [epoch[name] for epoch in self.history if math.isfinite(epoch.get(name, math.nan))]
+        return values[-1] if values else None
+
+
+@dataclass
+class Worker:
+    """A worker process, the connection to it, and what it trains."""
+
+    process: Any
+    link: Any
+    point: Point | None = None
+
+
+def read_points(folder: Path) -> list[Point]:
+    """The points of a sweep so far."""
+    path = folder / POINTS
+    return [Point(**point) for point in json.loads(path.read_text())] if path.is_file() else []
+
+
+def suggest(sweep: SweepFile, points: list[Point]) -> dict[str, Any] | None:
+    """Values for the next point, or None where a grid is exhausted.
+
+    Raises:
+        UsageError: the engine cannot make sense of the file.
+    """
+    random.seed(len(points))
+    np.random.seed(len(points))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a Gaussian process of few points warns of its own uncertainty
+            found = import_engine().next_run(sweep.content, [_to_engine(sweep, point) for point in points])
+    except ValueError as error:
+        raise UsageError(f"{sweep.place}: {' '.join(str(error).split())}") from None
+    return None if found is None else {name: plain(entry["value"]) for name, entry in found.config.items()}
+
+
+def plain(value: Any) -> Any:
+    """The same value without numpy's types, which neither JSON nor a command line reads."""
+    if isinstance(value, np.ndarray | list | tuple):
+        return [plain(entry) for entry in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def to_stop(sweep: SweepFile, points: list[Point]) -> set[int]:
+    """Numbers of the running points that early termination ends now."""
+    if "early_terminate" not in sweep.content:
+        return set()
+    stopped = import_engine().stop_runs(sweep.content, [_to_engine(sweep, point) for point in points])
+    return {int(run.name) for run in stopped}
+
+
+def _to_engine(sweep: SweepFile, point: Point) -> Any:
+    last = point.metric(sweep.metric)
+    return import_engine().SweepRun(
+        name=str(point.number),
+        state=STATES[point.state],
+        config={name: {"value": value} for name, value in point.values.items()},
+        sampledHistory=[{sweep.metric: epoch[sweep.metric]} for epoch in point.history if sweep.metric in epoch],
+        summaryMetrics={} if last is None else {sweep.metric: last},
+    )
+
+
+class LocalSweep:
+    """Leads the workers of one sweep; only this process writes ``points.json``."""
+
+    def __init__(self, sweep: SweepFile, place: Place, flags: list[str], runs: int | None, workers: int) -> None:
+        """Read what was done before.
+
+        Args:
+            sweep: the file.
+            place: where runs come from and go to.
+            flags: of the command line, for every run.
+            runs: how many points at most; None for all of a grid.
+            workers: how many run at a time.
+        """
+        self.sweep, self.place, self.flags, self.runs = sweep, place, flags, runs
+        self.folder = place.root / place.sweep
+        self.points = read_points(self.folder)
+        self._again = [p for p in self.points if p.state in ("running", "failed")]
+        self._exhausted = False
+        self._wanted = workers
+        self._workers: list[Worker] = []
+
+    def run(self) -> None:
+        """Train until there is nothing more to suggest; interrupted, it goes on the next time."""
+        try:
+            while True:
+                self._hand_out()
+                busy = [worker for worker in self._workers if worker.point is not None]
+                if not busy:
+                    return
+                heard = connection.wait([worker.link for worker in busy])
+                for worker in busy:
+                    if worker.link in heard:
+                        self._listen(worker)
+        finally:
+            self._end_workers()
+
+    def _hand_out(self) -> None:
+        """Give every idle worker a point, while there are points."""
+        while len(busy := [w for w in self._workers if w.point is not None]) < self._wanted:
+            point = self._next()
+            if point is None:
+                return
+            worker = next((w for w in self._workers if w not in busy), None) or self._new_worker()
+            point.state, point.reason, worker.point = "running", "", point
+            self._save()
+            worker.link.send(self.sweep.of_one_run(point.values, self.flags))
+
+    def _next(self) -> Point | None:
+        if self._again:
+            return self._again.pop(0)
+        enough = self.runs is not None and len(self.points) >= self.runs
+        if self._exhausted or enough or self._target_met() or self._hopeless():
+            return None
+        values = suggest(self.sweep, self.points)
+        if values is None:
+            self._exhausted = True
+            return None
+        self.points.append(Point(len(self.points), values))
+        return self.points[-1]
+
+    def _target_met(self) -> bool:
+        """Whether a run has reached ``metric.target``, at which a sweep ends."""
+        target = self.sweep.content["metric"].get("target")
+        values = [point.metric(self.sweep.metric) for point in self.points if point.state == "done"]
+        return target is not None and any(
+            value is not None and (value >= target if self.sweep.maximize else value <= target) for value in values
+        )
+
+    def _hopeless(self) -> bool:
+        """Whether nothing has come of the first runs."""
+        ended = [point for point in self.points if point.state != "running"]
+        return len(ended) >= HOPELESS and all(point.state == "failed" for point in ended)
+
+    def _listen(self, worker: Worker) -> None:
+        point = worker.point
+        if point is None:
+            return
+        try:
+            word, content = worker.link.recv()
+        except (EOFError, OSError):
+            worker.process.join()
+            self._workers.remove(worker)
+            self._end(point, "failed", f"its process ended with {worker.process.exitcode}")
+            return
+        if word == "began":
+            point.run, point.history = content
+        elif word == "epoch":
+            point.note(content)
+            worker.link.send(point.number in to_stop(self.sweep, self.points))
+        else:
+            worker.point = None
+            record, point.history = content
+            self._end(point, record["status"], record.get("reason", ""))
+
+    def _end(self, point: Point, state: str, reason: str) -> None:
+        point.state, point.reason = state, reason
+        point.seconds = sum(epoch.get("seconds", 0.0) for epoch in point.history)
+        self._save()
+        total = f"/{self.runs}" if self.runs else ""
+        settings = " ".join(f"{name}={shown(value)}" for name, value in point.values.items())
+        reached = point.metric(self.sweep.metric)
+        result = "" if reached is None else f"{self.sweep.metric} {reached:.4f}, {point.seconds:.0f} s"
+        told = ", ".join(part for part in (reason, result) if part)
+        print(f"[{point.number + 1}{total}] {settings}: {told if state in ('done', 'stopped') else f'{state}: {told}'}")
+        sys.stdout.flush()
+
+    def _save(self) -> None:
+        write_json(self.folder / POINTS, [asdict(point) for point in self.points])
+
+    def _new_worker(self) -> Worker:
+        context = multiprocessing.get_context("spawn")
+        link, theirs = context.Pipe()
+        log = self.folder / f"worker-{len(self._workers)}.log"
+        process = context.Process(target=work, args=(theirs, self.place, log, self._wanted), daemon=True)
+        process.start()
+        theirs.close()
+        self._workers.append(Worker(process, link))
+        return self._workers[-1]
+
+    def _end_workers(self) -> None:
+        for worker in self._workers:
+            if worker.point is None:
+                worker.link.close()  # it waits for work, and ends
+            else:
+                worker.process.terminate()
+        for worker in self._workers:
+            worker.process.join(GRACE)
+            if worker.process.is_alive():
+                worker.process.kill()
+
+
+def shown(value: Any) -> str:
+    """A value for people: four digits of a number."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

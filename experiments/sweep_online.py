@@ -1,0 +1,119 @@
+"""A sweep that wandb's server leads: the file goes to it as it is, agents on any number of machines ask it for runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from experiments.errors import UsageError
+from experiments.runs import write_json
+from experiments.sweep_engine import Point
+from experiments.sweep_file import SweepFile
+
+PATIENCE = 60  # seconds for the server to take a sweep
+# How the server calls what became of a run, and how we do.
+STATES = {"finished": "done", "killed": "stopped", "crashed": "failed", "failed": "failed", "running": "running"}
+
+
+def lead_agents(sweep: SweepFile, folder: Path, runs: int | None, workers: int) -> list[Point]:
+    """Make the sweep on the server, or join the one made before, and run agents here until it has no more runs.
+
+    Args:
+        sweep: the file.
+        folder: of the sweep in the run store; remembers which sweep of the server it is.
+        runs: how many the agents of this machine run; None for as many as the server hands out.
+        workers: how many agents.
+
+    Returns:
+        The points of all machines, as the server knows them.
+
+    Raises:
+        UsageError: the server does not take the sweep.
+    """
+    identity = hashlib.sha256(sweep.path.read_bytes()).hexdigest()
+    record = folder / "online.json"
+    known = json.loads(record.read_text()) if record.is_file() else {}
+    if known.get("file") != identity:
+        known = {"file": identity, "sweep": _create(sweep)}
+        write_json(record, known)
+    print(f"{sweep.name}: sweep {known['sweep']}; on every further machine, in a copy of this project:", flush=True)
+    print(f"  .venv/bin/wandb agent {known['sweep']}", flush=True)
+    _run_agents(known["sweep"], runs, workers)
+    return _points(sweep, known["sweep"])
+
+
+def _wandb(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "wandb", *arguments]
+
+
+def _environment() -> dict[str, str]:
+    """The agents' ``python`` is this one."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+
+
+def _create(sweep: SweepFile) -> str:
+    """Have the server make the sweep; returns its path, ``entity/project/id``."""
+    hint = "; --local runs the same file on this machine"
+    try:
+        done = subprocess.run(
+            _wandb("sweep", str(sweep.path)), env=_environment(), capture_output=True, text=True, timeout=PATIENCE
+        )
+    except subprocess.TimeoutExpired:
+        raise UsageError(f"wandb's server did not take the sweep within {PATIENCE} s{hint}") from None
+    said = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)
+    made = re.search(r"wandb agent (\S+)", said)
+    if made is None:
+        lines = [line.removeprefix("wandb: ").strip() for line in said.strip().splitlines()]
+        raise UsageError(f"wandb sweep {sweep.path}: {lines[-1] if lines else 'no answer'}{hint}")
+    return made[1].strip("'")
+
+
+def _run_agents(path: str, runs: int | None, workers: int) -> None:
+    count = [] if runs is None else ["--count", str(math.ceil(runs / workers))]
+    agents = [subprocess.Popen(_wandb("agent", *count, path), env=_environment()) for _ in range(workers)]
+    try:
+        codes = [agent.wait() for agent in agents]
+    finally:
+        for agent in agents:
+            if agent.poll() is None:
+                agent.terminate()
+        for agent in agents:
+            agent.wait()
+    if any(codes):
+        print(f"warning: {sum(map(bool, codes))} of {workers} wandb agents ended in an error", file=sys.stderr)
+
+
+def _points(sweep: SweepFile, path: str) -> list[Point]:
+    """All runs of the sweep, in the order in which they were made."""
+    import wandb
+
+    project, _, sweep_id = path.rpartition("/")
+    try:
+        found = wandb.Api(timeout=PATIENCE).runs(project, {"sweep": sweep_id}, order="+created_at", lazy=False)
+        runs = [run for run in found]  # noqa: C416 (list() would ask for its length, and swallow what that raises)
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"the results of {path} cannot be read ({reason}); start again later") from None
+    return [_point(sweep, number, run) for number, run in enumerate(runs)]
+
+
+def _point(sweep: SweepFile, number: int, run: Any) -> Point:
+    config, summary = dict(run.config), dict(run.summary)
+    state = summary.get("status") or STATES.get(run.state, "failed")
+    reached = {key: summary[key] for key in ("epoch", sweep.metric, "seconds") if key in summary}
+    return Point(
+        number,
+        {name: config.get(name) for name in sweep.parameters},
+        state if state in STATES.values() or state == "diverged" else "failed",
+        run.id,
+        [{"epoch": number + 1, **reached}] if reached else [],
+        float(summary.get("seconds", 0.0)),
+        str(summary.get("reason", "")),
+    )
