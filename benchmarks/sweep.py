@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments.sweep_engine import LocalSweep, Point, suggest
-from experiments.sweep_file import read_sweep
-from experiments.sweep_worker import Place, plan_one
+from experiments.sweep.engine import LocalSweep, Point, suggest
+from experiments.sweep.file import read_sweep
+from experiments.sweep.worker import Place, plan_one
 from experiments.train import evaluate
 
 LIMIT = 0.5  # seconds a point

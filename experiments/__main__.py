@@ -95,7 +95,7 @@ def run(arguments: list[str]) -> int:
     from experiments.tracking import called_by_agent
 
     if called_by_agent():
-        from experiments.sweep import run_for_agent
+        from experiments.sweep.command import run_for_agent
 
         return 1 if run_for_agent(name, flags) else 0
     from experiments.pipeline import run_study
@@ -118,10 +118,10 @@ def sweep(arguments: list[str]) -> int:
     """Search over the parameters of a sweep file."""
     if not arguments or arguments[0].startswith("-"):
         raise UsageError("sweep NAME: the name is missing; the sweeps are in configs/sweeps")
-    from experiments.sweep_file import sweep_path
+    from experiments.sweep.file import sweep_path
 
     sweep_path(arguments[0])  # a misspelt name is told before torch is loaded
-    from experiments.sweep import run_sweep
+    from experiments.sweep.command import run_sweep
 
     return 1 if run_sweep(arguments[0], arguments[1:]) else 0
 
@@ -189,7 +189,7 @@ def results(arguments: list[str]) -> int:
 
 def measure(arguments: list[str]) -> int:
     """Measure a network that was trained elsewhere."""
-    from experiments.measure_checkpoint import measure_checkpoint
+    from experiments.foreign.command import measure_checkpoint
 
     measure_checkpoint(arguments)
     return 0

@@ -9,11 +9,17 @@ from typing import Any
 from experiments.errors import UsageError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+GROUP_PARALLEL = "group-parallel"  # the study that trains nothing: it measures steps on several devices
 
 
 def study_names() -> list[str]:
     """The studies in ``configs/``: every file there but the ledger of claims."""
     return sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "claims")
+
+
+def trained_studies() -> list[str]:
+    """The studies whose variants are trained: all but ``group-parallel``."""
+    return [name for name in study_names() if name != GROUP_PARALLEL]
 
 
 def study_file(name: str) -> Path:

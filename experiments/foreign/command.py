@@ -19,14 +19,14 @@ from torch import nn
 from analysis.lesion import class_accuracy
 from experiments import report
 from experiments.augment import Views
-from experiments.checkpoints import Checkpoint, read_checkpoint, trained_and_untrained
 from experiments.data import Dataset
 from experiments.errors import UsageError
-from experiments.image_folder import load_images, standardised, with_outputs
+from experiments.foreign.flags import given_device, help_text, model_name, parse, published_weights
+from experiments.foreign.images import load_images, standardised, with_outputs
+from experiments.foreign.weights import Checkpoint, read_checkpoint, trained_and_untrained
 from experiments.measure import measure_network
 from experiments.measure.images import Shown
 from experiments.measure.table import Rows, save_arrays, save_table
-from experiments.measure_flags import given_device, help_text, model_name, parse, published_weights
 from experiments.models import MODELS, build_model
 from experiments.named_model import TORCHVISION
 from experiments.runs import file_name, provenance, write_json

@@ -9,7 +9,7 @@ from PIL import Image
 
 from experiments import data
 from experiments.errors import UsageError
-from experiments.image_folder import load_images, standardised, with_outputs
+from experiments.foreign.images import load_images, standardised, with_outputs
 
 
 def paint(place, value, side=8):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from experiments import __main__ as command_line
 from experiments import report
-from experiments.image_folder import load_images
+from experiments.foreign.images import load_images
 from experiments.models import build_model
 from experiments.runs import write_json
 from experiments.vision import import_torchvision

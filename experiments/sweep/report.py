@@ -19,8 +19,8 @@ from experiments.measure.table import save_table
 from experiments.report import tables_folder
 from experiments.runs import write_atomic, write_json
 from experiments.study import Study
-from experiments.sweep_engine import Point, shown
-from experiments.sweep_file import SweepFile
+from experiments.sweep.engine import Point, shown
+from experiments.sweep.file import SweepFile
 
 LINES = 15  # of the table on the terminal
 BEST = "best.yaml"

@@ -23,8 +23,8 @@ import numpy as np
 
 from experiments.errors import UsageError
 from experiments.runs import write_json
-from experiments.sweep_file import SweepFile, import_engine
-from experiments.sweep_worker import Place, work
+from experiments.sweep.file import SweepFile, import_engine
+from experiments.sweep.worker import Place, work
 
 POINTS = "points.json"
 HOPELESS = 5  # first runs that all fail: the others would too

@@ -13,11 +13,13 @@ from multiprocessing import Pipe
 
 import pytest
 
-from experiments import sweep, sweep_engine, sweep_worker
 from experiments.errors import UsageError
-from experiments.sweep_engine import LocalSweep, Point, Worker, read_points, suggest, to_stop
-from experiments.sweep_file import read_sweep
-from experiments.sweep_worker import Place
+from experiments.sweep import command as sweep
+from experiments.sweep import engine as sweep_engine
+from experiments.sweep import worker as sweep_worker
+from experiments.sweep.engine import LocalSweep, Point, Worker, read_points, suggest, to_stop
+from experiments.sweep.file import read_sweep
+from experiments.sweep.worker import Place
 from tiny_images import tiny_dataset
 
 HEAD = """\
@@ -88,7 +90,7 @@ def threads(monkeypatch):
 @pytest.fixture
 def no_figures(monkeypatch):
     """Drawing takes most of the time of a small sweep."""
-    monkeypatch.setattr("experiments.sweep_report.draw_figures", lambda _folder: [])
+    monkeypatch.setattr("experiments.sweep.report.draw_figures", lambda _folder: [])
 
 
 def run(path, tmp_path, *flags):
@@ -118,7 +120,7 @@ def test_a_grid_is_trained_whole_and_ends_with_table_best_and_figures(tmp_path, 
     assert "6 points by grid: 6 done" in out
     # Started again it has nothing to do and shows the same.
     before = (folder / "points.json").read_bytes()
-    monkeypatch.setattr("experiments.sweep_report.draw_figures", lambda _folder: [])
+    monkeypatch.setattr("experiments.sweep.report.draw_figures", lambda _folder: [])
     assert run(file(tmp_path, GRID), tmp_path) == 0
     assert (folder / "points.json").read_bytes() == before
 

@@ -11,14 +11,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-from experiments import sweep_report, tracking
+from experiments import tracking
 from experiments.errors import UsageError
 from experiments.leases import claim, holder
 from experiments.runs import write_json
 from experiments.study import load_study
-from experiments.sweep_engine import LocalSweep, Point, read_points, suggest
-from experiments.sweep_file import SweepFile, from_agent, read_sweep, sweep_path
-from experiments.sweep_worker import Place, plan_one, record_stop, train_one
+from experiments.sweep import report as sweep_report
+from experiments.sweep.engine import LocalSweep, Point, read_points, suggest
+from experiments.sweep.file import SweepFile, from_agent, read_sweep, sweep_path
+from experiments.sweep.worker import Place, plan_one, record_stop, train_one
 
 DEFAULT_RUNS = 12  # of a random or bayes search whose file has no run_cap
 FLAGS = "--runs=N, --workers=N, --runs_root=DIR, --online, --local, and any key of the study"
@@ -42,7 +43,7 @@ def run_sweep(name: str, arguments: list[str]) -> int:
     _check_keys(sweep, first, flags)
     study, _ = plan_one(place, sweep.of_one_run(first, flags))
     if options.get("online") or (not options.get("local") and tracking.online(study.wandb)):
-        from experiments.sweep_online import lead_agents
+        from experiments.sweep.online import lead_agents
 
         if flags:
             raise UsageError(

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import sweep_online
 from experiments.errors import UsageError
-from experiments.sweep_file import read_sweep, sweep_names, sweep_path
+from experiments.sweep import online as sweep_online
+from experiments.sweep.file import read_sweep, sweep_names, sweep_path
 from wandb_standin import ENTITY, PROJECT, SentRun, Standin
 
 ROOT = Path(__file__).parent.parent.parent

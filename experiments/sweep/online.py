@@ -14,8 +14,8 @@ from typing import Any
 
 from experiments.errors import UsageError
 from experiments.runs import write_json
-from experiments.sweep_engine import Point
-from experiments.sweep_file import SweepFile
+from experiments.sweep.engine import Point
+from experiments.sweep.file import SweepFile
 
 PATIENCE = 60  # seconds for the server to take a sweep
 # How the server calls what became of a run, and how we do.

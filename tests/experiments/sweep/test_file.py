@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import yaml
 
-from experiments import sweep, sweep_file
 from experiments.errors import UsageError
 from experiments.study import load_study
-from experiments.sweep_engine import plain, suggest
-from experiments.sweep_file import METRICS, import_engine, read_sweep, sweep_names, sweep_path
+from experiments.sweep import command as sweep
+from experiments.sweep import file as sweep_file
+from experiments.sweep.engine import plain, suggest
+from experiments.sweep.file import METRICS, import_engine, read_sweep, sweep_names, sweep_path
 
 COMMAND = '["${env}", "${interpreter}", -m, "${program}", run, quickstart, --only=dense, --seeds=1, "${args}"]'
 GOOD = f"""\

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.checkpoints import read_checkpoint, trained_and_untrained
 from experiments.errors import UsageError
+from experiments.foreign.weights import read_checkpoint, trained_and_untrained
 
 
 def network(classes, width=6):

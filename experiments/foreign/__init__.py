@@ -1,0 +1,1 @@
+"""Measures on a network that was trained elsewhere: its weights, any folder of images, the `measure` command."""
