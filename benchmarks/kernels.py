@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from analysis.figures import speed
-from experiments.runs import provenance
+from experiments.store.runs import provenance
 from experiments.train import choose_device, device_name
 from gconv import GroupedConv2d, dispatch, forced_kernel
 from gconv.cost import Latency, measure_latencies

@@ -30,11 +30,11 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from experiments import leases, progress, runs
 from experiments.augment import Views
 from experiments.data import Dataset, Images
 from experiments.models import build_model
-from experiments.runs import Run, provenance
+from experiments.store import leases, progress, runs
+from experiments.store.runs import Run, provenance
 from experiments.tracking import Tracker
 from experiments.train import Recipe, Setting, device_name, train_run
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.models import build_model
-from experiments.runs import provenance
+from experiments.store.runs import provenance
 from experiments.train import choose_device, choose_dtype, device_name
 from gconv import forced_kernel
 from gconv.cost import measure_latencies

@@ -29,7 +29,7 @@ from torch import nn
 from experiments.augment import Views
 from experiments.data import Dataset, Images
 from experiments.models import build_model
-from experiments.runs import provenance
+from experiments.store.runs import provenance
 from experiments.train import Recipe, Setting, choose_device, device_name, evaluate, make_optimizer, train_epoch
 
 TEST_SHARE = 3925 / 9469  # Imagenette's test images per training image

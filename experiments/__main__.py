@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from experiments.errors import UsageError
-from experiments.notice import take_notice
+from experiments.store.notice import take_notice
 
 CONNECTIONS = "connections"  # figures of no study
 USAGE = """\
@@ -84,7 +84,7 @@ def run(arguments: list[str]) -> int:
 
     study_file(name)  # a misspelt name is told before torch is loaded
     if name == GROUP_PARALLEL:
-        from experiments.group_parallel import run_group_parallel
+        from experiments.parallel.study import run_group_parallel
 
         return run_group_parallel(flags)
     from experiments.study import load_study, study_help
@@ -164,7 +164,7 @@ def figures(arguments: list[str]) -> int:
         raise UsageError(f"NAME={name}: no such figures{hint}{', '.join(known)}")
     folder = _study_folder(arguments, "figures")
     if name == GROUP_PARALLEL:
-        from experiments.group_parallel import draw_figures
+        from experiments.parallel.study import draw_figures
     else:
         from experiments.report import draw_figures
     print(*draw_figures(folder), sep="\n")
@@ -177,7 +177,7 @@ def results(arguments: list[str]) -> int:
     from experiments.catalogue import CONFIGS, GROUP_PARALLEL
 
     if folder.name == GROUP_PARALLEL:
-        from experiments.group_parallel import keep_results as keep
+        from experiments.parallel.study import keep_results as keep
 
         print(*keep(folder, CONFIGS.parent / "results"), sep="\n")
         return 0

@@ -17,7 +17,7 @@ from analysis.scheme import Scheme, network_scheme
 from experiments.errors import UsageError
 from experiments.measure.table import save_table
 from experiments.named_model import add_model_arguments, build_named_model
-from experiments.runs import file_name
+from experiments.store.runs import file_name
 from experiments.study import parser_error, strict_parser
 from gconv import ChannelShuffle, GroupedConv2d, Partition
 from gconv.partition import Spec

@@ -12,16 +12,17 @@ import pandas as pd
 import torch
 from torch import nn
 
-from experiments import data, leases, report
+from experiments import data, report
 from experiments.claims import study_verdicts
 from experiments.data import Dataset
-from experiments.divide import outcomes
 from experiments.errors import RunFailedError, UsageError
 from experiments.measure import VERSION, measure_run
 from experiments.measure.speed import measure_speed
 from experiments.measure.table import Rows, save_arrays, save_table
 from experiments.models import build_model
-from experiments.runs import Run, config_hash, file_name, write_json
+from experiments.store import leases
+from experiments.store.divide import outcomes
+from experiments.store.runs import Run, config_hash, file_name, write_json
 from experiments.study import Study, Variant
 from experiments.tracking import Tracker, log_results
 from experiments.train import Setting, choose_device, device_name, train_run

@@ -12,7 +12,7 @@ import pandas as pd
 from analysis.stats import mean_interval
 from analysis.tradeoff import COSTS, MORE_COSTS, equal_pairs, front_probability, tradeoff_table
 from experiments.errors import UsageError
-from experiments.runs import file_name, write_atomic
+from experiments.store.runs import file_name, write_atomic
 
 LINES = 24  # of one table of the summary
 FRONT_AT_LEAST = 0.05  # share of resamplings from which a variant is named as on a front

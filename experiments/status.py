@@ -15,10 +15,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from experiments import leases
-from experiments.catalogue import study_names
+from experiments.catalogue import trained_studies
 from experiments.errors import UsageError
-from experiments.runs import Run
+from experiments.store import leases
+from experiments.store.runs import Run
 from experiments.study import Study, Variant, load_study
 
 STATES = ("done", "running", "failed", "to do")
@@ -39,7 +39,7 @@ def print_status(arguments: list[str]) -> None:
         found = [study_status(load_study(rest[0], rest[1:]))]
     else:
         found, errors = [], []
-        for name in study_names():
+        for name in trained_studies():
             try:
                 found.append(study_status(load_study(name, rest)))
             except UsageError as error:  # one study that cannot be read hides no other

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from experiments import notice
 from experiments.augment import Views, evaluation_batch, normalise, training_batch
 from experiments.data import Dataset, Images
 from experiments.errors import RunFailedError, UsageError
 from experiments.memory import advice, is_out_of_memory
-from experiments.progress import Part, Progress
-from experiments.runs import Run
+from experiments.store import notice
+from experiments.store.progress import Part, Progress
+from experiments.store.runs import Run
 from experiments.tracking import Tracker
 
 CHECK_EVERY = 25  # steps between looks at the loss: each look waits for the device

@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from experiments import divide, leases, pipeline
+from experiments import pipeline
 from experiments.augment import Views
 from experiments.models import build_model
-from experiments.runs import Run
+from experiments.store import divide, leases
+from experiments.store.runs import Run
 from experiments.study import load_study
 from experiments.tracking import Tracker
 from experiments.train import Recipe, Setting, train_run

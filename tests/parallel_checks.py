@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from experiments.models import build_model
-from experiments.parallel import counted, own_part, own_values
+from experiments.parallel.part import counted, own_part, own_values
 from gconv import GroupedConv2d
 from gconv.exchange import plan
 

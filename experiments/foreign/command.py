@@ -29,7 +29,7 @@ from experiments.measure.images import Shown
 from experiments.measure.table import Rows, save_arrays, save_table
 from experiments.models import MODELS, build_model
 from experiments.named_model import TORCHVISION
-from experiments.runs import file_name, provenance, write_json
+from experiments.store.runs import file_name, provenance, write_json
 from experiments.train import Recipe, Setting, device_name
 from experiments.vision import import_torchvision
 from gconv.cost import count_cost

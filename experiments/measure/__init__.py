@@ -21,7 +21,7 @@ from experiments.measure.images import Shown
 from experiments.measure.lesions import measure_lesions
 from experiments.measure.probes import measure_probes
 from experiments.measure.table import Rows
-from experiments.runs import Run
+from experiments.store.runs import Run
 from experiments.train import Setting
 from gconv.cost import count_cost
 from gconv.partition import Partition

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.runs import write_atomic
+from experiments.store.runs import write_atomic
 
 COLUMNS = ["study", "variant", "seed", "layer", "measure", "null", "groups", "value", "unit"]
 NOTE_COLUMNS = ["study", "variant", "seed", "layer", "measure", "note"]

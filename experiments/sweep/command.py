@@ -13,8 +13,8 @@ from typing import Any
 
 from experiments import tracking
 from experiments.errors import UsageError
-from experiments.leases import claim, holder
-from experiments.runs import write_json
+from experiments.store.leases import claim, holder
+from experiments.store.runs import write_json
 from experiments.study import load_study
 from experiments.sweep import report as sweep_report
 from experiments.sweep.engine import LocalSweep, Point, read_points, suggest

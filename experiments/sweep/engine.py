@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from experiments.errors import UsageError
-from experiments.runs import write_json
+from experiments.store.runs import write_json
 from experiments.sweep.file import SweepFile, import_engine
 from experiments.sweep.worker import Place, work
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.errors import UsageError
-from experiments.runs import write_json
+from experiments.store.runs import write_json
 from experiments.sweep.engine import Point
 from experiments.sweep.file import SweepFile
 

@@ -17,7 +17,7 @@ import yaml
 
 from experiments.measure.table import save_table
 from experiments.report import tables_folder
-from experiments.runs import write_atomic, write_json
+from experiments.store.runs import write_atomic, write_json
 from experiments.study import Study
 from experiments.sweep.engine import Point, shown
 from experiments.sweep.file import SweepFile

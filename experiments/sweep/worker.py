@@ -133,7 +133,7 @@ def _attend(log: Path) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    from experiments.notice import take_notice
+    from experiments.store.notice import take_notice
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     take_notice()

@@ -5,9 +5,10 @@ import time
 
 import pytest
 
-from experiments import leases, pipeline, status
+from experiments import pipeline, status
 from experiments.errors import UsageError
-from experiments.runs import write_json
+from experiments.store import leases
+from experiments.store.runs import write_json
 from experiments.study import load_study
 
 FLAGS = ["--seeds=2", "--only=dense,log-4", "--recipe.epochs=4", "--wandb=off"]

@@ -8,7 +8,7 @@ from torch import nn
 from experiments.augment import Views
 from experiments.errors import RunFailedError, UsageError
 from experiments.models import build_model
-from experiments.runs import Run
+from experiments.store.runs import Run
 from experiments.tracking import Tracker
 from experiments.train import Recipe, Setting, choose_device, choose_dtype, evaluate, make_optimizer, train_run
 from tiny_images import tiny_dataset

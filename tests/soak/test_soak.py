@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments import notice, progress
+from experiments.store import notice, progress
 from fault_children import a_run, assert_same, divided, fork, kill, left, train, train_until_operation, wait, work
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1200)]

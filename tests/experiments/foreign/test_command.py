@@ -14,7 +14,7 @@ from experiments import __main__ as command_line
 from experiments import report
 from experiments.foreign.images import load_images
 from experiments.models import build_model
-from experiments.runs import write_json
+from experiments.store.runs import write_json
 from experiments.vision import import_torchvision
 
 QUICK = ["--measures.permutations=20", "--measures.draws=0"]

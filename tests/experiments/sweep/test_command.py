@@ -284,7 +284,7 @@ def test_another_file_does_not_go_on_with_these_points(tmp_path):
 
 @pytest.mark.usefixtures("threads", "no_figures")
 def test_a_sweep_in_other_hands_is_left_to_them(tmp_path):
-    from experiments.leases import claim
+    from experiments.store.leases import claim
 
     lease = claim(tmp_path / "runs/sweeps/example")
     with pytest.raises(UsageError, match=rf"being run by process {os.getpid()}"):

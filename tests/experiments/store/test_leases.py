@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from experiments import leases
-from experiments.leases import LeaseLostError, claim, holder, waiting
+from experiments.store import leases
+from experiments.store.leases import LeaseLostError, claim, holder, waiting
 from fault_children import fork, kill, wait
 
 

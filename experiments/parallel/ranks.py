@@ -24,7 +24,7 @@ from tqdm import tqdm
 from experiments.errors import RunFailedError, UsageError
 
 # torch._dynamo takes seconds, and every optimizer imports it.
-PRELOADED = ["torch._dynamo", "experiments.one_step"]
+PRELOADED = ["torch._dynamo", "experiments.parallel.one_step"]
 GRACE = 2.0  # seconds that the other ranks have to tell what they saw, after the first has failed
 # What gloo and nccl say if it is another rank that failed.
 OTHERS = ("connection closed", "connection reset", "timed out", "timeout", "peer", "broken pipe", "remote process")

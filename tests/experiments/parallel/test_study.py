@@ -4,17 +4,17 @@ import json
 import time
 
 import pandas as pd
-import parallel_checks
 import pytest
 import torch
 from torch import nn
 
+import parallel_checks
 from experiments import __main__ as command_line
-from experiments import group_parallel
 from experiments.catalogue import CONFIGS, GROUP_PARALLEL, studies, study_names, trained_studies
 from experiments.errors import RunFailedError, UsageError
-from experiments.parallel import Moved, own_part, own_values
-from experiments.ranks import device_for, run_on_ranks
+from experiments.parallel import study as group_parallel
+from experiments.parallel.part import Moved, own_part, own_values
+from experiments.parallel.ranks import device_for, run_on_ranks
 from experiments.report import read_table
 from experiments.strict_yaml import read_yaml
 from gconv.exchange import plan

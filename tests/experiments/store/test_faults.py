@@ -13,9 +13,10 @@ import time
 import pytest
 import torch
 
-from experiments import notice, pipeline, progress
+from experiments import pipeline
 from experiments.measure.table import save_table
-from experiments.runs import Run
+from experiments.store import notice, progress
+from experiments.store.runs import Run
 from experiments.study import load_study
 from fault_children import (
     SMALL,
@@ -156,7 +157,7 @@ def test_a_full_disk_ends_the_study_in_one_error_with_the_place(tmp_path, monkey
     def full(_descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("experiments.runs.os.fsync", full)
+    monkeypatch.setattr("experiments.store.runs.os.fsync", full)
     with pytest.raises(OSError, match="No space left") as error:
         run_small(tmp_path, "--only=dense,groups-2")
     assert str(tmp_path) in error.value.filename

@@ -18,7 +18,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 
 from experiments.models import build_model
-from experiments.parallel import counted, own_part, own_values
+from experiments.parallel.part import counted, own_part, own_values
 from gconv.cost import Latency, measure_latencies, measure_peak_memory
 from gconv.exchange import Plan, plan
 

@@ -4,7 +4,7 @@ import multiprocessing
 import pytest
 import torch
 
-from experiments.runs import Run, config_hash, write_atomic
+from experiments.store.runs import Run, config_hash, write_atomic
 
 
 def a_run(folder, **changes):

@@ -24,10 +24,10 @@ from experiments.claims import study_verdicts
 from experiments.errors import RunFailedError, UsageError
 from experiments.measure.table import Rows, save_table
 from experiments.models import model_builder
-from experiments.one_step import Case, Measured, Way, measure_rank
-from experiments.ranks import device_for, run_on_ranks
+from experiments.parallel.one_step import Case, Measured, Way, measure_rank
+from experiments.parallel.ranks import device_for, run_on_ranks
 from experiments.report import read_measures, tables_folder
-from experiments.runs import config_hash, provenance, write_atomic, write_json
+from experiments.store.runs import config_hash, provenance, write_atomic, write_json
 from experiments.strict_yaml import read_yaml
 from experiments.study import parser_error, strict_parser
 from experiments.train import device_name

@@ -29,9 +29,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from experiments import sealed
 from experiments.errors import RunFailedError, UsageError
-from experiments.leases import Lease, LeaseLostError, claim
+from experiments.store import sealed
+from experiments.store.leases import Lease, LeaseLostError, claim
 
 
 def config_hash(config: dict[str, Any]) -> str:

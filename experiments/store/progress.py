@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiments import notice
-from experiments.runs import Run
+from experiments.store import notice
+from experiments.store.runs import Run
 
 SHARE = 0.02  # of the time, that checkpoints may take
 LONG = 300.0  # seconds of an epoch after which its part is saved

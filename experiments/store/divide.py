@@ -8,9 +8,9 @@ from dataclasses import replace
 from time import sleep
 from typing import Any
 
-from experiments import leases
-from experiments.leases import LeaseLostError
-from experiments.runs import Run
+from experiments.store import leases
+from experiments.store.leases import LeaseLostError
+from experiments.store.runs import Run
 
 POLL = 1.0  # seconds between looks at runs in other hands
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments import sealed
 from experiments.errors import UsageError
-from experiments.runs import Run
+from experiments.store import sealed
+from experiments.store.runs import Run
 from experiments.study import load_study
 from fault_children import a_run, assert_same, go_on, train
 

@@ -1,0 +1,1 @@
+"""Groups on several devices: the part of a network that each rank computes, and the study that measures it."""
