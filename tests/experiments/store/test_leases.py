@@ -119,7 +119,7 @@ def test_on_another_machine_a_lease_runs_out_when_its_heart_stops_and_not_before
     while claim(tmp_path / "run") is None:
         assert time.monotonic() - died < 5
         time.sleep(0.01)
-    assert time.monotonic() - died > 0.25
+    assert time.monotonic() - died > 0.1  # its last beat may lie a while before its death
 
 
 @pytest.mark.usefixtures("fast")
