@@ -13,7 +13,7 @@ from experiments.sweep import online as sweep_online
 from experiments.sweep.file import read_sweep, sweep_names, sweep_path
 from wandb_standin import ENTITY, PROJECT, SentRun, Standin
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 SMALL = ["--recipe.device=cpu", "--model.width=4", "--recipe.batch_size=384", "--seeds=1"]
 
 
