@@ -36,7 +36,9 @@ from experiments.models import build_model
 from experiments.store import leases, progress, runs
 from experiments.store.runs import Run, provenance
 from experiments.tracking import Tracker
-from experiments.train import Recipe, Setting, device_name, train_run
+from experiments.training.recipe import Recipe
+from experiments.training.run import train_run
+from experiments.training.setting import Setting, device_name
 
 BATCH = 4
 # part -> methods whose time is its own; what one of them spends inside another counts once, for the outermost

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from experiments.models import build_model
 from experiments.store.runs import provenance
-from experiments.train import choose_device, choose_dtype, device_name
+from experiments.training.setting import choose_device, choose_dtype, device_name
 from gconv import forced_kernel
 from gconv.cost import measure_latencies
 

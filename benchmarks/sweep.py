@@ -22,7 +22,7 @@ import torch
 from experiments.sweep.engine import LocalSweep, Point, suggest
 from experiments.sweep.file import read_sweep
 from experiments.sweep.worker import Place, plan_one
-from experiments.train import evaluate
+from experiments.training.epoch import evaluate
 
 LIMIT = 0.5  # seconds a point
 FILE = """\

@@ -30,7 +30,10 @@ from experiments.augment import Views
 from experiments.data import Dataset, Images
 from experiments.models import build_model
 from experiments.store.runs import provenance
-from experiments.train import Recipe, Setting, choose_device, device_name, evaluate, make_optimizer, train_epoch
+from experiments.training.epoch import Stream, evaluate, train_epoch
+from experiments.training.learner import Learner
+from experiments.training.recipe import Recipe
+from experiments.training.setting import Setting, choose_device, device_name
 
 TEST_SHARE = 3925 / 9469  # Imagenette's test images per training image
 EVALUATE_EVERY = 3  # epochs, as in the study
@@ -98,13 +101,13 @@ def ways_to_train(groups: int, batch: int, steps: int) -> dict[str, Callable[[],
 
         return train
 
-    ours = build_model("alexnet", **arguments).to(setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer, schedule = make_optimizer(ours, setting.recipe, setting.recipe.epochs * steps)
+    ours = build_model("alexnet", **arguments)
+    learner = Learner(ours, setting, setting.recipe.epochs * steps)
     epochs = 0
 
     def train_ours() -> None:
         nonlocal epochs
-        train_epoch(ours, setting, optimizer, schedule, seed=0, epoch=epochs, label="bench")
+        train_epoch(learner, [Stream(setting, 0, epochs)], epochs, "bench")
         epochs += 1
         evaluate(ours, setting)
 

@@ -59,32 +59,47 @@ class Views:
             raise ValueError(f"data.cutout={self.cutout}: must be at least 0")
 
 
-def training_batch(pixels_SHWC: Tensor, index_B: Tensor, views: Views, generator: Generator) -> Tensor:
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """The same values on a device; the host does not wait until they are on a GPU."""
+    if values.device.type == "cpu" and device.type == "cuda":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
+
+
+def training_batch(
+    pixels_SHWC: Tensor, index_B: Tensor, views: Views, generator: Generator, share: slice = slice(None)
+) -> Tensor:
     """Random crops of the indexed images, flipped, recoloured and cut out as ``views`` says; float, 0…255.
 
-    Random numbers are drawn on the CPU, so that a seed gives the same batches on every device.
+    Random numbers are drawn on the CPU, so that a seed gives the same batches on every device; and for the whole batch
+    whatever the share of it that is made, so that the shares of several processes make up the batch of one.
     """
     batch, device = len(index_B), pixels_SHWC.device
     span = views.image_size + 2 * views.padding - views.crop_size + 1
-    top, left = (torch.randint(span, (batch,), generator=generator) for _ in range(2))
-    mirrored = torch.rand(batch, generator=generator) < 0.5 if views.flip else None
+    top, left = (torch.randint(span, (batch,), generator=generator)[share] for _ in range(2))
+    mirrored = torch.rand(batch, generator=generator)[share] < 0.5 if views.flip else None
+    turns = torch.rand(batch, generator=generator)[share] if views.colour == "hue-scrambled" else None
+    centres = [
+        torch.randint(views.crop_size, (batch, 1), generator=generator)[share] for _ in range(2 * bool(views.cutout))
+    ]
+    index_B = index_B[share]
     if views.padding:
-        images = pixels_SHWC[index_B.to(device)].permute(0, 3, 1, 2).float()
+        images = pixels_SHWC[send(index_B, device)].permute(0, 3, 1, 2).float()
         images = F.pad(images, (views.padding,) * 4, mode="reflect").permute(0, 2, 3, 1)
-        index_B = torch.arange(batch)
+        index_B = torch.arange(len(index_B))
     else:
         images = pixels_SHWC
     # A view of every possible crop; indexing it copies the wanted ones alone, already as (B, 3, h, w) channels_last.
     windows = images.unfold(1, views.crop_size, 1).unfold(2, views.crop_size, 1)
-    x = windows[index_B.to(device), top.to(device), left.to(device)]
+    x = windows[send(index_B, device), send(top, device), send(left, device)]
     if mirrored is not None:
-        flipped = mirrored.nonzero().squeeze(1).to(device)
+        flipped = send(mirrored.nonzero().squeeze(1), device)
         x[flipped] = x[flipped].flip(3)
-    if views.colour == "hue-scrambled":
-        x = turn_hues(x, torch.rand(len(x), generator=generator))
+    if turns is not None:
+        x = turn_hues(x, turns)
     elif views.colour == "grey":
         x = grey(x)
-    return cut_out(x, views.cutout, generator) if views.cutout else x
+    return cut_out(x, views.cutout, *centres) if centres else x
 
 
 def evaluation_batch(pixels_SHWC: Tensor, index_B: Tensor, views: Views) -> Tensor:
@@ -95,7 +110,7 @@ def evaluation_batch(pixels_SHWC: Tensor, index_B: Tensor, views: Views) -> Tens
     """
     size = min(views.crop_size, views.image_size)
     start = (views.image_size - size) // 2
-    x = pixels_SHWC[index_B.to(pixels_SHWC.device), start : start + size, start : start + size]
+    x = pixels_SHWC[send(index_B, pixels_SHWC.device), start : start + size, start : start + size]
     x = x.permute(0, 3, 1, 2)
     if size < views.crop_size:
         before = (views.crop_size - size) // 2
@@ -108,7 +123,7 @@ def evaluation_batch(pixels_SHWC: Tensor, index_B: Tensor, views: Views) -> Tens
 
 def grey(x_BCHW: Tensor) -> Tensor:
     """Luma in all three channels."""
-    weights = torch.tensor(RGB_TO_YIQ[0], device=x_BCHW.device).view(1, 3, 1, 1)
+    weights = send(torch.tensor(RGB_TO_YIQ[0]), x_BCHW.device).view(1, 3, 1, 1)
     return (x_BCHW * weights).sum(1, keepdim=True).expand_as(x_BCHW)
 
 
@@ -118,19 +133,23 @@ def turn_hues(x_BCHW: Tensor, turns_B: Tensor) -> Tensor:
     angle = turns_B.cpu().double() * (2 * torch.pi)
     one, zero, cos, sin = torch.ones_like(angle), torch.zeros_like(angle), angle.cos(), angle.sin()
     turn = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], 1).view(-1, 3, 3)
-    rgb = (torch.linalg.inv(to_yiq) @ turn @ to_yiq).to(x_BCHW.device, torch.float32)
+    rgb = send((torch.linalg.inv(to_yiq) @ turn @ to_yiq).float(), x_BCHW.device)
     x = (rgb @ x_BCHW.float().flatten(2)).view_as(x_BCHW)
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def cut_out(x_BCHW: Tensor, side: int, generator: Generator) -> Tensor:
-    """Set one square per image, centred anywhere, to mid-grey (DeVries & Taylor 2017, arXiv 1708.04552)."""
-    batch, _, height, width = x_BCHW.shape
+def cut_out(x_BCHW: Tensor, side: int, rows_B1: Tensor, columns_B1: Tensor) -> Tensor:
+    """Set one square per image to mid-grey (DeVries & Taylor 2017, arXiv 1708.04552).
+
+    Args:
+        x_BCHW: images.
+        side: of the square in pixels.
+        rows_B1, columns_B1: its centre in each image; what lies outside the image is cut off.
+    """
     spans = []
-    for size in (height, width):
-        centre = torch.randint(size, (batch, 1), generator=generator)
+    for size, centre in zip(x_BCHW.shape[2:], (rows_B1, columns_B1), strict=True):
         place = torch.arange(size)
-        spans.append(((place >= centre - side // 2) & (place < centre - side // 2 + side)).to(x_BCHW.device))
+        spans.append(send((place >= centre - side // 2) & (place < centre - side // 2 + side), x_BCHW.device))
     square = spans[0][:, None, :, None] & spans[1][:, None, None, :]
     return x_BCHW.masked_fill(square, 128)
 
@@ -144,5 +163,5 @@ def normalise(x_BCHW: Tensor, mean_C: Tensor, std_C: Tensor, dtype: torch.dtype)
     width = x_BCHW.shape[3]
     rows = x_BCHW.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).flatten(2)
     scale, shift = 1 / std_C, -mean_C / std_C
-    y = rows.to(dtype, copy=True).mul_(scale.repeat(width).to(rows.device, dtype))
-    return y.add_(shift.repeat(width).to(rows.device, dtype)).unflatten(2, (width, 3)).permute(0, 3, 1, 2)
+    y = rows.to(dtype, copy=True).mul_(send(scale.repeat(width).to(dtype), rows.device))
+    return y.add_(send(shift.repeat(width).to(dtype), rows.device)).unflatten(2, (width, 3)).permute(0, 3, 1, 2)

@@ -25,7 +25,8 @@ from experiments.store.divide import outcomes
 from experiments.store.runs import Run, config_hash, file_name, write_json
 from experiments.study import Study, Variant
 from experiments.tracking import Tracker, log_results
-from experiments.train import Setting, choose_device, device_name, train_run
+from experiments.training.run import train_run
+from experiments.training.setting import Setting, choose_device, device_name
 from gconv.cost import count_cost
 from gconv.wiring import trace_wiring
 

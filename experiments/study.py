@@ -24,7 +24,7 @@ from experiments.measure import Measures
 from experiments.models import model_builder
 from experiments.strict_yaml import StrictLoader, read_yaml
 from experiments.tracking import WandbMode
-from experiments.train import Recipe
+from experiments.training.recipe import Recipe
 
 # jsonargparse reads the values of flags with this loader; there is no public way to give it another for plain types.
 _loaders_dumpers.yaml_default_loader = StrictLoader

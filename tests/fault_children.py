@@ -22,7 +22,9 @@ from experiments.store import divide, leases
 from experiments.store.runs import Run
 from experiments.study import load_study
 from experiments.tracking import Tracker
-from experiments.train import Recipe, Setting, train_run
+from experiments.training.recipe import Recipe
+from experiments.training.run import train_run
+from experiments.training.setting import Setting
 from tiny_images import tiny_dataset
 
 SILENT = Tracker("off", "", "", "", {}, None)  # type: ignore[arg-type]

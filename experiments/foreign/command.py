@@ -30,7 +30,8 @@ from experiments.measure.table import Rows, save_arrays, save_table
 from experiments.models import MODELS, build_model
 from experiments.named_model import TORCHVISION
 from experiments.store.runs import file_name, provenance, write_json
-from experiments.train import Recipe, Setting, device_name
+from experiments.training.recipe import Recipe
+from experiments.training.setting import Setting, device_name
 from experiments.vision import import_torchvision
 from gconv.cost import count_cost
 from gconv.wiring import trace_wiring

@@ -16,7 +16,7 @@ from experiments.measure import Measures
 from experiments.models import MODELS, model_builder
 from experiments.named_model import TORCHVISION
 from experiments.study import parser_error, strict_parser
-from experiments.train import choose_device
+from experiments.training.setting import choose_device
 from experiments.vision import import_torchvision
 
 USAGE = """python -m experiments measure --model=NAME --checkpoint=WEIGHTS --data=FOLDER [--key=value …]

@@ -22,7 +22,7 @@ from experiments.measure.lesions import measure_lesions
 from experiments.measure.probes import measure_probes
 from experiments.measure.table import Rows
 from experiments.store.runs import Run
-from experiments.train import Setting
+from experiments.training.setting import Setting
 from gconv.cost import count_cost
 from gconv.partition import Partition
 from gconv.wiring import trace_wiring

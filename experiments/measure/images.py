@@ -10,7 +10,7 @@ from torch import Tensor
 
 from experiments.augment import evaluation_batch, normalise
 from experiments.data import Images
-from experiments.train import Setting
+from experiments.training.setting import Setting
 
 PIXELS_AT_ONCE = 128 * 112**2  # of images, so that large ones take no more memory
 

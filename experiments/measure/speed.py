@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from experiments.measure.table import Rows
-from experiments.train import Setting
+from experiments.training.setting import Setting
 from gconv.cost import measure_latencies, measure_peak_memory
 from gconv.energy import energy_meter, measure_energies
 

@@ -30,7 +30,7 @@ from experiments.report import read_measures, tables_folder
 from experiments.store.runs import config_hash, provenance, write_atomic, write_json
 from experiments.strict_yaml import read_yaml
 from experiments.study import parser_error, strict_parser
-from experiments.train import device_name
+from experiments.training.setting import device_name
 
 VERSION = 1  # raise when what is measured changes
 LEAST = {"input_size": 1, "batch_size": 1, "repeats": 1, "devices": 1, "timeout": 1}

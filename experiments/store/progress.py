@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from experiments.store import notice
 from experiments.store.runs import Run
@@ -36,6 +36,18 @@ class Part:
     seconds: float
 
 
+class Learns(Protocol):
+    """What can be saved and can go on: networks in training, told apart by their places."""
+
+    def state(self, place: int) -> dict[str, Any]:
+        """Of one network, its optimizer and its schedule."""
+        ...
+
+    def restore(self, place: int, state: dict[str, Any]) -> None:
+        """Go on from what ``state`` gave."""
+        ...
+
+
 class Progress:
     """One run's way from its last checkpoint to its end.
 
@@ -43,24 +55,35 @@ class Progress:
         history: the metrics of every whole epoch.
     """
 
-    def __init__(self, run: Run, model: nn.Module, optimizer: torch.optim.SGD, schedule: Any) -> None:
+    def __init__(self, run: Run, learner: Learns, place: int = 0, together: int = 1) -> None:
+        """Begin where the run is.
+
+        Args:
+            run: where checkpoints and metrics go.
+            learner: trains it.
+            place: of the run's network among those that the learner trains together.
+            together: how many those are; they share the time.
+        """
         self.history: list[dict[str, float]] = []
-        self._run, self._model, self._optimizer, self._schedule = run, model, optimizer, schedule
-        self._device = next(model.parameters()).device
+        self._run, self._learner, self._place, self._together = run, learner, place, together
+        self._device = torch.device("cpu")
         self._part: Part | None = None
         self._at: tuple[int, Tensor, torch.Generator] | None = None
         self._started = 0.0
         self._saved, self._cost = time.monotonic(), 0.0
 
-    def restore(self) -> None:
-        """Go back to the last checkpoint, or to the start of a run that has none."""
+    def restore(self, device: torch.device) -> None:
+        """Go back to the last checkpoint, or to the start of a run that has none.
+
+        Args:
+            device: whose random numbers are saved beside those of the CPU.
+        """
+        self._device = device
         checkpoint = self._run.load_checkpoint()
         if checkpoint is None:
             torch.manual_seed(self._run.seed)  # dropout's random numbers, whatever was drawn before
         else:
-            self._model.load_state_dict(checkpoint["model"])
-            self._optimizer.load_state_dict(checkpoint["optimizer"])
-            self._schedule.load_state_dict(checkpoint["schedule"])
+            self._learner.restore(self._place, checkpoint)
             _set_rng_state(checkpoint["rng"], self._device)
             self.history = checkpoint["history"]
             self._part = Part(**checkpoint["part"]) if checkpoint.get("part") else None
@@ -69,30 +92,26 @@ class Progress:
     def begin_epoch(self) -> Part | None:
         """The part of the next epoch that is trained already, if any."""
         part, self._part, self._at = self._part, None, None
-        self._started = time.perf_counter() - (part.seconds if part else 0.0)
+        self._started = time.perf_counter() - (part.seconds if part else 0.0) * self._together
         return part
 
     def seconds(self) -> float:
-        """Spent on this epoch so far, also before an interruption."""
-        return time.perf_counter() - self._started
+        """Spent on this epoch so far, also before an interruption: this run's share of the time."""
+        return (time.perf_counter() - self._started) / self._together
 
-    def after_step(self, step: int, total: Tensor, generator: torch.Generator) -> None:
-        """Note where the epoch stands after a step; save it on notice, or where the epoch is long.
-
-        Raises:
-            KeyboardInterrupt: a notice to stop has come, and what is trained is saved.
-        """
+    def note_step(self, step: int, total: Tensor, generator: torch.Generator) -> None:
+        """Note where the epoch stands after a step."""
         self._at = step, total, generator
-        self.look_out()
 
     def look_out(self) -> None:
-        """Save on notice or after long, between two steps or two batches of an evaluation; raises as ``after_step``."""
+        """Save on notice or after long, between two steps or two batches of an evaluation."""
         if notice.given() or time.monotonic() - self._saved > max(LONG, self._cost / SHARE):
-            if (
-                self._at is not None and self._at[1].isfinite().all()
-            ):  # what diverges is left at its last good checkpoint
-                self._save(self._at)
-            notice.heed()
+            self.save()
+
+    def save(self) -> None:
+        """Save where the epoch stands; what diverges is left at its last good checkpoint."""
+        if self._at is not None and self._at[1].isfinite().all():
+            self._save(self._at)
 
     def end_epoch(self, metrics: dict[str, float], last: bool) -> None:
         """Add a whole epoch; save it if it is the last, or if the time since the last checkpoint allows for another."""
@@ -105,16 +124,8 @@ class Progress:
     def _save(self, at: tuple[int, Tensor, torch.Generator] | None) -> None:
         start = time.monotonic()
         part = asdict(Part(at[0], at[1].cpu(), at[2].get_state(), self.seconds())) if at else None
-        self._run.save_checkpoint(
-            {
-                "model": self._model.state_dict(),
-                "optimizer": self._optimizer.state_dict(),
-                "schedule": self._schedule.state_dict(),
-                "rng": _rng_state(self._device),
-                "history": self.history,
-                "part": part,
-            }
-        )
+        saved = {"rng": _rng_state(self._device), "history": self.history, "part": part}
+        self._run.save_checkpoint({**self._learner.state(self._place), **saved})
         self._saved = time.monotonic()
         self._cost = self._saved - start
 

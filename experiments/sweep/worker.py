@@ -79,7 +79,7 @@ def train_one(study: Any, planned: Any) -> dict[str, Any]:
 
 def record_stop(planned: Any) -> dict[str, Any]:
     """Record that a run was ended early; returns the record."""
-    from experiments.train import choose_device, device_name
+    from experiments.training.setting import choose_device, device_name
 
     last = (planned.run.metrics() or [{"epoch": 0}])[-1]
     values = {**last, "reason": f"stopped early after epoch {last['epoch']:.0f}"}

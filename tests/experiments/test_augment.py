@@ -97,7 +97,8 @@ def test_the_colour_controls_reach_training_and_testing(colour):
 
 def test_cutout_greys_one_square():
     x = torch.zeros(30, 3, 9, 9)
-    y = cut_out(x, 3, seeded())
+    centres = (torch.randint(9, (30, 1), generator=seeded(seed)) for seed in range(2))
+    y = cut_out(x, 3, *centres)
     areas = (y[:, 0] == 128).flatten(1).sum(1)
     assert areas.max() == 9
     assert areas.min() >= 4, "a square centred in a corner is cut by the border"

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from experiments.augment import Views
-from experiments.train import Recipe, Setting, evaluate
+from experiments.training.epoch import evaluate
+from experiments.training.recipe import Recipe
+from experiments.training.setting import Setting
 from fault_children import a_run, run_small, train
 from tiny_images import tiny_dataset
 
@@ -25,7 +27,7 @@ def cuda_memory():
 @pytest.mark.parametrize("allocate", [real_allocator, numpy_memory, cuda_memory])
 def test_out_of_memory_is_one_line_with_the_batch_size_to_try(tmp_path, monkeypatch, capsys, allocate):
     with monkeypatch.context() as patch:
-        patch.setattr("experiments.train.F.cross_entropy", lambda *_, **__: allocate())
+        patch.setattr("experiments.training.learner.F.cross_entropy", lambda *_, **__: allocate())
         assert run_small(tmp_path, "--only=dense") == 1
     (line,) = capsys.readouterr().out.splitlines()
     assert "dense, seed 0: failed: out of memory on cpu" in line
@@ -37,7 +39,7 @@ def test_other_errors_of_torch_are_not_taken_for_memory(tmp_path, monkeypatch):
     def mismatch(*_, **__):
         return torch.ones(2, 3) @ torch.ones(2, 3)
 
-    monkeypatch.setattr("experiments.train.F.cross_entropy", mismatch)
+    monkeypatch.setattr("experiments.training.learner.F.cross_entropy", mismatch)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         train(a_run(tmp_path))
 

@@ -17,7 +17,8 @@ from experiments.pipeline import measure_all, plan, run_study, train_all
 from experiments.store import leases
 from experiments.store.runs import Run
 from experiments.study import load_study
-from experiments.train import Recipe, Setting
+from experiments.training.recipe import Recipe
+from experiments.training.setting import Setting
 from gconv import GroupedConv2d
 from gconv.cost import count_cost
 from tiny_images import tiny_dataset
@@ -162,7 +163,7 @@ def test_a_run_out_of_memory_is_told_and_tried_again_the_next_time(tmp_path, cap
         def full(*_arguments, **_named):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-        patch.setattr("experiments.train.F.cross_entropy", full)
+        patch.setattr("experiments.training.learner.F.cross_entropy", full)
         assert run_study(study) == 1
     assert "dense, seed 0: failed: out of memory on cpu; a smaller recipe.batch_size" in capsys.readouterr().out
     assert run_study(study) == 0

@@ -10,7 +10,10 @@ from experiments.errors import RunFailedError, UsageError
 from experiments.models import build_model
 from experiments.store.runs import Run
 from experiments.tracking import Tracker
-from experiments.train import Recipe, Setting, choose_device, choose_dtype, evaluate, make_optimizer, train_run
+from experiments.training.epoch import evaluate
+from experiments.training.recipe import Recipe, make_optimizer
+from experiments.training.run import train_run
+from experiments.training.setting import Setting, choose_device, choose_dtype
 from tiny_images import tiny_dataset
 
 SILENT = Tracker("off", "", "", "", {}, None)  # type: ignore[arg-type]
@@ -117,8 +120,8 @@ def test_permuted_labels_are_what_a_run_is_trained_on_and_stored_ones_what_it_is
     taught, tested = [], []
     training, testing = Setting.training_inputs, Setting.test_inputs
 
-    def note_training(self, index, generator):
-        x, y = training(self, index, generator)
+    def note_training(self, index, generator, share):
+        x, y = training(self, index, generator, share)
         taught.append(torch.stack([index, y]))
         return x, y
 

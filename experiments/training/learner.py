@@ -1,0 +1,85 @@
+"""What takes the steps of a training: a network, its optimizer and its schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from experiments.training.crew import ALONE, Crew
+from experiments.training.recipe import make_optimizer
+from experiments.training.setting import Setting
+
+Batch = tuple[Tensor, Tensor]  # inputs (B, 3, h, w), labels (B,)
+
+
+class Learner:
+    """One network, trained by one process.
+
+    Attributes:
+        networks: that are trained, in the order of their batches: one here.
+        crew: the processes that train together.
+    """
+
+    crew: Crew = ALONE
+
+    def __init__(self, model: nn.Module, setting: Setting, steps: int) -> None:
+        """Move a network to the device of a setting.
+
+        Args:
+            model: freshly built under the run's seed.
+            setting: what it is trained with.
+            steps: in the whole training.
+        """
+        model.to(setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._model, self._setting = model, setting
+        self._optimizer, self._schedule = make_optimizer(model, setting.recipe, steps)
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """As they are now, for evaluation."""
+        return [self._model]
+
+    @property
+    def rate(self) -> float:
+        """Learning rate of the next step."""
+        return self._optimizer.param_groups[0]["lr"]
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Be ready to train, after an evaluation."""
+        self._model.train()
+
+    def step(self, batches: Sequence[Batch]) -> Tensor:
+        """Take a step on a batch for each network.
+
+        Returns:
+            (S, 2): loss and accuracy of each, on the device.
+        """
+        ((x, y),) = batches
+        self._optimizer.zero_grad(set_to_none=True)
+        with self._setting.autocast():
+            logits = self._model(x)
+            loss = F.cross_entropy(logits.float(), y, label_smoothing=self._setting.recipe.label_smoothing)
+        loss.backward()
+        self._optimizer.step()
+        self._schedule.step()
+        return torch.stack([loss.detach(), (logits.argmax(1) == y).float().mean()]).unsqueeze(0)
+
+    def state(self, place: int) -> dict[str, Any]:
+        """Everything that is needed to go on with a network, as its checkpoint holds it."""
+        assert place == 0
+        return {
+            "model": self._model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+        }
+
+    def restore(self, place: int, state: dict[str, Any]) -> None:
+        """Go on from what ``state`` gave, on whatever device, in whatever company."""
+        assert place == 0
+        self._model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
