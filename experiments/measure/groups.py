@@ -17,9 +17,7 @@ from experiments.measure.table import Rows
 from gconv.partition import Partition
 from gconv.wiring import LayerWiring
 
-LAYERS_DRAWN = (
-    6  # convolutions, evenly spaced: their matrices are kept for the figures, and the costly nulls are theirs
-)
+LAYERS_DRAWN = 6  # evenly spaced: the figures keep their matrices, and the costly nulls are theirs alone
 PARTITIONS = 20  # random cuts of a layer, where a null costs no pass over the images
 CUTS_OF_DENSE = {"": "~2", ", 4 groups": "~4", ", log:4": "~log:4"}  # of a layer without groups, by the null's suffix
 CLUSTERED = 16  # groups at most that filters are clustered into
@@ -112,6 +110,15 @@ def reading_grouping(wiring: LayerWiring) -> list[int]:
     reading = wiring.reading_groups()
     known = [group for group in reading if group is not None]
     return known if len(known) == len(reading) and _several_groups(known) else []
+
+
+def first_read_apart(wiring: dict[str, LayerWiring]) -> tuple[str, str] | None:
+    """The first layer whose filters several groups read, and the convolution that reads them; None if there is none."""
+    for name, of in wiring.items():
+        reader = of.first_reader()
+        if "read" in groupings(of) and reader is not None:
+            return name, reader
+    return None
 
 
 def input_grouping(wiring: LayerWiring) -> list[int]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from analysis.lesion import lesions
-from experiments.measure.groups import groupings, reading_grouping
+from experiments.measure.groups import first_read_apart, reading_grouping
 from experiments.measure.images import Shown
 from experiments.measure.table import Rows
 from gconv.wiring import LayerWiring
@@ -41,10 +41,10 @@ def measure_lesions(
     Returns:
         Fall of the accuracy of each class, (G, classes).
     """
-    layer = next((name for name, of in wiring.items() if "read" in groupings(of)), None)
-    reader = None if layer is None else wiring[layer].first_reader()
-    if layer is None or reader is None:
+    apart = first_read_apart(wiring)
+    if apart is None:
         return {}
+    layer, reader = apart
     colour, grey = list(shown.labelled()), list(shown.grey().labelled())
     source = _feeding_module(model, reader, colour[0][0][:2])
     labels = reading_grouping(wiring[layer])

@@ -7,7 +7,7 @@ from torch import nn
 
 from analysis.probes import PooledResponses, group_probes, image_targets
 from analysis.responses import Input, collect
-from experiments.measure.groups import groupings, input_grouping
+from experiments.measure.groups import first_read_apart, input_grouping
 from experiments.measure.images import Shown
 from experiments.measure.table import Rows
 from gconv.wiring import LayerWiring
@@ -29,10 +29,10 @@ def measure_probes(
         draws: of random sets.
         classes: whether the labels of the images mean what the network was trained on.
     """
-    layer = next((name for name, of in wiring.items() if "read" in groupings(of)), None)
-    reader = None if layer is None else wiring[layer].first_reader()
-    if layer is None or reader is None:
+    apart = first_read_apart(wiring)
+    if apart is None:
         return
+    layer, reader = apart
     features = collect(model, shown.test(), {Input(reader): PooledResponses()})[Input(reader)].features
     measured = image_targets(x.clamp(0, 1) for x in shown.plain())  # hues that were turned may leave the cube
     targets: dict[str, np.ndarray] = {name: measured[name] for name in TARGETS}

@@ -1,6 +1,7 @@
 """`status` tells what is done, running, failed and to do, whoever trains where."""
 
 import json
+import re
 import time
 
 import pytest
@@ -52,8 +53,8 @@ def test_every_state_is_told_with_what_is_known_of_it(study, tmp_path, capsys):
     assert lines[1].split(maxsplit=4)[1:] == ["dense,", "seed", "0", "accuracy 0.875, 40 s"]
     holder = leases.holder(log.folder)
     assert holder is not None and lease is not None
-    for words in ("log-4, seed 0", "epoch 2 of 4, about 30 s left", f"process {holder.pid} on {holder.host} since"):
-        assert words in lines[2]
+    said = rf"log-4, seed 0 +epoch 2 of 4, about (30|2\d) s left; by process {holder.pid} on {holder.host} since"
+    assert re.search(said, lines[2])  # a slow machine has begun on the 30 s
     assert "MemoryError: nothing left; the next start tries it again" in lines[3]
     assert "dense, seed 1" in lines[4]
     assert "from epoch 4 of 4" in lines[4]
@@ -78,7 +79,7 @@ def test_the_first_epoch_of_a_run_is_judged_by_others_of_its_variant(study, tmp_
     dense.finish("done", {"test_accuracy": 0.5, "seconds": 80.0}, "cpu")
     lived(dense_1, 0)
     assert leases.claim(dense_1.folder) is not None
-    assert "epoch 1 of 4, about 80 s left" in ask(capsys, tmp_path, "quickstart").replace("79 s", "80 s")
+    assert re.search(r"epoch 1 of 4, about (80|7\d) s left", ask(capsys, tmp_path, "quickstart"))
 
 
 def test_of_a_holder_elsewhere_the_silence_is_told(study, tmp_path, capsys, monkeypatch):
