@@ -1,5 +1,6 @@
 """Grouped convolution in torch, with groups of any sizes: uniform, logarithmic, arbitrary."""
 
+from gconv.block import Block, fuse, run_block
 from gconv.conv import GroupedConv2d
 from gconv.explanation import explain
 from gconv.ops import forced_kernel, grouped_conv2d
@@ -8,6 +9,7 @@ from gconv.regroup import regroup
 from gconv.shuffle import ChannelPermutation, ChannelShuffle, channel_shuffle
 
 __all__ = [
+    "Block",
     "ChannelPermutation",
     "ChannelShuffle",
     "GroupedConv2d",
@@ -15,6 +17,8 @@ __all__ = [
     "channel_shuffle",
     "explain",
     "forced_kernel",
+    "fuse",
     "grouped_conv2d",
     "regroup",
+    "run_block",
 ]

@@ -47,6 +47,22 @@ def of_conv2d(ops: Ops, ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | N
     )
 
 
+def of_conv2d_statistics(
+    ops: Ops, ctx: Any, dy: Tensor, dmean: Tensor, dvar: Tensor
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """For y(x, w, bias) with its mean and biased variance: dmean/dy is 1/n, dvar/dy is 2(y - mean)/n, n per channel."""
+    x, weight, y, mean = ctx.saved_tensors
+    count = max(y.numel() // y.shape[1], 1)
+    dmean, dvar, mean = (part.view(-1, 1, 1) for part in (dmean, dvar, mean))
+    dy = (dy + (dmean + 2 * dvar * (y - mean)) / count).to(y.dtype)
+    needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+    return (
+        ops.input_gradient(dy, weight, ctx.geometry, x.shape[2:]) if needs_x else None,
+        ops.weight_gradient(dy, x, ctx.geometry) if needs_weight else None,
+        dy.sum((0, 2, 3)) if needs_bias else None,
+    )
+
+
 def of_input_gradient(ops: Ops, ctx: Any, ddx: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """For dx(dy, w): the gradients of dy and w."""
     dy, weight = ctx.saved_tensors

@@ -16,6 +16,7 @@ from gconv.kernels import DIFFERENTIABLE, NAMES, OPS, find, refusal, runnable
 from gconv.kernels.aten import is_channels_last
 from gconv.kernels.choose import choose, forget_choices, pixel_bits, together
 
+SIZES = range(4, 32, 2)  # pixel_bits of inputs
 VARIABLE = "GCONV_KERNEL"  # environment variable: computes everything with one kernel, for debugging
 
 _forced: str | None = os.environ.get(VARIABLE) or None
@@ -39,12 +40,17 @@ def forced_kernel(name: str) -> Iterator[None]:
 
 
 class Kernels(NamedTuple):
-    """What computes the three ops of a layer, and the forward pass that torch differentiates alone, if that pays."""
+    """What computes the three ops of a layer.
+
+    And what only some have: the forward pass that torch differentiates alone, if that pays, and the one whose epilogue
+    counts what it writes.
+    """
 
     conv2d: Callable[..., Tensor]
     input_gradient: Callable[..., Tensor]
     weight_gradient: Callable[..., Tensor]
     together: Callable[..., Tensor] | None
+    statistics: Callable[..., tuple[Tensor, Tensor, Tensor]] | None
 
 
 def kernels_for(x: Tensor, geometry: Geometry, input_size: Sequence[int]) -> Kernels:
@@ -81,7 +87,8 @@ def _chosen(geometry: Geometry, dtype: torch.dtype, device: torch.device, channe
 @cache
 def _named(names: tuple[str, ...], one: str | None) -> Kernels:
     forward, input_gradient, weight_gradient = (getattr(find(name), op) for name, op in zip(names, OPS, strict=True))
-    return Kernels(forward, input_gradient, weight_gradient, None if one is None else find(one).conv2d)
+    statistics = getattr(find(names[0]), "conv2d_statistics", None)
+    return Kernels(forward, input_gradient, weight_gradient, None if one is None else find(one).conv2d, statistics)
 
 
 def forget() -> None:
@@ -110,6 +117,30 @@ def forced(geometry: Geometry, dtype: torch.dtype, device_type: str) -> str | No
 def conv2d(x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str = "none") -> Tensor:
     """The forward pass, (N, O, H', W')."""
     return kernels_for(x_NCHW, geometry, x_NCHW.shape[2:]).conv2d(x_NCHW, weight, bias, geometry, activation)
+
+
+def conv2d_statistics(
+    x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The forward pass, and mean and biased variance (O,) of every channel that it puts out, at least in fp32."""
+    kernels = kernels_for(x_NCHW, geometry, x_NCHW.shape[2:])
+    if kernels.statistics is not None:
+        return kernels.statistics(x_NCHW, weight, bias, geometry)
+    y = kernels.conv2d(x_NCHW, weight, bias, geometry)
+    wide = y if y.dtype == torch.float64 else y.float()
+    var, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
+    return y, mean, var
+
+
+@torch.compiler.assume_constant_result
+def may_count(geometry: Geometry, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether for some size of input the forward pass has an epilogue, which activates or counts what it writes.
+
+    Asked while a program is traced, when sizes may still be unknown.
+    """
+    name = forced(geometry, dtype, device.type)
+    names = {name} if name else {choose("conv2d", geometry, dtype, device, True, bits).kernel for bits in SIZES}
+    return any(hasattr(find(name), "conv2d_statistics") for name in names)
 
 
 def input_gradient(dy_NOHW: Tensor, weight: Tensor, geometry: Geometry, input_size: Sequence[int]) -> Tensor:

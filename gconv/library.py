@@ -1,4 +1,5 @@
-"""The three ops in torch's library: ``gconv::conv2d``, ``gconv::input_gradient``, ``gconv::weight_gradient``.
+"""The ops in torch's library: ``gconv::conv2d``, ``gconv::input_gradient``, ``gconv::weight_gradient``, and the forward
+pass that counts what it writes, ``gconv::conv2d_statistics``.
 
 Each is one node of a traced program, so that neither a compiler's rules for grouped convolutions nor the choice of a
 kernel get into it: which kernel runs is decided when it runs, for the sizes it then meets. Registered are the kernels,
@@ -25,6 +26,7 @@ from gconv.kernels.aten import is_channels_last
 _cut = "int[] in_sizes, int[] out_sizes, int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation"
 _library = torch.library.Library("gconv", "DEF")
 _library.define(f"conv2d(Tensor x, Tensor weight, Tensor? bias, {_cut}, str activation) -> Tensor")
+_library.define(f"conv2d_statistics(Tensor x, Tensor weight, Tensor? bias, {_cut}) -> (Tensor, Tensor, Tensor)")
 _library.define(f"input_gradient(Tensor dy, Tensor weight, {_cut}, SymInt[2] input_size) -> Tensor")
 _library.define(f"weight_gradient(Tensor dy, Tensor x, {_cut}) -> Tensor")
 _ops = torch.ops.gconv
@@ -47,6 +49,13 @@ def _geometry(numbers: Sequence[Any]) -> Geometry:
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str = "none") -> Tensor:
     """The forward pass as one op of torch's library."""
     return _ops.conv2d.default(x, weight, bias, *_numbers(geometry), activation)
+
+
+def conv2d_statistics(
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The forward pass and the mean and biased variance (O,) of each channel of its result, at least in fp32."""
+    return _ops.conv2d_statistics.default(x, weight, bias, *_numbers(geometry))
 
 
 def input_gradient(dy: Tensor, weight: Tensor, geometry: Geometry, input_size: Sequence[int]) -> Tensor:
@@ -101,6 +110,11 @@ def _run_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> T
     return y.to(x.dtype).contiguous(memory_format=_layout(x, weight))
 
 
+def _run_conv2d_statistics(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    y, mean, var = dispatch.conv2d_statistics(x, weight, bias, _geometry(rest))
+    return y.to(x.dtype).contiguous(memory_format=_layout(x, weight)), mean, var
+
+
 def _run_input_gradient(dy: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     dx = dispatch.input_gradient(dy, weight, _geometry(rest), rest[6])
     return dx.to(dy.dtype).contiguous(memory_format=_layout(dy, weight))
@@ -119,6 +133,14 @@ def _fake_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> 
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_layout(x, weight))
 
 
+def _fake_conv2d_statistics(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    y = _fake_conv2d(x, weight, bias, *rest)
+    mean, var = (y.new_empty(y.shape[1], dtype=torch.promote_types(y.dtype, torch.float32)) for _ in range(2))
+    return y, mean, var
+
+
 def _fake_input_gradient(dy: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     shape = (dy.shape[0], sum(rest[0]), *rest[6])
     return torch.empty(shape, dtype=dy.dtype, device=dy.device, memory_format=_layout(dy, weight))
@@ -134,6 +156,11 @@ def _keep_for_conv2d(ctx: Any, inputs: tuple, output: Tensor) -> None:
     derivatives.save(ctx, (x, weight), geometry, output if rest[6] == "relu" else None)
 
 
+def _keep_for_conv2d_statistics(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, weight, _, *rest = inputs
+    derivatives.save(ctx, (x, weight, *output[:2]), _geometry(rest))
+
+
 def _keep_for_input_gradient(ctx: Any, inputs: tuple, output: Tensor) -> None:
     dy, weight, *rest = inputs
     derivatives.save(ctx, (dy, weight), _geometry(rest))
@@ -144,14 +171,16 @@ def _keep_for_weight_gradient(ctx: Any, inputs: tuple, output: Tensor) -> None:
     derivatives.save(ctx, (dy, x), _geometry(rest))
 
 
-def _autocast_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device)
-    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
-        torch._C.DispatchKey.AutocastCUDA
-    )
-    with torch._C._ExcludeDispatchKeyGuard(keys):
-        return _ops.conv2d.default(*(t if t is None else t.to(dtype) for t in (x, weight, bias)), *rest)
+def _autocast(op: Callable[..., Any]) -> Callable[..., Any]:
+    def cast(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Any:
+        dtype = torch.get_autocast_dtype(x.device.type)
+        keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
+            torch._C.DispatchKey.AutocastCUDA
+        )
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            return op(*(t if t is None else t.to(dtype) for t in (x, weight, bias)), *rest)
+
+    return cast
 
 
 def _fold(x: Tensor, dim: int | None, times: int) -> Tensor:
@@ -183,6 +212,15 @@ def _vmap_conv2d(info: Any, dims: tuple, x: Tensor, weight: Tensor, bias: Tensor
     return y.unflatten(1, (k, -1)), 1
 
 
+def _vmap_conv2d_statistics(info: Any, dims: tuple, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Any:
+    k = info.batch_size
+    bias = None if bias is None else _stack(bias, dims[2], k)
+    y, *statistics = _ops.conv2d_statistics.default(
+        _fold(x, dims[0], k), _stack(weight, dims[1], k), bias, *_repeat(rest, k)
+    )
+    return (y.unflatten(1, (k, -1)), *(part.unflatten(0, (k, -1)) for part in statistics)), (1, 0, 0)
+
+
 def _vmap_input_gradient(info: Any, dims: tuple, dy: Tensor, weight: Tensor, *rest: Any) -> Any:
     k = info.batch_size
     if dims[1] is None:
@@ -208,8 +246,8 @@ def _register(
 ) -> None:
     arguments = len(getattr(_ops, name).default._schema.arguments)
 
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        known = derivative(OPS, ctx, gradient)
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        known = derivative(OPS, ctx, *gradients)
         return *known, *[None] * (arguments - len(known))
 
     full = f"gconv::{name}"
@@ -225,6 +263,11 @@ _register(
     lambda x, weight, bias, *rest, out_shape, **_: _flops(out_shape, rest),
 )
 _register(
+    *("conv2d_statistics", _run_conv2d_statistics, _fake_conv2d_statistics, _keep_for_conv2d_statistics),
+    *(derivatives.of_conv2d_statistics, _vmap_conv2d_statistics),
+    lambda x, weight, bias, *rest, out_shape, **_: _flops(out_shape[0], rest),
+)
+_register(
     *("input_gradient", _run_input_gradient, _fake_input_gradient, _keep_for_input_gradient),
     *(derivatives.of_input_gradient, _vmap_input_gradient),
     lambda dy, weight, *rest, **_: _flops(dy, rest),
@@ -235,4 +278,5 @@ _register(
     lambda dy, x, *rest, **_: _flops(dy, rest),
 )
 for _key in ("AutocastCPU", "AutocastCUDA"):
-    _library.impl("conv2d", _autocast_conv2d, _key)
+    for _name in ("conv2d", "conv2d_statistics"):
+        _library.impl(_name, _autocast(getattr(_ops, _name).default), _key)

@@ -56,6 +56,23 @@ def grouped_conv2d(
         raise ValueError(complaint) from error
 
 
+def conv2d_statistics(
+    x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The convolution, and mean and biased variance of each channel that it puts out, for the norm that follows.
+
+    Args:
+        x_NCHW, weight, bias, geometry: as of ``grouped_conv2d``.
+
+    Returns:
+        y (N, O, H', W') as of ``grouped_conv2d``; mean and variance (O,) over N, H' and W', float32 or float64, NaN
+        where there is nothing; all differentiable.
+    """
+    if torch._C._is_any_autocast_enabled():
+        x_NCHW, weight, bias = _cast(x_NCHW, weight, bias)
+    return library.conv2d_statistics(x_NCHW, weight, bias, geometry)
+
+
 def _cast(x: Tensor, *others: Tensor | None) -> list[Any]:
     """To the dtype that autocast wants on this device, which leaves float64 alone as it does elsewhere."""
     device = x.device.type

@@ -10,6 +10,7 @@ from typing import Literal
 from torch import nn
 
 from experiments.models.blocks import Groups, Norm, conv_norm_relu
+from gconv import Block
 
 
 def alexnet(
@@ -71,7 +72,7 @@ def alexnet(
             drop7=nn.Dropout(dropout),
             classify=nn.Linear(4096, classes),
         )
-    return nn.Sequential(layers)
+    return Block(layers)
 
 
 def _pooled(size: int) -> int:

@@ -6,7 +6,7 @@ from typing import Literal, TypeVar
 
 from torch import nn
 
-from gconv import GroupedConv2d
+from gconv import Block, GroupedConv2d
 
 Groups = int | str | list[int] | tuple[int, ...]
 Norm = Literal["batch", "local", "none"]
@@ -29,11 +29,9 @@ def conv_norm_relu(
     return [conv, *normalise, nn.ReLU(inplace=True)]
 
 
-def conv_norm(
-    in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, groups: Groups = 1
-) -> nn.Sequential:
+def conv_norm(in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, groups: Groups = 1) -> Block:
     """Convolution that keeps height and width, divided by its stride, without a bias, then batch normalisation."""
-    return nn.Sequential(
+    return Block(
         GroupedConv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, groups=groups, bias=False),
         nn.BatchNorm2d(out_channels),
     )

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from experiments.models.blocks import Groups, conv_norm, conv_norm_relu, he_initialise
 from experiments.models.budget import Spent, cost_of, width_at_equal_cost
+from gconv import Block, run_block
 
 
 class GroupedStage(nn.Module):
@@ -35,7 +36,7 @@ class GroupedStage(nn.Module):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, H, W)."""
-        y = self.norm(self.conv(x_NCHW))
+        y = run_block(x_NCHW, self.conv, self.norm)
         return self.relu(y + x_NCHW if self.shortcut else y)
 
 
@@ -94,11 +95,11 @@ def _width_at_equal_cost(
 
 def _network(classes: int, groups: Groups, shortcut: bool, width: int) -> nn.Module:
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    layers["stem"] = nn.Sequential(*conv_norm_relu(3, width, 5, padding=2), nn.MaxPool2d(2))
+    layers["stem"] = Block(*conv_norm_relu(3, width, 5, padding=2), nn.MaxPool2d(2))
     for stage in (1, 2, 3):
         layers[f"stage{stage}"] = GroupedStage(width, groups, shortcut)
         if stage < 3:
-            layers[f"widen{stage}"] = nn.Sequential(*conv_norm_relu(width, 2 * width, 1), nn.MaxPool2d(2))
+            layers[f"widen{stage}"] = Block(*conv_norm_relu(width, 2 * width, 1), nn.MaxPool2d(2))
             width *= 2
     layers.update(average=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), classify=nn.Linear(width, classes))
     return nn.Sequential(layers)

@@ -12,6 +12,7 @@ from typing import Literal
 from torch import nn
 
 from experiments.models.blocks import Groups, conv_norm_relu, he_initialise
+from gconv import Block
 
 # Output channels and stride of each of the thirteen pairs (the paper's table 1).
 PAIRS = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1)]
@@ -48,16 +49,16 @@ def mobilenet(
         raise ValueError(f"pointwise={pointwise}: with spatial=full there are no 1×1 convolutions to cut")
     channels = max(1, round(32 * multiplier))
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    layers["stem"] = nn.Sequential(*conv_norm_relu(3, channels, 3, stride=2 if stem == "imagenet" else 1, padding=1))
+    layers["stem"] = Block(*conv_norm_relu(3, channels, 3, stride=2 if stem == "imagenet" else 1, padding=1))
     for number, (base, stride) in enumerate(PAIRS, 1):
         width = max(1, round(base * multiplier))
         if spatial == "full":
-            layers[f"full{number}"] = nn.Sequential(*conv_norm_relu(channels, width, 3, stride=stride, padding=1))
+            layers[f"full{number}"] = Block(*conv_norm_relu(channels, width, 3, stride=stride, padding=1))
         else:
             groups = channels if spatial == "depthwise" else spatial
             cut = conv_norm_relu(channels, channels, 3, stride=stride, padding=1, groups=groups)
-            layers[f"spatial{number}"] = nn.Sequential(*cut)
-            layers[f"pointwise{number}"] = nn.Sequential(*conv_norm_relu(channels, width, 1, groups=pointwise))
+            layers[f"spatial{number}"] = Block(*cut)
+            layers[f"pointwise{number}"] = Block(*conv_norm_relu(channels, width, 1, groups=pointwise))
         channels = width
     layers.update(average=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), classify=nn.Linear(channels, classes))
     return he_initialise(nn.Sequential(layers))

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from torch import nn
 
 from experiments.models.blocks import Groups, Norm, conv_norm_relu, he_initialise
+from gconv import Block
 
 
 def nin(
@@ -59,7 +60,7 @@ def nin(
     convolve("3b", width, width)
     layers["conv3c"] = nn.Conv2d(width, classes, 1)  # its averaged responses are the class scores
     layers.update(average=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten())
-    return he_initialise(nn.Sequential(layers))
+    return he_initialise(Block(layers))
 
 
 def _groups_of(variant: str) -> list[Groups]:

@@ -12,7 +12,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from experiments.models.blocks import Groups, conv_norm, conv_norm_relu, he_initialise
-from gconv import Partition
+from gconv import Block, Partition
 
 TOLERANCE = 0.1  # of the weights of a block; the paper's own pairs are within 2%
 
@@ -27,10 +27,8 @@ class Bottleneck(nn.Module):
         self, in_channels: int, bottleneck: int, out_channels: int, stride: int, groups: Groups, shortcut: bool
     ) -> None:
         super().__init__()
-        self.reduce = nn.Sequential(*conv_norm_relu(in_channels, bottleneck, 1))
-        self.grouped = nn.Sequential(
-            *conv_norm_relu(bottleneck, bottleneck, 3, stride=stride, padding=1, groups=groups)
-        )
+        self.reduce = Block(*conv_norm_relu(in_channels, bottleneck, 1))
+        self.grouped = Block(*conv_norm_relu(bottleneck, bottleneck, 3, stride=stride, padding=1, groups=groups))
         self.expand = conv_norm(bottleneck, out_channels, 1)
         self.shortcut: nn.Module | None = None
         if shortcut:
@@ -80,10 +78,10 @@ def resnext(
     in_channels = channels // 4
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     if stem == "imagenet":
-        layers["stem"] = nn.Sequential(*conv_norm_relu(3, in_channels, 7, stride=2, padding=3))
+        layers["stem"] = Block(*conv_norm_relu(3, in_channels, 7, stride=2, padding=3))
         layers["pool"] = nn.MaxPool2d(3, 2, padding=1)
     else:
-        layers["stem"] = nn.Sequential(*conv_norm_relu(3, in_channels, 3, padding=1))
+        layers["stem"] = Block(*conv_norm_relu(3, in_channels, 3, padding=1))
     for stage, count in enumerate(blocks):
         stage_blocks = []
         for block in range(count):

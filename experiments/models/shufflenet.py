@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.models.blocks import Groups, conv_norm, conv_norm_relu, he_initialise
-from gconv import ChannelPermutation, ChannelShuffle, Partition
+from gconv import Block, ChannelPermutation, ChannelShuffle, Partition
 
 Shuffle = Literal["shuffle", "none", "random"]
 Stem = Literal["imagenet", "cifar"]
@@ -34,7 +34,7 @@ class Unit(nn.Module):
     ) -> None:
         super().__init__()
         middle = _cuttable(out_channels // 4, groups)
-        self.reduce = nn.Sequential(*conv_norm_relu(in_channels, middle, 1, groups=first))
+        self.reduce = Block(*conv_norm_relu(in_channels, middle, 1, groups=first))
         self.shuffle = {
             "shuffle": lambda: ChannelShuffle(Partition.of(groups, middle)),
             "none": nn.Identity,
@@ -87,7 +87,7 @@ def shufflenet(
     if width <= channels:
         raise ValueError(f"width of {width} channels: must be more than the {channels} of the stem")
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    layers["stem"] = nn.Sequential(*conv_norm_relu(3, channels, 3, stride=2 if stem == "imagenet" else 1, padding=1))
+    layers["stem"] = Block(*conv_norm_relu(3, channels, 3, stride=2 if stem == "imagenet" else 1, padding=1))
     if stem == "imagenet":
         layers["pool"] = nn.MaxPool2d(3, 2, padding=1)
     first: Groups = 1

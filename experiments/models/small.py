@@ -8,6 +8,7 @@ from collections import OrderedDict
 from torch import nn
 
 from experiments.models.blocks import Groups, conv_norm_relu
+from gconv import Block
 
 
 def small(classes: int = 10, groups: Groups = 1, width: int = 32) -> nn.Module:
@@ -27,7 +28,7 @@ def small(classes: int = 10, groups: Groups = 1, width: int = 32) -> nn.Module:
     conv1, norm1, relu1 = conv_norm_relu(3, width, 5, stride=2, padding=2)
     conv2, norm2, relu2 = conv_norm_relu(width, 2 * width, 3, padding=1, groups=groups)
     conv3, norm3, relu3 = conv_norm_relu(2 * width, 2 * width, 3, padding=1, groups=groups)
-    return nn.Sequential(
+    return Block(
         OrderedDict(
             conv1=conv1,
             norm1=norm1,

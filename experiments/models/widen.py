@@ -12,6 +12,7 @@ from collections import OrderedDict
 from torch import nn
 
 from experiments.models.blocks import Groups, conv_norm_relu
+from gconv import Block
 
 
 def widen(classes: int = 10, replicas: int = 4, groups: Groups | None = None, width: int = 8) -> nn.Module:
@@ -48,4 +49,4 @@ def widen(classes: int = 10, replicas: int = 4, groups: Groups | None = None, wi
     layers["pool2"] = nn.MaxPool2d(2)
     convolve(3, 2 * w, 2 * w, 3, 1, groups)
     layers.update(average=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), classify=nn.Linear(2 * w, classes))
-    return nn.Sequential(layers)
+    return Block(layers)

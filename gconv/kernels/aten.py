@@ -6,17 +6,48 @@ Legend: N batch, C input channels, O output channels, H W space, K kernel.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from gconv.geometry import Geometry
 
+# ATen's name for oneDNN, if torch is built with it.
+ONEDNN: Any = torch._C._ConvBackend.Mkldnn if hasattr(torch.ops.mkldnn, "_convolution_pointwise") else None  # pyright: ignore[reportAttributeAccessIssue]
 
-def convolve(x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, groups: int) -> Tensor:
-    """``F.conv2d`` with the stride, padding and dilation of a geometry."""
-    return F.conv2d(x_NCHW, weight, bias, geometry.stride, geometry.padding, geometry.dilation, groups)
+
+def convolve(
+    x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, groups: int, activation: str = "none"
+) -> Tensor:
+    """``F.conv2d`` with the stride, padding and dilation of a geometry, and what follows it."""
+    window = geometry.stride, geometry.padding, geometry.dilation
+    if activation == "relu" and _in_onednn(x_NCHW, weight, bias, window, groups):
+        stride, padding, dilation = window
+        epilogue = ("relu", [], "")
+        # It takes slices of channels as they are, and is slow with them.
+        x = x_NCHW.contiguous(
+            memory_format=torch.channels_last if is_channels_last(x_NCHW) else torch.contiguous_format
+        )
+        call = torch.ops.mkldnn._convolution_pointwise.default
+        return call(x, weight, bias, padding, stride, dilation, groups, *epilogue)
+    return activate(F.conv2d(x_NCHW, weight, bias, *window, groups), activation)
+
+
+def _in_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, window: tuple[Any, Any, Any], groups: int) -> bool:
+    """Whether ATen would have oneDNN convolve, which then applies the ReLU before it writes, and nobody differentiates.
+
+    Its op has no rules for derivatives, transforms and modes.
+    """
+    if x.device.type != "cpu" or not ONEDNN or forward_ad._current_level >= 0:
+        return False
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+        return False
+    if torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():
+        return False
+    return torch._C._select_conv_backend(x, weight, bias, *window, False, (0, 0), groups) == ONEDNN
 
 
 def activate(y: Tensor, activation: str) -> Tensor:

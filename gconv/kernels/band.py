@@ -38,6 +38,7 @@ PROGRAMS = 264  # that fill a large GPU: two for each of 132 multiprocessors
 STEP_BYTES = 128  # pixels of a step of the weight gradient, times bytes of a number
 LEAST_STEPS = 4  # of a weight gradient program, so that its sums are worth their space
 ELEMENTS = 1024  # of a program that gathers
+MERGED = 128  # rows of statistics that a program merges
 
 
 def refuses(geometry: Geometry, dtype: torch.dtype, device_type: str) -> str | None:
@@ -95,7 +96,36 @@ def conv2d(
         ValueError: 2^31 pixels or so in one call.
     """
     size = geometry.output_size(x_NCHW.shape[2:])
-    return _correlate(x_NCHW, weight, bias, geometry, size, False, activation == "relu", blocking)
+    return _correlate(x_NCHW, weight, bias, geometry, size, False, activation == "relu", blocking)[0]
+
+
+def conv2d_statistics(
+    x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, blocking: Blocking | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Grouped convolution that counts what it writes: as ``conv2d``, and the mean and variance of each channel.
+
+    Each program tells of its own pixels, exactly as they are written; what they tell is merged in a fixed order.
+
+    Returns:
+        y (N, O, H', W') as of ``conv2d``; mean and biased variance over N, H' and W', float32 (O,), NaN of nothing.
+    """
+    size = geometry.output_size(x_NCHW.shape[2:])
+    y, partials = _correlate(x_NCHW, weight, bias, geometry, size, False, False, blocking, True)
+    channels, pixels = y.shape[1], y.shape[0] * size[0] * size[1]
+    if partials is None:
+        nothing = torch.full((channels,), torch.nan, device=y.device)
+        return y, nothing, nothing.clone()
+    share = (blocking or configs(geometry, x_NCHW.dtype)[0]).pixels
+    with _on(y.device):
+        while len(partials) > 1:
+            rows = -(-len(partials) // MERGED)
+            merged = torch.empty((rows, 2, channels), dtype=torch.float32, device=y.device)
+            _triton().merge_statistics[(rows, -(-channels // 32))](
+                partials, merged, len(partials), channels, pixels, share, MERGED, 32, num_warps=WARPS
+            )
+            partials, share = merged, share * MERGED
+    mean, squares = partials[0]
+    return y, mean, squares / pixels
 
 
 def input_gradient(
@@ -118,7 +148,7 @@ def input_gradient(
         (N, C, H, W), in channels_last where ``dy_NOHW`` or ``weight`` is.
     """
     height, width = input_size
-    return _correlate(dy_NOHW, weight, None, geometry, (height, width), True, False, blocking)
+    return _correlate(dy_NOHW, weight, None, geometry, (height, width), True, False, blocking)[0]
 
 
 def weight_gradient(dy_NOHW: Tensor, x_NCHW: Tensor, geometry: Geometry, blocking: Blocking | None = None) -> Tensor:
@@ -196,7 +226,8 @@ def _correlate(
     transposed: bool,
     relu: bool,
     blocking: Blocking | None,
-) -> Tensor:
+    statistics: bool = False,
+) -> tuple[Tensor, Tensor | None]:
     band_triton = _triton()
     dtype, device = read_NCHW.dtype, read_NCHW.device
     blocking = blocking or configs(geometry, dtype)[0]
@@ -207,21 +238,25 @@ def _correlate(
     x = _dense(read_NCHW, band_triton.INTERPRETED)
     batch, channels, height, width = x.shape
     y = torch.empty(written_shape, dtype=x.dtype, device=device, memory_format=torch.channels_last)
+    partials = None
     if y.numel():
         tables = _tables(geometry, blocking, transposed, device)
         phases, count, (rows, columns) = _phases(geometry, size, transposed, device)
         packed = torch.empty(tables.packed_size, dtype=x.dtype, device=device)
+        pixel_blocks = -(-batch * count // blocking.pixels)
+        if statistics:
+            partials = torch.empty((pixel_blocks, 2, written), dtype=torch.float32, device=device)
         with _on(device):
             band_triton.gather[(-(-tables.packed_size // ELEMENTS),)](
                 weight.contiguous(), tables.index, packed, tables.packed_size, ELEMENTS, num_warps=WARPS
             )
             for tile_set, tiles in zip(tables.sets, tables.rows, strict=True):
-                pixel_blocks = -(-batch * count // blocking.pixels)
                 band_triton.correlate[(pixel_blocks * len(tile_set.tiles), phases.shape[0])](
                     x,
                     packed,
                     packed if bias is None else bias,
                     y,
+                    y if partials is None else partials,
                     tiles,
                     phases,
                     len(tile_set.tiles),
@@ -247,12 +282,13 @@ def _correlate(
                     _precision(dtype),
                     bias is not None,
                     relu,
+                    statistics,
                     num_warps=WARPS,
                     num_stages=blocking.stages,
                 )
     y = y.to(dtype)
     last = is_channels_last(read_NCHW) or (weight.dim() == 4 and is_channels_last(weight))
-    return y if last else y.contiguous()
+    return y if last else y.contiguous(), partials
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ def correlate(
     weight,
     bias,
     y,
+    partials,
     tiles,
     phases,
     tile_count,
@@ -67,8 +68,13 @@ def correlate(
     PRECISION: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     RELU: tl.constexpr,
+    STATISTICS: tl.constexpr,
 ):
-    """One tile at M written positions of one phase (band_tiles.Walk). Grid: (pixel blocks · tiles, phases)."""
+    """One tile at M written positions of one phase (band_tiles.Walk). Grid: (pixel blocks · tiles, phases).
+
+    With statistics (one phase), row r of ``partials`` gets of pixel block r the mean of every channel, then the sum of
+    squares of what differs from it.
+    """
     phase = phases + tl.program_id(1) * 10
     first_h, count_h, taps_h = tl.load(phase), tl.load(phase + 1), tl.load(phase + 2)
     tap_h, offset_h = tl.load(phase + 3), tl.load(phase + 4)
@@ -125,11 +131,44 @@ def correlate(
     written_h = first_h + j_h * WRITE_STEP_H
     written_w = first_w + j_w * WRITE_STEP_W
     pixel = ((image * out_height + written_h) * out_width + written_w).to(tl.int64)
-    tl.store(
-        y + pixel[:, None] * out_channels + channel[None, :],
-        sums.to(y.dtype.element_ty),
-        mask=alive[:, None] & present[None, :],
-    )
+    result = sums.to(y.dtype.element_ty)
+    tl.store(y + pixel[:, None] * out_channels + channel[None, :], result, mask=alive[:, None] & present[None, :])
+    if STATISTICS:
+        written = tl.where(alive[:, None], result.to(tl.float32), 0.0)  # as it is read again, rounded
+        mean = tl.sum(written, 0) / tl.sum(alive.to(tl.float32), 0)
+        apart = tl.where(alive[:, None], written - mean[None, :], 0.0)
+        row = partials + (tl.program_id(0) // tile_count).to(tl.int64) * (2 * out_channels)
+        tl.store(row + channel, mean, mask=present)
+        tl.store(row + out_channels + channel, tl.sum(apart * apart, 0), mask=present)
+
+
+@triton.jit(do_not_specialize=["rows", "channels", "pixels", "share"])
+def merge_statistics(partials, merged, rows, channels, pixels, share, R: tl.constexpr, N: tl.constexpr):
+    """One row of what R neighbouring rows say together (Chan, Golub & LeVeque 1979); a row is of ``share`` pixels.
+
+    Grid: (merged rows, blocks of N channels).
+    """
+    first_row = tl.program_id(0) * R
+    row = first_row + tl.arange(0, R)
+    alive = row < rows
+    row = tl.where(alive, row, 0)
+    channel = tl.program_id(1) * N + tl.arange(0, N)
+    present = channel < channels
+    channel = tl.where(present, channel, 0)
+    count = tl.where(alive, tl.minimum(pixels - row * share, share), 0).to(tl.float32)
+    total = tl.sum(count, 0)
+    place = row.to(tl.int64)[:, None] * (2 * channels) + channel[None, :]
+    inside = alive[:, None] & present[None, :]
+    first = tl.load(partials + first_row.to(tl.int64) * (2 * channels) + channel)
+    # Means are told from the first one: the difference of near numbers is exact, their sum is not.
+    apart = tl.where(inside, tl.load(partials + place, mask=inside, other=0.0) - first[None, :], 0.0)
+    mean = tl.sum(apart * count[:, None], 0) / total
+    squares = tl.sum(tl.load(partials + channels + place, mask=inside, other=0.0), 0)
+    apart = apart - mean[None, :]
+    squares += tl.sum(apart * apart * count[:, None], 0)
+    target = merged + tl.program_id(0).to(tl.int64) * (2 * channels)
+    tl.store(target + channel, first + mean, mask=present)
+    tl.store(target + channels + channel, squares, mask=present)
 
 
 @triton.jit(

@@ -17,10 +17,10 @@ def conv2d(x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geomet
     weights = geometry.group_weights(weight)
     biases = [None] * geometry.groups if bias is None else bias.split(list(geometry.out_groups.sizes))
     outputs = [
-        aten.convolve(x_g, weight_g, bias_g, geometry, 1)
+        aten.convolve(x_g, weight_g, bias_g, geometry, 1, activation)
         for x_g, weight_g, bias_g in zip(inputs, weights, biases, strict=True)
     ]
-    return aten.activate(torch.cat(outputs, dim=1), activation)
+    return torch.cat(outputs, dim=1)
 
 
 def input_gradient(dy_NOHW: Tensor, weight: Tensor, geometry: Geometry, input_size: Sequence[int]) -> Tensor:

@@ -13,7 +13,7 @@ from gconv.kernels import aten
 
 def conv2d(x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str = "none") -> Tensor:
     """One ``F.conv2d`` with ``groups=G``."""
-    return aten.activate(aten.convolve(x_NCHW, weight, bias, geometry, geometry.groups), activation)
+    return aten.convolve(x_NCHW, weight, bias, geometry, geometry.groups, activation)
 
 
 def input_gradient(dy_NOHW: Tensor, weight: Tensor, geometry: Geometry, input_size: Sequence[int]) -> Tensor:

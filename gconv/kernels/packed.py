@@ -130,21 +130,19 @@ def convolve(x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, recipe: Recipe
     """Grouped convolution by a recipe."""
     calls, weights = recipe.calls, _block_diagonal(weight, recipe)
     if len(calls) == 1:
-        y = _forward(x_NCHW, weights[0], bias, recipe.geometry, calls[0])
-    else:
-        parts = x_NCHW.split(recipe.in_channels, 1)
-        biases = [None] * len(calls) if bias is None else bias.split(recipe.out_channels)
-        together = zip(parts, weights, biases, calls, strict=True)
-        y = torch.cat([_forward(x, w, b, recipe.geometry, call) for x, w, b, call in together], 1)
-    return aten.activate(y, activation)
+        return _forward(x_NCHW, weights[0], bias, recipe.geometry, calls[0], activation)
+    parts = x_NCHW.split(recipe.in_channels, 1)
+    biases = [None] * len(calls) if bias is None else bias.split(recipe.out_channels)
+    together = zip(parts, weights, biases, calls, strict=True)
+    return torch.cat([_forward(x, w, b, recipe.geometry, call, activation) for x, w, b, call in together], 1)
 
 
-def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, call: Call) -> Tensor:
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, call: Call, activation: str) -> Tensor:
     if not call.in_full:
         x = _pad_bins(x, call.in_fill, call.in_capacity, 1)
     if bias is not None and not call.out_full:
         bias = _pad_bins(bias, call.out_fill, call.out_capacity, 0)
-    y = aten.convolve(x, weight, bias, geometry, call.bins)
+    y = aten.convolve(x, weight, bias, geometry, call.bins, activation)
     return y if call.out_full else _without_padding(y, call.out_fill, call.out_capacity)
 
 

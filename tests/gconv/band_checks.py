@@ -4,6 +4,7 @@ The interpreter must be on before Triton is first imported, so that `test_band.p
 own; on a GPU it takes these tests as they are. Whatever the kernels allocate is filled with NaN first.
 """
 
+import copy
 from contextlib import contextmanager
 from unittest import mock
 
@@ -12,10 +13,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from gconv import Partition
+from gconv import Block, GroupedConv2d, Partition, block, dispatch, forced_kernel
 from gconv.geometry import Geometry
 from gconv.kernels import band
+from gconv.kernels.band_tiles import Blocking
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 on_a_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
@@ -219,6 +222,61 @@ def test_bias_and_relu_are_part_of_the_kernel():
     torch.testing.assert_close(relu.double(), expected.relu(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(plain.double(), expected - bias.double().view(1, -1, 1, 1), rtol=1e-5, atol=1e-5)
     assert (relu == 0).any() and (relu > 0).any()
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("odd", F16), ("wide and narrow", F32)], ids=str)
+def test_statistics_are_those_of_what_is_written(name, dtype):
+    layer = NAMED[name]
+    x, weight, bias, _ = numbers(layer, dtype=dtype)
+    with poisoned():
+        y, mean, var = band.conv2d_statistics(x, weight, bias, layer, Blocking(pixels=16))
+    assert torch.equal(y, band.conv2d(x, weight, bias, layer, blocking=Blocking(pixels=16)))
+    expected, center = torch.var_mean(y.double(), (0, 2, 3), correction=0)
+    assert mean.dtype == var.dtype == F32
+    torch.testing.assert_close(mean.double(), center, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(var.double(), expected, rtol=2e-6, atol=0)
+
+
+def test_statistics_hold_far_from_zero_merged_twice_and_the_same_every_time(monkeypatch):
+    monkeypatch.setattr(band, "MERGED", 4)
+    layer = geometry([1, 2], [2, 1], kernel=(1, 1), padding=(0, 0))
+    x, weight, _, _ = numbers(layer, batch=5, size=(9, 9))
+    bias = torch.full((3,), 1e4, device=DEVICE)
+    (y, mean, var), again = (band.conv2d_statistics(x, weight, bias, layer, Blocking(pixels=16)) for _ in range(2))
+    assert -(-5 * 9 * 9 // 16) > 4 * 4, "more rows than two launches merge"
+    expected, center = torch.var_mean(y.double(), (0, 2, 3), correction=0)
+    torch.testing.assert_close(mean.double(), center, rtol=1e-7, atol=0)
+    torch.testing.assert_close(var.double(), expected, rtol=1e-3, atol=0)  # E[y²] - E[y]² has no digit left
+    assert all(torch.equal(one, other) for one, other in zip((y, mean, var), again, strict=True))
+
+
+def test_statistics_of_nothing_are_nan():
+    layer = geometry([4, 2], [2, 4])
+    x, weight, bias, dy = numbers(layer, batch=0)
+    y, mean, var = band.conv2d_statistics(x, weight, bias, layer)
+    assert y.shape == dy.shape and mean.isnan().all() and var.isnan().all()
+    assert mean.data_ptr() != var.data_ptr()
+
+
+def test_a_compiled_block_that_counts_is_that_of_its_modules(monkeypatch):
+    monkeypatch.setattr(block, "COUNTING", (DEVICE,))
+    torch.manual_seed(0)
+    plain = nn.Sequential(GroupedConv2d(6, 6, 3, padding=1, groups="4,2"), nn.BatchNorm2d(6), nn.ReLU()).to(DEVICE)
+    ours = Block(*copy.deepcopy(plain).children())
+    x = torch.randn(2, 6, 4, 4, device=DEVICE)
+    used = []
+    counted = band.conv2d_statistics
+    monkeypatch.setattr(band, "conv2d_statistics", lambda *given: used.append(1) or counted(*given))
+    dispatch._named.cache_clear()
+    with forced_kernel("band"):
+        found = torch.compile(ours, fullgraph=True, backend="aot_eager")(x)
+        gradients = torch.autograd.grad(found.square().sum(), [*ours.parameters()])
+    dispatch._named.cache_clear()
+    assert used
+    torch.testing.assert_close(found, plain(x), rtol=1e-4, atol=1e-5)
+    expected = torch.autograd.grad(plain(x).square().sum(), [*plain.parameters()])
+    for ours_, theirs in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(ours_, theirs, rtol=1e-3, atol=1e-3)
 
 
 def test_relu_keeps_nan():

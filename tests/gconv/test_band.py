@@ -46,8 +46,8 @@ def geometry(sizes, kernel=(3, 3)):
     return Geometry(cut, cut, kernel, padding=(kernel[0] // 2, kernel[1] // 2))
 
 
-def launches(layer, dtype, monkeypatch):
-    """What the three ops would launch: (name, kernel, arguments, options) in order, with nothing computed."""
+def launches(layer, dtype, monkeypatch, statistics=False):
+    """What the three ops would launch, or the forward pass that counts: (name, kernel, arguments, options) in order."""
     from gconv.kernels import band_triton
 
     found = []
@@ -60,11 +60,14 @@ def launches(layer, dtype, monkeypatch):
             return lambda *arguments, **options: found.append((self.name, self.kernel, arguments, options))
 
     with monkeypatch.context() as patch:
-        for name in ("gather", "correlate", "weight_partials", "add_partials"):
+        for name in ("gather", "correlate", "weight_partials", "add_partials", "merge_statistics"):
             patch.setattr(band_triton, name, Recorder(name))
-        x = torch.zeros(2, layer.in_groups.channels, 8, 8, dtype=dtype)
-        dy = torch.zeros(2, layer.out_groups.channels, 8, 8, dtype=dtype)
+        x = torch.zeros(8, layer.in_groups.channels, 8, 8, dtype=dtype)
+        dy = torch.zeros(8, layer.out_groups.channels, 8, 8, dtype=dtype)
         weight = torch.zeros(layer.weight_shape, dtype=dtype)
+        if statistics:
+            band.conv2d_statistics(x, weight, None, layer)
+            return found
         band.conv2d(x, weight, torch.zeros(dy.shape[1], dtype=dtype), layer, "relu")
         band.input_gradient(dy, weight, layer, (8, 8))
         band.weight_gradient(dy, x, layer)
@@ -129,6 +132,24 @@ def test_fp32_uses_tensor_cores_only_where_torch_allows_tf32(allowed, monkeypatc
             code = instructions(*launch)
             assert (code["tensor core"] > 0) == allowed, name
             assert code["shared"] <= 99 * 1024, name
+
+
+@with_triton
+@uninterpreted
+@pytest.mark.parametrize("sizes", [(128, 64, 32, 16, 16), (7, 3, 5)], ids=["log:5", "odd"])
+def test_an_epilogue_that_counts_keeps_the_tensor_cores_and_copies(sizes, monkeypatch):
+    plain = [entry for entry in launches(geometry(sizes), torch.bfloat16, monkeypatch) if entry[0] == "correlate"]
+    counting = launches(geometry(sizes), torch.bfloat16, monkeypatch, statistics=True)
+    assert [name for name, *_ in counting].count("merge_statistics") == 1
+    main = [entry for entry in counting if entry[0] == "correlate"]
+    for (_, *launch), (_, *without) in zip(main, plain, strict=False):
+        code, other = instructions(*launch), instructions(*without)
+        assert code["tensor core"] == other["tensor core"] > 0
+        assert code["copies"] == other["copies"]
+        assert code["wide stores"] >= other["wide stores"]
+        assert code["shared"] <= 99 * 1024
+    merging = next(entry for entry in counting if entry[0] == "merge_statistics")
+    assert instructions(*merging[1:])["shared"] <= 99 * 1024
 
 
 @with_triton

@@ -1,0 +1,274 @@
+"""Convolution, batch normalisation and ReLU computed together, where that has been measured to be faster.
+
+``run_block`` computes what the modules would, one after the other; ``Block`` is an ``nn.Sequential`` that has it
+compute every such run of its modules; ``fuse`` makes Blocks of the Sequentials of a model. Parameters, buffers, names
+and modes stay those of the modules.
+
+What is computed together:
+
+- Evaluation in which nothing is differentiated: the normalisation is folded into weight and bias, at every call, and
+  the ReLU applied before the result is written.
+- Training under ``torch.compile`` on a CPU: batch normalisation with ReLU by ATen's kernels, which Inductor's trail.
+- Training under ``torch.compile`` on CUDA, of a layer whose forward pass the band kernel computes: its epilogue counts
+  mean and variance of what it writes, and what is left is one pass that the compiler makes together with what follows
+  (a shuffle, a sum). One reading of the activations less; not measured yet (benchmarks/blocks.py does, on CUDA).
+
+Measured once, on two AVX-512 cores that were busy with other work (load 3 to 9; to be measured again on idle ones), in
+fp32 channels_last, 64 images of 64@32, 128@16 and 256@8, dense, 4 and log:4, over the modules in eager mode. Noise: the
+same computation twice gave 0.85 to 1.08. Evaluation: 0.74 to 0.93 in five of nine cases; 0.95 to 1.06 in the others,
+all of 256@8 and 128@16 log:4, where no gain is shown. Compiled training: 0.59 to 1.37, less than the compiled modules
+in five of the six cases that have both; 256@8 dense took longer than they (1.37 to 1.08).
+
+All else is left to the modules: training in eager mode, where nothing is gained; modules with hooks, which see what
+they saw; modules of other types (``SyncBatchNorm``, parametrised ones); what torch.fx or export traces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from gconv import dispatch
+from gconv.conv import GroupedConv2d
+from gconv.geometry import Geometry
+from gconv.normalization import fold, normalize, normalize_by_aten
+from gconv.ops import conv2d_statistics, grouped_conv2d
+from gconv.partition import Partition
+
+Conv = nn.Conv2d | GroupedConv2d
+Run = tuple[Conv, nn.BatchNorm2d | None, nn.ReLU | None]
+Way = Literal["modules", "folded", "counted", "by ATen"]
+PLAIN = (nn.Conv2d, GroupedConv2d, nn.BatchNorm2d, nn.ReLU)
+COUNTING = ("cuda",)  # devices whose kernels may have an epilogue
+CALLS = ("__call__", "__getattr__", "__getattribute__")  # decide what a module computes, beside its methods
+FOLD_LEAST = 2**17  # numbers put out from which on folding pays in eager mode
+
+
+class Block(nn.Sequential):
+    """``nn.Sequential`` that computes every run of convolution, batch normalisation and ReLU among its modules as one.
+
+    Either of the last two may be missing. Wherever a Sequential may be, with the same names and ``state_dict``.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """What ``nn.Sequential`` gives, within rounding."""
+        modules = list(self)
+        at = 0
+        while at < len(modules):
+            run = run_at(modules, at)
+            if run is None:
+                input = modules[at](input)
+                at += 1
+            else:
+                input = run_block(input, *run)
+                at += sum(module is not None for module in run)
+        return input
+
+
+def run_at(modules: Sequence[nn.Module], at: int) -> Run | None:
+    """The convolution with batch normalisation, ReLU or both that begins at a place; None where none does."""
+    following = [*modules[at : at + 3], None, None, None]
+    conv, norm, relu = following[:3]
+    if type(norm) is not nn.BatchNorm2d:
+        norm, relu = None, norm
+    relu = relu if type(relu) is nn.ReLU else None
+    if type(conv) not in (nn.Conv2d, GroupedConv2d) or (norm is None and relu is None):
+        return None
+    return conv, norm, relu  # type: ignore[return-value]
+
+
+def run_block(x_NCHW: Tensor, conv: nn.Module, norm: nn.Module | None = None, relu: nn.Module | None = None) -> Tensor:
+    """relu(norm(conv(x))), either left out where it is None: for modules that name theirs.
+
+    Args:
+        x_NCHW: what ``conv`` takes.
+        conv, norm, relu: of any type; only these very types are computed together.
+
+    Returns:
+        (N, O, H', W'): what the modules give one after the other, within rounding.
+    """
+    way = way_of(x_NCHW, conv, norm, relu)
+    if way == "modules":
+        y = conv(x_NCHW)
+        y = y if norm is None else norm(y)
+        return y if relu is None else relu(y)
+    assert isinstance(conv, Conv) and (norm is None or isinstance(norm, nn.BatchNorm2d))
+    if way == "folded":
+        return _folded(x_NCHW, conv, norm, relu is not None)
+    if way == "counted":
+        assert isinstance(conv, GroupedConv2d)
+        if norm is None:
+            return grouped_conv2d(x_NCHW, conv.weight, conv.bias, conv.geometry, "relu")
+        y, mean, var = conv2d_statistics(x_NCHW, conv.weight, conv.bias, conv.geometry)
+        return normalize(y, mean, var, norm, relu is not None)
+    assert norm is not None
+    return normalize_by_aten(conv(x_NCHW), norm, relu is not None)
+
+
+def way_of(x_NCHW: Tensor, conv: Any, norm: Any, relu: Any) -> Way:
+    """How ``run_block`` computes these modules now: the rule that the head of this file tells.
+
+    ``modules``: one after the other; ``folded``: in the convolution; ``counted``: by the statistics or the ReLU of the
+    convolution's epilogue; ``by ATen``: the convolution, then the rest as one op.
+    """
+    modules = [module for module in (conv, norm, relu) if module is not None]
+    if not isinstance(x_NCHW, Tensor) or x_NCHW.dim() != 4 or not all(map(_plain, modules)):
+        return "modules"
+    if torch.compiler.is_exporting() or (isinstance(conv, GroupedConv2d) and conv._pad_first is not None):
+        return "modules"
+    compiled = torch.compiler.is_compiling()
+    live = norm is not None and (norm.training or norm.running_mean is None)
+    if not live and not _recorded(x_NCHW, modules):
+        return "folded" if compiled or _worth_folding(x_NCHW, conv, norm) else "modules"
+    if not compiled or x_NCHW.numel() == 0 or (norm is not None and not (live and _keeps_count(norm))):
+        return "modules"
+    if x_NCHW.device.type in COUNTING:
+        counted = isinstance(conv, GroupedConv2d) and _may_count(x_NCHW, conv)
+        return "counted" if counted else "modules"
+    return "by ATen" if x_NCHW.device.type == "cpu" and norm is not None and _suits_aten(x_NCHW, norm) else "modules"
+
+
+def _plain(module: nn.Module) -> bool:
+    """Whether its type alone says what a module does, and nobody watches it."""
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return type(module) in PLAIN and not hooks and "forward" not in module.__dict__
+
+
+def _recorded(x: Tensor, modules: Sequence[nn.Module]) -> bool:
+    """Whether autograd must remember a run."""
+    if not torch.is_grad_enabled():
+        return False
+    return x.requires_grad or any(p is not None and p.requires_grad for m in modules for p in m._parameters.values())
+
+
+def _worth_folding(x: Tensor, conv: Conv, norm: nn.BatchNorm2d | None) -> bool:
+    """In eager mode folding is a few calls more, several for each uneven group: it pays from some size on."""
+    if torch._C._are_functorch_transforms_active():
+        return False
+    if norm is None:
+        return True
+    height, width = (side // step for side, step in zip(x.shape[2:], conv.stride, strict=True))
+    numbers = x.shape[0] * conv.out_channels * height * width
+    calls = 1 if conv.weight.dim() == 4 else conv.groups
+    return numbers >= max(FOLD_LEAST * calls, 2 * conv.weight.numel())
+
+
+def _folded(x: Tensor, conv: Conv, norm: nn.BatchNorm2d | None, relu: bool) -> Tensor:
+    geometry = conv.geometry if isinstance(conv, GroupedConv2d) else None
+    weight, bias = (conv.weight, conv.bias) if norm is None else fold(conv.weight, conv.bias, norm, geometry)
+    compiled = torch.compiler.is_compiling()
+    if geometry is None and not compiled and conv.padding_mode == "zeros" and not isinstance(conv.padding, str):
+        cut = conv.in_channels, conv.out_channels, conv.groups
+        geometry = _geometry(*cut, conv.kernel_size, conv.stride, conv.padding, conv.dilation)  # type: ignore[arg-type]
+    if geometry is None:
+        assert isinstance(conv, nn.Conv2d)
+        y = conv._conv_forward(x, weight, bias)
+        return y.relu() if relu else y
+    # A compiler makes one kernel of the ReLU and what follows, where the convolution has no epilogue for it.
+    apart = relu and compiled and x.device.type != "cpu" and not _may_count(x, conv)
+    y = grouped_conv2d(x, weight, bias, geometry, "relu" if relu and not apart else "none")
+    return y.relu() if apart else y
+
+
+@lru_cache(maxsize=4096)
+def _geometry(in_channels: int, out_channels: int, groups: int, *window: tuple[int, int]) -> Geometry:
+    cuts = Partition.uniform(in_channels, groups), Partition.uniform(out_channels, groups)
+    kernel_size, stride, padding, dilation = window
+    return Geometry(*cuts, kernel_size, stride, padding, dilation)
+
+
+def _may_count(x: Tensor, conv: Conv) -> bool:
+    return isinstance(conv, GroupedConv2d) and dispatch.may_count(conv.geometry, _dtype(x), x.device)
+
+
+def _dtype(x: Tensor) -> torch.dtype:
+    """What a convolution computes in."""
+    device = x.device.type
+    cast = torch.is_autocast_enabled(device) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if cast else x.dtype
+
+
+def _keeps_count(norm: nn.BatchNorm2d) -> bool:
+    """Whether a norm counts its batches, if it has running statistics to count them for."""
+    return norm.running_mean is None or norm.num_batches_tracked is not None
+
+
+def _suits_aten(x: Tensor, norm: nn.BatchNorm2d) -> bool:
+    """Whether ATen keeps the statistics in the dtype that the norm has."""
+    return norm.weight is None or norm.weight.dtype == torch.promote_types(_dtype(x), torch.float32)
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A model whose Sequentials compute their runs together.
+
+    Attributes:
+        model: the model.
+        blocks: names of the modules of each run, by the name of the Block that computes it.
+        skipped: why each other convolution was left alone, by name.
+    """
+
+    model: nn.Module
+    blocks: Mapping[str, tuple[tuple[str, ...], ...]]
+    skipped: Mapping[str, str]
+
+    def __str__(self) -> str:
+        runs = sum(map(len, self.blocks.values()))
+        lines = [f"{runs} runs computed together, {len(self.skipped)} convolutions left alone"]
+        for name, block in self.blocks.items():
+            lines += [f"  {name or type(self.model).__name__}: {' + '.join(run)}" for run in block]
+        return "\n".join([*lines, *(f"  {name}: {reason}" for name, reason in self.skipped.items())])
+
+
+def fuse(model: nn.Module) -> Fused:
+    """Have the Sequentials of a model compute convolution, batch normalisation and ReLU together where that is faster.
+
+    The model itself is changed, and only so that its Sequentials become ``Block``; parameters, names, modes and hooks
+    stay. Convolutions that a module calls by name are left alone: its ``forward`` may call ``run_block`` for them.
+
+    Args:
+        model: any module, torchvision's too; may be fused again.
+    """
+    blocks: dict[str, tuple[tuple[str, ...], ...]] = {}
+    skipped: dict[str, str] = {}
+    for name, module in model.named_modules():
+        runs = list(_runs(module)) if _is_sequential(module) else []
+        if runs:
+            module.__class__ = Block
+            blocks[name] = tuple(runs)
+        inside = {child for run in runs for child in run}
+        for child, conv in module.named_children():
+            if isinstance(conv, nn.Conv2d | GroupedConv2d) and child not in inside:
+                skipped[f"{name}.{child}".lstrip(".")] = _reason(module, conv)
+    return Fused(model, blocks, skipped)
+
+
+def _is_sequential(module: nn.Module) -> bool:
+    """Whether a module is a Sequential and no more: a subclass may have a constructor of its own, as torchvision's."""
+    kinds = type(module).__mro__
+    if nn.Sequential not in kinds or "forward" in module.__dict__:
+        return False
+    own = {name for kind in kinds[: kinds.index(nn.Sequential)] if kind is not Block for name in vars(kind)}
+    return all(name.startswith("__") and name not in CALLS for name in own)
+
+
+def _runs(sequential: nn.Module) -> Iterator[tuple[str, ...]]:
+    """Names of the modules of each run."""
+    names, modules = zip(*sequential.named_children(), strict=True) if len(sequential._modules) else ((), ())
+    for at in range(len(modules)):
+        run = run_at(modules, at)
+        if run is not None:
+            yield names[at : at + sum(module is not None for module in run)]
+
+
+def _reason(parent: nn.Module, conv: nn.Module) -> str:
+    if type(conv) not in PLAIN:
+        return f"{type(conv).__name__} is neither Conv2d nor GroupedConv2d"
+    if not _is_sequential(parent):
+        return f"{type(parent).__name__} calls it by name"
+    return "neither batch normalisation nor ReLU follows it"
