@@ -7,7 +7,7 @@ RUN := .venv/bin/python
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-all soak lint list experiment status cost measure figures results claims bench bench-kernels bench-training clean
+.PHONY: help setup test test-all soak lint list experiment status cost measure figures results claims bench bench-kernels bench-blocks bench-training bench-gpu clean
 
 help: ## show this help
 	@echo "What filter groups buy, and what they learn."
@@ -42,8 +42,8 @@ lint: $(READY) ## check style and types
 list: $(READY) ## list the studies
 	@$(RUN) -m experiments list $(ARGS)
 
-experiment: $(READY) ## run a study: NAME=quickstart [ARGS="--key=value …"]
-	@$(RUN) -m experiments run $(NAME) $(ARGS)
+experiment: $(READY) ## run a study: NAME=quickstart [GPUS=4] [ARGS="--key=value …"]
+	@$(RUN) -m experiments run $(NAME) $(if $(GPUS),--gpus=$(GPUS)) $(ARGS)
 
 status: $(READY) ## what is done, running, failed, to do: [NAME=quickstart] [ARGS="--json"]
 	@$(RUN) -m experiments status $(NAME) $(ARGS)
@@ -73,8 +73,14 @@ bench: $(READY) ## time every kernel side by side, then whole training steps
 bench-kernels: $(READY) ## measure this machine's kernels into ~/.cache/gconv/kernels.csv, for the choice between them
 	@$(RUN) -m benchmarks.kernels --learn $(ARGS)
 
+bench-blocks: $(READY) ## convolution, batch norm, ReLU and shuffle: one after the other, and as one block
+	@$(RUN) -m benchmarks.blocks $(ARGS)
+
 bench-training: $(READY) ## training throughput of the suite beside a plain script
 	@$(RUN) -m benchmarks.training $(ARGS)
+
+bench-gpu: $(READY) ## on a machine with a GPU: tests, every benchmark and a study, into TO=runs/gpu
+	@PYTHON="$${PYTHON:-$(RUN)}" TO="$(TO)" STAGES="$(STAGES)" benchmarks/gpu.sh
 
 clean: ## remove the virtual environment and all caches (runs/ and data/ stay)
 	@rm -rf .venv .pytest_cache .ruff_cache .hypothesis *.egg-info

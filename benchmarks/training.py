@@ -1,16 +1,19 @@
-"""Training throughput of AlexNet with 1, 2 and 4 groups: ours, whole, against bare steps.
+"""Training throughput of AlexNet or the log-groups network: ours, whole, against bare steps, and several seeds at once.
 
-Three ways train the same network on the same images, in turn, block by block, so that a drifting machine treats them
+The ways train the same network on the same images, in turn, block by block, so that a drifting machine treats them
 alike:
 
-- ``plain``: a script as most people write it first: nn.Conv2d, fp32, NCHW, the batch in place already; steps alone.
-- ``bare``: the same in channels_last and in the precision that suits the hardware; steps alone.
+- ``plain``: a script as most people write it first: nn.Conv2d (uneven groups: one for each group), fp32, NCHW, the
+  batch in place already; steps alone.
+- ``bare``: our layers, channels_last, in the precision that suits the hardware; steps alone.
 - ``ours``: an epoch as the suite runs it: gather, crop, mirror, normalise, step, schedule, loss and accuracy kept, and
   its share of the evaluation of the test images.
+- ``ours × k``: the same for k seeds at once; images of all seeds together.
 
 Prints images per second (median and quartiles of the blocks) and writes them to a CSV.
 
-    python -m benchmarks.training [--groups=1,2,4] [--batch=128] [--steps=6] [--blocks=5] [--csv=FILE]
+    python -m benchmarks.training [--model=alexnet|lognet] [--groups=1,2,4] [--seeds=1,4] [--batch=128] [--steps=6]
+        [--blocks=5] [--csv=FILE]
 """
 
 from __future__ import annotations
@@ -19,74 +22,93 @@ import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from experiments.augment import Views
 from experiments.data import Dataset, Images
 from experiments.models import build_model
 from experiments.store.runs import provenance
+from experiments.tracking import Tracker
 from experiments.training.epoch import Stream, evaluate, train_epoch
 from experiments.training.learner import Learner
 from experiments.training.recipe import Recipe
+from experiments.training.run import choose_kernels
+from experiments.training.seeds import Stack
 from experiments.training.setting import Setting, choose_device, device_name
+from gconv import GroupedConv2d
 
-TEST_SHARE = 3925 / 9469  # Imagenette's test images per training image
-EVALUATE_EVERY = 3  # epochs, as in the study
+SILENT = Tracker("off", "", "", "", {}, Path())
+# Of each network: its arguments, how its study sees images, and their test images per training image.
+MODELS: dict[str, tuple[dict[str, Any], Views, float]] = {
+    "alexnet": ({"norm": "batch", "head": "average"}, Views(128, 112), 3925 / 9469 / 3),  # tested every third epoch
+    "lognet": ({"width": 32}, Views(32, 32, padding=4), 10000 / 50000),
+}
+GROUPS = {"alexnet": "1,2,4", "lognet": "1,4,log:4"}
 
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description="Training throughput of AlexNet, side by side.")
-    parser.add_argument("--groups", default="1,2,4")
+    parser = argparse.ArgumentParser(description="Training throughput, side by side.")
+    parser.add_argument("--model", choices=MODELS, default="alexnet")
+    parser.add_argument("--groups", help="comma-separated; 1,2,4 or, of lognet, 1,4,log:4 by default")
+    parser.add_argument("--seeds", default="1", help="at once, comma-separated: 1,3,8")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--steps", type=int, default=6, help="steps in a block")
     parser.add_argument("--blocks", type=int, default=5, help="timed blocks of each way")
     parser.add_argument("--csv", type=Path)
     given = parser.parse_args()
+    choose_kernels()
     rows = []
-    for groups in given.groups.split(","):
-        ways = ways_to_train(int(groups), given.batch, given.steps)
+    for groups in (given.groups or GROUPS[given.model]).split(","):
+        ways = ways_to_train(given.model, groups, given.batch, given.steps, [int(k) for k in given.seeds.split(",")])
         rates: dict[str, list[float]] = {name: [] for name in ways}
         for block in range(given.blocks + 1):
-            for name, train in ways.items():
+            for name, (networks, train) in ways.items():
                 start = time.perf_counter()
                 train()
                 if block:  # the first warms up
-                    rates[name].append(given.batch * given.steps / (time.perf_counter() - start))
-        rows += [
-            row(int(groups), name, np.asarray(values), np.asarray(rates["plain"])) for name, values in rates.items()
-        ]
-        for r in rows[-len(ways) :]:
+                    rates[name].append(networks * given.batch * given.steps / (time.perf_counter() - start))
+        for name, values in rates.items():
+            r = row(np.asarray(values), np.asarray(rates["plain"]))
+            rows.append({"model": given.model, "groups": groups, "way": name, **r})
             print(
-                f"groups {r['groups']}  {r['way']:<6}{r['images_per_s']:>8.1f} images/s "
+                f"{given.model} {groups:<7}{name:<10}{r['images_per_s']:>9.1f} images/s "
                 f"[{r['lower']:.1f}, {r['upper']:.1f}]  {r['ratio']:.2f} × plain",
                 flush=True,
             )
-    table = pd.DataFrame(rows).assign(**provenance(device_name(choose_device("auto"))))
+    table = pd.DataFrame(rows).assign(batch=given.batch, **provenance(device_name(choose_device("auto"))))
     if given.csv:
+        given.csv.parent.mkdir(parents=True, exist_ok=True)
         table.to_csv(given.csv, index=False)
 
 
-def row(groups: int, way: str, rates: np.ndarray, plain: np.ndarray) -> dict[str, object]:
+def row(rates: np.ndarray, plain: np.ndarray) -> dict[str, float]:
     """Median and quartiles over the blocks, and the median of the block-by-block ratios."""
     lower, median, upper = np.percentile(rates, [25, 50, 75])
-    ratio = float(np.median(rates / plain))
-    return {"groups": groups, "way": way, "images_per_s": median, "lower": lower, "upper": upper, "ratio": ratio}
+    return {"images_per_s": median, "lower": lower, "upper": upper, "ratio": float(np.median(rates / plain))}
 
 
-def ways_to_train(groups: int, batch: int, steps: int) -> dict[str, Callable[[], object]]:
-    """The three ways, each a call that trains for ``steps`` steps."""
-    setting = Setting.of(random_images(batch * steps), Views(128, 112), Recipe(epochs=1000, batch_size=batch))
-    arguments = {"classes": 10, "groups": groups, "norm": "batch", "head": "average", "input_size": 112}
-    x = torch.randn(batch, 3, 112, 112, device=setting.device)
+def ways_to_train(
+    name: str, groups: str, batch: int, steps: int, seeds: list[int]
+) -> dict[str, tuple[int, Callable[[], None]]]:
+    """How many networks each way trains at once, and a call that trains them for ``steps`` steps."""
+    arguments, views, test_share = MODELS[name]
+    images = random_images(batch * steps, views.image_size, test_share)
+    setting = Setting.of(images, views, Recipe(epochs=1000, batch_size=batch))
+    size = views.crop_size
+    x = torch.randn(batch, 3, size, size, device=setting.device)
     y = torch.randint(10, (batch,), device=setting.device)
 
-    def bare(model: nn.Module, x: torch.Tensor, autocast: bool) -> Callable[[], None]:
+    def fresh() -> nn.Module:
+        return build_model(name, size, classes=10, groups=groups, **arguments)
+
+    def bare(model: nn.Module, x: Tensor, autocast: bool) -> Callable[[], None]:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
         def train() -> None:
@@ -101,56 +123,72 @@ def ways_to_train(groups: int, batch: int, steps: int) -> dict[str, Callable[[],
 
         return train
 
-    ours = build_model("alexnet", **arguments)
-    learner = Learner(ours, setting, setting.recipe.epochs * steps)
-    epochs = 0
+    def ours(count: int) -> Callable[[], None]:
+        total = setting.recipe.epochs * steps
+        several = count > 1
+        learner = (
+            Stack([fresh() for _ in range(count)], setting, total) if several else Learner(fresh(), setting, total)
+        )
+        epochs = 0
 
-    def train_ours() -> None:
-        nonlocal epochs
-        train_epoch(learner, [Stream(setting, 0, epochs)], epochs, "bench")
-        epochs += 1
-        evaluate(ours, setting)
+        def train() -> None:
+            nonlocal epochs
+            streams = [Stream(setting, seed, epochs) for seed in range(count)]
+            train_epoch(learner, streams, epochs, "bench", trackers=[SILENT] * count)
+            epochs += 1
+            for network in learner.networks:
+                evaluate(network, setting)  # waits for the device
 
-    fast = build_model("alexnet", **arguments).to(setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return train
+
+    fast = fresh().to(setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     mixed = setting.dtype != torch.float32
-    return {
-        "plain": bare(plain_alexnet(groups).to(setting.device), x, autocast=False),
-        "bare": bare(fast, x.to(memory_format=torch.channels_last), autocast=mixed),
-        "ours": train_ours,
+    ways = {
+        "plain": (1, bare(as_plain_torch(fresh()).to(setting.device), x, autocast=False)),
+        "bare": (1, bare(fast, x.to(memory_format=torch.channels_last), autocast=mixed)),
     }
+    return ways | {f"ours × {k}" if k > 1 else "ours": (k, ours(k)) for k in seeds}
 
 
-def plain_alexnet(groups: int) -> nn.Sequential:
-    """AlexNet from torch's own layers alone."""
+class ByGroup(nn.Module):
+    """Groups of unequal sizes as people write them by hand: split, convolve, concatenate."""
 
-    def conv(*arguments: int, **named: int) -> list[nn.Module]:
-        layer = nn.Conv2d(*arguments, bias=False, **named)  # type: ignore[arg-type]
-        return [layer, nn.BatchNorm2d(layer.out_channels), nn.ReLU(inplace=True)]
+    def __init__(self, conv: GroupedConv2d) -> None:
+        super().__init__()
+        cut = conv.geometry
+        self.sizes = cut.in_groups.sizes
+        self.parts = nn.ModuleList(
+            nn.Conv2d(i, o, conv.kernel_size, conv.stride, conv.padding, bias=conv.bias is not None)
+            for i, o in zip(cut.in_groups.sizes, cut.out_groups.sizes, strict=True)
+        )
 
-    return nn.Sequential(
-        *conv(3, 96, 11, stride=4),
-        nn.MaxPool2d(3, 2),
-        *conv(96, 256, 5, padding=2, groups=groups),
-        nn.MaxPool2d(3, 2),
-        *conv(256, 384, 3, padding=1),
-        *conv(384, 384, 3, padding=1, groups=groups),
-        *conv(384, 256, 3, padding=1, groups=groups),
-        nn.MaxPool2d(3, 2),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(256, 10),
-    )
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, O, H', W')."""
+        return torch.cat([part(x_g) for part, x_g in zip(self.parts, x.split(self.sizes, 1), strict=True)], 1)
 
 
-def random_images(count: int) -> Dataset:
-    """As many random images of 128 pixels, and the share of test images that an epoch evaluates on average."""
+def as_plain_torch(model: nn.Module) -> nn.Module:
+    """The same network, from torch's own layers alone."""
+    for name, conv in list(model.named_modules()):
+        if isinstance(conv, GroupedConv2d):
+            plain: nn.Module = ByGroup(conv)
+            if conv.geometry.is_uniform:
+                channels = conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding
+                plain = nn.Conv2d(*channels, groups=conv.groups, bias=conv.bias is not None)
+            model.set_submodule(name, plain)
+    return model
+
+
+def random_images(count: int, size: int, test_share: float) -> Dataset:
+    """As many random images, and the share of test images that an epoch evaluates on average."""
 
     def images(number: int) -> Images:
-        return Images(torch.randint(0, 255, (number, 128, 128, 3), dtype=torch.uint8), torch.randint(10, (number,)))
+        pixels = torch.randint(0, 255, (number, size, size, 3), dtype=torch.uint8)
+        return Images(pixels, torch.randint(10, (number,)))
 
-    test = max(1, round(count * TEST_SHARE / EVALUATE_EVERY))
     channels = torch.full((3,), 127.0), torch.full((3,), 70.0)
-    return Dataset(images(count), images(test), tuple("0123456789"), "random", *channels, ())
+    test = images(max(1, round(count * test_share)))
+    return Dataset(images(count), test, tuple("0123456789"), "random", *channels, ())
 
 
 if __name__ == "__main__":

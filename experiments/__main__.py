@@ -21,8 +21,9 @@ usage: python -m experiments COMMAND …
   list [--json]                     the studies: name, question, what has been run
   run NAME [--key=value …]          train, measure, draw and report a study; --help lists its keys; NAME may be the
                                     path of a file such as runs/sweeps/NAME/best.yaml
-  sweep NAME [--runs=N] [--workers=N] [--online | --local] [--runs_root=DIR] [--key=value …]
-                                    search configs/sweeps/NAME.yaml: with wandb's server where logged in, else here
+  sweep NAME [--runs=N] [--workers=N] [--online | --local | --on=ray] [--runs_root=DIR] [--key=value …]
+                                    search configs/sweeps/NAME.yaml: with wandb's server where logged in, else here;
+                                    run and sweep take --on=ray: train on the nodes of a Ray cluster
   status [NAME] [--json] [--key=value …]
                                     what is done, running (by whom, since when, how long yet), failed (why), to do
   cost MODEL [--key=value …]        parameters, MACs and activations of a model; --help lists its keys
@@ -59,6 +60,14 @@ def main(arguments: list[str]) -> int:
     return commands[name](rest)
 
 
+def _find_cluster(flags: list[str]) -> None:
+    """A cluster that is not there is told before torch is loaded."""
+    if "--on=ray" in flags:
+        from experiments.cluster.nodes import find_cluster
+
+        find_cluster()
+
+
 def list_studies(arguments: list[str]) -> int:
     """Print the studies."""
     from experiments.catalogue import studies
@@ -83,6 +92,7 @@ def run(arguments: list[str]) -> int:
     from experiments.catalogue import GROUP_PARALLEL, study_file
 
     study_file(name)  # a misspelt name is told before torch is loaded
+    _find_cluster(flags)
     if name == GROUP_PARALLEL:
         from experiments.parallel.study import run_group_parallel
 
@@ -98,9 +108,9 @@ def run(arguments: list[str]) -> int:
         from experiments.sweep.command import run_for_agent
 
         return 1 if run_for_agent(name, flags) else 0
-    from experiments.pipeline import run_study
+    from experiments.parallel.launch import run_on_devices
 
-    return 1 if run_study(load_study(name, flags)) else 0
+    return run_on_devices(load_study(name, flags), ["run", *arguments])
 
 
 def _run_file(path: Path, flags: list[str]) -> int:
@@ -108,10 +118,11 @@ def _run_file(path: Path, flags: list[str]) -> int:
     from experiments.strict_yaml import read_yaml
 
     content = read_yaml(path)
-    from experiments.pipeline import run_study
+    from experiments.parallel.launch import run_on_devices
     from experiments.study import resolve
 
-    return 1 if run_study(resolve(f"{path.resolve().parent.name}-{path.stem}", content, str(path), flags)) else 0
+    study = resolve(f"{path.resolve().parent.name}-{path.stem}", content, str(path), flags)
+    return run_on_devices(study, ["run", str(path), *flags])
 
 
 def sweep(arguments: list[str]) -> int:
@@ -121,6 +132,7 @@ def sweep(arguments: list[str]) -> int:
     from experiments.sweep.file import sweep_path
 
     sweep_path(arguments[0])  # a misspelt name is told before torch is loaded
+    _find_cluster(arguments[1:])
     from experiments.sweep.command import run_sweep
 
     return 1 if run_sweep(arguments[0], arguments[1:]) else 0
@@ -234,7 +246,8 @@ def entry() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted: what was trained is saved; the same command goes on from there", file=sys.stderr)
+        if "TORCHELASTIC_RUN_ID" not in os.environ:  # who has started several processes tells it once
+            print("\ninterrupted: what was trained is saved; the same command goes on from there", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,17 @@ from experiments.measure.speed import measure_speed
 from experiments.measure.table import Rows, save_arrays, save_table
 from experiments.models import build_model
 from experiments.store import leases
+from experiments.store.company import company
 from experiments.store.divide import outcomes
+from experiments.store.leases import LeaseLostError
 from experiments.store.runs import Run, config_hash, file_name, write_json
 from experiments.study import Study, Variant
 from experiments.tracking import Tracker, log_results
-from experiments.training.run import train_run
+from experiments.training.abreast import refusal
+from experiments.training.crew import ALONE, Crew
+from experiments.training.run import train_at_once, train_run
 from experiments.training.setting import Setting, choose_device, device_name
+from experiments.training.trial import how_many
 from gconv.cost import count_cost
 from gconv.wiring import trace_wiring
 
@@ -67,8 +74,13 @@ class PlannedRun:
 
 def run_study(study: Study) -> int:
     """Train, measure, draw and report; returns how many runs failed."""
-    planned = plan(study)
-    failed = train_all(study, planned)
+    return run_planned(study, plan(study))
+
+
+def run_planned(study: Study, planned: list[PlannedRun], crew: Crew = ALONE) -> int:
+    """``run_study`` of what is planned; a crew is let go before anything is measured."""
+    with crew.at_work():
+        failed = train_all(study, planned, crew)
     done = [p for p in planned if (p.run.result or {}).get("status") == "done"]
     missing = _missing(planned)
     if done:
@@ -103,6 +115,27 @@ def plan(study: Study) -> list[PlannedRun]:
     Raises:
         UsageError: a dataset cannot be loaded, or an architecture cannot be built.
     """
+    planned = runs_of(study)
+    for p in planned[: len(study.variants)]:  # what cannot work is told before anything is trained
+        choose_device(p.variant.recipe.device)
+        size = p.variant.views.crop_size
+        with torch.device("meta"):
+            model = p.fresh_model()
+        try:
+            count_cost(model, (3, size, size))
+            trace_wiring(model, (3, size, size))
+        except ValueError as error:
+            raise UsageError(f"variant {p.variant.name}, data.crop_size={size}: {error}") from None
+        if study.seeds_at_once not in ("auto", 1) and (reason := refusal(model)):
+            raise UsageError(
+                f"seeds_at_once={study.seeds_at_once}, variant {p.variant.name}: its seeds cannot be trained together "
+                f"as if alone, since {reason}; seeds_at_once=auto trains such a variant one seed at a time"
+            )
+    return planned
+
+
+def runs_of(study: Study) -> list[PlannedRun]:
+    """The runs that ``plan`` makes, with their datasets and otherwise unchecked; raises where one cannot be loaded."""
     datasets: dict[tuple[str, int], Dataset] = {}
     for v in study.variants:
         source = (v.dataset, v.views.image_size)
@@ -114,61 +147,135 @@ def plan(study: Study) -> list[PlannedRun]:
             dataset = datasets[v.dataset, v.views.image_size]
             run = Run.of(study.folder, v.name, v.run_config(dataset.key, seed))
             planned.append(PlannedRun(v, run, dataset))
-    for p in planned[: len(study.variants)]:  # what cannot work is told before anything is trained
-        choose_device(p.variant.recipe.device)
-        size = p.variant.views.crop_size
-        with torch.device("meta"):
-            model = p.fresh_model()
-        try:
-            count_cost(model, (3, size, size))
-            trace_wiring(model, (3, size, size))
-        except ValueError as error:
-            raise UsageError(f"variant {p.variant.name}, data.crop_size={size}: {error}") from None
     return planned
 
 
-def train_all(study: Study, planned: list[PlannedRun]) -> int:
+def train_all(study: Study, planned: list[PlannedRun], crew: Crew = ALONE) -> int:
     """Train what is not trained yet, alone or beside other processes on the study; returns how many runs failed."""
 
     def say(k: int, text: str) -> None:
         print(f"[{k + 1}/{len(planned)}] {planned[k].variant.name}, seed {planned[k].run.seed}: {text}", flush=True)
 
-    def train(k: int, run: Run) -> dict[str, Any]:
-        return _train(study, replace(planned[k], run=run))
+    if study.seeds_at_once not in ("auto", 1) and (crew.size > 1 or study.on == "ray"):
+        reason = "processes that train each run together, and on=ray, train one seed at a time"
+        raise UsageError(f"seeds_at_once={study.seeds_at_once}: {reason}; leave it at auto")
+    over: set[int] = set()
+    beside: dict[int, str] = {}  # with whom a run was trained here, in words
 
+    def train(k: int, run: Run) -> dict[str, Any]:
+        lead = replace(planned[k], run=run)
+        others = {j: p.run for j, p in enumerate(planned) if j != k and p.variant == lead.variant}
+        others = {} if crew.size > 1 else {j: other for j, other in others.items() if j not in over | beside.keys()}
+        most = _at_once(study, lead, 1 + len(others), lambda text: say(k, text))
+        with company(run, others, most) as held:
+            if not held:
+                return train_planned(study, lead, crew)
+            group = {k: lead} | {j: replace(planned[j], run=other) for j, other in held.items()}
+            ends = dict(zip(group, _train_together(study, list(group.values())), strict=True))
+            for j, end in ends.items():
+                seeds = [str(p.run.seed) for i, p in group.items() if i != j]
+                beside[j] = f" (together with seed{'s' * (len(seeds) > 1)} {', '.join(seeds)})"
+                if j != k and isinstance(end, LeaseLostError):
+                    say(j, str(end))
+                    del beside[j]
+                elif j != k and isinstance(end, Exception):
+                    held[j].fail(end, held[j].epochs_saved())
+        if isinstance(end := ends[k], Exception):
+            raise end
+        return end
+
+    runs = [p.run for p in planned]
+    if study.on == "ray":
+        from experiments.cluster.runs import outcomes_on_ray
+
+        found = closing(outcomes_on_ray(study, runs, say))
+    else:
+        found = nullcontext(outcomes(runs, train, say))
     failed = 0
-    for k, result, where in outcomes([p.run for p in planned], train, say):
-        if result["status"] == "done":
-            say(k, f"accuracy {result['test_accuracy']:.3f}, {result['seconds']:.0f} s{where}")
-        else:
-            failed += 1
-            kept = f"checkpoint of epoch {result['epoch']} kept" if result["epoch"] else "no checkpoint yet"
-            say(k, f"{result['status']}: {result['reason']}; {kept}{where}")
+    with found as ended:
+        for k, result, where in ended:
+            over.add(k)
+            where = beside.get(k, where)
+            if result["status"] == "done":
+                say(k, f"accuracy {result['test_accuracy']:.3f}, {result['seconds']:.0f} s{where}")
+            else:
+                failed += 1
+                kept = f"checkpoint of epoch {result['epoch']} kept" if result["epoch"] else "no checkpoint yet"
+                say(k, f"{result['status']}: {result['reason']}; {kept}{where}")
     return failed
 
 
-def _train(study: Study, p: PlannedRun) -> dict[str, Any]:
-    """Train one run to its end and record it."""
+def train_planned(study: Study, p: PlannedRun, crew: Crew = ALONE) -> dict[str, Any]:
+    """Train one run to its end and record it; rank 0 of a crew does so with the others."""
     p.run.begin()
-    setting, model = p.setting(), p.fresh_model()
-    name = f"{p.variant.name}-seed{p.run.seed}"
-    tracker = Tracker(study.wandb, "grouped-convolution", name, study.name, p.run.config, p.run.folder)
+    setting, model, tracker = p.setting(), p.fresh_model(), _tracker(study, p)
+    end: dict[str, Any] | Exception
     try:
-        values = train_run(p.run, model, setting, tracker)
+        with crew.training(p.run.folder.name):
+            end = train_run(p.run, model, setting, tracker, crew)
     except Exception as error:
-        values = {"reason": str(error), "epoch": p.run.epochs_saved()}
-        if not (isinstance(error, RunFailedError) and error.lasting):  # the next start tries again
+        end = error
+    each = f"{crew.size} ranks, each " if crew.size > 1 else ""
+    return _record(p, setting, tracker, end, each + device_name(setting.device))
+
+
+def _train_together(study: Study, group: list[PlannedRun]) -> list[dict[str, Any] | Exception]:
+    """Train seeds of a variant side by side and record each; in place of a record, why there is none this time."""
+    for p in group:
+        p.run.begin()
+    setting, trackers = group[0].setting(), [_tracker(study, p) for p in group]
+    runs, fresh = [p.run for p in group], [p.fresh_model for p in group]
+    ends: list[dict[str, Any] | Exception] = []
+    for p, tracker, end in zip(group, trackers, train_at_once(runs, fresh, setting, trackers), strict=True):
+        if isinstance(end, dict):
+            end |= {"seeds_at_once": len(group)}
+        try:
+            record = _record(p, setting, tracker, end, device_name(setting.device))
+        except Exception as error:
+            record = error
+        ends.append(record)
+    return ends
+
+
+def _at_once(study: Study, p: PlannedRun, most: int, say: Callable[[str], None]) -> int:
+    """How many seeds of a variant to train at once; what ``auto`` means is tried once for each architecture."""
+    if study.seeds_at_once != "auto":
+        return min(study.seeds_at_once, most)
+    if most == 1 or choose_device(p.variant.recipe.device).type != "cuda":
+        return 1  # slower on a CPU, see ``trial``
+    v = p.variant
+    key = config_hash({"model": v.model, "views": asdict(v.views), "recipe": asdict(v.recipe), "most": most})
+    if key not in _tried:
+        _tried[key], faster = how_many(p.fresh_model, p.setting(), most)
+        if _tried[key] > 1:
+            say(f"{_tried[key]} seeds at once are {faster:.1f} times as fast as one after the other")
+    return _tried[key]
+
+
+_tried: dict[str, int] = {}
+
+
+def _tracker(study: Study, p: PlannedRun) -> Tracker:
+    name = f"{p.variant.name}-seed{p.run.seed}"
+    return Tracker(study.wandb, "grouped-convolution", name, study.name, p.run.config, p.run.folder)
+
+
+def _record(
+    p: PlannedRun, setting: Setting, tracker: Tracker, end: dict[str, Any] | Exception, device: str
+) -> dict[str, Any]:
+    """Record how a training ended, done or diverged; raises what does not last, since the next start tries again."""
+    values, status = end, "done"
+    if isinstance(values, Exception):
+        error, values, status = values, {"reason": str(values), "epoch": p.run.epochs_saved()}, "diverged"
+        if not (isinstance(error, RunFailedError) and error.lasting):
             tracker.finish({"status": "failed", **values}, failed=True)
-            raise
-        status = "diverged"
-    else:
-        status = "done"
+            raise error
     values |= {
         "dataset": p.variant.dataset,
         "broken_images": len(p.dataset.broken),
         "precision": str(setting.dtype).removeprefix("torch."),
     }
-    result = p.run.finish(status, values, device_name(setting.device))
+    result = p.run.finish(status, values, device)
     tracker.finish(_public(result), failed=status != "done")
     return result
 

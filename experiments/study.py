@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, _loaders_dumpers
 
@@ -30,7 +30,7 @@ from experiments.training.recipe import Recipe
 _loaders_dumpers.yaml_default_loader = StrictLoader
 
 # What says where things are on this machine, and nothing about the study.
-OF_THIS_MACHINE = ("data_root", "runs_root", "download", "wandb")
+OF_THIS_MACHINE = ("data_root", "runs_root", "download", "wandb", "gpus", "on", "cpus_per_run", "seeds_at_once")
 # What a variant may override: all that decides the outcome of a run except its seed.
 OF_A_RUN = re.compile(r"dataset$|(?:data|model|recipe)\.")
 
@@ -81,6 +81,10 @@ class Study:
         runs_root: folder of the run store.
         download: whether to fetch a dataset that is not there.
         wandb: where metrics are sent.
+        seeds_at_once: how many seeds of a variant are trained side by side; ``auto``: as many as pay on this device.
+        gpus: devices of this machine that train each run together, with a process each.
+        on: where runs are trained: in this process, or on the nodes of a Ray cluster.
+        cpus_per_run: cores that the cluster sets aside for a run.
         overrides: what the command line changed about the study itself.
     """
 
@@ -93,6 +97,10 @@ class Study:
     runs_root: Path
     download: bool
     wandb: WandbMode
+    seeds_at_once: Literal["auto"] | int
+    gpus: int
+    on: Literal["here", "ray"]
+    cpus_per_run: int
     overrides: dict[str, Any]
 
     @property
@@ -145,6 +153,13 @@ def resolve(name: str, content: dict[str, Any], place: str, flags: list[str]) ->
         resolved.append(Variant(variant, settled["dataset"], settled["data"], model, settled["recipe"]))
     if not isinstance(settled["seeds"], int) or settled["seeds"] < 1:
         raise UsageError(f"seeds={settled['seeds']}: must be at least 1")
+    at_once = settled["seeds_at_once"]
+    if at_once != "auto" and (isinstance(at_once, bool) or at_once < 1):
+        raise UsageError(f"seeds_at_once={at_once}: must be auto or at least 1")
+    if not isinstance(settled["gpus"], int) or settled["gpus"] < 1:
+        raise UsageError(f"gpus={settled['gpus']}: must be at least 1")
+    if not isinstance(settled["cpus_per_run"], int) or settled["cpus_per_run"] < 1:
+        raise UsageError(f"cpus_per_run={settled['cpus_per_run']}: must be at least 1")
     return Study(
         name,
         settled["question"],
@@ -155,6 +170,10 @@ def resolve(name: str, content: dict[str, Any], place: str, flags: list[str]) ->
         Path(settled["runs_root"]).expanduser(),
         settled["download"],
         settled["wandb"],
+        settled["seeds_at_once"],
+        settled["gpus"],
+        settled["on"],
+        settled["cpus_per_run"],
         {key: value for key, value in given.items() if key not in OF_THIS_MACHINE},
     )
 
@@ -192,7 +211,12 @@ def _parser(model: str) -> ArgumentParser:
     parser.add_argument("--data_root", type=str, default="data", help="Folder of downloads and decoded images.")
     parser.add_argument("--runs_root", type=str, default="runs", help="Folder of the run store.")
     parser.add_argument("--download", type=bool, default=False, help="Fetch a dataset that is not there.")
+    at_once = "Seeds of a variant trained side by side; auto: as many as are measured to pay, on a GPU."
+    parser.add_argument("--seeds_at_once", type=Literal["auto"] | int, default="auto", help=at_once)
     parser.add_argument("--wandb", type=WandbMode, default="auto", help="auto: online where logged in, else offline.")
+    parser.add_argument("--gpus", type=int, default=1, help="Devices that train each run together, a process each.")
+    parser.add_argument("--on", type=Literal["here", "ray"], default="here", help="ray: on the nodes of a Ray cluster.")
+    parser.add_argument("--cpus_per_run", type=int, default=1, help="Cores of a run with on=ray; beside a GPU if any.")
     parser.add_class_arguments(Views, "data")
     parser.add_class_arguments(Recipe, "recipe")
     parser.add_class_arguments(Measures, "measures")

@@ -132,7 +132,6 @@ def conv2d_statistics(
     return y, mean, var
 
 
-@torch.compiler.assume_constant_result
 def may_count(geometry: Geometry, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether for some size of input the forward pass has an epilogue, which activates or counts what it writes.
 
@@ -141,6 +140,10 @@ def may_count(geometry: Geometry, dtype: torch.dtype, device: torch.device) -> b
     name = forced(geometry, dtype, device.type)
     names = {name} if name else {choose("conv2d", geometry, dtype, device, True, bits).kernel for bits in SIZES}
     return any(hasattr(find(name), "conv2d_statistics") for name in names)
+
+
+# What torch.compiler.assume_constant_result does, which would load the whole compiler with this file: seconds.
+may_count._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def input_gradient(dy_NOHW: Tensor, weight: Tensor, geometry: Geometry, input_size: Sequence[int]) -> Tensor:

@@ -111,9 +111,13 @@ def _rank(
         dist.destroy_process_group()
     except Exception as error:
         text = " ".join(str(error).split())
-        lost = isinstance(error, RuntimeError) and any(words in text.lower() for words in OTHERS)
-        told = ("lost" if lost else "failed", f"failed with {type(error).__name__}: {text}")
+        told = ("lost" if another_failed(error) else "failed", f"failed with {type(error).__name__}: {text}")
     end.send(told)
+
+
+def another_failed(error: Exception) -> bool:
+    """Whether an error says that it is another rank that failed."""
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in OTHERS)
 
 
 def _gathered(processes: list[BaseProcess], ends: list[Connection], timeout: float) -> list[Any]:
@@ -131,7 +135,7 @@ def _gathered(processes: list[BaseProcess], ends: list[Connection], timeout: flo
                 told[rank] = end.recv()  # type: ignore[union-attr]
             except EOFError:
                 processes[rank].join()
-                told[rank] = ("died", _ending(processes[rank].exitcode))
+                told[rank] = ("died", ending(processes[rank].exitcode))
             if told[rank][0] != "done" and deadline is None:
                 deadline = time.monotonic() + GRACE
     for kind in ("died", "failed"):
@@ -145,7 +149,8 @@ def _gathered(processes: list[BaseProcess], ends: list[Connection], timeout: flo
     return [told[rank][1] for rank in range(len(ends))]
 
 
-def _ending(code: int | None) -> str:
+def ending(code: int | None) -> str:
+    """How a process ended, by its exit code."""
     if code is not None and code < 0:
         return f"was killed by signal {-code} ({signal.Signals(-code).name})"
     return f"ended with exit code {code}"

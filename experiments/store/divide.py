@@ -56,10 +56,8 @@ def outcomes(
         if left and not ended:
             for k in left.keys() - told:
                 by = leases.holder(left[k].folder)
-                say(
-                    k,
-                    "in training by another process" + (f" ({by.pid} on {by.host})" if by else "") + "; waiting for it",
-                )
+                who = f" ({by.pid} on {by.host})" if by else ""
+                say(k, f"in training by another process{who}; waiting for it")
                 told.add(k)
             sleep(POLL)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,14 @@ from experiments import tracking
 from experiments.errors import UsageError
 from experiments.store.leases import claim, holder
 from experiments.store.runs import write_json
-from experiments.study import load_study
+from experiments.study import Study, load_study
 from experiments.sweep import report as sweep_report
-from experiments.sweep.engine import LocalSweep, Point, read_points, suggest
+from experiments.sweep.engine import Begin, LocalSweep, Point, read_points, suggest
 from experiments.sweep.file import SweepFile, from_agent, read_sweep, sweep_path
 from experiments.sweep.worker import Place, plan_one, record_stop, train_one
 
 DEFAULT_RUNS = 12  # of a random or bayes search whose file has no run_cap
-FLAGS = "--runs=N, --workers=N, --runs_root=DIR, --online, --local, and any key of the study"
+FLAGS = "--runs=N, --workers=N, --runs_root=DIR, --online, --local, --on=ray, and any key of the study"
 # What, changed, makes another sweep.
 IDENTITY = ("command", "method", "metric", "parameters", "early_terminate")
 
@@ -42,7 +43,9 @@ def run_sweep(name: str, arguments: list[str]) -> int:
         raise UsageError(f"{sweep.place}: parameters: nothing to suggest")
     _check_keys(sweep, first, flags)
     study, _ = plan_one(place, sweep.of_one_run(first, flags))
-    if options.get("online") or (not options.get("local") and tracking.online(study.wandb)):
+    if options.get("on") == "ray":
+        points, sent = _lead_on_ray(sweep, place, flags, runs, options.get("workers"), study), "off"
+    elif options.get("online") or (not options.get("local") and tracking.online(study.wandb)):
         from experiments.sweep.online import lead_agents
 
         if flags:
@@ -96,12 +99,18 @@ def _options(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
             options[key] = value
         elif argument in ("--online", "--local"):
             options[key] = True
+        elif key == "on":
+            if value not in ("here", "ray"):
+                raise UsageError(f"sweep: --on={value}: must be here or ray")
+            options[key] = value
         elif value:
             flags.append(argument)
         else:
             raise UsageError(f"sweep: unknown flag {argument}; there are: {FLAGS}")
     if options.get("online") and options.get("local"):
         raise UsageError("sweep: --online and --local: only one of them")
+    if options.get("online") and options.get("on") == "ray":
+        raise UsageError("sweep: --online and --on=ray: only one of them; wandb's agents train where they are started")
     return options, flags
 
 
@@ -124,7 +133,21 @@ def _check_keys(sweep: SweepFile, first: dict[str, Any], flags: list[str]) -> No
                 raise UsageError(f"{sweep.place}: parameters.{name}: {error}") from None
 
 
-def _lead_locally(sweep: SweepFile, place: Place, flags: list[str], runs: int | None, workers: int) -> list[Point]:
+def _lead_on_ray(
+    sweep: SweepFile, place: Place, flags: list[str], runs: int | None, workers: int | None, study: Study
+) -> list[Point]:
+    """Lead it here and train on a cluster, as many points at a time as there is room for."""
+    from experiments.cluster.nodes import reached
+    from experiments.cluster.points import begin_on
+
+    with reached(place.root, study.cpus_per_run, study.variants[0].recipe.device) as cluster:
+        there = replace(place, root=place.root.resolve())
+        return _lead_locally(sweep, there, flags, runs, workers or cluster.room, begin_on(cluster))
+
+
+def _lead_locally(
+    sweep: SweepFile, place: Place, flags: list[str], runs: int | None, workers: int, begin: Begin | None = None
+) -> list[Point]:
     folder = place.root / place.sweep
     lease = claim(folder)
     if lease is None:
@@ -137,7 +160,7 @@ def _lead_locally(sweep: SweepFile, place: Place, flags: list[str], runs: int | 
         total = "all of the grid" if runs is None else f"{runs} points"
         gone_on = f", {before} begun before" if before else ""
         print(f"{sweep.name}: {sweep.method}, {total}{gone_on}; {workers} at a time; logs in {folder}", flush=True)
-        local = LocalSweep(sweep, place, flags, runs, workers)
+        local = LocalSweep(sweep, place, flags, runs, workers, begin)
         local.run()
         return local.points
     finally:

@@ -14,6 +14,7 @@ import multiprocessing
 import random
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from multiprocessing import connection
 from pathlib import Path
@@ -31,6 +32,9 @@ HOPELESS = 5  # first runs that all fail: the others would too
 GRACE = 10  # seconds in which a worker that is asked to stop saves its step
 # Of our states, how the engine calls them: a run that was stopped counts as metric.impute says.
 STATES = {"running": "running", "done": "finished", "stopped": "killed", "diverged": "failed", "failed": "crashed"}
+
+# Begins a worker, given the place, its log and how many there are; returns it and a link to it.
+Begin = Callable[[Place, Path, int], tuple[Any, Any]]
 
 
 @dataclass
@@ -126,7 +130,15 @@ def _to_engine(sweep: SweepFile, point: Point) -> Any:
 class LocalSweep:
     """Leads the workers of one sweep; only this process writes ``points.json``."""
 
-    def __init__(self, sweep: SweepFile, place: Place, flags: list[str], runs: int | None, workers: int) -> None:
+    def __init__(
+        self,
+        sweep: SweepFile,
+        place: Place,
+        flags: list[str],
+        runs: int | None,
+        workers: int,
+        begin: Begin | None = None,
+    ) -> None:
         """Read what was done before.
 
         Args:
@@ -135,6 +147,7 @@ class LocalSweep:
             flags: of the command line, for every run.
             runs: how many points at most; None for all of a grid.
             workers: how many run at a time.
+            begin: begins a worker; by default it is a process of this machine.
         """
         self.sweep, self.place, self.flags, self.runs = sweep, place, flags, runs
         self.folder = place.root / place.sweep
@@ -142,6 +155,7 @@ class LocalSweep:
         self._again = [p for p in self.points if p.state in ("running", "failed")]
         self._exhausted = False
         self._wanted = workers
+        self._begin = begin or begin_process
         self._workers: list[Worker] = []
 
     def run(self) -> None:
@@ -233,13 +247,8 @@ class LocalSweep:
         write_json(self.folder / POINTS, [asdict(point) for point in self.points])
 
     def _new_worker(self) -> Worker:
-        context = multiprocessing.get_context("spawn")
-        link, theirs = context.Pipe()
         log = self.folder / f"worker-{len(self._workers)}.log"
-        process = context.Process(target=work, args=(theirs, self.place, log, self._wanted), daemon=True)
-        process.start()
-        theirs.close()
-        self._workers.append(Worker(process, link))
+        self._workers.append(Worker(*self._begin(self.place, log, self._wanted)))
         return self._workers[-1]
 
     def _end_workers(self) -> None:
@@ -252,6 +261,16 @@ class LocalSweep:
             worker.process.join(GRACE)
             if worker.process.is_alive():
                 worker.process.kill()
+
+
+def begin_process(place: Place, log: Path, share: int) -> tuple[Any, Any]:
+    """A worker process of this machine, and a link to it."""
+    context = multiprocessing.get_context("spawn")
+    link, theirs = context.Pipe()
+    process = context.Process(target=work, args=(theirs, place, log, share), daemon=True)
+    process.start()
+    theirs.close()
+    return process, link
 
 
 def shown(value: Any) -> str:

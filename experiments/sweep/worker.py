@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from multiprocessing import connection, parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from experiments.errors import UsageError
 
@@ -37,6 +37,16 @@ class Place:
     root: Path
 
 
+class Link(Protocol):
+    """What connects to the process that leads the sweep."""
+
+    def send(self, message: Any, /) -> None:
+        """Tell something."""
+
+    def recv(self) -> Any:
+        """What is told next."""
+
+
 class StoppedEarly(BaseException):
     """The sweep has no more use for the run; like a KeyboardInterrupt, nothing on the way takes it for a failure."""
 
@@ -51,6 +61,8 @@ def plan_one(place: Place, flags: list[str]) -> tuple[Any, Any]:
     from experiments.study import load_study
 
     study = load_study(place.study, flags)
+    if study.on != "here":
+        raise UsageError(f"on={study.on}: not for a single run of a sweep; it is a flag of the command `sweep`")
     study = replace(study, name=place.sweep, runs_root=place.root)
     if len(study.variants) * study.seeds != 1:
         names = ", ".join(v.name for v in study.variants)
@@ -99,30 +111,34 @@ def work(link: Connection, place: Place, log: Path, share: int) -> None:
     _attend(log)
     import torch
 
+    torch.set_num_threads(max(1, torch.get_num_threads() // share))
+    with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
+        while True:
+            train_flags(link, place, link.recv())
+
+
+def train_flags(link: Link, place: Place, flags: list[str]) -> None:
+    """Train the run that flags make, and tell how it goes."""
     from experiments.tracking import listening
 
-    torch.set_num_threads(max(1, torch.get_num_threads() // share))
-    with contextlib.suppress(EOFError, OSError), listening(lambda metrics: _report(link, metrics)):
-        while True:
-            flags, history = link.recv(), []
-            try:
-                study, planned = plan_one(place, flags)
-                if study.wandb == "auto":  # nobody is logged in; the run store has it all
-                    study = replace(study, wandb="off")
-                link.send(("began", (planned.run.folder.name, planned.run.metrics())))
-                record = train_one(study, planned)
-                history = planned.run.metrics()
-            except KeyboardInterrupt:
-                return
-            except Exception as error:  # one run's fault is not the sweep's end
-                if isinstance(error, EOFError | ConnectionError):
-                    raise
-                kind = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
-                record = {"status": "failed", "reason": kind + " ".join(str(error).split())}
-            link.send(("ended", (record, history)))
+    history = []
+    try:
+        study, planned = plan_one(place, flags)
+        if study.wandb == "auto":  # nobody is logged in; the run store has it all
+            study = replace(study, wandb="off")
+        link.send(("began", (planned.run.folder.name, planned.run.metrics())))
+        with listening(lambda metrics: _report(link, metrics)):
+            record = train_one(study, planned)
+        history = planned.run.metrics()
+    except Exception as error:  # one run's fault is not the sweep's end
+        if isinstance(error, EOFError | ConnectionError):
+            raise
+        kind = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
+        record = {"status": "failed", "reason": kind + " ".join(str(error).split())}
+    link.send(("ended", (record, history)))
 
 
-def _report(link: Connection, metrics: dict[str, float]) -> None:
+def _report(link: Link, metrics: dict[str, float]) -> None:
     link.send(("epoch", metrics))
     if link.recv():
         raise StoppedEarly

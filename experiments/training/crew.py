@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
 class Crew:
-    """One process among those that train together.
+    """One process among those that train together; this one trains alone, and ``rank.Rank`` is one of several.
 
     Attributes:
-        rank: of this process.
+        rank: of this process. Rank 0 leads: it alone reads and writes the run store, and says what is trained.
         size: how many there are.
     """
 
@@ -24,8 +26,30 @@ class Crew:
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def add(self, values: Tensor) -> Tensor:
-        """The sum over all processes."""
+        """The sum over all processes, the same to the bit on each."""
         return values
+
+    def gather(self, values: Tensor) -> Tensor:
+        """The values of all processes, rank by rank along a new first dimension."""
+        return torch.stack([values])
+
+    def hand_out(self, value: Any) -> Any:
+        """What rank 0 gives, on every process."""
+        return value
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Meet the others, who are let go at the end."""
+        yield
+
+    @contextmanager
+    def training(self, name: str) -> Iterator[None]:
+        """Have the others train what rank 0 trains now.
+
+        Args:
+            name: of the run, the same on every process.
+        """
+        yield
 
 
 ALONE = Crew()

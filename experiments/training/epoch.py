@@ -116,16 +116,20 @@ def train_epoch(
     """
     done, steps = streams[0].done, len(streams[0])
     totals = torch.stack([stream.total for stream in streams])
+    alone, leads = learner.crew.size == 1, learner.crew.rank == 0
     looks: list[Look] = []
     learner.begin_epoch(epoch)
     before, seen = totals[:, 0].tolist(), done  # at the last look at the loss
-    with tqdm(range(done + 1, steps + 1), title, steps, initial=done, disable=None, leave=False) as progress:
+    with tqdm(
+        range(done + 1, steps + 1), title, steps, initial=done, disable=None if leads else True, leave=False
+    ) as progress:
         for step in progress:
             totals += learner.step([stream.batch(step, learner.crew) for stream in streams])
             after_step(step, totals)
             if step % CHECK_EVERY == 1 or step == steps:
                 looks.append(Look(step, learner.rate, totals))
-            while looks and (len(looks) > 1 or step == steps or looks[0].arrived()):
+            # Processes that train together look at the same steps, so that they stop at the same one.
+            while looks and (len(looks) > 1 or step == steps or (alone and looks[0].arrived())):
                 look = looks.pop(0)
                 losses = look.losses()
                 for place, loss in enumerate(losses):
@@ -156,7 +160,8 @@ def evaluate(
     count = len(setting.dataset.test.labels)
     total = torch.zeros(2, device=setting.device)
     try:
-        for index in torch.arange(count)[crew.share(count)].split(batch):
+        own = torch.arange(count)[crew.share(count)]
+        for index in own.split(batch) if len(own) else ():
             x, y = setting.test_inputs(index)
             with setting.autocast():
                 logits = model(x).float()

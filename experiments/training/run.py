@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,15 +12,20 @@ from torch import Tensor, nn
 from experiments.errors import RunFailedError
 from experiments.memory import advice, is_out_of_memory
 from experiments.store import notice
+from experiments.store.company import how_far
+from experiments.store.leases import LeaseLostError
 from experiments.store.progress import Progress
 from experiments.store.runs import Run
 from experiments.tracking import Tracker
+from experiments.training.crew import ALONE, Crew
 from experiments.training.epoch import DivergedError, Stream, evaluate, train_epoch
 from experiments.training.learner import Learner
+from experiments.training.seeds import Stack
 from experiments.training.setting import Setting
+from experiments.training.together import SharedRun, Together
 
 
-def train_run(run: Run, model: nn.Module, setting: Setting, tracker: Tracker) -> dict[str, float]:
+def train_run(run: Run, model: nn.Module, setting: Setting, tracker: Tracker, crew: Crew = ALONE) -> dict[str, float]:
     """Train ``model`` from its last checkpoint, or from the start, to the end of the recipe.
 
     Args:
@@ -27,6 +33,7 @@ def train_run(run: Run, model: nn.Module, setting: Setting, tracker: Tracker) ->
         model: freshly built under the run's seed.
         setting: what to train it with.
         tracker: told the metrics of every epoch.
+        crew: the processes that train it together and all call this; rank 0 alone reads and writes the run.
 
     Returns:
         The metrics of the last epoch and the seconds spent in training.
@@ -36,16 +43,79 @@ def train_run(run: Run, model: nn.Module, setting: Setting, tracker: Tracker) ->
             checkpoint is from before.
         KeyboardInterrupt: a notice to stop has come; the checkpoint is of the last step.
     """
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    choose_kernels()
     try:
-        with notice.looking_out():
-            learner = Learner(model, setting, whole_steps(setting))
-            (metrics,) = _train([run], learner, setting, [tracker])
-            return metrics
+        with notice.looking_out(together=crew.size > 1):
+            if crew.size == 1:
+                learner = Learner(model, setting, whole_steps(setting))
+            else:
+                learner = Together(model, setting, whole_steps(setting), crew, run.seed)
+                run = SharedRun.shared(run, crew)
+            (ended,) = _train([run], learner, setting, [tracker])
+            assert isinstance(ended, dict), "alone, a lost lease is raised"
+            return ended
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         raise RunFailedError(advice(setting.recipe.batch_size, setting.device), lasting=False) from None
+
+
+def train_at_once(
+    runs: Sequence[Run],
+    fresh: Sequence[Callable[[], nn.Module]],
+    setting: Setting,
+    trackers: Sequence[Tracker],
+) -> list[dict[str, float] | Exception]:
+    """Train runs of one variant side by side, each as ``train_run`` would.
+
+    What is equally far goes on together. A network that is no longer finite beside others goes back to its last
+    checkpoint and on alone, where it is told whether it diverges. Where memory is short, half as many go on at once.
+
+    Args:
+        runs: their seeds differ and nothing else.
+        fresh: build the network of each, under its seed.
+        setting: what to train them with.
+        trackers: one for each.
+
+    Returns:
+        Of each run what ``train_run`` returns, or what it raises: ``RunFailedError``, or ``LeaseLostError`` where
+        another process has taken the run over; the others go on.
+
+    Raises:
+        KeyboardInterrupt: a notice to stop has come; the checkpoints are of the last step.
+    """
+    ends: dict[int, dict[str, float] | Exception] = {}
+    apart, most = set[int](), len(runs)
+    while left := sorted((k for k in range(len(runs)) if k not in ends), key=lambda k: k in apart):
+        first, reached = left[0], how_far(runs[left[0]])
+        group = [k for k in left if k not in apart and how_far(runs[k]) == reached][:most] or [first]
+        if len(group) == 1:
+            try:
+                ends[first] = train_run(runs[first], fresh[first](), setting, trackers[first])
+            except (RunFailedError, LeaseLostError) as error:
+                ends[first] = error
+            continue
+        choose_kernels()
+        try:
+            with notice.looking_out():
+                learner = Stack([fresh[k]() for k in group], setting, whole_steps(setting))
+                found = _train([runs[k] for k in group], learner, setting, [trackers[k] for k in group])
+            ends |= dict(zip(group, found, strict=True))
+        except DivergedError as error:
+            apart.add(group[error.place])
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            most = len(group) // 2
+            told = f"warning: out of memory on {setting.device} with {len(group)} seeds at once; going on with {most}"
+            print(told, file=sys.stderr, flush=True)
+        learner = None  # what it holds is free for the next
+    return [ends[k] for k in range(len(runs))]
+
+
+def choose_kernels() -> None:
+    """Have cuDNN take kernels that give the same numbers each time."""
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
 
 def whole_steps(setting: Setting) -> int:
@@ -55,17 +125,33 @@ def whole_steps(setting: Setting) -> int:
 
 def _train(
     runs: Sequence[Run], learner: Learner, setting: Setting, trackers: Sequence[Tracker]
-) -> list[dict[str, float]]:
-    """Train runs side by side, all equally far; returns the last metrics of each, and its seconds."""
+) -> list[dict[str, float] | LeaseLostError]:
+    """Train runs side by side, all equally far; returns the last metrics of each, and its seconds.
+
+    Where another process takes one over, its network is trained on unseen, for the sake of the others.
+    """
     recipe, settings = setting.recipe, [setting.with_labels(run.seed) for run in runs]
     saved = [Progress(run, learner, place, len(runs)) for place, run in enumerate(runs)]
-    for progress in saved:
-        progress.restore(setting.device)
+    lost: dict[int, LeaseLostError] = {}
+
+    def each(act: Callable[[int, Progress], None]) -> None:
+        for place, progress in enumerate(saved):
+            try:
+                if place not in lost:
+                    act(place, progress)
+            except LeaseLostError as error:
+                lost[place] = error
+                if len(lost) == len(saved):
+                    raise
 
     def look_out() -> None:
-        for progress in saved:
-            progress.look_out()
+        each(lambda _, progress: progress.look_out())
         notice.heed()
+
+    def save_beside(diverged: int) -> None:
+        each(lambda k, progress: progress.save() if k != diverged and _is_finite(learner.networks[k]) else None)
+
+    each(lambda _, progress: progress.restore(setting.device))
 
     label = runs[0].folder.name.rsplit("-", 1)[0]
     try:
@@ -88,15 +174,23 @@ def _train(
                 if (epoch + 1) % recipe.evaluate_every == 0 or last:
                     metrics |= evaluate(network, setting, after_batch=look_out, crew=learner.crew)
                 # The last step may have gone wrong after the last look at the loss.
-                finite = all(torch.isfinite(p).all() for p in network.parameters())
-                if not (finite and math.isfinite(metrics.get("test_loss", 0.0))):
+                if not (_is_finite(network) and math.isfinite(metrics.get("test_loss", 0.0))):
                     reason = f"the weights or the test loss are no longer finite after epoch {epoch + 1}"
                     raise DivergedError(reason, place)
-            for progress, metrics, tracker in zip(saved, ended, trackers, strict=True):
-                progress.end_epoch(metrics, last)
-                tracker.log(metrics)
+
+            def end(place: int, progress: Progress, ended: list[dict[str, float]] = ended, last: bool = last) -> None:
+                progress.end_epoch(ended[place], last)
+                trackers[place].log(ended[place])
+
+            each(end)
     except DivergedError as error:
-        for progress in saved[: error.place] + saved[error.place + 1 :]:
-            progress.save()
+        save_beside(error.place)
         raise
-    return [{**p.history[-1], "seconds": sum(epoch["seconds"] for epoch in p.history)} for p in saved]
+    return [
+        lost[k] if k in lost else {**p.history[-1], "seconds": sum(epoch["seconds"] for epoch in p.history)}
+        for k, p in enumerate(saved)
+    ]
+
+
+def _is_finite(network: nn.Module) -> bool:
+    return all(bool(torch.isfinite(p).all()) for p in network.parameters())

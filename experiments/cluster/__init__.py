@@ -1,0 +1,1 @@
+"""Runs of a study, or points of a sweep, on the nodes of a Ray cluster."""

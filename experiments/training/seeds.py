@@ -1,0 +1,96 @@
+"""Several seeds of one variant at once: their networks side by side, each trained as if it were alone.
+
+The networks see their own batches, have their own losses and update their own weights; SGD works number by number, so
+that one optimizer over all is as many optimizers. Small networks leave most of a GPU idle, where k of them may take
+little longer than one. A CPU they do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from experiments.training.abreast import Abreast
+from experiments.training.learner import Batch, Learner
+from experiments.training.setting import Setting
+
+
+class Stack(Learner):
+    """Networks of one architecture, trained side by side by one process."""
+
+    def __init__(self, models: Sequence[nn.Module], setting: Setting, steps: int) -> None:
+        """Move networks to the device of a setting, and put them side by side.
+
+        Args:
+            models: each freshly built under its run's seed; they show the training from here on.
+            setting: what they are trained with; labels of their own are in their batches.
+            steps: in the whole training.
+
+        Raises:
+            ValueError: networks that cannot be trained so (``abreast.refusal``).
+        """
+        for model in models:
+            model.to(setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._networks = list(models)
+        super().__init__(Abreast(self._networks), setting, steps)
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """As they are now, for evaluation: views, not copies."""
+        return self._networks
+
+    def step(self, batches: Sequence[Batch]) -> Tensor:
+        """Take a step on a batch for each network.
+
+        Returns:
+            (S, 2): loss and accuracy of each, on the device.
+        """
+        y_SN = torch.stack([y for _, y in batches])
+        self._optimizer.zero_grad(set_to_none=True)
+        with self._setting.autocast():
+            logits_SNC = self._model([x for x, _ in batches])
+            smoothing = self._setting.recipe.label_smoothing
+            losses_SN = F.cross_entropy(
+                logits_SNC.float().flatten(0, 1), y_SN.flatten(), reduction="none", label_smoothing=smoothing
+            ).view_as(y_SN)
+            losses_S = losses_SN.mean(1)
+        losses_S.sum().backward()  # no loss depends on another network's weights
+        self._optimizer.step()
+        self._schedule.step()
+        return torch.stack([losses_S.detach(), (logits_SNC.argmax(2) == y_SN).float().mean(1)], 1)
+
+    def state(self, place: int) -> dict[str, Any]:
+        """Everything that is needed to go on with a network, as ``Learner`` alone would give it."""
+        optimizer = self._optimizer.state_dict()
+        optimizer["state"] = {
+            number: {name: self._slice(value, place).clone() for name, value in of.items()}
+            for number, of in optimizer["state"].items()
+        }
+        return {
+            "model": {name: value.clone() for name, value in self._networks[place].state_dict().items()},
+            "optimizer": optimizer,
+            "schedule": self._schedule.state_dict(),
+        }
+
+    def restore(self, place: int, state: dict[str, Any]) -> None:
+        """Go on from what ``state`` gave, on whatever device, in whatever company that is equally far."""
+        self._networks[place].load_state_dict(state["model"])
+        saved = state["optimizer"]
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        for number, of in saved["state"].items():
+            mine = self._optimizer.state[parameters[number]]
+            for name, value in of.items():
+                if name not in mine:
+                    mine[name] = torch.zeros_like(parameters[number])
+                self._slice(mine[name], place).copy_(value)
+        for group, values in zip(self._optimizer.param_groups, saved["param_groups"], strict=True):
+            group.update({name: value for name, value in values.items() if name != "params"})
+        self._schedule.load_state_dict(state["schedule"])
+
+    def _slice(self, whole: Tensor, place: int) -> Tensor:
+        """One network's part of a parameter, or of what goes with it."""
+        return whole.chunk(len(self._networks))[place]

@@ -1,0 +1,396 @@
+"""Several seeds at once on the CPU: each run leaves behind what it leaves behind alone, within ``TOLERANCE``."""
+
+import os
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from experiments import pipeline, report
+from experiments.augment import Views
+from experiments.errors import RunFailedError, UsageError
+from experiments.models import build_model
+from experiments.pipeline import plan, run_study, train_all
+from experiments.store import leases, notice
+from experiments.store.company import company, how_far
+from experiments.store.leases import LeaseLostError
+from experiments.store.runs import Run
+from experiments.study import load_study
+from experiments.tracking import Tracker
+from experiments.training.abreast import Abreast
+from experiments.training.learner import Learner
+from experiments.training.recipe import Recipe
+from experiments.training.run import train_at_once, train_run, whole_steps
+from experiments.training.seeds import Stack
+from experiments.training.setting import Setting
+from experiments.training.trial import how_many, pace, quickest
+from tiny_images import tiny_dataset
+
+TOLERANCE = 1e-4  # of every metric after 20 steps in fp32, on the CPU
+SILENT = Tracker("off", "", "", "", {}, None)  # type: ignore[arg-type]
+METRICS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "lr")
+LOGNET = ("lognet", {"groups": "log:4", "width": 8})
+NETS = {
+    "log groups, batch norm, shortcuts": LOGNET,
+    "uneven groups": ("lognet", {"groups": "~3", "width": 16}),
+    "channel shuffle": ("shufflenet", {"groups": 2, "width": 32, "stem": "cifar"}),
+    "depthwise": ("mobilenet", {"multiplier": 0.125, "stem": "cifar"}),
+}
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def setting(labels="stored", **recipe):
+    """Five steps in an epoch."""
+    recipe = {"epochs": 2, "batch_size": 16, "lr": 0.02, "device": "cpu", "precision": "fp32", **recipe}
+    views = Views(image_size=16, crop_size=12, cutout=2, labels=labels)
+    return Setting.of(tiny_dataset(16, train=80), views, Recipe(**recipe))
+
+
+def fresh(seed, net=LOGNET):
+    torch.manual_seed(seed)
+    return build_model(net[0], 12, classes=2, **net[1])
+
+
+@pytest.fixture(autouse=True)
+def shallow(monkeypatch):
+    """Of each kind of unit one or two."""
+    monkeypatch.setattr("experiments.models.shufflenet.UNITS", (2, 1))
+    monkeypatch.setattr("experiments.models.mobilenet.PAIRS", [(64, 1), (128, 2), (128, 1)])
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory):
+    """Four seeds, each trained alone."""
+    torch.set_num_threads(1)
+    return alone(tmp_path_factory.mktemp("alone"), setting(), seeds=4)
+
+
+def runs_in(folder, seeds=3):
+    return [Run.of(folder, "tiny", {"seed": seed, "data": "tiny"}) for seed in range(seeds)]
+
+
+def at_once(runs, given, trackers=None, net=LOGNET):
+    makers = [partial(fresh, run.seed, net) for run in runs]
+    return train_at_once(runs, makers, given, trackers or [SILENT] * len(runs))
+
+
+def alone(folder, given, seeds=3, net=LOGNET):
+    runs = runs_in(folder, seeds)
+    for run in runs:
+        train_run(run, fresh(run.seed, net), given, SILENT)
+    return runs
+
+
+def assert_alike(runs, others, exactly=False):
+    """Metrics of every epoch, weights and running statistics."""
+    for run, other in zip(runs, others, strict=True):
+        epochs, known = run.metrics(), other.metrics()
+        assert [e["epoch"] for e in epochs] == [e["epoch"] for e in known]
+        for epoch, expected in zip(epochs, known, strict=True):
+            for name in METRICS:
+                difference = abs(epoch[name] - expected[name])
+                assert difference <= (0 if exactly else TOLERANCE), (run.seed, epoch["epoch"], name, difference)
+        state, expected = (r.load_checkpoint()["model"] for r in (run, other))
+        assert state.keys() == expected.keys()
+        for name, value in state.items():
+            assert torch.allclose(value, expected[name], rtol=1e-3, atol=0 if exactly else 1e-4), name
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_twenty_steps_at_once_are_those_alone(net, tmp_path):
+    given = setting(epochs=4)
+    assert whole_steps(given) == 20
+    runs = runs_in(tmp_path / "at once")
+    ends = at_once(runs, given, net=NETS[net])
+    known = alone(tmp_path / "alone", given, net=NETS[net])
+    assert_alike(runs, known)
+    assert all(isinstance(end, dict) and end["epoch"] == 4 for end in ends)
+    assert len({end["test_loss"] for end in ends}) == 3, "seeds differ"
+
+
+def test_every_seed_has_its_own_permuted_labels(tmp_path):
+    given = setting("permuted")
+    runs = runs_in(tmp_path / "at once")
+    at_once(runs, given)
+    assert_alike(runs, alone(tmp_path / "alone", given))
+
+
+def test_a_checkpoint_is_what_the_run_alone_would_have_saved(tmp_path, known):
+    runs = runs_in(tmp_path / "at once")
+    at_once(runs, setting())
+    for run, other in zip(runs, known, strict=False):
+        found, expected = run.load_checkpoint(), other.load_checkpoint()
+        assert found.keys() == expected.keys()
+        assert found["schedule"] == expected["schedule"]
+        assert found["optimizer"]["param_groups"] == expected["optimizer"]["param_groups"]
+        for number, of in expected["optimizer"]["state"].items():
+            mine = found["optimizer"]["state"][number]
+            assert torch.allclose(mine["momentum_buffer"], of["momentum_buffer"], rtol=1e-3, atol=1e-4)
+        size = sum(v.untyped_storage().nbytes() for v in found["model"].values())
+        assert size == sum(v.untyped_storage().nbytes() for v in expected["model"].values()), "not those of the others"
+
+
+class Stops(Tracker):
+    """Gives notice to stop at a look at the loss."""
+
+    def __init__(self, at):
+        super().__init__("off", "", "", "", {}, None)  # type: ignore[arg-type]
+        self.at = at
+
+    def log_step(self, step, metrics):
+        if step >= self.at:
+            notice._handle(2, None)
+
+
+def test_on_notice_all_are_saved_at_the_same_step_and_go_on_to_the_same_bits(tmp_path):
+    given = setting()
+    straight, runs = runs_in(tmp_path / "straight"), runs_in(tmp_path / "stopped")
+    at_once(straight, given)
+    with pytest.raises(KeyboardInterrupt):
+        at_once(runs, given, [Stops(6), SILENT, SILENT])
+    assert {how_far(run) for run in runs} == {(1, 2)}
+    at_once(runs, given)
+    assert_alike(runs, straight, exactly=True)
+
+
+@pytest.mark.parametrize("first", ["at once", "alone"])
+def test_what_was_begun_at_once_goes_on_alone_and_the_reverse(first, tmp_path, known):
+    given, runs = setting(), runs_in(tmp_path / "stopped")
+    if first == "at once":
+        with pytest.raises(KeyboardInterrupt):
+            at_once(runs, given, [SILENT, Stops(6), SILENT])
+        for run in runs:
+            train_run(run, fresh(run.seed), given, SILENT)
+    else:
+        for run in runs:
+            with pytest.raises(KeyboardInterrupt):
+                train_run(run, fresh(run.seed), given, Stops(6))
+        at_once(runs, given)
+    assert_alike(runs, known[:3])
+
+
+def test_what_is_not_equally_far_is_trained_in_turn(tmp_path, monkeypatch, known):
+    given, counts, runs = setting(), [], runs_in(tmp_path / "at once")
+    with pytest.raises(KeyboardInterrupt):
+        train_run(runs[0], fresh(0), given, Stops(6))
+    built = Abreast.__init__
+    monkeypatch.setattr(Abreast, "__init__", lambda self, nets: (counts.append(len(nets)), built(self, nets))[1])
+    at_once(runs, given)
+    assert counts == [2]
+    assert_alike(runs, known[:3])
+
+
+def test_one_that_diverges_is_told_and_the_others_go_on_as_if_it_had_not_been_there(tmp_path, monkeypatch, known):
+    """The labels of seed 1 break in its second epoch, wherever it is trained."""
+    given = setting()
+    inputs = Setting.training_inputs
+
+    def breaks(self, index, generator, share=slice(None)):
+        x, y = inputs(self, index, generator, share)
+        return (x * float("nan") if generator.initial_seed() == 1_000_003 + 1 else x), y
+
+    monkeypatch.setattr(Setting, "training_inputs", breaks)
+    runs = runs_in(tmp_path / "at once")
+    ends = at_once(runs, given)
+    assert isinstance(ends[1], RunFailedError) and ends[1].lasting
+    assert "the loss became nan in epoch 2, step 1" in str(ends[1])
+    assert_alike([runs[0], runs[2]], [known[0], known[2]])
+
+
+def test_a_lost_lease_of_one_does_not_harm_the_others(tmp_path, known):
+    runs = runs_in(tmp_path / "at once")
+
+    class Robs(Tracker):
+        def log_step(self, step, metrics):
+            if step == 6:
+                (runs[1].folder / "lease-2.json").touch()
+
+    held = [replace(run, lease=leases.claim(run.folder)) for run in runs]
+    ends = at_once(held, setting(), [Robs("off", "", "", "", {}, None), SILENT, SILENT])  # type: ignore[arg-type]
+    for run in held:
+        run.lease.release()
+    assert isinstance(ends[1], LeaseLostError)
+    assert [e["epoch"] for e in runs[1].metrics()] == [1], "nothing was written after the loss"
+    assert_alike([runs[0], runs[2]], [known[0], known[2]])
+
+
+def test_where_memory_is_short_half_as_many_go_on(tmp_path, monkeypatch, capsys, known):
+    forward, counts = Abreast.forward, []
+
+    def narrow(self, xs):
+        counts.append(len(xs))
+        if len(xs) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, xs)
+
+    monkeypatch.setattr(Abreast, "forward", narrow)
+    runs = runs_in(tmp_path / "at once", seeds=4)
+    at_once(runs, setting())
+    assert counts == [4, *[2] * 20]
+    assert "out of memory on cpu with 4 seeds at once; going on with 2" in capsys.readouterr().err
+    assert_alike(runs, known)
+
+
+def test_networks_are_seen_as_they_are_without_copies():
+    given = setting()
+    stack = Stack([fresh(seed) for seed in range(2)], given, 20)
+    before = [network.get_parameter("classify.weight").clone() for network in stack.networks]
+    x = torch.randn(4, 3, 12, 12)
+    stack.step([(x, torch.zeros(4, dtype=torch.long))] * 2)
+    for network, old in zip(stack.networks, before, strict=True):
+        assert not torch.equal(network.get_parameter("classify.weight"), old)
+    assert len({n.get_parameter("classify.weight").untyped_storage().data_ptr() for n in stack.networks}) == 1
+
+
+def test_only_weights_decay():
+    given = setting(weight_decay=0.01)
+    stack, learner = Stack([fresh(0), fresh(1)], given, 20), Learner(fresh(0), given, 20)
+    for group, known in zip(stack._optimizer.param_groups, learner._optimizer.param_groups, strict=True):
+        assert group["weight_decay"] == known["weight_decay"]
+        assert [len(p) for p in group["params"]] == [2 * len(p) for p in known["params"]]
+
+
+def test_half_as_many_are_tried_until_they_fit_and_pay():
+    tried = []
+
+    def found(count):
+        tried.append(count)
+        if count == 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return {4: 1.05, 2: 1.3}[count]
+
+    assert quickest(found, 8) == (2, 1.3)
+    assert tried == [8, 4, 2]
+    assert quickest(lambda _: 1.09, 8) == (1, 1.0)
+    with pytest.raises(RuntimeError, match="a bug"):
+        quickest(lambda _: (_ for _ in ()).throw(RuntimeError("a bug")), 8)
+
+
+def test_the_pace_is_measured_and_on_a_cpu_nothing_is_tried():
+    given = setting()
+    assert 0.05 < pace(lambda: fresh(0, ("small", {"width": 4})), given, 2) < 20
+    assert how_many(lambda: pytest.fail("built"), given, 8) == (1, 1.0)
+
+
+SMALL = [
+    "--recipe.epochs=2",
+    "--recipe.batch_size=8",
+    "--recipe.lr=0.02",
+    "--data.image_size=16",
+    "--data.crop_size=16",
+]
+SMALL += ["--measures.images=8", "--measures.permutations=99", "--recipe.device=cpu", "--wandb=off", "--model.width=8"]
+SMALL += ["--measures.draws=0", "--measures.lesion_images=0", "--recipe.precision=fp32"]
+
+
+def small_study(folder, *flags):
+    return load_study("quickstart", [*SMALL, f"--runs_root={folder}", *flags])
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_whole_study_at_once_gives_the_tables_of_the_study_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("experiments.report.draw_figures", lambda _folder: [])
+    monkeypatch.setattr("experiments.measure.first_layer.CROPS", 2)
+    monkeypatch.setattr("experiments.pipeline._speed", lambda *_: pd.DataFrame())
+    flags = ["--only=dense,log-4", "--seeds=2"]
+    studies = [small_study(tmp_path / at, *flags, f"--seeds_at_once={at}") for at in ("1", "3")]
+    assert run_study(studies[0]) == 0
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr("experiments.pipeline.train_run", lambda *_: pytest.fail("trained alone"))
+        assert run_study(studies[1]) == 0
+    out = capsys.readouterr().out
+    trained = [line for line in out.splitlines() if line.startswith("[")]
+    assert len(trained) == 4
+    assert any("dense, seed 0: accuracy" in line and line.endswith("(together with seed 1)") for line in trained)
+    assert any("log-4, seed 1: accuracy" in line and line.endswith("(together with seed 0)") for line in trained)
+    known, found = (report.read_measures(study.folder) for study in studies)
+    names = [name for name in known.columns if name != "value"]
+    pd.testing.assert_frame_equal(known[names], found[names])
+    same = ~known["measure"].str.contains("second|time")
+    assert np.allclose(known["value"][same], found["value"][same], rtol=1e-3, atol=1e-3)
+    first, second = plan(studies[0]), plan(studies[1])
+    for p, q in zip(first, second, strict=True):
+        assert p.run.folder.name == q.run.folder.name, "no part of what a run is"
+        assert q.run.result.keys() - p.run.result.keys() == {"seeds_at_once"}
+        assert abs(p.run.result["test_loss"] - q.run.result["test_loss"]) < TOLERANCE
+        assert not list(q.run.folder.glob("lease-*"))
+    assert "seeds_at_once" not in studies[1].overrides
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_seed_in_other_hands_is_left_to_them(tmp_path, capsys, monkeypatch):
+    study = small_study(tmp_path, "--only=dense", "--seeds=3", "--seeds_at_once=3")
+    planned = plan(study)
+    other = leases.claim(planned[1].run.folder)
+    assert other is not None
+
+    def the_other_ends(_seconds):
+        planned[1].run.finish("done", {"test_accuracy": 0.5, "seconds": 1.0}, "elsewhere")
+        other.release(remove=True)
+
+    monkeypatch.setattr("experiments.store.divide.sleep", the_other_ends)
+    assert train_all(study, planned) == 0
+    ended = [line for line in capsys.readouterr().out.splitlines() if "accuracy" in line]
+    assert "seed 0" in ended[0] and ended[0].endswith("(together with seed 2)")
+    assert "seed 2" in ended[1] and ended[1].endswith("(together with seed 0)")
+    assert ended[2].endswith("accuracy 0.500, 1 s (by another process)")
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_seed_that_diverges_beside_others_is_recorded_as_diverged(tmp_path, capsys, monkeypatch):
+    study = small_study(tmp_path, "--only=dense", "--seeds=3", "--seeds_at_once=3")
+    fresh_model = pipeline.PlannedRun.fresh_model
+
+    def broken(self):
+        model = fresh_model(self)
+        if self.run.seed == 2:
+            torch.nn.init.constant_(model.get_parameter("classify.weight"), float("inf"))
+        return model
+
+    planned = plan(study)
+    monkeypatch.setattr(pipeline.PlannedRun, "fresh_model", broken)
+    assert train_all(study, planned) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert "seed 0: accuracy" in lines[0] and lines[0].endswith("(together with seeds 1, 2)")
+    assert "seed 2: diverged: the loss became" in lines[2]
+    assert [p.run.result["status"] for p in planned] == ["done", "done", "diverged"]
+
+
+def test_company_is_what_is_free_and_equally_far(tmp_path):
+    lead, free, ahead, done, held, spare = runs_in(tmp_path, 6)
+    ahead.save_checkpoint({"history": [{}], "part": None})
+    done.finish("done", {}, "here")
+    other = leases.claim(held.folder)
+    others = dict(enumerate((free, ahead, done, held, spare)))
+    with company(lead, others, 6) as found:
+        assert list(found) == [0, 4]
+        assert all(run.lease is not None and leases.claim(run.folder) is None for run in found.values())
+        assert leases.claim(ahead.folder) is not None, "given back at once"
+    assert leases.claim(free.folder) is not None
+    with company(lead, {4: spare, 0: free}, 2) as found:
+        assert list(found) == [4]
+    other.release()
+
+
+@pytest.mark.usefixtures("tiny")
+def test_dropout_is_refused_before_anything_is_trained_and_goes_alone_by_itself(tmp_path):
+    flags = ["--model.name=alexnet", "--data.image_size=67", "--data.crop_size=67", "--model.norm=none"]
+    flags = [flag for flag in SMALL if "size=16" not in flag and "width" not in flag] + flags
+    flags += ["--only=dense", f"--runs_root={tmp_path}"]
+    with pytest.raises(UsageError, match=r"seeds_at_once=3, variant dense: .*drop6 \(Dropout\).*p=0.5") as error:
+        plan(load_study("quickstart", [*flags, "--seeds_at_once=3"]))
+    assert "\n" not in str(error.value)
+    assert not os.listdir(tmp_path)
+    assert len(plan(load_study("quickstart", [*flags, "--seeds_at_once=auto"]))) == 3
+
+
+@pytest.mark.parametrize("value", ["0", "-2", "many", "true", "1.5"])
+def test_a_number_of_seeds_that_cannot_be_is_refused(value):
+    with pytest.raises(UsageError, match="seeds_at_once"):
+        load_study("quickstart", [f"--seeds_at_once={value}"])
