@@ -36,18 +36,19 @@ def tell(text):
 
 
 def lead(log, flags):
-    from experiments import pipeline
     from experiments.cluster import runs
     from experiments.errors import UsageError
+    from experiments.plan import plan
     from experiments.store.notice import take_notice
     from experiments.study import load_study
+    from experiments.training import study as training
 
     take_notice()
     os.environ["GUARD_LOG"] = log
     runs.train_one = Guarded(log)
     study = load_study("quickstart", flags)
     try:
-        return pipeline.train_all(study, pipeline.plan(study))
+        return training.train_all(study, plan(study))
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -62,16 +63,16 @@ class Guarded:
         self.log = log
 
     def __call__(self, *arguments):
-        from experiments import pipeline
         from experiments.cluster.runs import train_one
+        from experiments.training import study as training
 
-        if not hasattr(pipeline, "unguarded"):
-            pipeline.unguarded = pipeline.train_run
-        pipeline.train_run = self.train_run
+        if not hasattr(training, "unguarded"):
+            training.unguarded = training.train_run
+        training.train_run = self.train_run
         return train_one(*arguments)
 
     def train_run(self, run, *rest):
-        from experiments import pipeline
+        from experiments.training import study as training
 
         with open(run.folder / "guard", "w") as guard:
             try:
@@ -79,7 +80,7 @@ class Guarded:
             except OSError:
                 self.note(f"DOUBLED {run.folder.name}")
             self.note(f"begun {run.folder.name}")
-            values = pipeline.unguarded(run, *rest)
+            values = training.unguarded(run, *rest)
             self.note(f"trained {run.folder.name}" + (" TWICE" if run.result else ""))
             return values
 

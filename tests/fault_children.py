@@ -15,13 +15,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from experiments import pipeline
+from experiments import data
 from experiments.augment import Views
 from experiments.models import build_model
+from experiments.plan import plan
 from experiments.store import divide, leases
 from experiments.store.runs import Run
 from experiments.study import load_study
 from experiments.tracking import Tracker
+from experiments.training import study as training
 from experiments.training.recipe import Recipe
 from experiments.training.run import train_run
 from experiments.training.setting import Setting
@@ -128,11 +130,11 @@ def work(runs_root, log, flags=(), beat=leases.BEAT, expiry=leases.EXPIRY, host=
         beat, expiry: of its leases, in seconds.
         host: to be taken for a process of another machine.
     """
-    pipeline.data.load = lambda _spec, size, *_rest: tiny_dataset(size)
+    data.load = lambda _spec, size, *_rest: tiny_dataset(size)
     leases.BEAT, leases.EXPIRY, divide.POLL = beat, expiry, 0.02
     if host is not None:
         leases.machine = lambda: host
-    trained = pipeline.train_run
+    trained = training.train_run
 
     def note(text):
         with open(log, "a") as file:
@@ -148,12 +150,12 @@ def work(runs_root, log, flags=(), beat=leases.BEAT, expiry=leases.EXPIRY, host=
             note(f"trained {run.folder.name}" + (" TWICE" if run.result else ""))
             return values
 
-    pipeline.train_run = guarded
+    training.train_run = guarded
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     small = ["--recipe.batch_size=8", "--recipe.device=cpu", "--wandb=off", "--model.width=4"]
     small += ["--data.image_size=16", "--data.crop_size=16", *flags]
     study = load_study("quickstart", [*small, f"--runs_root={runs_root}"])
-    return min(1, pipeline.train_all(study, pipeline.plan(study)))
+    return min(1, training.train_all(study, plan(study)))
 
 
 def train_until_operation(run, number):
@@ -207,4 +209,4 @@ SMALL += ["--data.image_size=16", "--data.crop_size=16", "--seeds=1"]
 def run_small(folder, *flags):
     """The exit code of a study's training, in this process, on tiny images."""
     study = load_study("quickstart", [*SMALL, f"--runs_root={folder}", *flags])
-    return pipeline.train_all(study, pipeline.plan(study))
+    return training.train_all(study, plan(study))

@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING, Any
 from experiments.cluster.nodes import CallLostError, Ticket, reached
 from experiments.errors import RunFailedError, UsageError
 from experiments.store import leases
-from experiments.store.divide import POLL, Outcome
-from experiments.store.divide import _try as attempt
+from experiments.store.divide import POLL, Outcome, attempt
 from experiments.store.runs import Run
 
 if TYPE_CHECKING:
-    from experiments.pipeline import PlannedRun
+    from experiments.plan import PlannedRun
     from experiments.study import Study
 
 LOSSES = 5  # of one run, after which it counts as failed: perhaps it is what kills its processes
@@ -108,7 +107,7 @@ def train_one(sent: bytes, k: int, folder: str) -> tuple[dict[str, Any] | None, 
     Raises:
         UsageError: the images are others there.
     """
-    from experiments.pipeline import train_planned
+    from experiments.training.study import train_planned
 
     study, planned = _study(sent)
     p = planned[k]
@@ -126,7 +125,7 @@ def train_one(sent: bytes, k: int, folder: str) -> tuple[dict[str, Any] | None, 
 @lru_cache(maxsize=1)
 def _study(sent: bytes) -> tuple[Study, list[PlannedRun]]:
     """A study and its runs, once for all calls of a process."""
-    from experiments.pipeline import runs_of
+    from experiments.plan import runs_of
 
     study = pickle.loads(sent)
     return study, runs_of(study)

@@ -22,15 +22,16 @@ import torch
 
 from experiments.errors import RunFailedError, UsageError
 from experiments.parallel.ranks import GRACE, ending
-from experiments.pipeline import PlannedRun, plan, run_planned, run_study
+from experiments.pipeline import run_planned, run_study
+from experiments.plan import PlannedRun, plan
 from experiments.store import notice
 from experiments.study import Study
 from experiments.tracking import Tracker
+from experiments.training.data_parallel import whole_batch
 from experiments.training.epoch import DivergedError
-from experiments.training.rank import CrewLostError, Rank, backend_for
+from experiments.training.process_group import CrewLostError, Rank, backend_for
 from experiments.training.run import train_run
 from experiments.training.setting import choose_device
-from experiments.training.together import whole_batch
 
 TIMEOUT = 600.0  # seconds that a rank waits for another in the midst of training before it counts as lost
 USED_WRONGLY, INTERRUPTED = 2, 130

@@ -47,7 +47,7 @@ def outcomes(
             if result is None and run.failure not in (None, before.get(k)):
                 result = run.failure
             if result is None:
-                result, note = _try(k, run, train, say)
+                result, note = attempt(k, run, train, say)
             if result is not None:
                 del left[k]
                 ended = True
@@ -62,7 +62,7 @@ def outcomes(
             sleep(POLL)
 
 
-def _try(
+def attempt(
     k: int, run: Run, train: Callable[[int, Run], dict[str, Any]], say: Callable[[int, str], None]
 ) -> tuple[dict[str, Any] | None, str]:
     """The record of a run trained here; None if another process holds it."""

@@ -221,6 +221,11 @@ class Run:
             self.lease.check()
 
 
+def public(values: dict[str, Any]) -> dict[str, Any]:
+    """The same values without the places of this machine; the data's hash tells what lay there."""
+    return {k: "folder:PATH" if k == "dataset" and str(v).startswith("folder:") else v for k, v in values.items()}
+
+
 def _read_json(path: Path) -> dict[str, Any] | None:
     """What a JSON file holds; None where there is none, or one that was damaged from outside, which is told."""
     try:

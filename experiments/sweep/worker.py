@@ -57,7 +57,7 @@ def plan_one(place: Place, flags: list[str]) -> tuple[Any, Any]:
     Raises:
         UsageError: they make none, or more than one.
     """
-    from experiments.pipeline import plan
+    from experiments.plan import plan
     from experiments.study import load_study
 
     study = load_study(place.study, flags)
@@ -80,7 +80,7 @@ def train_one(study: Any, planned: Any) -> dict[str, Any]:
     Returns:
         Its record: of how it ended, or of why it failed.
     """
-    from experiments.pipeline import train_all
+    from experiments.training.study import train_all
 
     try:
         train_all(study, [planned])

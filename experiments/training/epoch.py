@@ -109,7 +109,7 @@ def train_epoch(
         epoch: counted from 0.
         title: of the progress bar.
         after_step: told the number of steps taken, and loss and accuracy summed over them (S, 2).
-        trackers: told loss and rate at every look at the loss, one for each run.
+        trackers: told loss and rate at every look at the loss, one for each run; or none.
 
     Raises:
         DivergedError: a loss is no longer finite; told at the look after.
@@ -137,7 +137,7 @@ def train_epoch(
                         reason = f"the loss became {loss / look.step} in epoch {epoch + 1}, step {look.step}"
                         raise DivergedError(reason, place)
                 progress.set_postfix(loss=f"{sum(losses) / len(losses) / look.step:.3f}")
-                for tracker, loss, earlier in zip(trackers, losses, before, strict=True):
+                for tracker, loss, earlier in zip(trackers, losses, before, strict=False):
                     lately = (loss - earlier) / (look.step - seen)
                     tracker.log_step(epoch * steps + look.step, {"loss": lately, "lr": look.rate})
                 before, seen = losses, look.step

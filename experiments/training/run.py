@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from experiments.errors import RunFailedError
 from experiments.memory import advice, is_out_of_memory
 from experiments.store import notice
-from experiments.store.company import how_far
 from experiments.store.leases import LeaseLostError
 from experiments.store.progress import Progress
 from experiments.store.runs import Run
+from experiments.store.siblings import how_far
 from experiments.tracking import Tracker
 from experiments.training.crew import ALONE, Crew
+from experiments.training.data_parallel import DataParallelLearner, SharedRun
 from experiments.training.epoch import DivergedError, Stream, evaluate, train_epoch
 from experiments.training.learner import Learner
 from experiments.training.seeds import Stack
 from experiments.training.setting import Setting
-from experiments.training.together import SharedRun, Together
 
 
 def train_run(run: Run, model: nn.Module, setting: Setting, tracker: Tracker, crew: Crew = ALONE) -> dict[str, float]:
@@ -49,7 +49,7 @@ def train_run(run: Run, model: nn.Module, setting: Setting, tracker: Tracker, cr
             if crew.size == 1:
                 learner = Learner(model, setting, whole_steps(setting))
             else:
-                learner = Together(model, setting, whole_steps(setting), crew, run.seed)
+                learner = DataParallelLearner(model, setting, whole_steps(setting), crew, run.seed)
                 run = SharedRun.shared(run, crew)
             (ended,) = _train([run], learner, setting, [tracker])
             assert isinstance(ended, dict), "alone, a lost lease is raised"

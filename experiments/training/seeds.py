@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.training.abreast import Abreast
 from experiments.training.learner import Batch, Learner
 from experiments.training.setting import Setting
+from experiments.training.wide_network import WideNetwork
 
 
 class Stack(Learner):
@@ -31,12 +31,12 @@ class Stack(Learner):
             steps: in the whole training.
 
         Raises:
-            ValueError: networks that cannot be trained so (``abreast.refusal``).
+            ValueError: networks that cannot be trained so (``wide_network.refusal``).
         """
         for model in models:
             model.to(setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._networks = list(models)
-        super().__init__(Abreast(self._networks), setting, steps)
+        super().__init__(WideNetwork(self._networks), setting, steps)
 
     @property
     def networks(self) -> list[nn.Module]:

@@ -13,12 +13,14 @@ from experiments.catalogue import trained_studies
 from experiments.errors import UsageError
 from experiments.measure.images import Shown
 from experiments.models import build_model
-from experiments.pipeline import measure_all, plan, run_study, train_all
+from experiments.pipeline import measure_all, run_study
+from experiments.plan import plan
 from experiments.store import leases
 from experiments.store.runs import Run
 from experiments.study import load_study
 from experiments.training.recipe import Recipe
 from experiments.training.setting import Setting
+from experiments.training.study import train_all
 from gconv import GroupedConv2d
 from gconv.cost import count_cost
 from tiny_images import tiny_dataset
@@ -120,7 +122,7 @@ def test_what_is_done_is_not_done_again(tmp_path, capsys, monkeypatch):
     study = small_study("quickstart", tmp_path, "--only=dense,log-4")
     run_study(study)
     first = report.read_measures(study.folder)
-    monkeypatch.setattr("experiments.pipeline.train_run", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("experiments.training.study.train_run", lambda *_: pytest.fail("trained again"))
     monkeypatch.setattr("experiments.pipeline.measure_run", lambda *_: pytest.fail("measured again"))
     monkeypatch.setattr("experiments.pipeline.measure_speed", lambda *_: pytest.fail("timed again"))
     assert run_study(study) == 0
@@ -151,7 +153,7 @@ def test_a_run_that_diverges_does_not_stop_the_others_and_the_exit_code_tells(tm
     assert "dense, seed 0: accuracy" in out
     assert set(report.read_measures(study.folder)["variant"]) == {"dense"}
     # It is known to diverge: told again, not trained again.
-    monkeypatch.setattr("experiments.pipeline.train_run", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("experiments.training.study.train_run", lambda *_: pytest.fail("trained again"))
     assert run_study(study) == 1
 
 

@@ -6,8 +6,9 @@ import time
 
 import pytest
 
-from experiments import pipeline, status
+from experiments import status
 from experiments.errors import UsageError
+from experiments.plan import plan
 from experiments.store import leases
 from experiments.store.runs import write_json
 from experiments.study import load_study
@@ -39,7 +40,7 @@ def test_a_study_that_was_never_run_is_all_to_do(study, tmp_path, capsys):
 
 
 def test_every_state_is_told_with_what_is_known_of_it(study, tmp_path, capsys):
-    dense, log, dense_1, log_1 = (p.run for p in pipeline.plan(study))
+    dense, log, dense_1, log_1 = (p.run for p in plan(study))
     lived(dense, 4)
     dense.finish("done", {"test_accuracy": 0.875, "seconds": 40.0}, "cpu")
     lived(log, 1)
@@ -66,7 +67,7 @@ def test_every_state_is_told_with_what_is_known_of_it(study, tmp_path, capsys):
 
 
 def test_a_diverged_run_is_failed_for_good(study, tmp_path, capsys):
-    run = pipeline.plan(study)[0].run
+    run = plan(study)[0].run
     lived(run, 1)
     run.finish("diverged", {"reason": "the loss became nan", "epoch": 1}, "cpu")
     (line,) = (x for x in ask(capsys, tmp_path, "quickstart").splitlines() if x.startswith("  failed"))
@@ -74,7 +75,7 @@ def test_a_diverged_run_is_failed_for_good(study, tmp_path, capsys):
 
 
 def test_the_first_epoch_of_a_run_is_judged_by_others_of_its_variant(study, tmp_path, capsys):
-    dense, _, dense_1, _ = (p.run for p in pipeline.plan(study))
+    dense, _, dense_1, _ = (p.run for p in plan(study))
     lived(dense, 4)
     dense.finish("done", {"test_accuracy": 0.5, "seconds": 80.0}, "cpu")
     lived(dense_1, 0)
@@ -83,7 +84,7 @@ def test_the_first_epoch_of_a_run_is_judged_by_others_of_its_variant(study, tmp_
 
 
 def test_of_a_holder_elsewhere_the_silence_is_told(study, tmp_path, capsys, monkeypatch):
-    run = pipeline.plan(study)[0].run
+    run = plan(study)[0].run
     lived(run, 1)
     assert leases.claim(run.folder) is not None
     monkeypatch.setattr(leases, "machine", lambda: "elsewhere")
@@ -96,7 +97,7 @@ def test_of_a_holder_elsewhere_the_silence_is_told(study, tmp_path, capsys, monk
 
 
 def test_a_clock_set_back_gives_no_negative_times(study, tmp_path, capsys, monkeypatch):
-    run = pipeline.plan(study)[0].run
+    run = plan(study)[0].run
     lived(run, 2)
     assert leases.claim(run.folder) is not None
     now = time.time
@@ -108,7 +109,7 @@ def test_a_clock_set_back_gives_no_negative_times(study, tmp_path, capsys, monke
 
 def test_runs_of_other_configurations_and_damaged_folders_are_counted_apart(study, tmp_path, capsys):
     other = load_study("quickstart", [*FLAGS, "--recipe.lr=0.01", f"--runs_root={tmp_path}"])
-    lived(pipeline.plan(other)[0].run, 1)
+    lived(plan(other)[0].run, 1)
     (tmp_path / "quickstart" / "dense-seed9-damaged").mkdir()
     (tmp_path / "quickstart" / "dense-seed9-damaged" / "config.json").write_text("{")
     write_json(tmp_path / "quickstart" / "dense-seed8-list" / "config.json", [1])

@@ -16,9 +16,11 @@ import pytest
 
 from experiments import pipeline
 from experiments.measure.table import save_table
+from experiments.plan import plan
 from experiments.store import notice, progress
 from experiments.store.runs import Run
 from experiments.study import load_study
+from experiments.training import study as training
 from fault_children import (
     SMALL,
     a_run,
@@ -180,7 +182,7 @@ def without_override(folder):
 @pytest.mark.usefixtures("tiny", "reference")
 def test_a_read_only_run_folder_fails_its_run_in_one_line_and_no_other(tmp_path, capfd):
     study = load_study("quickstart", [*SMALL, f"--runs_root={tmp_path}", "--only=dense,groups-2"])
-    dense, groups = (p.run for p in pipeline.plan(study))
+    dense, groups = (p.run for p in plan(study))
     dense.folder.mkdir(parents=True)
     dense.folder.chmod(0o555)
     assert wait(fork(without_override, tmp_path)) == 1
@@ -227,7 +229,7 @@ def test_a_worker_elsewhere_that_dies_is_replaced_once_its_lease_has_run_out(tmp
 
 
 def hold_a_run(runs_root, log, flags, timing):
-    pipeline.train_run = lambda *_: time.sleep(60)
+    training.train_run = lambda *_: time.sleep(60)
     return work(runs_root, log, flags, host="a", **timing)
 
 
@@ -236,7 +238,7 @@ def hold_a_run(runs_root, log, flags, timing):
 
 @pytest.mark.usefixtures("tiny")
 def test_a_run_that_raises_is_told_and_marked_and_the_others_finish(tmp_path, monkeypatch, capsys):
-    trained = pipeline.train_run
+    trained = training.train_run
 
     def breaks(run, *rest):
         if run.variant == "groups-2":
@@ -245,13 +247,13 @@ def test_a_run_that_raises_is_told_and_marked_and_the_others_finish(tmp_path, mo
 
     flags = ["--only=dense,groups-2,groups-4"]
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "train_run", breaks)
+        patch.setattr(training, "train_run", breaks)
         assert run_small(tmp_path, *flags) == 1
     out = capsys.readouterr().out
     assert "groups-2, seed 0: failed: ZeroDivisionError: division by zero" in out
     assert out.count("accuracy") == 2
     study = load_study("quickstart", [*SMALL, f"--runs_root={tmp_path}", *flags])
-    planned = pipeline.plan(study)
+    planned = plan(study)
     table = pipeline._missing(planned)
     assert table.values.tolist() == [["groups-2", 0, "failed", "ZeroDivisionError: division by zero"]]
     save_table(tmp_path / "missing.csv", table)

@@ -80,8 +80,9 @@ def test_values_of_numpy_become_plain_ones():
 
 
 def test_every_metric_that_is_offered_is_reported_by_a_run(tmp_path, monkeypatch):
-    from experiments.pipeline import plan, train_all
+    from experiments.plan import plan
     from experiments.tracking import listening
+    from experiments.training.study import train_all
     from tiny_images import tiny_dataset
 
     monkeypatch.setattr("experiments.data.load", lambda _spec, size, *_rest: tiny_dataset(size))

@@ -17,23 +17,24 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from experiments import pipeline
 from experiments.augment import Views, training_batch
 from experiments.errors import RunFailedError, UsageError
 from experiments.models import build_model
 from experiments.parallel import launch
+from experiments.plan import plan
 from experiments.store import notice, progress
 from experiments.store.runs import Run
 from experiments.study import load_study, resolve
-from experiments.training import together
+from experiments.training import data_parallel
+from experiments.training import study as training
 from experiments.training.crew import ALONE, Crew
 from experiments.training.epoch import Stream, evaluate
 from experiments.training.learner import Learner
-from experiments.training.rank import CrewLostError, Rank, backend_for
+from experiments.training.process_group import CrewLostError, Rank, backend_for
 from experiments.training.recipe import Recipe
 from experiments.training.run import train_run
 from experiments.training.setting import Setting
-from experiments.training.whole_norm import WholeBatchNorm
+from experiments.training.sync_batch_norm import SyncBatchNorm2d
 from fault_children import SILENT, fork, wait
 from tiny_images import tiny_dataset
 
@@ -100,7 +101,11 @@ def assert_close(found, expected, tolerance):
 
 def fifty_steps(crew, given, path, net=model):
     """Losses and accuracies of fifty steps, and the network after them."""
-    learner = Learner(net(), given, 50) if crew is ALONE else together.Together(net(), given, 50, crew, seed=0)
+    learner = (
+        Learner(net(), given, 50)
+        if crew is ALONE
+        else data_parallel.DataParallelLearner(net(), given, 50, crew, seed=0)
+    )
     seen = []
     for epoch in count():
         stream = Stream(given, 0, epoch)
@@ -150,7 +155,7 @@ def normalised(crew, path):
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
     if crew is not ALONE:
-        norm = WholeBatchNorm(norm, crew)
+        norm = SyncBatchNorm2d(norm, crew)
     share = crew.share(7)
     own = x[share].clone().requires_grad_()
     for _ in range(2):
@@ -214,7 +219,7 @@ def noise(crew, path):
             kept.append(self.drop(torch.ones(64)))
             return self.head(x.mean((1, 2, 3))[:, None].float())
 
-    learner = together.Together(Kept(), given, 4, crew, seed=0)
+    learner = data_parallel.DataParallelLearner(Kept(), given, 4, crew, seed=0)
     stream = Stream(given, 0, 0)
     learner.begin_epoch(0)
     for step in (1, 2):
@@ -342,7 +347,7 @@ STUDY = {
 def of_study(crew, folder, *flags, slow=0.0):
     """What each rank of a study does."""
     study = resolve("tiny", STUDY, "here", [f"--runs_root={folder}", *flags])
-    planned = pipeline.plan(study)
+    planned = plan(study)
     if slow:
         trained = launch.train_run
 
@@ -350,8 +355,8 @@ def of_study(crew, folder, *flags, slow=0.0):
             net.register_forward_hook(lambda *_: time.sleep(slow))
             return trained(run, net, *rest)
 
-        launch.train_run = pipeline.train_run = slowly
-    return pipeline.train_all(study, planned, crew) if crew.rank == 0 else follow(planned, crew)
+        launch.train_run = training.train_run = slowly
+    return training.train_all(study, planned, crew) if crew.rank == 0 else follow(planned, crew)
 
 
 def follow(planned, crew):

@@ -9,24 +9,26 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments import pipeline, report
+from experiments import report
 from experiments.augment import Views
 from experiments.errors import RunFailedError, UsageError
 from experiments.models import build_model
-from experiments.pipeline import plan, run_study, train_all
+from experiments.pipeline import run_study
+from experiments.plan import PlannedRun, plan
 from experiments.store import leases, notice
-from experiments.store.company import company, how_far
 from experiments.store.leases import LeaseLostError
 from experiments.store.runs import Run
+from experiments.store.siblings import how_far, siblings
 from experiments.study import load_study
 from experiments.tracking import Tracker
-from experiments.training.abreast import Abreast
 from experiments.training.learner import Learner
 from experiments.training.recipe import Recipe
 from experiments.training.run import train_at_once, train_run, whole_steps
 from experiments.training.seeds import Stack
+from experiments.training.seeds_trial import how_many, pace, quickest
 from experiments.training.setting import Setting
-from experiments.training.trial import how_many, pace, quickest
+from experiments.training.study import train_all
+from experiments.training.wide_network import WideNetwork
 from tiny_images import tiny_dataset
 
 TOLERANCE = 1e-4  # of every metric after 20 steps in fp32, on the CPU
@@ -177,8 +179,8 @@ def test_what_is_not_equally_far_is_trained_in_turn(tmp_path, monkeypatch, known
     given, counts, runs = setting(), [], runs_in(tmp_path / "at once")
     with pytest.raises(KeyboardInterrupt):
         train_run(runs[0], fresh(0), given, Stops(6))
-    built = Abreast.__init__
-    monkeypatch.setattr(Abreast, "__init__", lambda self, nets: (counts.append(len(nets)), built(self, nets))[1])
+    built = WideNetwork.__init__
+    monkeypatch.setattr(WideNetwork, "__init__", lambda self, nets: (counts.append(len(nets)), built(self, nets))[1])
     at_once(runs, given)
     assert counts == [2]
     assert_alike(runs, known[:3])
@@ -219,7 +221,7 @@ def test_a_lost_lease_of_one_does_not_harm_the_others(tmp_path, known):
 
 
 def test_where_memory_is_short_half_as_many_go_on(tmp_path, monkeypatch, capsys, known):
-    forward, counts = Abreast.forward, []
+    forward, counts = WideNetwork.forward, []
 
     def narrow(self, xs):
         counts.append(len(xs))
@@ -227,7 +229,7 @@ def test_where_memory_is_short_half_as_many_go_on(tmp_path, monkeypatch, capsys,
             raise torch.OutOfMemoryError("CUDA out of memory")
         return forward(self, xs)
 
-    monkeypatch.setattr(Abreast, "forward", narrow)
+    monkeypatch.setattr(WideNetwork, "forward", narrow)
     runs = runs_in(tmp_path / "at once", seeds=4)
     at_once(runs, setting())
     assert counts == [4, *[2] * 20]
@@ -301,7 +303,7 @@ def test_a_whole_study_at_once_gives_the_tables_of_the_study_alone(tmp_path, mon
     assert run_study(studies[0]) == 0
     capsys.readouterr()
     with monkeypatch.context() as patch:
-        patch.setattr("experiments.pipeline.train_run", lambda *_: pytest.fail("trained alone"))
+        patch.setattr("experiments.training.study.train_run", lambda *_: pytest.fail("trained alone"))
         assert run_study(studies[1]) == 0
     out = capsys.readouterr().out
     trained = [line for line in out.splitlines() if line.startswith("[")]
@@ -344,7 +346,7 @@ def test_a_seed_in_other_hands_is_left_to_them(tmp_path, capsys, monkeypatch):
 @pytest.mark.usefixtures("tiny")
 def test_a_seed_that_diverges_beside_others_is_recorded_as_diverged(tmp_path, capsys, monkeypatch):
     study = small_study(tmp_path, "--only=dense", "--seeds=3", "--seeds_at_once=3")
-    fresh_model = pipeline.PlannedRun.fresh_model
+    fresh_model = PlannedRun.fresh_model
 
     def broken(self):
         model = fresh_model(self)
@@ -353,7 +355,7 @@ def test_a_seed_that_diverges_beside_others_is_recorded_as_diverged(tmp_path, ca
         return model
 
     planned = plan(study)
-    monkeypatch.setattr(pipeline.PlannedRun, "fresh_model", broken)
+    monkeypatch.setattr(PlannedRun, "fresh_model", broken)
     assert train_all(study, planned) == 1
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
@@ -362,18 +364,18 @@ def test_a_seed_that_diverges_beside_others_is_recorded_as_diverged(tmp_path, ca
     assert [p.run.result["status"] for p in planned] == ["done", "done", "diverged"]
 
 
-def test_company_is_what_is_free_and_equally_far(tmp_path):
+def test_siblings_are_what_is_free_and_equally_far(tmp_path):
     lead, free, ahead, done, held, spare = runs_in(tmp_path, 6)
     ahead.save_checkpoint({"history": [{}], "part": None})
     done.finish("done", {}, "here")
     other = leases.claim(held.folder)
     others = dict(enumerate((free, ahead, done, held, spare)))
-    with company(lead, others, 6) as found:
+    with siblings(lead, others, 6) as found:
         assert list(found) == [0, 4]
         assert all(run.lease is not None and leases.claim(run.folder) is None for run in found.values())
         assert leases.claim(ahead.folder) is not None, "given back at once"
     assert leases.claim(free.folder) is not None
-    with company(lead, {4: spare, 0: free}, 2) as found:
+    with siblings(lead, {4: spare, 0: free}, 2) as found:
         assert list(found) == [4]
     other.release()
 

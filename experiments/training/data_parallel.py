@@ -19,12 +19,12 @@ from experiments.training.crew import ALONE, Crew
 from experiments.training.learner import Batch, Learner
 from experiments.training.recipe import Recipe
 from experiments.training.setting import Setting
-from experiments.training.whole_norm import over_whole_batches
+from experiments.training.sync_batch_norm import over_whole_batches
 
 AGREE_EVERY = 25  # steps between looks at whether a process was told to stop, where a look must not wait for the device
 
 
-class Together(Learner):
+class DataParallelLearner(Learner):
     """One rank's replica of a network. A step is that of one process on the whole batch, up to rounding.
 
     Losses, gradients and statistics are over the whole batch. Dropout differs: every rank draws its own noise, which

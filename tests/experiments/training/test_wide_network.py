@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from experiments.models import build_model
-from experiments.training.abreast import Abreast, refusal
+from experiments.training.wide_network import WideNetwork, refusal
 from gconv import GroupedConv2d
 
 NETS = {
@@ -53,7 +53,7 @@ def networks(case):
 def test_every_network_learns_as_it_does_alone(case):
     """In double precision, where what differs by rounding alone differs by far less than what is computed otherwise."""
     alone, beside = networks(case), networks(case)
-    wide = Abreast(beside)
+    wide = WideNetwork(beside)
     optimizers = [torch.optim.SGD(m.parameters(), 0.01, 0.9) for m in (wide, *alone)]
     torch.manual_seed(9)
     for _ in range(2):
@@ -77,7 +77,7 @@ def test_every_network_learns_as_it_does_alone(case):
 @pytest.mark.parametrize("case", [case for case, (name, _) in NETS.items() if name not in ("mobilenet", "shufflenet")])
 def test_parameters_are_named_ordered_and_laid_out_as_those_of_one_network(case):
     (known, *_), beside = networks(case), networks(case)
-    wide = Abreast(beside)
+    wide = WideNetwork(beside)
     assert [n for n, _ in wide.layers.named_parameters()] == [n for n, _ in known.named_parameters()]
     for (name, p), q in zip(beside[1].named_parameters(), known.parameters(), strict=True):
         assert p.shape == q.shape and p.stride() == q.stride(), name
@@ -88,7 +88,7 @@ def test_parameters_are_named_ordered_and_laid_out_as_those_of_one_network(case)
 
 def test_values_loaded_into_a_network_are_those_that_it_goes_on_from():
     beside = networks("a permutation of each network's own")
-    wide = Abreast(beside)
+    wide = WideNetwork(beside)
     others = networks("a permutation of each network's own")
     beside[2].load_state_dict(others[0].state_dict())
     x = torch.randn(4, 3, SIZE, SIZE, dtype=torch.double)
@@ -101,7 +101,7 @@ def test_a_network_that_is_not_finite_leaves_the_others_alone():
     beside = networks("log groups, batch norm, shortcuts")
     x = torch.randn(4, 3, SIZE, SIZE, dtype=torch.double)
     expected = [beside[k](x) for k in (0, 2)]
-    wide = Abreast(beside)
+    wide = WideNetwork(beside)
     with torch.no_grad():
         beside[1].get_parameter("classify.bias").fill_(float("nan"))
     y = wide([x, x, x])
@@ -144,7 +144,7 @@ def test_what_would_mix_networks_is_refused_in_one_line(layer, words):
     reason = refusal(model)
     assert reason is not None and words in reason and "\n" not in reason
     with pytest.raises(ValueError, match=r"layer|computes|joins"):
-        Abreast([model, model])
+        WideNetwork([model, model])
 
 
 def test_dropout_that_drops_nothing_is_no_reason():

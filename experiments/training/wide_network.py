@@ -25,7 +25,7 @@ from gconv import ChannelPermutation, ChannelShuffle, GroupedConv2d
 from gconv.partition import Partition
 
 
-class Abreast(nn.Module):
+class WideNetwork(nn.Module):
     """k networks as one, in training.
 
     Its parameters are in the order of those of each network, so that optimizers number them alike.

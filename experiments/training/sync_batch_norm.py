@@ -31,11 +31,11 @@ def over_whole_batches(model: nn.Module, crew: Crew, device: torch.device) -> nn
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, _BatchNorm):
-                setattr(module, name, WholeBatchNorm(child, crew))
+                setattr(module, name, SyncBatchNorm2d(child, crew))
     return model
 
 
-class WholeBatchNorm(_BatchNorm):
+class SyncBatchNorm2d(_BatchNorm):
     """Batch normalisation over the images of all processes (Ioffe & Szegedy 2015, arXiv 1502.03167)."""
 
     def __init__(self, norm: _BatchNorm, crew: Crew) -> None:

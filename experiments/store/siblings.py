@@ -16,7 +16,7 @@ def how_far(run: Run) -> tuple[int, int]:
 
 
 @contextmanager
-def company(lead: Run, others: Mapping[int, Run], most: int) -> Iterator[dict[int, Run]]:
+def siblings(lead: Run, others: Mapping[int, Run], most: int) -> Iterator[dict[int, Run]]:
     """Hold runs beside one that is held, each by a lease of its own; those in other hands are passed over.
 
     Args:

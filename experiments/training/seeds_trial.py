@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from experiments.memory import is_out_of_memory
-from experiments.training.abreast import refusal
 from experiments.training.crew import ALONE
 from experiments.training.epoch import Stream
 from experiments.training.learner import Learner
 from experiments.training.run import choose_kernels, whole_steps
 from experiments.training.seeds import Stack
 from experiments.training.setting import Setting
+from experiments.training.wide_network import refusal
 
 FASTER = 1.1  # times the pace of one after the other, from which on several at once are worth it
 STEPS, BLOCKS = 8, 3  # timed of each way, in turn; the first block warms up

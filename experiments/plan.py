@@ -1,0 +1,92 @@
+"""The runs that a study asks for: checked before any of them is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from experiments import data
+from experiments.data import Dataset
+from experiments.errors import UsageError
+from experiments.models import build_model
+from experiments.store.runs import Run
+from experiments.study import Study, Variant
+from experiments.training.setting import Setting, choose_device
+from experiments.training.wide_network import refusal
+from gconv.cost import count_cost
+from gconv.wiring import trace_wiring
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a study, with what it needs."""
+
+    variant: Variant
+    run: Run
+    dataset: Dataset
+
+    def fresh_model(self) -> nn.Module:
+        """The untrained network, as the run's seed makes it."""
+        torch.manual_seed(self.run.seed)
+        return build_model(
+            **self.variant.model, classes=len(self.dataset.classes), input_size=self.variant.views.crop_size
+        )
+
+    def trained_model(self) -> nn.Module:
+        """The network as its training left it."""
+        checkpoint = self.run.load_checkpoint()
+        if checkpoint is None:
+            folder = self.run.folder
+            raise UsageError(
+                f"{folder}: done, but checkpoint.pt is gone or damaged; remove the folder to train the run again"
+            )
+        model = self.fresh_model()
+        model.load_state_dict(checkpoint["model"])
+        return model
+
+    def setting(self) -> Setting:
+        """Images, views and recipe on their device."""
+        return Setting.of(self.dataset, self.variant.views, self.variant.recipe)
+
+
+def plan(study: Study) -> list[PlannedRun]:
+    """Every variant with every seed, seed by seed, so that an interrupted study is balanced.
+
+    Raises:
+        UsageError: a dataset cannot be loaded, or an architecture cannot be built.
+    """
+    planned = runs_of(study)
+    for p in planned[: len(study.variants)]:  # what cannot work is told before anything is trained
+        choose_device(p.variant.recipe.device)
+        size = p.variant.views.crop_size
+        with torch.device("meta"):
+            model = p.fresh_model()
+        try:
+            count_cost(model, (3, size, size))
+            trace_wiring(model, (3, size, size))
+        except ValueError as error:
+            raise UsageError(f"variant {p.variant.name}, data.crop_size={size}: {error}") from None
+        if study.seeds_at_once not in ("auto", 1) and (reason := refusal(model)):
+            raise UsageError(
+                f"seeds_at_once={study.seeds_at_once}, variant {p.variant.name}: its seeds cannot be trained together "
+                f"as if alone, since {reason}; seeds_at_once=auto trains such a variant one seed at a time"
+            )
+    return planned
+
+
+def runs_of(study: Study) -> list[PlannedRun]:
+    """The runs that ``plan`` makes, with their datasets and otherwise unchecked; raises where one cannot be loaded."""
+    datasets: dict[tuple[str, int], Dataset] = {}
+    for v in study.variants:
+        source = (v.dataset, v.views.image_size)
+        if source not in datasets:
+            datasets[source] = data.load(*source, study.data_root, study.download)
+    planned = []
+    for seed in range(study.seeds):
+        for v in study.variants:
+            dataset = datasets[v.dataset, v.views.image_size]
+            run = Run.of(study.folder, v.name, v.run_config(dataset.key, seed))
+            planned.append(PlannedRun(v, run, dataset))
+    return planned
