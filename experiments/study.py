@@ -25,12 +25,23 @@ from experiments.models import model_builder
 from experiments.strict_yaml import StrictLoader, read_yaml
 from experiments.tracking import WandbMode
 from experiments.training.recipe import Recipe
+from experiments.training.setting import Compile
 
 # jsonargparse reads the values of flags with this loader; there is no public way to give it another for plain types.
 _loaders_dumpers.yaml_default_loader = StrictLoader
 
 # What says where things are on this machine, and nothing about the study.
-OF_THIS_MACHINE = ("data_root", "runs_root", "download", "wandb", "gpus", "on", "cpus_per_run", "seeds_at_once")
+OF_THIS_MACHINE = (
+    "data_root",
+    "runs_root",
+    "download",
+    "wandb",
+    "compile",
+    "gpus",
+    "on",
+    "cpus_per_run",
+    "seeds_at_once",
+)
 # What a variant may override: all that decides the outcome of a run except its seed.
 OF_A_RUN = re.compile(r"dataset$|(?:data|model|recipe)\.")
 
@@ -82,6 +93,7 @@ class Study:
         download: whether to fetch a dataset that is not there.
         wandb: where metrics are sent.
         seeds_at_once: how many seeds of a variant are trained side by side; ``auto``: as many as pay on this device.
+        compile: whether steps are compiled; ``auto``: where that pays.
         gpus: devices of this machine that train each run together, with a process each.
         on: where runs are trained: in this process, or on the nodes of a Ray cluster.
         cpus_per_run: cores that the cluster sets aside for a run.
@@ -98,6 +110,7 @@ class Study:
     download: bool
     wandb: WandbMode
     seeds_at_once: Literal["auto"] | int
+    compile: Compile
     gpus: int
     on: Literal["here", "ray"]
     cpus_per_run: int
@@ -171,6 +184,7 @@ def resolve(name: str, content: dict[str, Any], place: str, flags: list[str]) ->
         settled["download"],
         settled["wandb"],
         settled["seeds_at_once"],
+        settled["compile"],
         settled["gpus"],
         settled["on"],
         settled["cpus_per_run"],
@@ -214,6 +228,7 @@ def _parser(model: str) -> ArgumentParser:
     at_once = "Seeds of a variant trained side by side; auto: as many as are measured to pay, on a GPU."
     parser.add_argument("--seeds_at_once", type=Literal["auto"] | int, default="auto", help=at_once)
     parser.add_argument("--wandb", type=WandbMode, default="auto", help="auto: online where logged in, else offline.")
+    parser.add_argument("--compile", type=Compile, default="auto", help="Compile steps; auto: where that pays.")
     parser.add_argument("--gpus", type=int, default=1, help="Devices that train each run together, a process each.")
     parser.add_argument("--on", type=Literal["here", "ray"], default="here", help="ray: on the nodes of a Ray cluster.")
     parser.add_argument("--cpus_per_run", type=int, default=1, help="Cores of a run with on=ray; beside a GPU if any.")

@@ -14,6 +14,7 @@ from experiments.training.recipe import make_optimizer
 from experiments.training.setting import Setting
 
 Batch = tuple[Tensor, Tensor]  # inputs (B, 3, h, w), labels (B,)
+COMPILER: dict[str, Any] = {"mode": "reduce-overhead", "dynamic": False}  # of torch.compile: with CUDA graphs
 
 
 class Learner:
@@ -37,6 +38,7 @@ class Learner:
         model.to(setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._model, self._setting = model, setting
         self._optimizer, self._schedule = make_optimizer(model, setting.recipe, steps)
+        self._outcome = torch.compile(self._losses, **COMPILER) if setting.compiled else self._losses
 
     @property
     def networks(self) -> list[nn.Module]:
@@ -58,15 +60,27 @@ class Learner:
         Returns:
             (S, 2): loss and accuracy of each, on the device.
         """
-        ((x, y),) = batches
         self._optimizer.zero_grad(set_to_none=True)
-        with self._setting.autocast():
-            logits = self._model(x)
-            loss = F.cross_entropy(logits.float(), y, label_smoothing=self._setting.recipe.label_smoothing)
-        loss.backward()
+        losses_S, accuracies_S = self._outcome([x for x, _ in batches], torch.stack([y for _, y in batches]))
+        losses_S.sum().backward()  # no loss depends on another network's weights
         self._optimizer.step()
         self._schedule.step()
-        return torch.stack([loss.detach(), (logits.argmax(1) == y).float().mean()]).unsqueeze(0)
+        return torch.stack([losses_S.detach(), accuracies_S], 1)
+
+    def _losses(self, xs: list[Tensor], y_SN: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and accuracy of each network."""
+        with self._setting.autocast():
+            logits_SNC = self._logits(xs)
+            smoothing = self._setting.recipe.label_smoothing
+            losses = F.cross_entropy(
+                logits_SNC.float().flatten(0, 1), y_SN.flatten(), reduction="none", label_smoothing=smoothing
+            )
+        return losses.view_as(y_SN).mean(1), (logits_SNC.argmax(2) == y_SN).float().mean(1)
+
+    def _logits(self, xs: list[Tensor]) -> Tensor:
+        """(S, N, classes) of a batch for each network."""
+        (x,) = xs
+        return self._model(x).unsqueeze(0)
 
     def state(self, place: int) -> dict[str, Any]:
         """Everything that is needed to go on with a network, as its checkpoint holds it."""

@@ -62,6 +62,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe, steps: int) -> tuple[torch.
         lr=recipe.lr,
         momentum=recipe.momentum,
         nesterov=recipe.momentum > 0,
+        fused=all(p.is_cuda for p in weights + others) or None,  # one kernel a step where there is one
     )
     steps = max(steps, 2)
     # OneCycleLR divides by zero where the rate would rise in exactly one step.

@@ -47,9 +47,9 @@ def train_run(run: Run, model: nn.Module, setting: Setting, tracker: Tracker, cr
     try:
         with notice.looking_out(together=crew.size > 1):
             if crew.size == 1:
-                learner = Learner(model, setting, whole_steps(setting))
+                learner = Learner(model, setting, setting.steps)
             else:
-                learner = DataParallelLearner(model, setting, whole_steps(setting), crew, run.seed)
+                learner = DataParallelLearner(model, setting, setting.steps, crew, run.seed)
                 run = SharedRun.shared(run, crew)
             (ended,) = _train([run], learner, setting, [tracker])
             assert isinstance(ended, dict), "alone, a lost lease is raised"
@@ -98,7 +98,7 @@ def train_at_once(
         choose_kernels()
         try:
             with notice.looking_out():
-                learner = Stack([fresh[k]() for k in group], setting, whole_steps(setting))
+                learner = Stack([fresh[k]() for k in group], setting, setting.steps)
                 found = _train([runs[k] for k in group], learner, setting, [trackers[k] for k in group])
             ends |= dict(zip(group, found, strict=True))
         except DivergedError as error:
@@ -116,11 +116,6 @@ def train_at_once(
 def choose_kernels() -> None:
     """Have cuDNN take kernels that give the same numbers each time."""
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-
-
-def whole_steps(setting: Setting) -> int:
-    """Steps in the whole training."""
-    return setting.recipe.epochs * max(1, len(setting.dataset.train.labels) // setting.recipe.batch_size)
 
 
 def _train(

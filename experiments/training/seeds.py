@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.training.learner import Batch, Learner
+from experiments.training.learner import Learner
 from experiments.training.setting import Setting
 from experiments.training.wide_network import WideNetwork
 
@@ -43,25 +42,8 @@ class Stack(Learner):
         """As they are now, for evaluation: views, not copies."""
         return self._networks
 
-    def step(self, batches: Sequence[Batch]) -> Tensor:
-        """Take a step on a batch for each network.
-
-        Returns:
-            (S, 2): loss and accuracy of each, on the device.
-        """
-        y_SN = torch.stack([y for _, y in batches])
-        self._optimizer.zero_grad(set_to_none=True)
-        with self._setting.autocast():
-            logits_SNC = self._model([x for x, _ in batches])
-            smoothing = self._setting.recipe.label_smoothing
-            losses_SN = F.cross_entropy(
-                logits_SNC.float().flatten(0, 1), y_SN.flatten(), reduction="none", label_smoothing=smoothing
-            ).view_as(y_SN)
-            losses_S = losses_SN.mean(1)
-        losses_S.sum().backward()  # no loss depends on another network's weights
-        self._optimizer.step()
-        self._schedule.step()
-        return torch.stack([losses_S.detach(), (logits_SNC.argmax(2) == y_SN).float().mean(1)], 1)
+    def _logits(self, xs: list[Tensor]) -> Tensor:
+        return self._model(xs)
 
     def state(self, place: int) -> dict[str, Any]:
         """Everything that is needed to go on with a network, as ``Learner`` alone would give it."""

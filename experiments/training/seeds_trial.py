@@ -17,7 +17,7 @@ from experiments.memory import is_out_of_memory
 from experiments.training.crew import ALONE
 from experiments.training.epoch import Stream
 from experiments.training.learner import Learner
-from experiments.training.run import choose_kernels, whole_steps
+from experiments.training.run import choose_kernels
 from experiments.training.seeds import Stack
 from experiments.training.setting import Setting
 from experiments.training.wide_network import refusal
@@ -58,7 +58,7 @@ def quickest(pace: Callable[[int], float], most: int) -> tuple[int, float]:
 
 def pace(fresh: Callable[[], nn.Module], setting: Setting, count: int) -> float:
     """How many times as fast ``count`` networks are at once as one after the other: whole steps, block by block."""
-    steps = max(whole_steps(setting), 2 * STEPS * (BLOCKS + 1))
+    steps = max(setting.steps, 2 * STEPS * (BLOCKS + 1))
     alone = Learner(fresh(), setting, steps)
     several = Stack([fresh() for _ in range(count)], setting, steps)
     best = {alone: float("inf"), several: float("inf")}
@@ -92,7 +92,7 @@ def _that_fit(fresh: Callable[[], nn.Module], setting: Setting, most: int) -> in
     device = setting.device
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    _seconds(Learner(fresh(), setting, max(whole_steps(setting), STEPS)), setting)
+    _seconds(Learner(fresh(), setting, max(setting.steps, STEPS)), setting)
     needed = torch.cuda.max_memory_allocated(device) - before
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     free = torch.cuda.mem_get_info(device)[0] + unused

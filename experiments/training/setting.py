@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from importlib.util import find_spec
+from typing import Literal
 
 import torch
 
@@ -11,6 +13,9 @@ from experiments.augment import Views, evaluation_batch, normalise, send, traini
 from experiments.data import Dataset, Images
 from experiments.errors import UsageError
 from experiments.training.recipe import Recipe
+
+Compile = Literal["auto", "always", "never"]
+REPAID = 2000  # steps of a training from which on compiling is worth its time
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
@@ -79,6 +84,7 @@ class Setting:
         views: how images become inputs.
         recipe: how to train.
         device, dtype: where, and in what precision convolutions run.
+        compiled: whether both passes of a step are compiled, and replayed as CUDA graphs on a GPU.
     """
 
     dataset: Dataset
@@ -86,12 +92,25 @@ class Setting:
     recipe: Recipe
     device: torch.device
     dtype: torch.dtype
+    compiled: bool = False
 
     @classmethod
     def of(cls, dataset: Dataset, views: Views, recipe: Recipe) -> Setting:
         """Choose device and precision, and move the images there."""
         device = choose_device(recipe.device)
         return cls(_on_device(dataset, device), views, recipe, device, choose_dtype(recipe.precision, device))
+
+    @property
+    def steps(self) -> int:
+        """In the whole training."""
+        return self.recipe.epochs * max(1, len(self.dataset.train.labels) // self.recipe.batch_size)
+
+    def with_compiler(self, wanted: Compile) -> Setting:
+        """The setting with or without a compiler; ``auto``: on a GPU that Triton is there for, for trainings that repay
+        the minute that it takes. On a CPU a compiled step is no faster (``make bench-blocks``).
+        """
+        pays = self.device.type == "cuda" and self.steps >= REPAID and find_spec("triton") is not None
+        return replace(self, compiled=wanted == "always" or (wanted == "auto" and pays))
 
     def with_labels(self, seed: int) -> Setting:
         """The setting in which a run with this seed is trained: training labels permuted if its views say so.

@@ -79,7 +79,8 @@ def train_all(study: Study, planned: list[PlannedRun], crew: Crew = ALONE) -> in
 def train_planned(study: Study, p: PlannedRun, crew: Crew = ALONE) -> dict[str, Any]:
     """Train one run to its end and record it; rank 0 of a crew does so with the others."""
     p.run.begin()
-    setting, model, tracker = p.setting(), p.fresh_model(), _tracker(study, p)
+    setting = p.setting().with_compiler(study.compile if crew.size == 1 else "never")
+    model, tracker = p.fresh_model(), _tracker(study, p)
     end: dict[str, Any] | Exception
     try:
         with crew.training(p.run.folder.name):
@@ -94,7 +95,7 @@ def _train_together(study: Study, group: list[PlannedRun]) -> list[dict[str, Any
     """Train seeds of a variant side by side and record each; in place of a record, why there is none this time."""
     for p in group:
         p.run.begin()
-    setting, trackers = group[0].setting(), [_tracker(study, p) for p in group]
+    setting, trackers = group[0].setting().with_compiler(study.compile), [_tracker(study, p) for p in group]
     runs, fresh = [p.run for p in group], [p.fresh_model for p in group]
     ends: list[dict[str, Any] | Exception] = []
     for p, tracker, end in zip(group, trackers, train_at_once(runs, fresh, setting, trackers), strict=True):
@@ -117,7 +118,7 @@ def _at_once(study: Study, p: PlannedRun, most: int, say: Callable[[str], None])
     v = p.variant
     key = config_hash({"model": v.model, "views": asdict(v.views), "recipe": asdict(v.recipe), "most": most})
     if key not in _tried:
-        _tried[key], faster = how_many(p.fresh_model, p.setting(), most)
+        _tried[key], faster = how_many(p.fresh_model, p.setting().with_compiler(study.compile), most)
         if _tried[key] > 1:
             say(f"{_tried[key]} seeds at once are {faster:.1f} times as fast as one after the other")
     return _tried[key]

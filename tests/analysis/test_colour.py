@@ -307,6 +307,7 @@ def run_index(respond, images, field, count=4):
 
 
 def test_a_brightness_filter_has_index_0_and_an_opponent_filter_1():
+    torch.manual_seed(0)
     respond = network([filter_of([1, 1, 1], PATTERN), filter_of([1, -1, 0], PATTERN)])
     grey = torch.rand(9, 1, 8, 8, dtype=torch.double).expand(-1, 3, -1, -1)
     colour = torch.rand(9, 3, 8, 8, dtype=torch.double)

@@ -168,7 +168,7 @@ def test_folded_evaluation_is_as_exact_as_the_modules(groups, norm, bias, relu, 
     assert found.dtype == theirs.dtype and found.shape == theirs.shape and found.stride() == theirs.stride()
     if found.numel():
         error, yardstick = ((y.double() - exact).abs().max().item() for y in (found, theirs))
-        assert error <= 2 * yardstick + 4 * torch.finfo(dtype).eps * exact.abs().max().item()
+        assert error <= 2 * yardstick + 16 * torch.finfo(dtype).eps * exact.abs().max().item()
 
 
 @pytest.mark.parametrize("padding", [1, "same"], ids=str)

@@ -10,9 +10,13 @@ from experiments.errors import RunFailedError, UsageError
 from experiments.models import build_model
 from experiments.store.runs import Run
 from experiments.tracking import Tracker
-from experiments.training.epoch import evaluate
+from experiments.training import learner
+from experiments.training.crew import ALONE
+from experiments.training.epoch import Stream, evaluate
+from experiments.training.learner import Learner
 from experiments.training.recipe import Recipe, make_optimizer
 from experiments.training.run import train_run
+from experiments.training.seeds import Stack
 from experiments.training.setting import Setting, choose_device, choose_dtype
 from tiny_images import tiny_dataset
 
@@ -220,6 +224,44 @@ def test_a_device_that_is_not_here_is_one_clear_line(name):
     with pytest.raises(UsageError, match=f"recipe.device={name}") as error:
         choose_device(name)
     assert "\n" not in str(error.value)
+
+
+def taken(takes, given, seeds, steps=3):
+    streams = [Stream(given, seed, 0) for seed in seeds]
+    takes.begin_epoch(0)
+    return torch.stack([takes.step([s.batch(k, ALONE) for s in streams]) for k in range(1, steps + 1)])
+
+
+def network(seed):
+    torch.manual_seed(seed)
+    return build_model("lognet", 12, classes=2, groups="log:3", width=8)
+
+
+def test_compiled_steps_are_those_that_are_not(monkeypatch):
+    """Traced as for a GPU; what Inductor makes of it is tested with the operator, and where there is a GPU."""
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(learner, "COMPILER", {"backend": "aot_eager", "dynamic": False})
+    given = setting(precision="fp32", device="auto")
+    compiled = given.with_compiler("always")
+    assert compiled.compiled and not given.compiled
+    alone = [taken(Learner(network(seed), given, 9), given, [seed]) for seed in (0, 1)]
+    torch.testing.assert_close(taken(Learner(network(0), compiled, 9), compiled, [0]), alone[0], rtol=1e-4, atol=1e-5)
+    both = taken(Stack([network(0), network(1)], compiled, 9), compiled, [0, 1])
+    torch.testing.assert_close(both, torch.cat(alone, 1), rtol=1e-4, atol=1e-5)
+
+
+def test_steps_are_compiled_by_themselves_only_where_that_pays(monkeypatch):
+    short = setting()
+    assert not short.with_compiler("auto").compiled
+    assert not replace(short, recipe=Recipe(epochs=10**6, device="cpu")).with_compiler("auto").compiled
+    on_gpu = replace(short, device=torch.device("cuda"))
+    assert not on_gpu.with_compiler("auto").compiled
+    long = replace(on_gpu, recipe=Recipe(epochs=10**6))
+    monkeypatch.setattr("experiments.training.setting.find_spec", lambda _: object())
+    assert long.with_compiler("auto").compiled
+    assert not long.with_compiler("never").compiled
+    monkeypatch.setattr("experiments.training.setting.find_spec", lambda _: None)
+    assert not long.with_compiler("auto").compiled
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -23,7 +23,7 @@ from experiments.study import load_study
 from experiments.tracking import Tracker
 from experiments.training.learner import Learner
 from experiments.training.recipe import Recipe
-from experiments.training.run import train_at_once, train_run, whole_steps
+from experiments.training.run import train_at_once, train_run
 from experiments.training.seeds import Stack
 from experiments.training.seeds_trial import how_many, pace, quickest
 from experiments.training.setting import Setting
@@ -105,7 +105,7 @@ def assert_alike(runs, others, exactly=False):
 @pytest.mark.parametrize("net", NETS)
 def test_twenty_steps_at_once_are_those_alone(net, tmp_path):
     given = setting(epochs=4)
-    assert whole_steps(given) == 20
+    assert given.steps == 20
     runs = runs_in(tmp_path / "at once")
     ends = at_once(runs, given, net=NETS[net])
     known = alone(tmp_path / "alone", given, net=NETS[net])
