@@ -18,6 +18,7 @@ from torch.compiler import is_compiling
 from gconv import derivatives, dispatch, library
 from gconv.dispatch import forced_kernel, kernels_for, transformable_kernels
 from gconv.geometry import Geometry
+from gconv.kernels import loop, native
 
 __all__ = ["forced_kernel", "grouped_conv2d"]
 
@@ -46,6 +47,9 @@ def grouped_conv2d(
     if torch._C._is_any_autocast_enabled():
         x_NCHW, weight, bias = _cast(x_NCHW, weight, bias)
     if is_compiling():
+        if torch._C._are_functorch_transforms_active():  # a compiler cannot transform the library's op
+            plain = native if geometry.is_uniform else loop
+            return plain.conv2d(x_NCHW, weight, bias, geometry, activation)
         return library.conv2d(x_NCHW, weight, bias, geometry, activation)
     try:
         return _conv2d(x_NCHW, weight, bias, geometry, activation)

@@ -9,6 +9,7 @@ whether a run is ever in two hands.
 
 import fcntl
 import os
+import signal
 import sys
 
 SMALL = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False}
@@ -43,6 +44,7 @@ def lead(log, flags):
     from experiments.study import load_study
     from experiments.training import study as training
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` turns it off
     take_notice()
     os.environ["GUARD_LOG"] = log
     runs.train_one = Guarded(log)

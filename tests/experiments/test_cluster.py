@@ -228,9 +228,10 @@ def begun(log):
 def test_forty_runs_on_three_nodes_of_which_one_is_killed_twice(cluster, flags, tmp_path):
     """Forty results, none doubled; the runs that were lost end with the bits of a process that nothing happens to."""
     log, start = tmp_path / "log", time.monotonic()
-    leader = cluster.lead(log, *flags, "--seeds=20", "--recipe.epochs=80")
+    leader = cluster.lead(log, *flags, "--seeds=20", "--recipe.epochs=200")
     for done in (6, 16):
-        wait_until(lambda done=done: len(results(tmp_path)) >= done, leader)
+        # Every node is at work on a run, so that one is lost.
+        wait_until(lambda done=done: len(begun(log)) - 3 >= len(results(tmp_path)) >= done, leader)
         cluster.say("kill")
         cluster.say("add")
     out, err = leader.communicate(timeout=300)
@@ -250,7 +251,7 @@ def test_forty_runs_on_three_nodes_of_which_one_is_killed_twice(cluster, flags, 
     print(f"\n40 of 40 runs in {time.monotonic() - start:.0f} s, 2 nodes killed, {len(again)} runs begun again")
     assert again
     seeds = 1 + max(int(name.split("-seed")[1].split("-")[0]) for name in again)
-    alone = [*flags[:-1], f"--runs_root={tmp_path}/alone", f"--seeds={seeds}", "--recipe.epochs=80"]
+    alone = [*flags[:-1], f"--runs_root={tmp_path}/alone", f"--seeds={seeds}", "--recipe.epochs=200"]
     assert cluster.begin(HELPER, "lead", tmp_path / "other", *alone).wait(200) == 0
     for name in again:
         ours, theirs = (

@@ -54,7 +54,7 @@ DRAWN = ("quickstart", "alexnet-groups", "log-groups")  # studies; drawing takes
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize("name", trained_studies())
 def test_every_study_takes_one_step(name, tmp_path, capsys, monkeypatch):
-    """All variants are built and counted; the cheapest goes all the way, on smaller images, some also to the figures."""
+    """All variants are built and counted; the cheapest goes all the way, of some studies to the figures."""
     if name not in DRAWN:
         monkeypatch.setattr("experiments.report.draw_figures", lambda _folder: [])
     variants = small_study(name, tmp_path).variants
