@@ -285,6 +285,7 @@ def _attentive() -> Iterator[None]:
     from experiments.store.notice import take_notice
 
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # off where a shell started the node by `&`
     take_notice()
     try:
         yield

@@ -166,6 +166,7 @@ def test_what_cannot_work_is_one_line_with_file_and_key(tmp_path, old, new, word
         ("photos-bayes", ["--recipe.lrr=1"], ["recipe.lrr", "did you mean recipe.lr?"]),
         ("photos-bayes", ["--quick"], ["unknown flag --quick", "--workers=N"]),
         ("photos-bayes", ["quick"], ["quick is no flag"]),
+        ("photos-bayes", ["--gpus=2"], ["gpus=2", "--workers"]),
     ],
     ids=str,
 )
