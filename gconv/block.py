@@ -13,11 +13,10 @@ What is computed together:
   mean and variance of what it writes, and what is left is one pass that the compiler makes together with what follows
   (a shuffle, a sum). One reading of the activations less; not measured yet (benchmarks/blocks.py does, on CUDA).
 
-Measured once, on two AVX-512 cores that were busy with other work (load 3 to 9; to be measured again on idle ones), in
-fp32 channels_last, 64 images of 64@32, 128@16 and 256@8, dense, 4 and log:4, over the modules in eager mode. Noise: the
-same computation twice gave 0.85 to 1.08. Evaluation: 0.74 to 0.93 in five of nine cases; 0.95 to 1.06 in the others,
-all of 256@8 and 128@16 log:4, where no gain is shown. Compiled training: 0.59 to 1.37, less than the compiled modules
-in five of the six cases that have both; 256@8 dense took longer than they (1.37 to 1.08).
+Measured on two threads of an AVX-512 Xeon (``make bench-blocks``: fp32 channels_last, 64 images of 64@32, 128@16 and
+256@8; dense, 4 groups, log:4; medians): evaluation in eager mode takes 0.83 to 1.00 of the modules one after the other
+where it is fused; a compiled training step 0.56 to 0.88 of the modules compiled, which is 0.93 to 1.16 of the modules
+in eager mode: on a CPU training is best left there.
 
 All else is left to the modules: training in eager mode, where nothing is gained; modules with hooks, which see what
 they saw; modules of other types (``SyncBatchNorm``, parametrised ones); what torch.fx or export traces.
@@ -154,8 +153,8 @@ def _worth_folding(x: Tensor, conv: Conv, norm: nn.BatchNorm2d | None) -> bool:
         return True
     height, width = (side // step for side, step in zip(x.shape[2:], conv.stride, strict=True))
     numbers = x.shape[0] * conv.out_channels * height * width
-    calls = 1 if conv.weight.dim() == 4 else conv.groups
-    return numbers >= max(FOLD_LEAST * calls, 2 * conv.weight.numel())
+    calls, share = (1, 2) if conv.weight.dim() == 4 else (conv.groups, 8)
+    return numbers >= max(FOLD_LEAST * calls, share * conv.weight.numel())
 
 
 def _folded(x: Tensor, conv: Conv, norm: nn.BatchNorm2d | None, relu: bool) -> Tensor:

@@ -64,7 +64,7 @@ def plan_one(place: Place, flags: list[str]) -> tuple[Any, Any]:
     if study.on != "here":
         raise UsageError(f"on={study.on}: not for a single run of a sweep; it is a flag of the command `sweep`")
     if study.gpus > 1:
-        raise UsageError(f"gpus={study.gpus}: a run of a sweep is trained by one process; --workers trains several runs")
+        raise UsageError(f"gpus={study.gpus}: a run of a sweep has one process; --workers trains several runs")
     study = replace(study, name=place.sweep, runs_root=place.root)
     if len(study.variants) * study.seeds != 1:
         names = ", ".join(v.name for v in study.variants)

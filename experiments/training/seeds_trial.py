@@ -1,8 +1,8 @@
 """How many seeds at once pay on this device: tried out on throw-away networks before anything is trained.
 
-On a CPU nothing is tried, since there they do not: on one busy thread of a Xeon, bare steps of four log-groups networks
-(log:4, width 32, batches of 64) went at 0.99 of the pace of one after the other, three of quickstart's (log:4, batches
-of 96) at 1.13.
+On a CPU nothing is tried, since there they do not: on two threads of a Xeon four log-groups networks at once (width 32,
+batches of 64; dense, 4 groups, log:4) went at 0.72 to 0.89 of the pace of one after the other, three AlexNets at 0.73
+to 0.77 (``make bench-training``).
 """
 
 from __future__ import annotations
