@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from experiments.training.setting import Setting
 
 Batch = tuple[Tensor, Tensor]  # inputs (B, 3, h, w), labels (B,)
 COMPILER: dict[str, Any] = {"mode": "reduce-overhead", "dynamic": False}  # of torch.compile: with CUDA graphs
+ARCHITECTURES = 256  # of one process, at most; torch goes back to eager mode from the eighth on
 
 
 class Learner:
@@ -38,7 +39,7 @@ class Learner:
         model.to(setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._model, self._setting = model, setting
         self._optimizer, self._schedule = make_optimizer(model, setting.recipe, steps)
-        self._outcome = torch.compile(self._losses, **COMPILER) if setting.compiled else self._losses
+        self._outcome = _compiled(self._losses) if setting.compiled else self._losses
 
     @property
     def networks(self) -> list[nn.Module]:
@@ -97,3 +98,11 @@ class Learner:
         self._model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
+
+
+def _compiled(losses: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Compiled once for each architecture: another seed of one finds it done."""
+    import torch._dynamo  # takes seconds, and few need it
+
+    torch._dynamo.config.recompile_limit = ARCHITECTURES
+    return torch.compile(losses, **COMPILER)

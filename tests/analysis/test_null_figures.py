@@ -338,7 +338,10 @@ def full(variants, groups=2):
     return table(*rows)
 
 
-@pytest.mark.parametrize("figure", ["nulls", "similarity", "probes", "lesions", "separation", "interlayer"])
+SLOW = [pytest.param(figure, marks=pytest.mark.slow) for figure in ("lesions", "separation")]
+
+
+@pytest.mark.parametrize("figure", ["nulls", "similarity", "probes", "interlayer", *SLOW])
 def test_many_variants_with_long_names_stay_on_the_page(tmp_path, figure):
     names = long_names(14 if figure in ("nulls", "similarity", "interlayer") else 9)
     labels, rng = np.arange(16) % 16, np.random.default_rng(0)

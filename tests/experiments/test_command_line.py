@@ -155,7 +155,10 @@ def test_a_full_disk_is_one_line(capsys, monkeypatch):
     assert err == "error: runs/x: No space left on device; nothing was half-written\n"
 
 
-@pytest.mark.parametrize("notice", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize(
+    "notice",
+    [pytest.param(signal.SIGINT, id="Ctrl-C"), pytest.param(signal.SIGTERM, id="SIGTERM", marks=pytest.mark.slow)],
+)
 def test_an_interrupted_study_ends_cleanly_and_goes_on(tmp_path, notice):
     command = [sys.executable, "-m", "experiments", "run", "quickstart", "--only=dense", "--seeds=1", "--wandb=off"]
     command += [f"--runs_root={tmp_path}/runs", f"--data_root={tmp_path}/data", "--model.width=4", "--recipe.epochs=60"]

@@ -118,7 +118,7 @@ def layers(draw):
     return layer, size
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     layers(),
     st.sampled_from([0, 1, 3]),

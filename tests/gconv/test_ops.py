@@ -136,8 +136,9 @@ def test_widened_16_bit_numbers_are_rounded_once(dtype):
         torch.testing.assert_close(ours.double(), exact.detach(), rtol=1.01 * half_a_unit, atol=2e-5)
 
 
-@pytest.mark.parametrize("activation", ["none", "relu"])
-@pytest.mark.parametrize("sizes", [(4, 2, 2), (4, 4)], ids=["uneven", "uniform"])
+@pytest.mark.parametrize(
+    ("sizes", "activation"), [((4, 2, 2), "none"), ((4, 4), "relu")], ids=["uneven-none", "uniform-relu"]
+)
 def test_the_ops_are_registered_as_torch_asks(sizes, activation):
     geometry = geometry_of(sizes, sizes[::-1])
     numbers = library._numbers(geometry)

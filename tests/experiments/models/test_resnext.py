@@ -15,7 +15,7 @@ from refusals import assert_refused
     ("name", "arguments"),
     [
         ("resnext50_32x4d", {}),
-        ("resnext101_32x8d", {"width": 8, "blocks": [3, 4, 23, 3]}),
+        pytest.param("resnext101_32x8d", {"width": 8, "blocks": [3, 4, 23, 3]}, marks=pytest.mark.slow),
         ("resnet50", {"cardinality": 1}),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
