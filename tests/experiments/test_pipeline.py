@@ -51,19 +51,34 @@ def small_study(name, tmp_path, *flags):
 DRAWN = ("quickstart", "alexnet-groups")  # studies; drawing takes most of their time
 
 
-@pytest.mark.usefixtures("tiny")
-@pytest.mark.parametrize("name", trained_studies())
-def test_every_study_takes_one_step(name, tmp_path, capsys, monkeypatch):
-    """All variants are built and counted; the cheapest goes all the way, of some studies to the figures."""
-    if name not in DRAWN:
-        monkeypatch.setattr("experiments.report.draw_figures", lambda _folder: [])
-    variants = small_study(name, tmp_path).variants
+TWINS = ("shufflenet-shuffle", "alexnet-colour")  # of another study's architecture, and as long
+
+
+def costs(study):
+    """MACs of every variant."""
     macs = {}
-    for v in variants:
+    for v in study.variants:
         with torch.device("meta"):
             model = build_model(**v.model, classes=2, input_size=v.views.crop_size)
         macs[v.name] = count_cost(model, (3, v.views.crop_size, v.views.crop_size)).macs
-    assert min(macs.values()) > 0
+    return macs
+
+
+@pytest.mark.parametrize("name", trained_studies())
+def test_every_variant_of_every_study_is_built_and_counted(name, tmp_path):
+    assert min(costs(small_study(name, tmp_path)).values()) > 0
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in TWINS else []) for name in trained_studies()],
+)
+def test_every_study_takes_one_step(name, tmp_path, capsys, monkeypatch):
+    """The cheapest variant goes all the way, of some studies to the figures."""
+    if name not in DRAWN:
+        monkeypatch.setattr("experiments.report.draw_figures", lambda _folder: [])
+    macs = costs(small_study(name, tmp_path))
     smaller = [] if name.startswith("alexnet-") else ["--data.image_size=16", "--data.crop_size=16"]
     study = small_study(name, tmp_path, f"--only={min(macs, key=lambda name: macs[name])}", *smaller)
     assert run_study(study) == 0

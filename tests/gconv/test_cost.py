@@ -40,7 +40,7 @@ def test_strided_transposed_and_linear_layers_are_three_times_forward_too():
 @pytest.mark.parametrize(
     "name",
     [
-        *("resnext50_32x4d", "resnext101_32x8d", "mobilenet_v2"),
+        *("resnext50_32x4d", pytest.param("resnext101_32x8d", marks=pytest.mark.slow), "mobilenet_v2"),
         *("shufflenet_v2_x1_0", "shufflenet_v2_x0_5", "regnet_x_1_6gf"),
     ],
 )

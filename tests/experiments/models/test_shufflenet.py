@@ -48,7 +48,7 @@ def plain(stem, stem_channels, width, groups, middle, shuffle):
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 5))
 
 
-@pytest.mark.parametrize("stem", ["imagenet", "cifar"])
+@pytest.mark.parametrize("stem", [pytest.param("imagenet", marks=pytest.mark.slow), "cifar"])
 @pytest.mark.parametrize("shuffled", [True, False], ids=["shuffle", "none"])
 @pytest.mark.parametrize(
     ("groups", "scale", "stem_channels", "width", "middle"),

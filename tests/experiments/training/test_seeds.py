@@ -102,7 +102,9 @@ def assert_alike(runs, others, exactly=False):
             assert torch.allclose(value, expected[name], rtol=1e-3, atol=0 if exactly else 1e-4), name
 
 
-@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize(
+    "net", [pytest.param(net, marks=[pytest.mark.slow] if net == "depthwise" else []) for net in NETS]
+)
 def test_twenty_steps_at_once_are_those_alone(net, tmp_path):
     given = setting(epochs=4)
     assert given.steps == 20
