@@ -66,9 +66,10 @@ results: $(READY) ## copy a study's tables and figures to results/ and the READM
 claims: $(READY) ## what is claimed of filter groups, and what the studies say to it [ARGS="--explain"]
 	@$(RUN) -m experiments claims $(ARGS)
 
-bench: $(READY) ## time every kernel side by side, then whole training steps
+bench: $(READY) ## time every kernel side by side, then whole training steps, then images per second
 	@$(RUN) -m benchmarks.kernels $(ARGS)
 	@$(RUN) -m benchmarks.steps
+	@$(RUN) -m benchmarks.training --model=lognet
 
 bench-kernels: $(READY) ## measure this machine's kernels into ~/.cache/gconv/kernels.csv, for the choice between them
 	@$(RUN) -m benchmarks.kernels --learn $(ARGS)
