@@ -234,7 +234,7 @@ def taken(takes, given, seeds, steps=3):
 
 def network(seed):
     torch.manual_seed(seed)
-    return build_model("lognet", 12, classes=2, groups="log:3", width=8)
+    return build_model("small", classes=2, groups="log:3", width=8)
 
 
 def test_compiled_steps_are_those_that_are_not(monkeypatch):
