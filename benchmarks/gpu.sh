@@ -2,14 +2,20 @@
 # On a machine with a GPU, in one go: is it right, how fast is it, does it train? For time on a GPU that is short.
 #
 #   make bench-gpu [TO=runs/gpu] [STAGES="right kernels blocks steps training study"]
+#   PYTHON=python3 PACKAGES=wheels DATASET=photos benchmarks/gpu.sh      where nothing can be installed or fetched
 #
 # Every stage has a time limit of its own and leaves log and tables in the folder TO, whatever becomes of the others.
 # PYTHON names the interpreter (of .venv by default); PACKAGES a folder of wheels that it lacks, for a machine that
-# nothing can be installed on: a wheel of pure Python is read where it lies.
+# nothing can be installed on: a wheel of pure Python is read where it lies. DATASET names the images of the study.
 
 set -uo pipefail
 cd "$(dirname "$0")/.."
 TO=${TO:-runs/gpu}
+ALL="right kernels blocks steps training study"
+STAGES=${STAGES:-$ALL}
+for name in $STAGES; do
+	[[ " $ALL " == *" $name "* ]] || { echo "error: STAGES=$name: there are: $ALL" >&2; exit 2; }
+done
 PYTHON=${PYTHON:-.venv/bin/python}
 for wheel in ${PACKAGES:+"$PACKAGES"/*.whl}; do PYTHONPATH="$wheel:${PYTHONPATH:-}"; done
 export PYTHONPATH=".:${PYTHONPATH:-}" PYTHONUNBUFFERED=1
@@ -36,7 +42,7 @@ echo "$machine" | tee "$TO/machine.txt"
 
 failed=0
 stage() { # NAME SECONDS COMMAND…
-	[[ " ${STAGES:-right kernels blocks steps training study} " == *" $1 "* ]] || return 0
+	[[ " $STAGES " == *" $1 "* ]] || return 0
 	local name=$1 limit=$2 start=$SECONDS code
 	shift 2
 	timeout "$limit" "$@" >"$TO/$name.txt" 2>&1

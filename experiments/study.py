@@ -169,6 +169,8 @@ def resolve(name: str, content: dict[str, Any], place: str, flags: list[str]) ->
     at_once = settled["seeds_at_once"]
     if at_once != "auto" and (isinstance(at_once, bool) or at_once < 1):
         raise UsageError(f"seeds_at_once={at_once}: must be auto or at least 1")
+    if at_once not in ("auto", 1) and settled["on"] == "ray":
+        raise UsageError(f"seeds_at_once={at_once} cannot stand beside on=ray, where each run is a call of its own")
     if not isinstance(settled["gpus"], int) or settled["gpus"] < 1:
         raise UsageError(f"gpus={settled['gpus']}: must be at least 1")
     if not isinstance(settled["cpus_per_run"], int) or settled["cpus_per_run"] < 1:

@@ -24,12 +24,12 @@ from gconv.geometry import Geometry, geometry_of
 from gconv.kernels.aten import is_channels_last
 
 _cut = "int[] in_sizes, int[] out_sizes, int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation"
-_library = torch.library.Library("gconv", "DEF")
-_library.define(f"conv2d(Tensor x, Tensor weight, Tensor? bias, {_cut}, str activation) -> Tensor")
-_library.define(f"conv2d_statistics(Tensor x, Tensor weight, Tensor? bias, {_cut}) -> (Tensor, Tensor, Tensor)")
-_library.define(f"input_gradient(Tensor dy, Tensor weight, {_cut}, SymInt[2] input_size) -> Tensor")
-_library.define(f"weight_gradient(Tensor dy, Tensor x, {_cut}) -> Tensor")
-_ops = torch.ops.gconv
+definitions = torch.library.Library("gconv", "DEF")
+definitions.define(f"conv2d(Tensor x, Tensor weight, Tensor? bias, {_cut}, str activation) -> Tensor")
+definitions.define(f"conv2d_statistics(Tensor x, Tensor weight, Tensor? bias, {_cut}) -> (Tensor, Tensor, Tensor)")
+definitions.define(f"input_gradient(Tensor dy, Tensor weight, {_cut}, SymInt[2] input_size) -> Tensor")
+definitions.define(f"weight_gradient(Tensor dy, Tensor x, {_cut}) -> Tensor")
+ops = torch.ops.gconv
 
 Pair = tuple[int, int]
 Numbers = tuple[list[int], list[int], Pair, Pair, Pair, Pair]
@@ -48,24 +48,24 @@ def _geometry(numbers: Sequence[Any]) -> Geometry:
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str = "none") -> Tensor:
     """The forward pass as one op of torch's library."""
-    return _ops.conv2d.default(x, weight, bias, *_numbers(geometry), activation)
+    return ops.conv2d.default(x, weight, bias, *_numbers(geometry), activation)
 
 
 def conv2d_statistics(
     x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The forward pass and the mean and biased variance (O,) of each channel of its result, at least in fp32."""
-    return _ops.conv2d_statistics.default(x, weight, bias, *_numbers(geometry))
+    return ops.conv2d_statistics.default(x, weight, bias, *_numbers(geometry))
 
 
 def input_gradient(dy: Tensor, weight: Tensor, geometry: Geometry, input_size: Sequence[int]) -> Tensor:
     """The gradient of the input as one op of torch's library."""
-    return _ops.input_gradient.default(dy, weight, *_numbers(geometry), input_size)
+    return ops.input_gradient.default(dy, weight, *_numbers(geometry), input_size)
 
 
 def weight_gradient(dy: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
     """The gradient of the weight as one op of torch's library."""
-    return _ops.weight_gradient.default(dy, x, *_numbers(geometry))
+    return ops.weight_gradient.default(dy, x, *_numbers(geometry))
 
 
 OPS = derivatives.Ops(conv2d, input_gradient, weight_gradient)
@@ -183,13 +183,13 @@ def _autocast(op: Callable[..., Any]) -> Callable[..., Any]:
     return cast
 
 
-def _fold(x: Tensor, dim: int | None, times: int) -> Tensor:
+def side_by_side(x: Tensor, dim: int | None, times: int) -> Tensor:
     """(N, k · C, H, W) of k inputs side by side; all alike where there is no dimension of them."""
     x = x.unsqueeze(0).expand(times, *x.shape) if dim is None else x.movedim(dim, 0)
     return x.transpose(0, 1).flatten(1, 2)
 
 
-def _stack(x: Tensor, dim: int | None, times: int) -> Tensor:
+def one_after_another(x: Tensor, dim: int | None, times: int) -> Tensor:
     """(k · O, …) of k weights or biases one after the other."""
     return (x.unsqueeze(0).expand(times, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1)
 
@@ -206,17 +206,17 @@ def _repeat(rest: Sequence[Any], times: int) -> list[Any]:
 def _vmap_conv2d(info: Any, dims: tuple, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Any:
     k = info.batch_size
     if dims[1] is None and dims[2] is None:
-        return _ops.conv2d.default(_batches(x, dims[0]), weight, bias, *rest).unflatten(0, (k, -1)), 0
-    bias = None if bias is None else _stack(bias, dims[2], k)
-    y = _ops.conv2d.default(_fold(x, dims[0], k), _stack(weight, dims[1], k), bias, *_repeat(rest, k))
+        return ops.conv2d.default(_batches(x, dims[0]), weight, bias, *rest).unflatten(0, (k, -1)), 0
+    bias = None if bias is None else one_after_another(bias, dims[2], k)
+    y = ops.conv2d.default(side_by_side(x, dims[0], k), one_after_another(weight, dims[1], k), bias, *_repeat(rest, k))
     return y.unflatten(1, (k, -1)), 1
 
 
 def _vmap_conv2d_statistics(info: Any, dims: tuple, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Any:
     k = info.batch_size
-    bias = None if bias is None else _stack(bias, dims[2], k)
-    y, *statistics = _ops.conv2d_statistics.default(
-        _fold(x, dims[0], k), _stack(weight, dims[1], k), bias, *_repeat(rest, k)
+    bias = None if bias is None else one_after_another(bias, dims[2], k)
+    y, *statistics = ops.conv2d_statistics.default(
+        side_by_side(x, dims[0], k), one_after_another(weight, dims[1], k), bias, *_repeat(rest, k)
     )
     return (y.unflatten(1, (k, -1)), *(part.unflatten(0, (k, -1)) for part in statistics)), (1, 0, 0)
 
@@ -224,14 +224,16 @@ def _vmap_conv2d_statistics(info: Any, dims: tuple, x: Tensor, weight: Tensor, b
 def _vmap_input_gradient(info: Any, dims: tuple, dy: Tensor, weight: Tensor, *rest: Any) -> Any:
     k = info.batch_size
     if dims[1] is None:
-        return _ops.input_gradient.default(_batches(dy, dims[0]), weight, *rest).unflatten(0, (k, -1)), 0
-    dx = _ops.input_gradient.default(_fold(dy, dims[0], k), _stack(weight, dims[1], k), *_repeat(rest, k))
+        return ops.input_gradient.default(_batches(dy, dims[0]), weight, *rest).unflatten(0, (k, -1)), 0
+    dx = ops.input_gradient.default(
+        side_by_side(dy, dims[0], k), one_after_another(weight, dims[1], k), *_repeat(rest, k)
+    )
     return dx.unflatten(1, (k, -1)), 1
 
 
 def _vmap_weight_gradient(info: Any, dims: tuple, dy: Tensor, x: Tensor, *rest: Any) -> Any:
     k = info.batch_size
-    dw = _ops.weight_gradient.default(_fold(dy, dims[0], k), _fold(x, dims[1], k), *_repeat(rest, k))
+    dw = ops.weight_gradient.default(side_by_side(dy, dims[0], k), side_by_side(x, dims[1], k), *_repeat(rest, k))
     return dw.unflatten(0, (k, -1)), 0
 
 
@@ -244,18 +246,18 @@ def _flops(output: Sequence[int], numbers: Sequence[Any]) -> int:
 def _register(
     name: str, run: Callable, fake: Callable, keep: Callable, derivative: Callable, vmap: Callable, flops: Callable
 ) -> None:
-    arguments = len(getattr(_ops, name).default._schema.arguments)
+    arguments = len(getattr(ops, name).default._schema.arguments)
 
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         known = derivative(OPS, ctx, *gradients)
         return *known, *[None] * (arguments - len(known))
 
     full = f"gconv::{name}"
-    _library.impl(name, run, "CompositeExplicitAutograd")
-    torch.library.register_fake(full, fake, lib=_library)
-    torch.library.register_autograd(full, backward, setup_context=keep, lib=_library)
-    torch.library.register_vmap(full, vmap, lib=_library)
-    register_flop_formula(getattr(_ops, name))(flops)
+    definitions.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(full, fake, lib=definitions)
+    torch.library.register_autograd(full, backward, setup_context=keep, lib=definitions)
+    torch.library.register_vmap(full, vmap, lib=definitions)
+    register_flop_formula(getattr(ops, name))(flops)
 
 
 _register(
@@ -279,4 +281,4 @@ _register(
 )
 for _key in ("AutocastCPU", "AutocastCUDA"):
     for _name in ("conv2d", "conv2d_statistics"):
-        _library.impl(_name, _autocast(getattr(_ops, _name).default), _key)
+        definitions.impl(_name, _autocast(getattr(ops, _name).default), _key)

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from gconv.geometry import Geometry
-from gconv.library import _fold, _library, _ops, _stack
+from gconv.library import definitions, one_after_another, ops, side_by_side
 
-_library.define(
+definitions.define(
     "normalize(Tensor y, Tensor weight, Tensor bias, float eps, bool relu) -> (Tensor, Tensor, Tensor, Tensor)"
 )
-_library.define(
+definitions.define(
     "normalize_backward(Tensor dz, Tensor y, Tensor? z, Tensor weight, Tensor mean, Tensor reciprocal, float eps) "
     "-> (Tensor, Tensor, Tensor)"
 )
@@ -77,7 +77,7 @@ def normalize_by_aten(y: Tensor, norm: nn.BatchNorm2d, relu: bool) -> Tensor:
     kept = torch.promote_types(y.dtype, torch.float32)
     weight = y.new_ones(y.shape[1], dtype=kept) if norm.weight is None else norm.weight
     bias = torch.zeros_like(weight) if norm.bias is None else norm.bias
-    z, mean, unbiased, _ = _ops.normalize.default(y, weight, bias, norm.eps, relu)
+    z, mean, unbiased, _ = ops.normalize.default(y, weight, bias, norm.eps, relu)
     _note(norm, mean.detach(), unbiased.detach())
     return z
 
@@ -134,22 +134,22 @@ def _keep(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
 def _backward(ctx: Any, dz: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     y, weight, mean, reciprocal, *z = ctx.saved_tensors
     # ATen's own are differentiable once more; the op is not, and is for a compiler, which does not ask for it.
-    gradients = _run_backward if torch.is_grad_enabled() else _ops.normalize_backward.default
+    gradients = _run_backward if torch.is_grad_enabled() else ops.normalize_backward.default
     return *gradients(dz, y, z[0] if z else None, weight, mean, reciprocal, ctx.eps), None, None
 
 
 def _vmap(info: Any, dims: tuple, y: Tensor, weight: Tensor, bias: Tensor, *rest: Any) -> Any:
     k = info.batch_size
-    affine = _stack(weight, dims[1], k), _stack(bias, dims[2], k)
-    z, *statistics = _ops.normalize.default(_fold(y, dims[0], k), *affine, *rest)
+    affine = one_after_another(weight, dims[1], k), one_after_another(bias, dims[2], k)
+    z, *statistics = ops.normalize.default(side_by_side(y, dims[0], k), *affine, *rest)
     return (z.unflatten(1, (k, -1)), *(part.unflatten(0, (k, -1)) for part in statistics)), (1, 0, 0, 0)
 
 
 def _vmap_backward(info: Any, dims: tuple, dz: Tensor, y: Tensor, z: Tensor | None, *rest: Any) -> Any:
     k = info.batch_size
-    images = (None if t is None else _fold(t, dim, k) for t, dim in zip((dz, y, z), dims[:3], strict=True))
-    channels = (_stack(t, dim, k) for t, dim in zip(rest[:3], dims[3:6], strict=True))
-    dy, *affine = _ops.normalize_backward.default(*images, *channels, rest[3])
+    images = (None if t is None else side_by_side(t, dim, k) for t, dim in zip((dz, y, z), dims[:3], strict=True))
+    channels = (one_after_another(t, dim, k) for t, dim in zip(rest[:3], dims[3:6], strict=True))
+    dy, *affine = ops.normalize_backward.default(*images, *channels, rest[3])
     return (dy.unflatten(1, (k, -1)), *(part.unflatten(0, (k, -1)) for part in affine)), (1, 0, 0)
 
 
@@ -157,7 +157,7 @@ for _name, _real, _faked, _mapped in (
     ("normalize", _run, _fake, _vmap),
     ("normalize_backward", _run_backward, _fake_backward, _vmap_backward),
 ):
-    _library.impl(_name, _real, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"gconv::{_name}", _faked, lib=_library)
-    torch.library.register_vmap(f"gconv::{_name}", _mapped, lib=_library)
-torch.library.register_autograd("gconv::normalize", _backward, setup_context=_keep, lib=_library)
+    definitions.impl(_name, _real, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"gconv::{_name}", _faked, lib=definitions)
+    torch.library.register_vmap(f"gconv::{_name}", _mapped, lib=definitions)
+torch.library.register_autograd("gconv::normalize", _backward, setup_context=_keep, lib=definitions)

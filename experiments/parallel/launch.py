@@ -60,6 +60,10 @@ def _ready(study: Study, ranks: int, here: int) -> list[PlannedRun]:
         raise UsageError(f"gpus={ranks} cannot stand beside on={study.on}, where each run is trained by one process")
     if study.seeds_at_once not in ("auto", 1):
         raise UsageError(f"gpus={ranks} cannot stand beside seeds_at_once={study.seeds_at_once}: one or the other")
+    if study.compile == "always":
+        raise UsageError(
+            f"gpus={ranks} cannot stand beside compile=always: steps of several processes are not compiled"
+        )
     check_devices([v.recipe.device for v in study.variants], here)
     planned = plan(study)
     for p in planned:

@@ -7,7 +7,7 @@ from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
 from typing import Any
 
-from experiments.errors import RunFailedError, UsageError
+from experiments.errors import RunFailedError
 from experiments.plan import PlannedRun
 from experiments.store.divide import outcomes
 from experiments.store.leases import LeaseLostError
@@ -27,9 +27,6 @@ def train_all(study: Study, planned: list[PlannedRun], crew: Crew = ALONE) -> in
     def say(k: int, text: str) -> None:
         print(f"[{k + 1}/{len(planned)}] {planned[k].variant.name}, seed {planned[k].run.seed}: {text}", flush=True)
 
-    if study.seeds_at_once not in ("auto", 1) and (crew.size > 1 or study.on == "ray"):
-        reason = "processes that train each run together, and on=ray, train one seed at a time"
-        raise UsageError(f"seeds_at_once={study.seeds_at_once}: {reason}; leave it at auto")
     over: set[int] = set()
     beside: dict[int, str] = {}  # with whom a run was trained here, in words
 

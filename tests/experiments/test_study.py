@@ -98,6 +98,8 @@ def test_every_shipped_study_resolves_and_its_head_is_complete():
         (["--see=2"], {}, ["unknown key see", "seeds"]),
         (["--only=dense", "--model.groups=2"], {}, ["--only=dense", "--model.groups"]),
         (["--recipe.lr=1e400"], {}, ["recipe.lr", "inf"]),
+        (["--seeds_at_once=0"], {}, ["seeds_at_once=0", "auto or at least 1"]),
+        (["--seeds_at_once=3", "--on=ray"], {}, ["seeds_at_once=3", "on=ray"]),
         ([], {"only": "dense"}, ["only", "--only"]),
         ([], {"seeds": None}, ["seeds"]),
         ([], {"model": {"name": ["small"]}}, ["model.name"]),

@@ -427,6 +427,7 @@ def test_a_failure_of_its_own_breaks_the_crew_and_one_that_all_see_does_not():
         (["--gpus=3", "--recipe.batch_size=2", "--recipe.device=cpu"], "3 processes need an image each, .*batch has 2"),
         (["--gpus=2", "--recipe.device=cpu", "--seeds_at_once=2"], "gpus=2 cannot stand beside seeds_at_once=2"),
         (["--gpus=2", "--recipe.device=mps"], "recipe.device=mps does not go with 2 processes"),
+        (["--gpus=2", "--recipe.device=cpu", "--compile=always"], "gpus=2 cannot stand beside compile=always"),
         (["--gpus=2", "--on=ray"], "gpus=2 cannot stand beside on=ray"),
     ],
 )  # fmt: skip
