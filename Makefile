@@ -22,7 +22,7 @@ $(READY): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed; name one with make PYTHON=/path/to/python3" >&2; exit 2; }
 	@echo "setting up .venv (once; a minute or two) …"
 	@test -x $(RUN) || $(PYTHON) -m venv .venv
-	@.venv/bin/pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@.venv/bin/pip install --quiet --disable-pip-version-check --editable ".[suite,dev]"
 	@touch $@
 
 setup: $(READY) ## make the virtual environment (every other target does so by itself)
@@ -55,7 +55,7 @@ cost: $(READY) ## parameters, MACs, activations: MODEL=alexnet | torchvision:res
 	@$(RUN) -m experiments cost $(MODEL) $(ARGS)
 
 measure: $(READY) ## measure a network trained elsewhere: MODEL=resnet18 CHECKPOINT=file DATA=folder [ARGS=…]
-	@$(RUN) -m experiments measure --model=$(MODEL) --checkpoint="$(CHECKPOINT)" --data="$(DATA)" $(ARGS)
+	@$(RUN) -m experiments measure $(if $(MODEL),--model=$(MODEL)) $(if $(CHECKPOINT),--checkpoint="$(CHECKPOINT)") $(if $(DATA),--data="$(DATA)") $(ARGS)
 
 figures: $(READY) ## draw a study's figures again: NAME=quickstart; or NAME=connections [ARGS="--model=…"]
 	@$(RUN) -m experiments figures $(NAME) $(ARGS)
@@ -68,8 +68,8 @@ claims: $(READY) ## what is claimed of filter groups, and what the studies say t
 
 bench: $(READY) ## time every kernel side by side, then whole training steps, then images per second
 	@$(RUN) -m benchmarks.kernels $(ARGS)
-	@$(RUN) -m benchmarks.steps
-	@$(RUN) -m benchmarks.training --model=lognet
+	@$(if $(filter -h --help,$(ARGS)),,$(RUN) -m benchmarks.steps)
+	@$(if $(filter -h --help,$(ARGS)),,$(RUN) -m benchmarks.training --model=lognet)
 
 bench-kernels: $(READY) ## measure this machine's kernels into ~/.cache/gconv/kernels.csv, for the choice between them
 	@$(RUN) -m benchmarks.kernels --learn $(ARGS)
@@ -84,5 +84,18 @@ bench-gpu: $(READY) ## on a machine with a GPU: tests, every benchmark and a stu
 	@PYTHON="$${PYTHON:-$(RUN)}" TO="$(TO)" STAGES="$(STAGES)" benchmarks/gpu.sh
 
 clean: ## remove the virtual environment and all caches (runs/ and data/ stay)
-	@rm -rf .venv .pytest_cache .ruff_cache .hypothesis *.egg-info
+	@rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist *.egg-info *.whl
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Folders have these names, so that make would call them up to date.
+MEANT_analysis := measure MODEL=… CHECKPOINT=… DATA=…
+MEANT_benchmarks := bench
+MEANT_configs := list
+MEANT_experiments := experiment NAME=…
+MEANT_gconv := cost MODEL=…
+MEANT_runs := status
+MEANT_tests := test
+FOLDERS := $(patsubst MEANT_%,%,$(filter MEANT_%,$(.VARIABLES)))
+.PHONY: $(FOLDERS)
+$(FOLDERS):
+	$(error make $@: no such command; did you mean `make $(MEANT_$@)`? `make help` lists them all)

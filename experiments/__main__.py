@@ -15,6 +15,20 @@ from experiments.errors import UsageError
 from experiments.store.notice import take_notice
 
 CONNECTIONS = "connections"  # figures of no study
+SUITE = (  # modules of the extra ``suite`` that no command goes without
+    "PIL",
+    "jsonargparse",
+    "matplotlib",
+    "pandas",
+    "scipy",
+    "seaborn",
+    "skimage",
+    "sklearn",
+    "torchvision",
+    "tqdm",
+    "tueplots",
+    "yaml",
+)
 USAGE = """\
 usage: python -m experiments COMMAND …
 
@@ -186,16 +200,16 @@ def figures(arguments: list[str]) -> int:
 def results(arguments: list[str]) -> int:
     """Copy what a study found to the record."""
     folder = _study_folder(arguments, "results")
-    from experiments.catalogue import CONFIGS, GROUP_PARALLEL
+    from experiments.catalogue import GROUP_PARALLEL, HOME
 
     if folder.name == GROUP_PARALLEL:
         from experiments.parallel.study import keep_results as keep
 
-        print(*keep(folder, CONFIGS.parent / "results"), sep="\n")
+        print(*keep(folder, HOME / "results"), sep="\n")
         return 0
     from experiments.report import keep_results
 
-    print(*keep_results(folder, CONFIGS.parent / "results", CONFIGS.parent / "README.md"), sep="\n")
+    print(*keep_results(folder, HOME / "results", HOME / "README.md"), sep="\n")
     return 0
 
 
@@ -244,6 +258,11 @@ def entry() -> int:
         return main(sys.argv[1:])
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in SUITE:
+            raise
+        print(f"error: {error.name} is not installed here: pip install 'grouped-convolution[suite]'", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         if "TORCHELASTIC_RUN_ID" not in os.environ:  # who has started several processes tells it once

@@ -1,4 +1,7 @@
-"""The studies in ``configs/``: found and described without loading torch."""
+"""The studies in ``configs/``: found and described without loading torch.
+
+In a checkout they lie at its top, where users edit them; an installed package brings them along.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ from typing import Any
 
 from experiments.errors import UsageError
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+_BROUGHT = Path(__file__).parent / "configs"  # by an installed package
+CONFIGS = _BROUGHT if _BROUGHT.is_dir() else Path(__file__).parent.parent / "configs"
+HOME = Path.cwd() if _BROUGHT.is_dir() else CONFIGS.parent  # of the record: results/ and the README
 GROUP_PARALLEL = "group-parallel"  # the study that trains nothing: it measures steps on several devices
 
 

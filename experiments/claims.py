@@ -19,7 +19,7 @@ import pandas as pd
 
 from analysis.claims import ALPHA, RULE, Claim, Direction, Finding, Record, Test, Verdict, adjust, find
 from analysis.effects import SLOT, Kind, Metric, Term
-from experiments.catalogue import CONFIGS, study_names
+from experiments.catalogue import CONFIGS, HOME, study_names
 from experiments.errors import UsageError
 from experiments.report import read_table
 from experiments.strict_yaml import read_yaml
@@ -51,7 +51,7 @@ def print_claims(flags: Sequence[str]) -> None:
         else:
             raise UsageError(f"claims: unknown flag {flag}; there are: {FLAGS}")
     claims = read_claims(LEDGER)
-    records = {name: find_records(name, runs, CONFIGS.parent / "results") for claim in claims for name in claim.studies}
+    records = {name: find_records(name, runs, HOME / "results") for claim in claims for name in claim.studies}
     findings = adjust([find(claim, [r for name in claim.studies for r in records[name]]) for claim in claims])
     if as_json:
         print(json.dumps([_as_json(*row) for row in zip(claims, findings, strict=True)], indent=1, ensure_ascii=False))

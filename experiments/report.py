@@ -137,7 +137,7 @@ def keep_results(study_folder: Path, results: Path, readme: Path) -> list[Path]:
     table = read_measures(study_folder)
     text = results / name / "summary.txt"
     write_atomic(text, lambda file: file.write(f"{summary(table)}\n".encode()))
-    page = readme.read_text()
+    page = readme.read_text() if readme.is_file() else ""  # outside a checkout there is none
     start, end = f"<!-- results {name} -->\n", f"<!-- end {name} -->"
     if start in page and end in page:
         before, rest = page.split(start, 1)

@@ -8,12 +8,15 @@ from gconv.partition import Partition
 from gconv.regroup import regroup
 from gconv.shuffle import ChannelPermutation, ChannelShuffle, channel_shuffle
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Block",
     "ChannelPermutation",
     "ChannelShuffle",
     "GroupedConv2d",
     "Partition",
+    "__version__",
     "channel_shuffle",
     "explain",
     "forced_kernel",
