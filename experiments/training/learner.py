@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,12 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from experiments.memory import is_out_of_memory
 from experiments.training.crew import ALONE, Crew
 from experiments.training.recipe import make_optimizer
 from experiments.training.setting import Setting
 
 Batch = tuple[Tensor, Tensor]  # inputs (B, 3, h, w), labels (B,)
 COMPILER: dict[str, Any] = {"mode": "reduce-overhead", "dynamic": False}  # of torch.compile: with CUDA graphs
+COMPILER_STEPS = 8  # first steps, in which the compiler builds both passes, warms them up and records CUDA graphs
 ARCHITECTURES = 256  # of one process, at most; torch goes back to eager mode from the eighth on
 
 
@@ -24,9 +27,11 @@ class Learner:
     Attributes:
         networks: that are trained, in the order of their batches: one here.
         crew: the processes that train together.
+        compile_error: why the compiled step was given up; None while it works, and where none was asked for.
     """
 
     crew: Crew = ALONE
+    compile_error: str | None = None
 
     def __init__(self, model: nn.Module, setting: Setting, steps: int) -> None:
         """Move a network to the device of a setting.
@@ -39,7 +44,8 @@ class Learner:
         model.to(setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._model, self._setting = model, setting
         self._optimizer, self._schedule = make_optimizer(model, setting.recipe, steps)
-        self._outcome = _compiled(self._losses) if setting.compiled else self._losses
+        self._outcome: Callable[..., tuple[Tensor, Tensor]] | None = None if setting.compiled else self._losses
+        self._compiled_steps = 0
 
     @property
     def networks(self) -> list[nn.Module]:
@@ -58,15 +64,61 @@ class Learner:
     def step(self, batches: Sequence[Batch]) -> Tensor:
         """Take a step on a batch for each network.
 
+        A compiled step that fails is taken again in eager mode, and so are all that follow (``compile_error``).
+
         Returns:
             (S, 2): loss and accuracy of each, on the device.
         """
-        self._optimizer.zero_grad(set_to_none=True)
-        losses_S, accuracies_S = self._outcome([x for x, _ in batches], torch.stack([y for _, y in batches]))
-        losses_S.sum().backward()  # no loss depends on another network's weights
+        xs, y_SN = [x for x, _ in batches], torch.stack([y for _, y in batches])
+        if self.compile_error is None and self._setting.compiled:
+            losses_S, accuracies_S = self._compiled_gradients(xs, y_SN)
+        else:
+            losses_S, accuracies_S = self._gradients(xs, y_SN)
         self._optimizer.step()
         self._schedule.step()
         return torch.stack([losses_S.detach(), accuracies_S], 1)
+
+    def _gradients(self, xs: list[Tensor], y_SN: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and accuracy of each network; the gradients are in the parameters."""
+        self._optimizer.zero_grad(set_to_none=True)
+        if self._outcome is None:
+            self._outcome = _compiled(self._losses)
+        losses_S, accuracies_S = self._outcome(xs, y_SN)
+        losses_S.sum().backward()  # no loss depends on another network's weights
+        return losses_S, accuracies_S
+
+    def _compiled_gradients(self, xs: list[Tensor], y_SN: Tensor) -> tuple[Tensor, Tensor]:
+        """``_gradients`` of a compiled step, or of the same step in eager mode if it fails.
+
+        Running statistics that a failing step has changed are put back during the first steps. In a later one a batch
+        may count in them twice.
+        """
+        self._compiled_steps += 1
+        buffers = list(self._model.buffers()) if self._compiled_steps <= COMPILER_STEPS else []
+        before = [buffer.clone() for buffer in buffers]
+        try:
+            return self._gradients(xs, y_SN)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            self.compile_error = _reason(error)
+        print(
+            f"warning: the compiled step failed ({self.compile_error}); going on in eager mode",
+            file=sys.stderr,
+            flush=True,
+        )
+        self._outcome = self._losses
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
+        return self._gradients(xs, y_SN)
+
+    @property
+    def compilation(self) -> dict[str, Any]:
+        """Whether the step was compiled, and why no longer, for the record of a run; nothing where not asked for."""
+        if not self._setting.compiled:
+            return {}
+        failed = self.compile_error is not None
+        return {"compiled": not failed, **({"compile_error": self.compile_error} if failed else {})}
 
     def _losses(self, xs: list[Tensor], y_SN: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and accuracy of each network."""
@@ -106,3 +158,10 @@ def _compiled(losses: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tup
 
     torch._dynamo.config.recompile_limit = ARCHITECTURES
     return torch.compile(losses, **COMPILER)
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what went wrong, without the compiler's frame around it."""
+    inner = getattr(error, "inner_exception", None) or error
+    lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
+    return f"{type(inner).__name__}: {lines[0] if lines else 'no reason given'}"

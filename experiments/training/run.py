@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ from experiments.training.seeds import Stack
 from experiments.training.setting import Setting
 
 
-def train_run(run: Run, model: nn.Module, setting: Setting, tracker: Tracker, crew: Crew = ALONE) -> dict[str, float]:
+def train_run(run: Run, model: nn.Module, setting: Setting, tracker: Tracker, crew: Crew = ALONE) -> dict[str, Any]:
     """Train ``model`` from its last checkpoint, or from the start, to the end of the recipe.
 
     Args:
@@ -36,7 +37,7 @@ def train_run(run: Run, model: nn.Module, setting: Setting, tracker: Tracker, cr
         crew: the processes that train it together and all call this; rank 0 alone reads and writes the run.
 
     Returns:
-        The metrics of the last epoch and the seconds spent in training.
+        The metrics of the last epoch, the seconds spent in training, and whether its steps were compiled.
 
     Raises:
         RunFailedError: the loss or a weight is no longer finite, or the device has too little memory; the last
@@ -65,7 +66,7 @@ def train_at_once(
     fresh: Sequence[Callable[[], nn.Module]],
     setting: Setting,
     trackers: Sequence[Tracker],
-) -> list[dict[str, float] | Exception]:
+) -> list[dict[str, Any] | Exception]:
     """Train runs of one variant side by side, each as ``train_run`` would.
 
     What is equally far goes on together. A network that is no longer finite beside others goes back to its last
@@ -84,7 +85,7 @@ def train_at_once(
     Raises:
         KeyboardInterrupt: a notice to stop has come; the checkpoints are of the last step.
     """
-    ends: dict[int, dict[str, float] | Exception] = {}
+    ends: dict[int, dict[str, Any] | Exception] = {}
     apart, most = set[int](), len(runs)
     while left := sorted((k for k in range(len(runs)) if k not in ends), key=lambda k: k in apart):
         first, reached = left[0], how_far(runs[left[0]])
@@ -120,7 +121,7 @@ def choose_kernels() -> None:
 
 def _train(
     runs: Sequence[Run], learner: Learner, setting: Setting, trackers: Sequence[Tracker]
-) -> list[dict[str, float] | LeaseLostError]:
+) -> list[dict[str, Any] | LeaseLostError]:
     """Train runs side by side, all equally far; returns the last metrics of each, and its seconds.
 
     Where another process takes one over, its network is trained on unseen, for the sake of the others.
@@ -182,7 +183,9 @@ def _train(
         save_beside(error.place)
         raise
     return [
-        lost[k] if k in lost else {**p.history[-1], "seconds": sum(epoch["seconds"] for epoch in p.history)}
+        lost[k]
+        if k in lost
+        else {**p.history[-1], "seconds": sum(epoch["seconds"] for epoch in p.history), **learner.compilation}
         for k, p in enumerate(saved)
     ]
 

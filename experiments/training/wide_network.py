@@ -153,11 +153,12 @@ def _grouped_conv(conv: GroupedConv2d, count: int) -> nn.Module:
 
 
 def _conv(conv: nn.Conv2d, count: int) -> nn.Module:
+    """Dense networks side by side are a grouped convolution, for which a kernel is chosen as for any other."""
     named: Any = {
         name: getattr(conv, name) for name in ("kernel_size", "stride", "padding", "dilation", "padding_mode")
     }
     channels = count * conv.in_channels, count * conv.out_channels
-    return nn.Conv2d(*channels, groups=count * conv.groups, bias=conv.bias is not None, **named)
+    return GroupedConv2d(*channels, groups=count * conv.groups, bias=conv.bias is not None, **named)
 
 
 def _norm(norm: nn.BatchNorm2d, count: int) -> nn.Module:

@@ -250,6 +250,48 @@ def test_compiled_steps_are_those_that_are_not(monkeypatch):
     torch.testing.assert_close(both, torch.cat(alone, 1), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("when", ["forward", "backward"])
+def test_a_compiled_step_that_fails_is_taken_again_in_eager_mode_and_the_run_says_why(
+    tmp_path, monkeypatch, capsys, when
+):
+    """The planted failure is the kind that a user meets: the backend raises while it builds one of the passes."""
+    from torch._dynamo.backends.common import aot_autograd
+
+    def fails(graph, inputs):
+        raise NotImplementedError("no such instruction\nmore lines")
+
+    passes = {"fw_compiler": lambda graph, _: graph.forward, "bw_compiler": lambda graph, _: graph.forward}
+    passes["fw_compiler" if when == "forward" else "bw_compiler"] = fails
+    monkeypatch.setattr(learner, "COMPILER", {"backend": aot_autograd(**passes), "dynamic": False})
+    given = setting()
+    eager, compiled = network(0), network(0)
+    train_run(a_run(tmp_path, "eager"), eager, given, SILENT)
+    result = train_run(a_run(tmp_path, "compiled"), compiled, given.with_compiler("always"), SILENT)
+    assert result["compiled"] is False and result["compile_error"] == "NotImplementedError: no such instruction"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: the compiled step failed (NotImplementedError: no such instruction)")
+    for (name, value), same in zip(compiled.state_dict().items(), eager.state_dict().values(), strict=True):
+        assert torch.equal(value, same), f"{name}: no batch is counted twice"
+
+
+def test_a_run_says_that_its_steps_were_compiled_and_nothing_where_nobody_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr(learner, "COMPILER", {"backend": "eager", "dynamic": False})
+    plain = train_run(a_run(tmp_path, "plain"), network(0), setting(epochs=1), SILENT)
+    assert not plain.keys() & {"compiled", "compile_error"}
+    compiled = train_run(a_run(tmp_path), network(0), setting(epochs=1).with_compiler("always"), SILENT)
+    assert compiled["compiled"] is True and "compile_error" not in compiled
+
+
+def test_a_step_without_memory_does_not_count_as_one_that_cannot_be_compiled(monkeypatch):
+    def short(graph, inputs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(learner, "COMPILER", {"backend": short, "dynamic": False})
+    given = setting().with_compiler("always")
+    with pytest.raises(Exception, match="out of memory"):
+        taken(Learner(network(0), given, 9), given, [0])
+
+
 def test_steps_are_compiled_by_themselves_only_where_that_pays(monkeypatch):
     short = setting()
     assert not short.with_compiler("auto").compiled

@@ -149,3 +149,25 @@ def test_what_would_mix_networks_is_refused_in_one_line(layer, words):
 
 def test_dropout_that_drops_nothing_is_no_reason():
     assert refusal(nn.Sequential(GroupedConv2d(3, 4, 3), nn.Dropout(0.0), nn.Flatten())) is None
+
+
+def test_dense_networks_side_by_side_have_the_choice_of_kernels():
+    """Each dense convolution becomes a grouped one: a forced kernel computes all of them."""
+    from unittest import mock
+
+    from gconv import dispatch, forced_kernel
+    from gconv.kernels import packed
+
+    def dense():
+        return nn.Sequential(nn.Conv2d(3, 4, 3, padding="same"), nn.ReLU(), nn.Conv2d(4, 4, 3, stride=2, bias=False))
+
+    alone = [dense() for _ in range(COUNT)]
+    xs = [torch.randn(2, 3, SIZE, SIZE) for _ in range(COUNT)]
+    expected = torch.stack([network(x) for network, x in zip(alone, xs, strict=True)])
+    wide = WideNetwork(alone)
+    dispatch._named.cache_clear()
+    with mock.patch.object(packed, "conv2d", wraps=packed.conv2d) as computed, forced_kernel("packed"):
+        found = wide(xs)
+    dispatch._named.cache_clear()
+    assert computed.call_count == 2
+    torch.testing.assert_close(found, expected)
