@@ -69,10 +69,13 @@ class Variant:
         views = asdict(self.views)
         if self.views.labels == "stored":
             del views["labels"]  # runs from before there was a choice keep their hash
+        model = dict(self.model)
+        if model["name"] == "alexnet" and model.get("width") == 1:
+            del model["width"]  # likewise
         return {
             "data": data_key,
             "views": views,
-            "model": self.model,
+            "model": model,
             "recipe": asdict(self.recipe),
             "seed": seed,
         }

@@ -7,6 +7,7 @@ import yaml
 
 from experiments import catalogue
 from experiments.errors import UsageError
+from experiments.store.runs import config_hash
 from experiments.strict_yaml import read_yaml
 from experiments.study import load_study, resolve, study_help
 
@@ -170,3 +171,18 @@ def test_listing_loads_neither_torch_nor_pandas():
     assert done.returncode == 0, done.stderr
     names = [entry["name"] for entry in yaml.safe_load(done.stdout)]
     assert names == catalogue.study_names()
+
+
+@pytest.mark.parametrize(
+    ("name", "hashes"),
+    {
+        "alexnet-groups": ["f9f9c8a8", "30bcc279", "b690f400"],
+        "quickstart": ["eace0f5d", "f92c8dd6", "66b7f21b"],
+        "log-groups": ["4e2f00c5", "628c7227", "4fa4ea7a"],
+        "nin-roots": ["ee3feccc", "c024688d", "33f3db5e"],
+    }.items(),
+)
+def test_a_runs_hash_does_not_move(name, hashes):
+    """Hashes as they were at commit a9ecd47: folders of runs made then go on."""
+    found = [config_hash(v.run_config("key", 0)) for v in load_study(name).variants]
+    assert found[:3] == hashes

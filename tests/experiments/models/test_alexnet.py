@@ -76,3 +76,17 @@ def test_67_pixels_are_enough_for_alexnet_and_66_are_not():
 )
 def test_what_cannot_be_built_is_one_clear_line(arguments, words):
     assert_refused("alexnet", arguments, words)
+
+
+def test_a_narrower_dense_network_has_the_parameters_of_two_groups():
+    """Counted by hand with 72, 200, 304, 304 and 200 filters: weights, batch norms, classifier."""
+    with torch.device("meta"):
+        model = build_model("alexnet", classes=10, groups=1, norm="batch", head="average", input_size=80, width=0.79)
+    weights = 3 * 72 * 121 + 72 * 200 * 25 + 200 * 304 * 9 + 304 * 304 * 9 + 304 * 200 * 9
+    by_hand = weights + 2 * (72 + 200 + 304 + 304 + 200) + 200 * 10 + 10
+    two_groups = 2_338_026
+    assert count_cost(model, (3, 80, 80)).parameters == by_hand == pytest.approx(two_groups, rel=0.01)
+
+
+def test_a_width_that_is_no_width_is_refused():
+    assert_refused("alexnet", {"width": 0.0}, ["width=0.0", "above 0"])
