@@ -58,7 +58,7 @@ def _print_counted(name: str, model: nn.Module, given: Namespace, title: str) ->
     elif given.csv:
         _print_csv([asdict(layer) for layer in counted.layers])
     else:
-        print(cost_table(counted, f"{name}, {title}"))
+        print(f"{name}, {title}\n{counted.table(most=None)}")
         for key, value in measured.items():
             print(f"{key}: {value:.4g}")
 
@@ -80,18 +80,6 @@ def _print_regrouped(name: str, model: nn.Module, given: Namespace, title: str) 
         print(regrouped_table(regrouped, before, after, f"{name} regrouped by {given.regroup}, {title}"))
         for key, value in measured["before"].items():
             print(f"{key}: {value:.4g} -> {measured['after'][key]:.4g}")
-
-
-def cost_table(cost: Cost, title: str) -> str:
-    """Per-layer costs and their sum as aligned text."""
-    width = max(len(layer.name) for layer in cost.layers)
-    lines = [title, f"{'layer':<{width}}  {'kind':<18}{'parameters':>14}{'MACs':>18}{'activations':>14}"]
-    for layer in cost.layers:
-        lines.append(
-            f"{layer.name:<{width}}  {layer.kind:<18}{layer.parameters:>14,}{layer.macs:>18,}{layer.activations:>14,}"
-        )
-    lines.append(f"{'total':<{width}}  {'':<18}{cost.parameters:>14,}{cost.macs:>18,}{cost.activations:>14,}")
-    return "\n".join(lines)
 
 
 def regrouped_table(regrouped: Regrouped, before: Cost, after: Cost, title: str) -> str:

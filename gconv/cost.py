@@ -10,16 +10,22 @@ from __future__ import annotations
 import statistics
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from gconv.conv import GroupedConv2d
+from gconv.meta import Shape, image_shape, run_on_meta, unwrapped
+from gconv.table import MOST_ROWS, aligned
+
+PARAMETRISATIONS = ".parametrizations."
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a model costs for one image: per layer, in the order of the modules, and in sum."""
+    """What a model costs for one image: per layer, in the order of the modules, and in sum; printed as a table."""
 
     layers: tuple[LayerCost, ...]
 
@@ -61,96 +67,143 @@ class Cost:
         """Elements that convolutions put out."""
         return sum(layer.activations for layer in self.layers)
 
+    def table(self, most: int | None = MOST_ROWS) -> str:
+        """One line per layer, at most so many, and their sum."""
+        header = ["layer", "kind", "parameters", "MACs", "activations"]
+        rows = [
+            [layer.name, layer.kind, f"{layer.parameters:,}", f"{layer.macs:,}", f"{layer.activations:,}"]
+            for layer in self.layers
+        ]
+        total = ["total", "", f"{self.parameters:,}", f"{self.macs:,}", f"{self.activations:,}"]
+        return aligned(header, rows, total, texts=2, most=most)
 
-def count_cost(model: nn.Module, input_shape: tuple[int, ...]) -> Cost:
+    def __str__(self) -> str:
+        return self.table()
+
+
+def count_cost(model: nn.Module, input_shape: Shape) -> Cost:
     """Count parameters, MACs and activations exactly.
+
+    Dtypes and devices play no part. Of a model in ``torch.compile``, ``DataParallel`` or ``DistributedDataParallel``
+    the model inside is counted. A parametrised layer is one layer with all parameters of its parametrisations.
 
     Args:
         model: any module, on any device; it is neither changed nor run there.
-        input_shape: of one image, (C, H, W).
+        input_shape: of one image, (C, H, W); or a batch of images, or its shape, of which one is counted.
 
     Raises:
-        ValueError: the model cannot take an input of this shape.
+        TypeError: arguments that are no model or no shape.
+        ValueError: the model cannot take such an image, needs to know numbers in its ``forward``, or is scripted.
     """
-    macs: dict[str, int] = {}
-    activations: dict[str, int] = {}
+    model = unwrapped(model, "count_cost")
+    shape = image_shape(input_shape, model)
+    spent, stack = _Spent(), list[tuple[str, int, int]]()
+    macs: Counter[str] = Counter()
+    activations: Counter[str] = Counter()
 
     def watch(name: str) -> tuple[Callable, Callable]:
         def enter(module: nn.Module, args: Any) -> None:
-            stack.append((name, counter.get_total_flops()))
+            stack.append((name, spent.macs, spent.activations))
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
-            entered, before = stack.pop()
-            spent = (counter.get_total_flops() - before) // 2
-            inner = inside.pop(entered, 0)
-            macs[entered] = macs.get(entered, 0) + spent - inner
-            if stack:
-                inside[stack[-1][0]] = inside.get(stack[-1][0], 0) + spent
-            if isinstance(module, nn.Conv2d | GroupedConv2d):
-                activations[entered] = activations.get(entered, 0) + output.numel()
+            entered, macs_before, activations_before = stack.pop()
+            for counts, count in (
+                (macs, spent.macs - macs_before),
+                (activations, spent.activations - activations_before),
+            ):
+                counts[entered] += count
+                if stack:  # what the modules inside spend is theirs
+                    counts[stack[-1][0]] -= count
 
         return enter, leave
 
-    stack: list[tuple[str, int]] = []
-    inside: dict[str, int] = {}
     handles = []
     for name, module in model.named_modules():
         enter, leave = watch(name)
         handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
     try:
-        with flop_counter() as counter:
-            _run_on_meta(model, torch.empty(1, *input_shape, device="meta"))
+        with spent.counter:
+            run_on_meta(model, shape)
     finally:
         for handle in handles:
             handle.remove()
     seen: set[int] = set()
     layers = []
     for name, module in model.named_modules():
-        own = [p for p in module.parameters(recurse=False) if id(p) not in seen and not seen.add(id(p))]
-        layer = LayerCost(
-            name or type(model).__name__,
-            type(module).__name__,
-            sum(p.numel() for p in own),
-            macs.get(name, 0),
-            activations.get(name, 0),
-        )
-        if layer.parameters or layer.macs:
-            layers.append(layer)
+        if PARAMETRISATIONS in f".{name}":
+            continue  # counted with the layer that they belong to; its weight is computed once, not for each image
+        owned = list(module.parameters(recurse=False))
+        kind = type(module)
+        if is_parametrized(module):
+            owned += module.parametrizations.parameters()  # type: ignore[union-attr]
+            kind = kind.__bases__[0]
+        own = [p for p in owned if id(p) not in seen and not seen.add(id(p))]
+        numbers = sum(p.numel() for p in own), macs[name], activations[name]
+        if any(numbers):
+            layers.append(LayerCost(name or type(model).__name__, kind.__name__, *numbers))
     return Cost(tuple(layers))
 
 
-def count_training_macs(model: nn.Module, input_shape: tuple[int, ...]) -> int:
-    """MACs of one forward and backward pass for one image, the gradient of the input included: 3 × forward."""
-    x = torch.empty(1, *input_shape, device="meta", requires_grad=True)
+def count_training_macs(model: nn.Module, input_shape: Shape) -> int:
+    """MACs of one forward and backward pass for one image, the gradient of the input included: 3 × forward.
+
+    Args:
+        model, input_shape: as of ``count_cost``, and raises the same.
+    """
+    model = unwrapped(model, "count_training_macs")
+    shape = image_shape(input_shape, model)
     with flop_counter() as counter:
-        _run_on_meta(model, x).sum().backward()
+        outputs = [t for t in tree_leaves(run_on_meta(model, shape, requires_grad=True)) if isinstance(t, Tensor)]
+        outputs = [t for t in outputs if t.requires_grad]
+        if not outputs:
+            raise ValueError(f"{type(model).__name__} puts out nothing that can be differentiated")
+        torch.autograd.backward(outputs, [torch.ones_like(t) for t in outputs])
     return counter.get_total_flops() // 2
 
 
-def _run_on_meta(model: nn.Module, x: Tensor) -> Tensor:
-    """Run a model on the meta device in evaluation mode, leaving it as it was."""
-    training = {module: module.training for module in model.modules()}
-    tensors: dict[str, Tensor] = {n: torch.empty_like(b, device="meta") for n, b in model.named_buffers()}
-    tensors |= {n: torch.empty_like(p, device="meta").requires_grad_() for n, p in model.named_parameters()}
-    model.eval()
-    try:
-        return torch.func.functional_call(model, tensors, (x,))
-    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-        shape = " × ".join(map(str, x.shape[1:]))
-        raise ValueError(
-            f"{type(model).__name__} cannot take an input of {shape}: {str(error).splitlines()[0]}"
-        ) from None
-    finally:
-        for module, was_training in training.items():
-            module.training = was_training
+class _Spent:
+    """MACs and elements put out by convolutions so far."""
+
+    def __init__(self) -> None:
+        self.counter = flop_counter(self._note)
+        self.activations = 0
+
+    @property
+    def macs(self) -> int:
+        return self.counter.get_total_flops() // 2
+
+    def _note(self, out_shape: torch.Size) -> None:
+        self.activations += out_shape.numel()
 
 
-def flop_counter() -> FlopCounterMode:
+def flop_counter(on_convolution: Callable[[torch.Size], None] | None = None) -> FlopCounterMode:
     """The FLOP counter of torch, with its count of the backward pass of grouped convolutions put right.
 
     torch (2.11–2.13) counts the weight gradient as if every input channel met every output channel, G times too much.
+
+    Args:
+        on_convolution: called with the shape that each convolution puts out.
     """
-    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _backward_flops})
+
+    def forward_flops(
+        x_shape: Any,
+        w_shape: Any,
+        _bias: Any,
+        _stride: Any,
+        _padding: Any,
+        _dilation: Any,
+        transposed: bool,
+        *_: Any,
+        out_shape: Any,
+        **__: Any,
+    ) -> int:
+        if on_convolution is not None:
+            on_convolution(torch.Size(out_shape))
+        return conv_flop_count(x_shape, w_shape, out_shape, transposed=transposed)
+
+    aten = torch.ops.aten
+    mapping = {aten.convolution_backward: _backward_flops, aten.convolution: forward_flops}
+    return FlopCounterMode(display=False, custom_mapping=mapping)
 
 
 def _backward_flops(
@@ -263,10 +316,4 @@ class _StorageTracker(TorchDispatchMode):
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, list | tuple):
-        for item in tree:
-            yield from _tensors(item)
-    elif isinstance(tree, dict):
-        yield from _tensors(list(tree.values()))
+    return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))

@@ -9,12 +9,12 @@ does to the origin what it does to the channels (``flow.py``).
 from __future__ import annotations
 
 import inspect
-import linecache
-import os
+import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from types import FrameType
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -23,11 +23,12 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from gconv.conv import GroupedConv2d
 from gconv.flow import Flow, NotFollowedError, Traced, traced_in
+from gconv.meta import Alike, Shape, first_line, image_shape, input_dtype, left_as_it_was, own_line, unwrapped
 from gconv.origins import FilterSet, set_bits
 from gconv.partition import Partition
 from gconv.shuffle import ChannelPermutation, ChannelShuffle, channel_shuffle
+from gconv.table import aligned
 
-TORCH_FOLDER = os.path.dirname(torch.__file__)
 STILL_WORKS = "still to be had without wiring: count_cost, and computing_groups (the group that computes each filter)"
 
 
@@ -61,6 +62,8 @@ class LayerWiring:
             KeyError: ``reader`` reads none of the filters.
         """
         reader = reader or self.first_reader()
+        if reader and reader not in self.read_by:
+            raise KeyError(f"{reader} reads no filter of {self.name}; read by: {', '.join(self.read_by) or 'none'}")
         return self.read_by[reader] if reader else [frozenset()] * len(self.computed_by)
 
     def reading_groups(self, reader: str | None = None) -> list[int | None]:
@@ -78,12 +81,31 @@ class LayerWiring:
         return next(iter(self.read_by), None)
 
 
+class Wiring(dict[str, LayerWiring]):
+    """The wiring of each convolution, by module name, in the order of computation; printed as a table."""
+
+    def __missing__(self, name: object) -> LayerWiring:
+        near = get_close_matches(str(name), self, n=3, cutoff=0.4) or list(self)[:3]
+        raise KeyError(f"no convolution {name!r} was traced; near it: {', '.join(near)}")
+
+    def __str__(self) -> str:
+        header = ["convolution", "first read by", "filters", "groups", "groups that read"]
+        rows = []
+        for name, layer in self.items():
+            reader = layer.first_reader()
+            reading = len(frozenset().union(*layer.reading_sets())) if reader else 0
+            others = f" (+{len(layer.read_by) - 1})" if len(layer.read_by) > 1 else ""
+            filters, groups = len(layer.computed_by), len(set(layer.computed_by))
+            rows.append([name, f"{reader or 'none'}{others}", f"{filters:,}", f"{groups:,}", f"{reading:,}"])
+        return aligned(header, rows, texts=2)
+
+
 def computing_groups(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """The group that computes each filter, for every ``nn.Conv2d`` and ``GroupedConv2d``; needs no tracing."""
     return {name: _cuts(m)[1].labels for name, m in model.named_modules() if isinstance(m, nn.Conv2d | GroupedConv2d)}
 
 
-def trace_wiring(model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, LayerWiring]:
+def trace_wiring(model: nn.Module, input_shape: Shape) -> Wiring:
     """Trace which group computes and which group reads every filter of every convolution.
 
     A filter is read by a group if changing it changes what the group reads. Two exceptions: a normalisation that
@@ -92,40 +114,53 @@ def trace_wiring(model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, La
     What runs only in training (auxiliary heads) is traced if the model is in training mode.
 
     Args:
-        model: any module whose convolutions torch.fx can reach; it may be on the meta device. It is not changed.
-        input_shape: of one image, (C, H, W).
+        model: any module whose convolutions torch.fx can reach; it may be on the meta device. It is not changed. Of
+            one in ``torch.compile``, ``DataParallel`` or ``DistributedDataParallel`` the model inside is traced.
+        input_shape: of one image, (C, H, W); or a batch of images, or its shape.
 
     Returns:
         The wiring of each convolution, by module name, in the order of computation.
 
     Raises:
+        TypeError: arguments that are no model or no shape.
         ValueError: the model cannot be traced, does not take such images, or a convolution reads what comes of an
             operation that does not tell where its channels come from. One line: which operation, and what still works.
     """
-    kind = type(model).__name__
-    tracer, own = _Tracer(), set(vars(model))
+    model = unwrapped(model, "trace_wiring")
+    shape, kind, tracer = image_shape(input_shape, model), type(model).__name__, _Tracer()
     try:
-        with torch.device("cpu"), torch.no_grad():
+        # fx hangs constants on the model while it traces
+        with torch.device("cpu"), torch.no_grad(), left_as_it_was(model), _uncompiled():
             graph = tracer.trace(model, _defaults(model))
             walk = _Walk(model, graph)
-            dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-            walk.run(walk.flow.traced(torch.empty(1, *input_shape, dtype=dtype, device="meta")))
+            with Alike():
+                walk.run(walk.flow.traced(torch.empty(1, *shape, dtype=input_dtype(model), device="meta")))
     except _UntraceableError as error:
-        raise ValueError(f"{kind}, images of {tuple(input_shape)}: {error}; {STILL_WORKS}") from None
+        raise ValueError(f"{kind}, images of {shape}: {error}; {STILL_WORKS}") from None
     except Exception as error:
-        where = _line_of(reversed(list(traceback.walk_tb(error.__traceback__))))
+        where = own_line(reversed(list(traceback.walk_tb(error.__traceback__))))
         inside = f" {tracer.innermost}" if tracer.innermost else ""
-        reason = f"torch.fx cannot trace{inside}{where}: {_first_line(error)}"
+        reason = f"torch.fx cannot trace{inside}{where}: {_plainly(error)}"
         raise ValueError(f"{kind}: {reason}; {STILL_WORKS}") from None
-    finally:
-        for name in set(vars(model)) - own:  # constants that fx hangs on the model
-            delattr(model, name)
     return _connect(model, walk.reads)
 
 
-def _connect(model: nn.Module, reads: dict[str, list[FilterSet]]) -> dict[str, LayerWiring]:
+def _plainly(error: Exception) -> str:
+    if "not installed as a submodule" in str(error):
+        return "a module that it calls is held in a plain list or dict; hold it in an nn.ModuleList or nn.ModuleDict"
+    return first_line(error)
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Have fx open what ``torch.compile`` wraps, as if it were not there."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    return torch._dynamo.config.patch(error_on_nested_fx_trace=False)  # type: ignore[attr-defined]
+
+
+def _connect(model: nn.Module, reads: dict[str, list[FilterSet]]) -> Wiring:
     """Turn what every input channel comes from into who reads every filter."""
-    layers = {}
+    layers = Wiring()
     for name, sources in reads.items():
         in_groups, out_groups = _cuts(model.get_submodule(name))
         layers[name] = LayerWiring(name, out_groups.labels, in_groups.labels, tuple(sources))
@@ -191,7 +226,7 @@ class _Tracer(fx.Tracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
-        node.meta["line"] = _line_of(traceback.walk_stack(None))
+        node.meta["line"] = own_line(traceback.walk_stack(None), trace_wiring.__code__)
         return node
 
 
@@ -216,7 +251,7 @@ class _Walk(fx.Interpreter):
         except NotFollowedError as error:
             lost = _Lost(f"the wiring is not followed through {_place(n)}: {error}")
         except Exception as error:
-            raise _UntraceableError(f"does not take such images at {_place(n)}: {_first_line(error)}") from error
+            raise _UntraceableError(f"does not take such images at {_place(n)}: {first_line(error)}") from error
         if n.op == "call_module" and computing_groups(self.fetch_attr(str(n.target))):
             raise _UntraceableError(f"{lost.reason}, and {n.target} reads what comes of it")
         return lost
@@ -287,18 +322,3 @@ def _place(node: fx.Node) -> str:
         modules.append(str(node.target))
     inside = f" in {modules[-1]}" if modules else ""
     return f"{node.name!r}{inside}{node.meta.get('line', '')}"
-
-
-def _line_of(frames: Iterable[tuple[FrameType, int]]) -> str:
-    """The innermost line that is the model's own, in text, from frames innermost first; nothing if torch's alone."""
-    for frame, number in frames:
-        path = frame.f_code.co_filename
-        if frame.f_code is trace_wiring.__code__:
-            break
-        if not path.startswith((TORCH_FOLDER, __file__, "<")):
-            return f" ({os.path.basename(path)}:{number}: {linecache.getline(path, number).strip()})"
-    return ""
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
