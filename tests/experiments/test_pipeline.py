@@ -97,10 +97,14 @@ def test_every_study_takes_one_step(name, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.usefixtures("tiny", "no_figures")
-def test_every_null_is_measured_where_it_is_asked_for(tmp_path, capsys):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_every_null_is_measured_where_it_is_asked_for(tmp_path, capsys, monkeypatch, precision):
+    """In either precision that ``auto`` may choose."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: precision == "bfloat16")
     flags = ["--only=dense,groups-2,log-4", "--measures.images=12", "--measures.draws=1", "--measures.lesion_images=12"]
     study = small_study("quickstart", tmp_path, *flags)
     assert run_study(study) == 0
+    assert {p.run.result["precision"] for p in plan(study) if p.run.result} == {precision}
     table = report.read_measures(study.folder)
     assert table["value"].notna().all()
 

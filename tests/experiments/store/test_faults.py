@@ -44,11 +44,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path, reference):
-    rng, run, kills = random.Random(0), a_run(tmp_path), 0
-    while kills < 3:
-        child = fork(train, run, slow=0.01)
+    rng, run = random.Random(0), a_run(tmp_path)
+    for _ in range(3):
+        child = fork(train, run, slow=0.06)  # 18 steps: over a second on any machine, more than the three waits
         time.sleep(rng.uniform(0.05, 0.3))
-        kills += kill(child) == -signal.SIGKILL
+        assert kill(child) == -signal.SIGKILL
     go_on(run)
     assert_same(run, reference)
 
