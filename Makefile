@@ -5,6 +5,8 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(she
 	$(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
 RUN := .venv/bin/python
 READY := .venv/.ready
+# The value of a variable as one word of the shell, whatever is in it; nothing where it is empty.
+quoted = $(if $(value $(1)),'$(subst ','\'',$(value $(1)))')
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test test-all soak lint list experiment status cost measure figures results claims bench bench-kernels bench-blocks bench-training bench-gpu clean
@@ -21,7 +23,7 @@ help: ## show this help
 $(READY): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed; name one with make PYTHON=/path/to/python3" >&2; exit 2; }
 	@echo "setting up .venv (once; a minute or two) …"
-	@test -x $(RUN) || $(PYTHON) -m venv .venv
+	@test -x $(RUN) || "$(PYTHON)" -m venv .venv
 	@.venv/bin/pip install --quiet --disable-pip-version-check --editable ".[suite,dev]"
 	@touch $@
 
@@ -43,25 +45,25 @@ list: $(READY) ## list the studies
 	@$(RUN) -m experiments list $(ARGS)
 
 experiment: $(READY) ## run a study: NAME=quickstart [GPUS=4] [ARGS="--key=value …"]
-	@$(RUN) -m experiments run $(NAME) $(if $(GPUS),--gpus=$(GPUS)) $(ARGS)
+	@$(RUN) -m experiments run $(call quoted,NAME) $(if $(GPUS),--gpus=$(call quoted,GPUS)) $(ARGS)
 
 status: $(READY) ## what is done, running, failed, to do: [NAME=quickstart] [ARGS="--json"]
-	@$(RUN) -m experiments status $(NAME) $(ARGS)
+	@$(RUN) -m experiments status $(call quoted,NAME) $(ARGS)
 
 sweep: $(READY) ## search over a sweep file: NAME=photos-bayes [ARGS="--runs=12 --workers=2 --local"]
-	@$(RUN) -m experiments sweep $(NAME) $(ARGS)
+	@$(RUN) -m experiments sweep $(call quoted,NAME) $(ARGS)
 
 cost: $(READY) ## parameters, MACs, activations: MODEL=alexnet | torchvision:resnet50 [ARGS=…]
-	@$(RUN) -m experiments cost $(MODEL) $(ARGS)
+	@$(RUN) -m experiments cost $(call quoted,MODEL) $(ARGS)
 
 measure: $(READY) ## measure a network trained elsewhere: MODEL=resnet18 CHECKPOINT=file DATA=folder [ARGS=…]
-	@$(RUN) -m experiments measure $(if $(MODEL),--model=$(MODEL)) $(if $(CHECKPOINT),--checkpoint="$(CHECKPOINT)") $(if $(DATA),--data="$(DATA)") $(ARGS)
+	@$(RUN) -m experiments measure $(if $(MODEL),--model=$(call quoted,MODEL)) $(if $(CHECKPOINT),--checkpoint=$(call quoted,CHECKPOINT)) $(if $(DATA),--data=$(call quoted,DATA)) $(ARGS)
 
 figures: $(READY) ## draw a study's figures again: NAME=quickstart; or NAME=connections [ARGS="--model=…"]
-	@$(RUN) -m experiments figures $(NAME) $(ARGS)
+	@$(RUN) -m experiments figures $(call quoted,NAME) $(ARGS)
 
 results: $(READY) ## copy a study's tables and figures to results/ and the README: NAME=quickstart
-	@$(RUN) -m experiments results $(NAME) $(ARGS)
+	@$(RUN) -m experiments results $(call quoted,NAME) $(ARGS)
 
 claims: $(READY) ## what is claimed of filter groups, and what the studies say to it [ARGS="--explain"]
 	@$(RUN) -m experiments claims $(ARGS)
@@ -81,7 +83,7 @@ bench-training: $(READY) ## training throughput of the suite beside a plain scri
 	@$(RUN) -m benchmarks.training $(ARGS)
 
 bench-gpu: $(READY) ## on a machine with a GPU: tests, every benchmark and a study, into TO=runs/gpu
-	@PYTHON="$${PYTHON:-$(RUN)}" TO="$(TO)" STAGES="$(STAGES)" benchmarks/gpu.sh
+	@PYTHON="$${PYTHON:-$(RUN)}" TO=$(call quoted,TO) STAGES=$(call quoted,STAGES) benchmarks/gpu.sh
 
 clean: ## remove the virtual environment and all caches (runs/ and data/ stay)
 	@rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist *.egg-info *.whl

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from benchmarks.kernels import parse_layer
 from experiments.store.runs import provenance
+from experiments.terminal import show_every_sign
 from experiments.training.setting import choose_device, device_name
 from gconv import Block, GroupedConv2d
 from gconv.cost import Latency, measure_latencies
@@ -209,4 +210,5 @@ def _errors(results: Result, exact: Result) -> dict[str, float]:
 
 
 if __name__ == "__main__":
+    show_every_sign()
     main()

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from analysis.figures import speed
 from experiments.store.runs import provenance
+from experiments.terminal import show_every_sign
 from experiments.training.setting import choose_device, device_name
 from gconv import GroupedConv2d, dispatch, forced_kernel
 from gconv.cost import Latency, measure_latencies
@@ -305,4 +306,5 @@ def summary(case: Case, rows: list[dict[str, object]]) -> str:
 
 
 if __name__ == "__main__":
+    show_every_sign()
     main()

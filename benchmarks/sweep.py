@@ -22,6 +22,7 @@ import torch
 from experiments.sweep.engine import LocalSweep, Point, suggest
 from experiments.sweep.file import read_sweep
 from experiments.sweep.worker import Place, plan_one
+from experiments.terminal import show_every_sign
 from experiments.training.epoch import evaluate
 
 LIMIT = 0.5  # seconds a point
@@ -104,4 +105,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    show_every_sign()
     sys.exit(main(sys.argv[1:]))

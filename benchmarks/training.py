@@ -34,6 +34,7 @@ from experiments.augment import Views
 from experiments.data import Dataset, Images
 from experiments.models import build_model
 from experiments.store.runs import provenance
+from experiments.terminal import show_every_sign
 from experiments.tracking import Tracker
 from experiments.training.epoch import Stream, evaluate, train_epoch
 from experiments.training.learner import Learner
@@ -192,4 +193,5 @@ def random_images(count: int, size: int, test_share: float) -> Dataset:
 
 
 if __name__ == "__main__":
+    show_every_sign()
     main()

@@ -11,10 +11,11 @@ import sys
 from difflib import get_close_matches
 from pathlib import Path
 
+from experiments.command_help import CONNECTIONS, HELP, USAGE, command_help, wants_help
 from experiments.errors import UsageError
 from experiments.store.notice import take_notice
+from experiments.terminal import show_every_sign
 
-CONNECTIONS = "connections"  # figures of no study
 SUITE = (  # modules of the extra ``suite`` that no command goes without
     "PIL",
     "jsonargparse",
@@ -29,27 +30,6 @@ SUITE = (  # modules of the extra ``suite`` that no command goes without
     "tueplots",
     "yaml",
 )
-USAGE = """\
-usage: python -m experiments COMMAND …
-
-  list [--json]                     the studies: name, question, what has been run
-  run NAME [--key=value …]          train, measure, draw and report a study; --help lists its keys; NAME may be the
-                                    path of a file such as runs/sweeps/NAME/best.yaml
-  sweep NAME [--runs=N] [--workers=N] [--online | --local | --on=ray] [--runs_root=DIR] [--key=value …]
-                                    search configs/sweeps/NAME.yaml: with wandb's server where logged in, else here;
-                                    run and sweep take --on=ray: train on the nodes of a Ray cluster
-  status [NAME] [--json] [--key=value …]
-                                    what is done, running (by whom, since when, how long yet), failed (why), to do
-  cost MODEL [--key=value …]        parameters, MACs and activations of a model; --help lists its keys
-  figures NAME [--runs_root=DIR]    draw a study's figures again from its saved tables
-  figures connections [--key=value …]
-                                    draw what is connected to what, in layers and in a network; --help lists its keys
-  results NAME [--runs_root=DIR]    copy a study's tables and figures to results/ and its table into the README
-  measure --model=NAME --checkpoint=WEIGHTS --data=FOLDER [--key=value …]
-                                    every measure on a network that was trained elsewhere; --help lists its keys
-  claims [--json] [--explain] [--runs_root=DIR]
-                                    what is claimed of filter groups, and what the studies say to it
-"""
 
 
 def main(arguments: list[str]) -> int:
@@ -65,12 +45,15 @@ def main(arguments: list[str]) -> int:
         "measure": measure,
         "claims": claims,
     }
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    if not arguments or arguments[0] in (*HELP, "help"):
         print(USAGE, end="")
         return 0
     name, *rest = arguments
     if name not in commands:
         raise UsageError(f"{name}: no such command; there are: {', '.join(commands)}")
+    if wants_help(rest):
+        print(command_help(name, rest), end="")
+        return 0
     return commands[name](rest)
 
 
@@ -111,11 +94,7 @@ def run(arguments: list[str]) -> int:
         from experiments.parallel.study import run_group_parallel
 
         return run_group_parallel(flags)
-    from experiments.study import load_study, study_help
-
-    if "-h" in flags or "--help" in flags:
-        print(study_help(name), end="")
-        return 0
+    from experiments.study import load_study
     from experiments.tracking import called_by_agent
 
     if called_by_agent():
@@ -254,6 +233,7 @@ def entry() -> int:
     """``main`` with every expected failure told in one line."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # repeatable matrix products on CUDA
     take_notice()
+    show_every_sign()
     try:
         return main(sys.argv[1:])
     except UsageError as error:

@@ -22,7 +22,7 @@ from analysis.effects import SLOT, Kind, Metric, Term
 from experiments.catalogue import CONFIGS, HOME, study_names
 from experiments.errors import UsageError
 from experiments.report import read_table
-from experiments.strict_yaml import read_yaml
+from experiments.strict_yaml import place_of, read_yaml
 
 LEDGER = CONFIGS / "claims.yaml"
 FLAGS = "--json, --explain, --runs_root=DIR"
@@ -97,7 +97,7 @@ def read_claims(path: Path) -> list[Claim]:
     Raises:
         UsageError: names the file, the claim, the key and what would be right.
     """
-    place = f"{path.parent.name}/{path.name}"
+    place = place_of(path)
     content = read_yaml(path)
     _known(content, ("claims",), ("claims",), place)
     if not isinstance(content["claims"], list) or not content["claims"]:

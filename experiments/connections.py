@@ -16,7 +16,7 @@ from analysis.figures.connections import Diagram, count_lines
 from analysis.scheme import Scheme, network_scheme
 from experiments.errors import UsageError
 from experiments.measure.table import save_table
-from experiments.named_model import add_model_arguments, build_named_model
+from experiments.named_model import add_model_arguments, build_named_model, full_name
 from experiments.store.runs import file_name
 from experiments.study import parser_error, strict_parser
 from gconv import ChannelShuffle, GroupedConv2d, Partition
@@ -38,10 +38,7 @@ def draw_connections(flags: list[str]) -> list[Path]:
     Raises:
         UsageError: no such model, unknown flags, arguments no network can have, a model that cannot be traced.
     """
-    if "--model" in flags:
-        raise UsageError("figures connections: --model needs a name, as in --model=alexnet")
-    names = [flag.removeprefix("--model=") for flag in flags if flag.startswith("--model=")]
-    name = names[-1] if names else DEFAULT_MODEL
+    name = _model_name(flags)
     parser = _parser(name)
     try:
         given = parser.parse_args([flag for flag in flags if not flag.startswith("--model=")])
@@ -63,6 +60,19 @@ def draw_connections(flags: list[str]) -> list[Path]:
     stem = f"wiring-{file_name(title.replace(', ', '-').replace('=', '-'))}"
     save_table(folder / f"{stem}.csv", flow_table(scheme))
     return [*drawn, *wiring.draw(scheme, title, folder, stem)]
+
+
+def connections_help(flags: list[str]) -> str:
+    """Every flag of the diagrams, those of the model that the flags name among them."""
+    return _parser(_model_name(flags)).format_help()
+
+
+def _model_name(flags: list[str]) -> str:
+    """The full name of the model that the flags name, or of AlexNet."""
+    if "--model" in flags:
+        raise UsageError("figures connections: --model needs a name, as in --model=alexnet")
+    names = [flag.removeprefix("--model=") for flag in flags if flag.startswith("--model=")]
+    return full_name(names[-1] if names else DEFAULT_MODEL)
 
 
 def flow_table(scheme: Scheme) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from jsonargparse import ArgumentParser, Namespace
 from torch import nn
 
 from experiments.errors import UsageError
-from experiments.named_model import add_model_arguments, build_named_model
+from experiments.named_model import add_model_arguments, build_named_model, full_name
 from experiments.study import parser_error, strict_parser
 from experiments.training.setting import choose_device
 from gconv.cost import Cost, count_cost, measure_latencies, measure_peak_memory
@@ -27,12 +27,13 @@ GROUPS_WIDTH = 24  # of their column in the table; JSON and CSV have them in ful
 
 
 def print_cost(name: str, flags: list[str]) -> None:
-    """Print the cost of ``alexnet``, or any other model of the suite, or ``torchvision:resnet50``.
+    """Print the cost of ``alexnet``, or any other model of the suite, or ``resnet50`` of torchvision.
 
     Raises:
         UsageError: no such model, unknown flags or flags that exclude each other, arguments no network can have,
             groups that cut nothing, an input that does not fit.
     """
+    name = full_name(name)
     parser = _parser(name)
     try:
         given = parser.parse_args(flags)
@@ -48,6 +49,11 @@ def print_cost(name: str, flags: list[str]) -> None:
             _print_regrouped(name, model, given, title)
     except ValueError as error:
         raise UsageError(f"cost {name}: {error}") from None
+
+
+def cost_help(name: str) -> str:
+    """Every flag of the cost of a model, with its type and meaning."""
+    return _parser(full_name(name)).format_help()
 
 
 def _print_counted(name: str, model: nn.Module, given: Namespace, title: str) -> None:

@@ -22,7 +22,7 @@ from experiments.catalogue import study_file
 from experiments.errors import UsageError
 from experiments.measure import Measures
 from experiments.models import model_builder
-from experiments.strict_yaml import StrictLoader, read_yaml
+from experiments.strict_yaml import StrictLoader, place_of, read_yaml
 from experiments.tracking import WandbMode
 from experiments.training.recipe import Recipe
 from experiments.training.setting import Compile
@@ -138,7 +138,7 @@ def load_study(name: str, flags: list[str] | None = None) -> Study:
         UsageError: no such study, an unknown or duplicate key, a value of the wrong type or one that cannot work.
     """
     path = study_file(name)
-    return resolve(name, read_yaml(path), f"configs/{path.name}", flags or [])
+    return resolve(name, read_yaml(path), place_of(path), flags or [])
 
 
 def resolve(name: str, content: dict[str, Any], place: str, flags: list[str]) -> Study:
@@ -245,11 +245,11 @@ def _parser(model: str) -> ArgumentParser:
     return parser
 
 
-def study_help(name: str) -> str:
-    """Every flag of a study, with its type and meaning."""
-    content = read_yaml(study_file(name))
-    variants = _variants(content.get("variants") or {}, name)
-    return _parser(_model_name([_flatten(content), *variants.values()], f"configs/{name}.yaml")).format_help()
+def study_help(path: Path) -> str:
+    """Every flag of a study, with its type and meaning, by the path of its file."""
+    content, place = read_yaml(path), place_of(path)
+    variants = _variants(content.pop("variants", None) or {}, place)
+    return _parser(_model_name([_flatten(content), *variants.values()], place)).format_help()
 
 
 def _flag_of_model(flags: list[str]) -> dict[str, str]:

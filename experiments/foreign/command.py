@@ -21,7 +21,7 @@ from experiments import report
 from experiments.augment import Views
 from experiments.data import Dataset
 from experiments.errors import UsageError
-from experiments.foreign.flags import given_device, help_text, model_name, parse, published_weights
+from experiments.foreign.flags import given_device, model_name, parse, published_weights
 from experiments.foreign.images import load_images, standardised, with_outputs
 from experiments.foreign.weights import Checkpoint, read_checkpoint, trained_and_untrained
 from experiments.measure import measure_network
@@ -65,14 +65,11 @@ def measure_checkpoint(flags: list[str]) -> None:
     """Measure a trained network, write table, notes, arrays and figures into a folder, and print what was found.
 
     Args:
-        flags: ``--model=resnet18``, ``--checkpoint=weights.pth``, ``--data=images``, and those of ``--help``.
+        flags: ``--model=resnet18``, ``--checkpoint=weights.pth``, ``--data=images``.
 
     Raises:
         UsageError: something given cannot work; then nothing is written.
     """
-    if "-h" in flags or "--help" in flags:
-        print(help_text(flags), end="")
-        return
     name = model_name(flags)
     published = published_weights(name)
     given, recorded = parse(name, flags, published.get("DEFAULT"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentError
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 from experiments.errors import UsageError
 from experiments.measure import Measures
 from experiments.models import MODELS, model_builder
-from experiments.named_model import TORCHVISION
+from experiments.named_model import TORCHVISION, full_name
 from experiments.study import parser_error, strict_parser
 from experiments.training.setting import choose_device
 from experiments.vision import import_torchvision
@@ -47,16 +46,10 @@ def model_name(flags: list[str]) -> str:
     names = [flag.removeprefix("--model=") for flag in flags if flag.startswith("--model=")]
     if "--model" in flags or not names or not names[-1]:
         raise UsageError("measure: --model needs a name, as in --model=alexnet or --model=resnet18")
-    name = names[-1].removeprefix(TORCHVISION)
-    if names[-1] in MODELS:
-        return name
-    models = import_torchvision().models
-    classifiers = models.list_models(module=models)
-    if name in classifiers:
-        return TORCHVISION + name
-    near = get_close_matches(name, [*MODELS, *classifiers], n=1)
-    there = f"did you mean {near[0]}?" if near else f"there are: {', '.join(MODELS)}, and torchvision's classifiers"
-    raise UsageError(f"--model={names[-1]}: no such model; {there}")
+    try:
+        return full_name(names[-1])
+    except UsageError as error:
+        raise UsageError(f"--model={error}") from None
 
 
 def published_weights(name: str) -> dict[str, Any]:

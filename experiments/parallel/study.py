@@ -59,10 +59,6 @@ class GroupParallel:
 
 def run_group_parallel(flags: Sequence[str]) -> int:
     """Measure what is not measured yet, draw and report; returns how many processes failed, 0 or 1."""
-    if {"-h", "--help"} & set(flags):
-        content = read_yaml(study_file(GROUP_PARALLEL))
-        print(_parser(content["model"]["name"]).format_help(), end="")
-        return 0
     study = load(flags)
     tables = tables_folder(study.folder)
     hardware = device_name(torch.device(study.device))
@@ -94,6 +90,11 @@ def run_group_parallel(flags: Sequence[str]) -> int:
     print(f"tables:  {tables}")
     print("figures: " + "\n         ".join(str(path) for path in paths if path.suffix == ".png"))
     return 0
+
+
+def study_help() -> str:
+    """Every flag of the study, with its type and meaning."""
+    return _parser(read_yaml(study_file(GROUP_PARALLEL))["model"]["name"]).format_help()
 
 
 def draw_figures(folder: Path) -> list[Path]:

@@ -124,13 +124,32 @@ def _check_keys(sweep: SweepFile, first: dict[str, Any], flags: list[str]) -> No
         load_study(sweep.study, sweep.of_one_run({}, flags))
     except UsageError as error:
         raise UsageError(f"{sweep.place}: command: {error}") from None
+    refused = _refusal(sweep, first, flags)
+    if refused is not None:
+        raise UsageError(f"{sweep.place}: parameters.{_to_blame(sweep, first, flags)}: {refused}")
     for name, parameter in sweep.parameters.items():
         tried = parameter.get("values") or [parameter[end] for end in ("value", "min", "max") if end in parameter]
-        for value in tried or [first[name]]:
-            try:
-                load_study(sweep.study, sweep.of_one_run({**first, name: value}, flags))
-            except UsageError as error:
-                raise UsageError(f"{sweep.place}: parameters.{name}: {error}") from None
+        for value in tried:
+            if refused := _refusal(sweep, {**first, name: value}, flags):
+                raise UsageError(f"{sweep.place}: parameters.{name}: {refused}")
+
+
+def _refusal(sweep: SweepFile, values: dict[str, Any], flags: list[str]) -> str | None:
+    """Say why no run can have these values of the parameters; None if one can."""
+    try:
+        load_study(sweep.study, sweep.of_one_run(values, flags))
+    except UsageError as error:
+        return str(error).removeprefix("command line: ")
+    return None
+
+
+def _to_blame(sweep: SweepFile, values: dict[str, Any], flags: list[str]) -> str:
+    """Name the parameter without which a run can have the others; else the first that cannot be set alone."""
+    for name in values:
+        if _refusal(sweep, {key: value for key, value in values.items() if key != name}, flags) is None:
+            return name
+    alone = (name for name, value in values.items() if _refusal(sweep, {name: value}, flags) is not None)
+    return next(alone, next(iter(values)))
 
 
 def _lead_on_ray(

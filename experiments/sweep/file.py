@@ -18,7 +18,7 @@ import yaml
 
 from experiments.catalogue import CONFIGS
 from experiments.errors import UsageError
-from experiments.strict_yaml import read_yaml
+from experiments.strict_yaml import place_of, read_yaml
 
 KEYS = ("name", "description", "project", "entity", "program", "command", "method", "metric", "parameters")
 KEYS += ("early_terminate", "run_cap")
@@ -56,7 +56,7 @@ class SweepFile:
     @property
     def place(self) -> str:
         """How messages name the file."""
-        return f"{self.path.parent.name}/{self.path.name}"
+        return place_of(self.path)
 
     @property
     def method(self) -> str:
@@ -119,12 +119,14 @@ def sweep_names() -> list[str]:
 
 
 def sweep_path(name: str) -> Path:
-    """The file of a sweep: a name in ``configs/sweeps/``, or a path that ends in ``.yaml``.
+    """The file of a sweep: a name in ``configs/sweeps/``, or a path that ends in ``.yaml`` or ``.yml``.
 
     Raises:
         UsageError: there is none; lists those there are and suggests the nearest.
     """
-    if name.endswith(".yaml") and Path(name).is_file():
+    if name.endswith((".yaml", ".yml")):
+        if not Path(name).is_file():
+            raise UsageError(f"{name}: there is no such file")
         return Path(name)
     if name in sweep_names():
         return CONFIGS / "sweeps" / f"{name}.yaml"
@@ -140,7 +142,7 @@ def read_sweep(path: Path) -> SweepFile:
         UsageError: names the file, the key, and what would be right.
     """
     content = read_yaml(path)
-    place = f"{path.parent.name}/{path.name}"
+    place = place_of(path)
     _same_to_wandb(content, yaml.safe_load(path.read_text(encoding="utf-8")), place)
     _known(content, KEYS, place, "")
     for key in ("command", "method", "metric", "parameters"):
@@ -206,8 +208,8 @@ def _check_metric(metric: Any, place: str) -> None:
     name, goal = metric["name"], metric.get("goal")
     if name not in METRICS:
         near = get_close_matches(str(name), METRICS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UsageError(f"{place}: metric.name={name}: no run reports that{hint} There are: {', '.join(METRICS)}")
+        hint = f"; did you mean {near[0]}? There are: " if near else "; there are: "
+        raise UsageError(f"{place}: metric.name={name}: no run reports that{hint}{', '.join(METRICS)}")
     if goal is None:
         right = "maximize" if "accuracy" in name else "minimize"
         raise UsageError(f"{place}: metric.goal is missing, which means minimize to wandb; write goal: {right}")

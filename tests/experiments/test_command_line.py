@@ -45,6 +45,11 @@ def test_without_a_command_it_shows_its_usage(capsys, monkeypatch):
         (["cost", "alexnet", "--model.group=2"], ["model.group", "model.groups"]),
         (["cost", "alexnet", "--input_size=20"], ["input_size=20"]),
         (["cost", "torchvision:resnet51"], ["resnet51", "torchvision:resnet50"]),
+        (["cost", "resnet51"], ["resnet51", "did you mean torchvision:resnet50?"]),
+        (["cost", "torchvision:alexnt"], ["did you mean"]),
+        (["figures", "connections", "--model=resnet51"], ["did you mean torchvision:resnet50?"]),
+        (["run", "nope.yaml"], ["error: nope.yaml: "]),
+        (["sweep", "not/here.yaml"], ["error: not/here.yaml: there is no such file"]),
         (["cost", "small", "--regroup=logs"], ["'logs' cannot be read", "log:4"]),
         (["cost", "small", "--regroup=7"], ["cuts 0 of 3 convolutions", "7 equal groups"]),
         (["cost", "small", "--regroup=4", "--where=conv4"], ["'conv4'", "near it: conv"]),
@@ -93,6 +98,16 @@ def test_cost_of_a_torchvision_model(capsys, monkeypatch):
     code, out, _ = run(capsys, monkeypatch, "cost", "torchvision:mobilenet_v2", "--json")
     assert code == 0
     assert json.loads(out)["parameters"] == 3_504_872
+
+
+def test_cost_takes_the_names_that_measure_takes(capsys, monkeypatch):
+    """25,557,032 parameters: torchvision's page of ResNet-50. The suite's own alexnet is not torchvision's."""
+    _, out, _ = run(capsys, monkeypatch, "cost", "resnet50", "--json")
+    assert json.loads(out)["parameters"] == 25_557_032
+    _, out, _ = run(capsys, monkeypatch, "cost", "torchvision:alexnet", "--json")
+    assert json.loads(out)["parameters"] == 61_100_840
+    _, out, _ = run(capsys, monkeypatch, "cost", "alexnet", "--model.groups=2", "--json")
+    assert json.loads(out)["parameters"] == 60_965_224
 
 
 def test_cost_as_csv_has_one_line_per_layer(capsys, monkeypatch):

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from experiments import catalogue
+from experiments.catalogue import study_file
 from experiments.errors import UsageError
 from experiments.store.runs import config_hash
 from experiments.strict_yaml import read_yaml
@@ -153,7 +154,7 @@ def test_groups_reach_the_model_as_they_are_written(groups):
 
 
 def test_help_names_every_key_of_the_model():
-    text = study_help("quickstart")
+    text = study_help(study_file("quickstart"))
     for key in ("--recipe.lr", "--model.groups", "--model.width", "--data.colour", "--only", "--wandb"):
         assert key in text
 

@@ -273,6 +273,22 @@ def test_a_sweep_of_which_nothing_works_ends_early(tmp_path, monkeypatch, capsys
     assert "no run came to its end" in out
 
 
+@pytest.mark.parametrize(
+    ("parameters", "blamed"),
+    [
+        ("recipe.lr: {values: [0.1]}\n  recipe.wd: {values: [0.01]}", "recipe.wd: unknown key recipe.wd"),
+        ("recipe.wd: {values: [0.01]}\n  recipe.lr: {values: [0.1]}", "recipe.wd: unknown key recipe.wd"),
+        ("recipe.epochs: {values: [1]}\n  recipe.lr: {values: [0.1, -1]}", "recipe.lr: "),
+        ("model.depth: {values: [1]}\n  recipe.wd: {values: [0.01]}", "model.depth: unknown key model.depth"),
+    ],
+)
+def test_a_parameter_that_no_run_takes_is_named(tmp_path, parameters, blamed):
+    path = file(tmp_path, f"method: grid\nparameters:\n  {parameters}\n")
+    with pytest.raises(UsageError) as error:
+        sweep.run_sweep(str(path), ["--local", f"--runs_root={tmp_path}/runs"])
+    assert str(error.value).startswith(f"{path}: parameters.{blamed}")
+
+
 @pytest.mark.usefixtures("threads", "no_figures")
 def test_another_file_does_not_go_on_with_these_points(tmp_path):
     run(file(tmp_path, GRID), tmp_path)

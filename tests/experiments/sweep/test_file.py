@@ -182,3 +182,15 @@ def test_without_the_engine_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "sweeps", None)
     with pytest.raises(UsageError, match=r"pip install sweeps==0\.2\.0"):
         import_engine()
+
+
+@pytest.mark.parametrize(
+    ("metric", "end"), [("val_acc", "reports that; there are: test_acc"), ("test_acuracy", "test_accuracy? There are:")]
+)
+def test_a_metric_that_no_run_reports_is_one_sentence(tmp_path, metric, end):
+    text = sweep_path("photos-bayes").read_text().replace("name: test_accuracy", f"name: {metric}")
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(UsageError) as error:
+        read_sweep(tmp_path / "mine.yaml")
+    assert end in str(error.value)
+    assert " There" not in str(error.value).replace("? There", "")

@@ -1,0 +1,22 @@
+"""Output that any terminal can show: an ASCII or Latin-1 one, and names that are no UTF-8."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from pathlib import Path
+
+
+def show_every_sign() -> None:
+    """Have signs that standard output and error cannot encode replaced by ``?``, here and in child processes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    encoding = os.environ.get("PYTHONIOENCODING", "").partition(":")[0]
+    os.environ["PYTHONIOENCODING"] = f"{encoding}:replace"
+
+
+def shown(name: str | Path) -> str:
+    r"""Return a file's name as text that can be printed and saved: a byte that is no UTF-8 becomes ``\xe9``."""
+    return os.fsencode(name).decode(errors="backslashreplace")

@@ -1,0 +1,99 @@
+"""Terminals that know few signs, names with spaces and quotes, and ``--help`` of everything."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.command_help import USAGES
+from experiments.terminal import shown
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def experiments(*arguments, **environment):
+    command = [sys.executable, "-m", "experiments", *arguments]
+    known = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(command, cwd=ROOT, env=known, capture_output=True, text=True, errors="replace")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_signs_that_a_terminal_cannot_show_are_replaced(encoding):
+    done = experiments("measure", "--help", PYTHONIOENCODING=encoding)
+    assert done.returncode == 0, done.stderr
+    assert "[--key=value ?]" in done.stdout
+    wrong = experiments("run", "größe→", PYTHONIOENCODING=encoding)
+    assert wrong.returncode == 2
+    assert "Traceback" not in wrong.stderr
+
+
+def test_child_processes_replace_them_too():
+    program = (
+        "import subprocess, sys; from experiments.terminal import show_every_sign; show_every_sign(); "
+        "sys.exit(subprocess.run([sys.executable, '-c', r'print(chr(8594) + chr(0xdce9))']).returncode)"
+    )
+    known = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=known, capture_output=True)
+    assert (done.returncode, done.stdout) == (0, b"??\n"), done.stderr
+
+
+def test_a_name_that_is_no_utf_8_is_shown_with_its_byte():
+    assert shown(os.fsdecode(b"caf\xe9")) == r"caf\xe9"
+    assert shown("café") == "café"
+
+
+QUICK = [["list"], ["run"], ["status"], ["sweep"], ["results"], ["results", "quickstart"], ["claims"], ["figures"]]
+SLOWER = [["run", "quickstart"], ["run", "group-parallel"], ["sweep", "photos-bayes"], ["status", "quickstart"]]
+SLOWER += [["cost"], ["cost", "small"], ["cost", "resnet18"], ["figures", "connections"], ["measure"]]
+
+
+@pytest.mark.parametrize("arguments", [*QUICK, *SLOWER], ids=" ".join)
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_lists_the_flags_of_every_command_with_and_without_a_name(capsys, arguments, flag):
+    from experiments.__main__ import main
+
+    assert main([*arguments, flag]) == 0
+    out = capsys.readouterr().out
+    assert USAGES[arguments[0]].split()[0] in out
+    keys = {"run": "--recipe.lr", "sweep": "--workers", "status": "--json", "cost": "--regroup", "measure": "--data"}
+    if len(arguments) == 2 and arguments[1] != "group-parallel":
+        assert keys.get(arguments[0], "--") in out
+    if arguments[1:] == ["photos-bayes"]:
+        assert "--recipe.lr" in out
+        assert "searches over recipe.lr" in out
+
+
+def test_no_command_is_left_out_of_these_tests():
+    assert {arguments[0] for arguments in [*QUICK, *SLOWER]} == set(USAGES)
+
+
+def test_help_of_a_study_in_a_file_and_of_one_that_there_is_not(tmp_path, capsys):
+    from experiments.__main__ import main
+    from experiments.errors import UsageError
+
+    (tmp_path / "mine.yaml").write_text("question: q?\nmodel: {name: alexnet}\n")
+    assert main(["run", f"{tmp_path}/mine.yaml", "--help"]) == 0
+    assert "default: alexnet" in capsys.readouterr().out
+    for command in ("run", "status", "results", "figures"):
+        with pytest.raises(UsageError, match="did you mean quickstart"):
+            main([command, "quikstart", "--help"])
+
+
+@pytest.mark.parametrize("name", ["my study/best.yaml", "it's.yaml", 'a "b" c', "a$b", "semi;colon && x"])
+@pytest.mark.parametrize(
+    ("target", "variable"),
+    [(t, "NAME") for t in ("experiment", "status", "sweep", "figures", "results")]
+    + [("experiment", "GPUS"), ("cost", "MODEL"), ("measure", "MODEL"), ("measure", "CHECKPOINT"), ("measure", "DATA")],
+)
+def test_make_passes_each_variable_on_as_one_word(name, target, variable):
+    said = subprocess.run(["make", "-n", target, f"{variable}={name}"], cwd=ROOT, capture_output=True, text=True)
+    words = shlex.split(said.stdout.strip().splitlines()[-1])
+    assert any(word in (name, f"--{variable.lower()}={name}") for word in words), words
+
+
+def test_make_passes_nothing_where_a_name_is_missing():
+    said = subprocess.run(["make", "-n", "status"], cwd=ROOT, capture_output=True, text=True)
+    assert shlex.split(said.stdout.strip().splitlines()[-1])[1:] == ["-m", "experiments", "status"]
