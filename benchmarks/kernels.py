@@ -154,7 +154,7 @@ def calls_of(case: Case, op: str, with_ours: bool) -> tuple[dict[str, Callable[[
     layer, dense, x, dy = case.build()
     geometry, wide = layer.geometry, GroupedConv2d(*_arguments(case), device="meta").geometry
     weight, wide_weight = layer.weight.detach(), dense.weight.detach()
-    names = runnable(geometry, case.dtype, case.device.type)
+    names = runnable(geometry, case.dtype, case.device)
 
     def raw(ops: Any, op: str, x: Tensor, dy: Tensor, weight: Tensor, geometry: Geometry) -> Result:
         if op == "conv2d":

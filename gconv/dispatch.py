@@ -65,7 +65,7 @@ def kernels_for(x: Tensor, geometry: Geometry, input_size: Sequence[int]) -> Ker
         ValueError: a kernel is forced that cannot run here.
     """
     if _forced is not None:
-        name = forced(geometry, x.dtype, x.device.type) or ""
+        name = forced(geometry, x.dtype, x.device) or ""
         return _named((name,) * 3, name if name in DIFFERENTIABLE else None)
     return _chosen(
         geometry, x.dtype, x.device, is_channels_last(x), pixel_bits(x.shape[0], input_size[0], input_size[1])
@@ -97,7 +97,7 @@ def forget() -> None:
     _chosen.cache_clear()
 
 
-def forced(geometry: Geometry, dtype: torch.dtype, device_type: str) -> str | None:
+def forced(geometry: Geometry, dtype: torch.dtype, device: torch.device) -> str | None:
     """The name of the kernel that is forced on everything; None if none is.
 
     Raises:
@@ -107,9 +107,9 @@ def forced(geometry: Geometry, dtype: torch.dtype, device_type: str) -> str | No
         return None
     if _forced not in NAMES:
         raise ValueError(f"{VARIABLE}={_forced}: no such kernel; there are {', '.join(NAMES)}")
-    why_not = refusal(_forced, geometry, dtype, device_type)
+    why_not = refusal(_forced, geometry, dtype, device)
     if why_not is not None:
-        others = ", ".join(runnable(geometry, dtype, device_type))
+        others = ", ".join(runnable(geometry, dtype, device))
         raise ValueError(f"kernel {_forced!r} cannot compute {geometry}: {why_not}; {others} can")
     return _forced
 
@@ -137,7 +137,7 @@ def may_count(geometry: Geometry, dtype: torch.dtype, device: torch.device) -> b
 
     Asked while a program is traced, when sizes may still be unknown.
     """
-    name = forced(geometry, dtype, device.type)
+    name = forced(geometry, dtype, device)
     names = {name} if name else {choose("conv2d", geometry, dtype, device, True, bits).kernel for bits in SIZES}
     return any(hasattr(find(name), "conv2d_statistics") for name in names)
 

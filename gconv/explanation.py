@@ -88,7 +88,7 @@ def explain(
     dtype = dtype or layer.weight.dtype
     device = layer.weight.device
     case = (geometry, dtype, device, channels_last, pixel_bits(shape[0], *shape[2:]))
-    forced = dispatch.forced(geometry, dtype, device.type)
+    forced = dispatch.forced(geometry, dtype, device)
     one = None if forced else together(*case)
     macs, numbers = floor_of(geometry, shape)
     ops = []

@@ -5,7 +5,7 @@ Every kernel is a module with the same four functions; none needs autograd insid
     conv2d(x_NCHW, weight, bias, geometry, activation="none") -> y_NOHW             "none" or "relu"
     input_gradient(dy_NOHW, weight, geometry, input_size) -> dx_NCHW
     weight_gradient(dy_NOHW, x_NCHW, geometry) -> dweight                           of ``geometry.weight_shape``
-    refuses(geometry, dtype, device_type) -> str | None                             why it cannot run
+    refuses(geometry, dtype, device) -> str | None                                  why it cannot run
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ def find(name: str) -> ModuleType:
         raise ValueError(f"kernel {name!r} needs {error.name}, which is not installed") from None
 
 
-def refusal(name: str, geometry: Geometry, dtype: torch.dtype, device_type: str) -> str | None:
+def refusal(name: str, geometry: Geometry, dtype: torch.dtype, device: torch.device | str) -> str | None:
     """Why a kernel cannot compute a layer; None if it can."""
     try:
-        return find(name).refuses(geometry, dtype, device_type)
+        return find(name).refuses(geometry, dtype, device)
     except ValueError as error:
         return str(error)
 
 
-def runnable(geometry: Geometry, dtype: torch.dtype, device_type: str) -> tuple[str, ...]:
+def runnable(geometry: Geometry, dtype: torch.dtype, device: torch.device | str) -> tuple[str, ...]:
     """The candidates that can compute a layer."""
-    return tuple(name for name in CANDIDATES if refusal(name, geometry, dtype, device_type) is None)
+    return tuple(name for name in CANDIDATES if refusal(name, geometry, dtype, device) is None)

@@ -7,10 +7,13 @@ Groups packed into one tile share its arithmetic: a NaN or an infinity in one re
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import subprocess
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, wraps
 from importlib.util import find_spec
 from typing import Any
 
@@ -20,9 +23,9 @@ from torch import Tensor
 from gconv.geometry import Geometry
 from gconv.kernels.aten import is_channels_last
 from gconv.kernels.band_tiles import (
+    STEP_BYTES,
     Blocking,
     TileSet,
-    Walk,
     blockings,
     tile_table,
     walk,
@@ -35,49 +38,119 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 WARPS = 4  # more have been seen to compile loops over flattened taps wrongly (pytorch #173068)
 PIXELS = 2**31 - 2**16  # pixel numbers have 32 bits
 PROGRAMS = 264  # that fill a large GPU: two for each of 132 multiprocessors
-STEP_BYTES = 128  # pixels of a step of the weight gradient, times bytes of a number
 LEAST_STEPS = 4  # of a weight gradient program, so that its sums are worth their space
 ELEMENTS = 1024  # of a program that gathers
 MERGED = 128  # rows of statistics that a program merges
 
 
-def refuses(geometry: Geometry, dtype: torch.dtype, device_type: str) -> str | None:
+def refuses(geometry: Geometry, dtype: torch.dtype, device: torch.device | str) -> str | None:
     """Why this kernel cannot compute a layer; None if it can."""
     if dtype not in DTYPES:
         return f"it computes in bfloat16, float16 and float32, not in {str(dtype).removeprefix('torch.')}"
-    if device_type not in ("cuda", "cpu"):
-        return f"it runs on CUDA devices, not on {device_type}"
-    if device_type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+    device = torch.device(device)
+    if device.type not in ("cuda", "cpu"):
+        return f"it runs on CUDA devices, not on {device.type}"
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         return "it runs on CUDA devices; on the CPU in Triton's interpreter alone (TRITON_INTERPRET=1)"
-    return _no_triton(device_type)
+    return _no_triton(device) or _failures.get((geometry, dtype, device))
 
 
 @lru_cache
-def _no_triton(device_type: str) -> str | None:
+def _no_triton(device: torch.device) -> str | None:
     if find_spec("triton") is None:
         return "it needs Triton, which is not installed"
-    if device_type == "cuda" and torch.cuda.get_device_capability() < (8, 0):
-        return "it needs compute capability 8.0, not {}.{}".format(*torch.cuda.get_device_capability())
-    if device_type == "cpu" and not _triton().INTERPRETED:
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        return "it needs compute capability 8.0, not {}.{}".format(*torch.cuda.get_device_capability(device))
+    if device.type == "cpu" and not _triton().INTERPRETED:
         return "on the CPU it needs TRITON_INTERPRET=1 before Triton is first imported"
     return None
 
 
-def configs(geometry: Geometry, dtype: torch.dtype) -> tuple[Blocking, ...]:
-    """The blockings worth timing for a layer; the first is used where none is given."""
-    return _configs(geometry, dtype.itemsize > 2)
+def configs(geometry: Geometry, dtype: torch.dtype, device: torch.device | None = None) -> tuple[Blocking, ...]:
+    """The blockings worth timing for a layer; the first is used where none is given.
+
+    Args:
+        geometry: the layer.
+        dtype: that it computes in.
+        device: whose shared memory they must fit; any size where not given.
+    """
+    return _configs(geometry, dtype.itemsize, None if device is None else _shared_memory(device))
 
 
-_configs = lru_cache(maxsize=4096)(blockings)
+@lru_cache(maxsize=4096)
+def _configs(geometry: Geometry, itemsize: int, shared_memory: int | None) -> tuple[Blocking, ...]:
+    found = blockings(geometry, itemsize)
+    return tuple(b for b in found if shared_memory is None or b.shared_bytes(itemsize) <= shared_memory)
 
 
+@lru_cache
+def _shared_memory(device: torch.device) -> int | None:
+    """Bytes that a program may have; None where nobody counts."""
+    if device.type != "cuda":
+        return None
+    return getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", None)
+
+
+_failures: dict[tuple[Geometry, torch.dtype, torch.device], str] = {}
+
+
+def _or_the_next_kernel(op: Callable[..., Any]) -> Callable[..., Any]:
+    """Where Triton cannot build the programs of a layer, the layer is refused from then on, and the next kernel taken.
+
+    A blocking that is asked for by name is built or raises what Triton raises.
+    """
+
+    @wraps(op)
+    def run(*arguments: Any, blocking: Blocking | None = None) -> Any:
+        geometry = next(given for given in arguments if isinstance(given, Geometry))
+        dtype, device = arguments[0].dtype, arguments[0].device
+        if blocking is not None:
+            return op(*arguments, blocking=blocking)
+        reason = "no blocking fits the device's shared memory"
+        for fitting in configs(geometry, dtype, device):
+            try:
+                return op(*arguments, blocking=fitting)
+            except Exception as error:
+                if not _cannot_build(error):
+                    raise
+                reason = " ".join(str(error).split()) or type(error).__name__
+                if not _out_of_resources(error):
+                    break
+        _failures[geometry, dtype, device] = f"Triton cannot build it: {reason[:300]}"
+        warnings.warn(
+            f"kernel 'band' for {geometry}: {_failures[geometry, dtype, device]}; another is used", stacklevel=2
+        )
+        from gconv import dispatch  # which chooses among all kernels, this one too
+
+        dispatch.forget()
+        return getattr(dispatch, op.__name__)(*arguments)
+
+    return run
+
+
+def _cannot_build(error: Exception) -> bool:
+    """Whether an error is Triton's while it compiles, or of the C compiler that it calls."""
+    from triton.errors import TritonError
+
+    no_compiler = isinstance(error, RuntimeError) and "C compiler" in str(error)
+    return no_compiler or isinstance(error, TritonError | subprocess.CalledProcessError | OSError)
+
+
+def _out_of_resources(error: Exception) -> bool:
+    from triton.runtime.errors import OutOfResources
+
+    return isinstance(error, OutOfResources)
+
+
+@_or_the_next_kernel
 def conv2d(
     x_NCHW: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     geometry: Geometry,
     activation: str = "none",
-    blocking: Blocking | None = None,
+    *,
+    blocking: Blocking,
 ) -> Tensor:
     """Grouped convolution with its bias and activation.
 
@@ -87,7 +160,7 @@ def conv2d(
         bias: (O,) or None.
         geometry: the layer.
         activation: ``"none"`` or ``"relu"``.
-        blocking: how the work is cut; ``configs(...)[0]`` where not given.
+        blocking: how the work is cut; by name. Where not given, the first of ``configs`` that can be built.
 
     Returns:
         (N, O, H', W'), in channels_last where ``x_NCHW`` or ``weight`` is.
@@ -99,8 +172,9 @@ def conv2d(
     return _correlate(x_NCHW, weight, bias, geometry, size, False, activation == "relu", blocking)[0]
 
 
+@_or_the_next_kernel
 def conv2d_statistics(
-    x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, blocking: Blocking | None = None
+    x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, *, blocking: Blocking
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Grouped convolution that counts what it writes: as ``conv2d``, and the mean and variance of each channel.
 
@@ -110,30 +184,33 @@ def conv2d_statistics(
         y (N, O, H', W') as of ``conv2d``; mean and biased variance over N, H' and W', float32 (O,), NaN of nothing.
     """
     size = geometry.output_size(x_NCHW.shape[2:])
-    y, partials = _correlate(x_NCHW, weight, bias, geometry, size, False, False, blocking, True)
+    y, told = _correlate(x_NCHW, weight, bias, geometry, size, False, False, blocking, True)
     channels, pixels = y.shape[1], y.shape[0] * size[0] * size[1]
-    if partials is None:
+    if told is None:
         nothing = torch.full((channels,), torch.nan, device=y.device)
         return y, nothing, nothing.clone()
-    share = (blocking or configs(geometry, x_NCHW.dtype)[0]).pixels
+    partials, counts = told
     with _on(y.device):
         while len(partials) > 1:
             rows = -(-len(partials) // MERGED)
             merged = torch.empty((rows, 2, channels), dtype=torch.float32, device=y.device)
+            merged_counts = torch.empty((rows,), dtype=torch.float32, device=y.device)
             _triton().merge_statistics[(rows, -(-channels // 32))](
-                partials, merged, len(partials), channels, pixels, share, MERGED, 32, num_warps=WARPS
+                partials, counts, merged, merged_counts, len(partials), channels, MERGED, 32, num_warps=WARPS
             )
-            partials, share = merged, share * MERGED
+            partials, counts = merged, merged_counts
     mean, squares = partials[0]
     return y, mean, squares / pixels
 
 
+@_or_the_next_kernel
 def input_gradient(
     dy_NOHW: Tensor,
     weight: Tensor,
     geometry: Geometry,
     input_size: Sequence[int],
-    blocking: Blocking | None = None,
+    *,
+    blocking: Blocking,
 ) -> Tensor:
     """Gradient by the input: the same correlation with inputs and outputs exchanged.
 
@@ -151,7 +228,8 @@ def input_gradient(
     return _correlate(dy_NOHW, weight, None, geometry, (height, width), True, False, blocking)[0]
 
 
-def weight_gradient(dy_NOHW: Tensor, x_NCHW: Tensor, geometry: Geometry, blocking: Blocking | None = None) -> Tensor:
+@_or_the_next_kernel
+def weight_gradient(dy_NOHW: Tensor, x_NCHW: Tensor, geometry: Geometry, *, blocking: Blocking) -> Tensor:
     """Gradient by the weight: shares of the pixels summed in fp32 side by side, then together in a fixed order.
 
     Args:
@@ -165,7 +243,6 @@ def weight_gradient(dy_NOHW: Tensor, x_NCHW: Tensor, geometry: Geometry, blockin
     """
     band_triton = _triton()
     dtype, device = dy_NOHW.dtype, dy_NOHW.device
-    blocking = blocking or configs(geometry, dtype)[0]
     _check_pixels(dy_NOHW.shape)
     _check_pixels(x_NCHW.shape)
     dy, x = (_dense(part, band_triton.INTERPRETED) for part in (dy_NOHW, x_NCHW))
@@ -202,11 +279,12 @@ def weight_gradient(dy_NOHW: Tensor, x_NCHW: Tensor, geometry: Geometry, blockin
                 *geometry.dilation,
                 tile_set.read_align,
                 tile_set.written_align,
-                step,
+                tile_set.pixels(dtype.itemsize),
                 tile_set.width,
                 tile_set.depth,
                 tile_set.columns(tables.taps),
                 _precision(dtype),
+                _is_wide(x, dy),
                 num_warps=WARPS,
                 num_stages=blocking.stages,
             )
@@ -225,12 +303,12 @@ def _correlate(
     size: tuple[int, int],
     transposed: bool,
     relu: bool,
-    blocking: Blocking | None,
+    blocking: Blocking,
     statistics: bool = False,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """The result; and, if asked for, what each block of pixels tells of its channels, and how many pixels it has."""
     band_triton = _triton()
     dtype, device = read_NCHW.dtype, read_NCHW.device
-    blocking = blocking or configs(geometry, dtype)[0]
     written = (geometry.in_groups if transposed else geometry.out_groups).channels
     written_shape = torch.Size((read_NCHW.shape[0], written, *size))
     _check_pixels(read_NCHW.shape)
@@ -238,48 +316,46 @@ def _correlate(
     x = _dense(read_NCHW, band_triton.INTERPRETED)
     batch, channels, height, width = x.shape
     y = torch.empty(written_shape, dtype=x.dtype, device=device, memory_format=torch.channels_last)
-    partials = None
+    told = None
     if y.numel():
-        tables = _tables(geometry, blocking, transposed, device)
-        phases, count, (rows, columns) = _phases(geometry, size, transposed, device)
+        tables = _tables(geometry, blocking, transposed, device, weight.stride())
         packed = torch.empty(tables.packed_size, dtype=x.dtype, device=device)
-        pixel_blocks = -(-batch * count // blocking.pixels)
+        sizes = (height, width, channels, *size, written)
+        if blocking.rows:
+            blocks, phases, walk_numbers = _row_blocks(geometry, size, batch, transposed, blocking)
+            kernel = band_triton.correlate_rows
+        else:
+            phase_rows, count, walk_numbers = _phases(geometry, size, transposed, device)
+            blocks, phases = -(-batch * count // blocking.pixels), (phase_rows,)
+            kernel = band_triton.correlate
         if statistics:
-            partials = torch.empty((pixel_blocks, 2, written), dtype=torch.float32, device=device)
+            partials = torch.empty((blocks, 2, written), dtype=torch.float32, device=device)
+            told = partials, torch.empty((blocks,), dtype=torch.float32, device=device)
         with _on(device):
             band_triton.gather[(-(-tables.packed_size // ELEMENTS),)](
-                weight.contiguous(), tables.index, packed, tables.packed_size, ELEMENTS, num_warps=WARPS
+                weight, tables.index, packed, tables.packed_size, ELEMENTS, num_warps=WARPS
             )
             for tile_set, tiles in zip(tables.sets, tables.rows, strict=True):
-                band_triton.correlate[(pixel_blocks * len(tile_set.tiles), phases.shape[0])](
+                kernel[(blocks * len(tile_set.tiles), *(rows.shape[0] for rows in phases))](
                     x,
                     packed,
                     packed if bias is None else bias,
                     y,
-                    y if partials is None else partials,
+                    *((y, y) if told is None else told),
                     tiles,
-                    phases,
+                    *phases,
                     len(tile_set.tiles),
                     batch,
-                    height,
-                    width,
-                    channels,
-                    *size,
-                    written,
-                    rows.read_step,
-                    columns.read_step,
-                    rows.write_step,
-                    columns.write_step,
-                    rows.tap_step * geometry.kernel_size[1],
-                    columns.tap_step,
-                    rows.move,
-                    columns.move,
+                    *sizes,
+                    *walk_numbers,
                     tile_set.read_align,
                     tile_set.written_align,
+                    *((_columns(size[1], blocking),) if blocking.rows else ()),
                     blocking.pixels,
                     tile_set.width,
                     tile_set.depth,
                     _precision(dtype),
+                    _is_wide(x, y),
                     bias is not None,
                     relu,
                     statistics,
@@ -288,7 +364,29 @@ def _correlate(
                 )
     y = y.to(dtype)
     last = is_channels_last(read_NCHW) or (weight.dim() == 4 and is_channels_last(weight))
-    return y if last else y.contiguous(), partials
+    return y if last else y.contiguous(), told
+
+
+def _columns(width: int, blocking: Blocking) -> int:
+    """Columns of a program that computes rows: a power of two that holds the width, if there is room."""
+    return min(1 << (width - 1).bit_length(), blocking.pixels)
+
+
+def _row_blocks(
+    geometry: Geometry, size: tuple[int, int], batch: int, transposed: bool, blocking: Blocking
+) -> tuple[int, tuple[()], tuple[int, ...]]:
+    """Blocks of four rows, no phases, and how rows and columns meet: offsets, columns of the kernel, step, order."""
+    (height, width), columns = size, _columns(size[1], blocking)
+    blocks = -(-height // 4) * -(-width // columns) * -(-batch // (blocking.pixels // columns))
+    (pad_h, pad_w), dilation = geometry.padding, geometry.dilation[1]
+    if transposed:
+        return blocks, (), (pad_h - 2, pad_w, geometry.kernel_size[1], -dilation, True)
+    return blocks, (), (-pad_h, -pad_w, geometry.kernel_size[1], dilation, False)
+
+
+def _is_wide(*images: Tensor) -> bool:
+    """Whether offsets need 64 bits: also those before the image, of a place that is not read."""
+    return any(image.numel() + 2 * image.shape[1] * image.shape[2] * image.shape[3] >= 2**31 for image in images)
 
 
 @dataclass(frozen=True)
@@ -304,10 +402,35 @@ class _Tables:
     places: Tensor
 
 
+def _in_a_thread(build: Callable[..., Any]) -> Callable[..., Any]:
+    """Have what is kept made in a thread of its own.
+
+    A CUDA graph's pool, modes and inference mode belong to a thread: what a caller allocates there must not be kept.
+    """
+
+    @wraps(build)
+    def run(*arguments: Any) -> Any:
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(build, *arguments).result()
+
+    return run
+
+
 @lru_cache(maxsize=4096)
-def _tables(geometry: Geometry, blocking: Blocking, transposed: bool, device: torch.device) -> _Tables:
+@_in_a_thread
+def _tables(
+    geometry: Geometry,
+    blocking: Blocking,
+    transposed: bool,
+    device: torch.device,
+    weight_strides: tuple[int, ...] | None = None,
+) -> _Tables:
     table = tile_table(geometry, blocking, transposed)
     index = weight_index(geometry, table, transposed)
+    places = weight_places(index)
+    if weight_strides is not None:  # the weight is read as it lies
+        offsets = _offsets(geometry.weight_shape, weight_strides)
+        index = torch.where(index >= 0, offsets[index.clamp(min=0).long()], -1).int()
 
     def rows() -> Iterator[Tensor]:
         for tile_set in table.sets:
@@ -324,15 +447,24 @@ def _tables(geometry: Geometry, blocking: Blocking, transposed: bool, device: to
         tuple(rows()),
         tuple(torch.tensor(weight_jobs(s, table.taps), dtype=torch.int32, device=device) for s in table.sets),
         index.to(device),
-        weight_places(index).to(device),
+        places.to(device),
     )
 
 
+def _offsets(shape: Sequence[int], strides: Sequence[int]) -> Tensor:
+    """Where each element lies from the first, in the order of its index; int64 (elements,)."""
+    offsets = torch.zeros((), dtype=torch.int64)
+    for size, stride in zip(shape, strides, strict=True):
+        offsets = offsets.unsqueeze(-1) + torch.arange(size) * stride
+    return offsets.flatten()
+
+
 @lru_cache(maxsize=4096)
+@_in_a_thread
 def _phases(
     geometry: Geometry, size: tuple[int, int], transposed: bool, device: torch.device
-) -> tuple[Tensor, int, tuple[Walk, Walk]]:
-    """The rows of all phases on the device, the most positions one has in an image, and the walks they come from."""
+) -> tuple[Tensor, int, tuple[int, ...]]:
+    """The rows of all phases on the device, the most positions one has in an image, and the steps of the walks."""
     rows, columns = (
         walk(written, kernel_size, stride, padding, dilation, transposed)
         for written, kernel_size, stride, padding, dilation in zip(
@@ -346,7 +478,9 @@ def _phases(
         for column in columns.phases
     ]
     count = max(row[1] * row[6] for row in table)
-    return torch.tensor(table, dtype=torch.int32, device=device), count, (rows, columns)
+    steps = (rows.read_step, columns.read_step, rows.write_step, columns.write_step)
+    steps += (rows.tap_step * kernel_width, columns.tap_step, rows.move, columns.move)
+    return torch.tensor(table, dtype=torch.int32, device=device), count, steps
 
 
 def _dense(x_NCHW: Tensor, interpreted: bool) -> Tensor:

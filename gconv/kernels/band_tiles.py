@@ -22,6 +22,8 @@ from gconv.geometry import Geometry
 from gconv.partition import Partition
 
 VECTOR = 8  # channels in 16 bytes of a 16-bit format
+COLUMNS = 128  # (tap, read channel) columns of a program of the weight gradient, at most
+STEP_BYTES = 128  # pixels of a step of the weight gradient, times bytes of a number
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Blocking:
         wide: written channels of a tile inside a group of more than ``narrow`` channels.
         depth: read channels of one step of a wide tile.
         stages: steps in flight at the same time.
+        rows: whether a program computes ``pixels`` positions of four neighbouring rows, which share what they read.
     """
 
     pixels: int = 128
@@ -41,9 +44,17 @@ class Blocking:
     wide: int = 64
     depth: int = 64
     stages: int = 3
+    rows: bool = False
+
+    def shared_bytes(self, itemsize: int) -> int:
+        """Shared memory of the largest program, at most: each stage holds pixels and weights, or columns and pixels."""
+        loaded = (6 * self.pixels + 3 * self.wide) if self.rows else (self.pixels + self.wide)
+        forward = loaded * self.depth
+        backward = (COLUMNS + self.wide) * (STEP_BYTES // itemsize)
+        return max(self.stages, 2) * max(forward, backward) * itemsize
 
 
-def blockings(geometry: Geometry, wide_numbers: bool) -> tuple[Blocking, ...]:
+def blockings(geometry: Geometry, itemsize: int) -> tuple[Blocking, ...]:
     """The blockings worth timing for a layer; the first is the rule where nothing is timed.
 
     Wide tiles have the width that leaves least room empty, the larger where equal. In 32 bits arithmetic is the bound,
@@ -52,19 +63,28 @@ def blockings(geometry: Geometry, wide_numbers: bool) -> tuple[Blocking, ...]:
 
     Args:
         geometry: the layer.
-        wide_numbers: whether a number has 32 bits, not 16.
+        itemsize: bytes of a number: 2 or 4.
     """
-    narrow, depth, widths = (16, 32, (32, 64)) if wide_numbers else (32, 64, (64, 128))  # 128 spills registers in fp32
+    narrow, depth, widths = (16, 32, (32, 64)) if itemsize > 2 else (32, 64, (64, 128))  # 128 spills registers in fp32
     sizes = [size for cut in (geometry.in_groups, geometry.out_groups) for size in cut.sizes if size > narrow]
     wide = min(widths, key=lambda width: (sum(_ceil(size, width) * width for size in sizes), -width))
-    first = Blocking(128, narrow, wide, depth)
+    aligned = not any(cut.channels % VECTOR for cut in (geometry.in_groups, geometry.out_groups))
+    single = not aligned or any(size % VECTOR for size in sizes)  # channels that are moved one by one: registers
+    depth = depth if aligned else 32
+    first = Blocking(64 if single else 128, narrow, wide, depth)
     others = (
         Blocking(pixels, narrow, width, depth, stages)
-        for pixels in (128, 64)
+        for pixels in ((64, 32) if single else (128, 64))
         for width in sorted({64, wide})
         for stages in (3, 4, 1)
     )
-    return (first, *(other for other in others if other != first))
+    rows = (Blocking(64, narrow, min(widths), 32, stages, True) for stages in (2, 1))
+    return tuple(dict.fromkeys((*(rows if aligned and in_rows(geometry) else ()), first, *others)))
+
+
+def in_rows(geometry: Geometry) -> bool:
+    """Whether neighbouring rows of a result share what they read: three kernel rows, one after the other, stride 1."""
+    return geometry.kernel_size[0] == 3 and geometry.stride == (1, 1) and geometry.dilation[0] == 1
 
 
 @dataclass(frozen=True)
@@ -106,8 +126,17 @@ class TileSet:
         return _ceil(tile.band_size, self.depth)
 
     def columns(self, taps: int) -> int:
-        """(tap, read channel) columns of one program of the weight gradient, in whole steps."""
-        return 64 if taps * self.depth * max(map(self.steps, self.tiles)) <= 64 else 128
+        """(tap, read channel) columns of one program of the weight gradient, in whole steps.
+
+        Channels that are read one by one need registers for each: of them a program has half as many.
+        """
+        few = taps * self.depth * max(map(self.steps, self.tiles)) <= COLUMNS // 2
+        return COLUMNS // 2 if few or self.read_align < VECTOR else COLUMNS
+
+    def pixels(self, itemsize: int) -> int:
+        """Pixels of one step of the weight gradient."""
+        pixels = STEP_BYTES // itemsize
+        return pixels // 2 if self.read_align < VECTOR else pixels
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ def _measured(
     if found is None:
         return None
     seconds, steps = table[found[0]], found[1]
-    usable = [n for n in seconds if n == APART or (n in CANDIDATES and not refusal(n, geometry, dtype, device.type))]
+    usable = [n for n in seconds if n == APART or (n in CANDIDATES and not refusal(n, geometry, dtype, device))]
     return (seconds, {name: seconds[name] for name in usable}, steps) if usable else None
 
 

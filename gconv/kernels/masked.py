@@ -28,7 +28,7 @@ def weight_gradient(dy_NOHW: Tensor, x_NCHW: Tensor, geometry: Geometry) -> Tens
     return packed.convolve_weight_gradient(dy_NOHW, x_NCHW, _recipe(geometry))
 
 
-def refuses(geometry: Geometry, dtype: torch.dtype, device_type: str) -> str | None:
+def refuses(geometry: Geometry, dtype: torch.dtype, device: torch.device | str) -> str | None:
     """Nothing."""
     return None
 

@@ -26,7 +26,7 @@ def weight_gradient(dy_NOHW: Tensor, x_NCHW: Tensor, geometry: Geometry) -> Tens
     return aten.weight_gradient(dy_NOHW, x_NCHW, geometry, geometry.groups, geometry.weight_shape)
 
 
-def refuses(geometry: Geometry, dtype: torch.dtype, device_type: str) -> str | None:
+def refuses(geometry: Geometry, dtype: torch.dtype, device: torch.device | str) -> str | None:
     """Unequal groups."""
     if geometry.is_uniform:
         return None

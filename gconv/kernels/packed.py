@@ -35,7 +35,7 @@ def weight_gradient(dy_NOHW: Tensor, x_NCHW: Tensor, geometry: Geometry) -> Tens
     return convolve_weight_gradient(dy_NOHW, x_NCHW, _recipe(geometry))
 
 
-def refuses(geometry: Geometry, dtype: torch.dtype, device_type: str) -> str | None:
+def refuses(geometry: Geometry, dtype: torch.dtype, device: torch.device | str) -> str | None:
     """Nothing."""
     return None
 

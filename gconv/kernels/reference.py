@@ -54,7 +54,7 @@ def weight_gradient(dy_NOHW: Tensor, x_NCHW: Tensor, geometry: Geometry) -> Tens
     return torch.cat(gradients).view(geometry.weight_shape)
 
 
-def refuses(geometry: Geometry, dtype: torch.dtype, device_type: str) -> str | None:
+def refuses(geometry: Geometry, dtype: torch.dtype, device: torch.device | str) -> str | None:
     """Nothing."""
     return None
 

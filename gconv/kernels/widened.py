@@ -36,7 +36,7 @@ def weight_gradient(dy_NOHW: Tensor, x_NCHW: Tensor, geometry: Geometry) -> Tens
     return kernel.weight_gradient(dy_NOHW.float(), x_NCHW.float(), geometry).to(x_NCHW.dtype)
 
 
-def refuses(geometry: Geometry, dtype: torch.dtype, device_type: str) -> str | None:
+def refuses(geometry: Geometry, dtype: torch.dtype, device: torch.device | str) -> str | None:
     """Whatever is no 16-bit number."""
     return None if dtype in (torch.bfloat16, torch.float16) else f"{dtype} is no 16-bit type"
 

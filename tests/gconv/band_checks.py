@@ -5,6 +5,8 @@ own; on a GPU it takes these tests as they are. Whatever the kernels allocate is
 """
 
 import copy
+import gc
+import weakref
 from contextlib import contextmanager
 from unittest import mock
 
@@ -14,6 +16,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gconv import Block, GroupedConv2d, Partition, block, dispatch, forced_kernel
 from gconv.geometry import Geometry
@@ -59,8 +63,8 @@ def by_band(layer, x, weight, bias, dy, blocking=None):
     with poisoned():
         return (
             band.conv2d(x, weight, bias, layer, blocking=blocking),
-            band.input_gradient(dy, weight, layer, x.shape[2:], blocking),
-            band.weight_gradient(dy, x, layer, blocking),
+            band.input_gradient(dy, weight, layer, x.shape[2:], blocking=blocking),
+            band.weight_gradient(dy, x, layer, blocking=blocking),
         )
 
 
@@ -164,6 +168,157 @@ def test_every_blocking_gives_the_same():
             torch.testing.assert_close(ours.double(), true, rtol=1e-5, atol=1e-5)
 
 
+@st.composite
+def layers_in_rows(draw):
+    pairs = draw(st.lists(st.tuples(st.integers(1, 8), st.integers(1, 8)), min_size=1, max_size=3))
+    layer = geometry(
+        *zip(*pairs, strict=True),
+        kernel=(3, draw(st.integers(1, 3))),
+        padding=(draw(st.integers(0, 3)), draw(st.integers(0, 2))),
+        dilation=(1, draw(st.integers(1, 2))),
+    )
+    return layer, (draw(st.integers(5, 9)), draw(st.sampled_from([5, 8, 16, 19])))
+
+
+@settings(max_examples=8, deadline=None)
+@given(layers_in_rows(), st.sampled_from([1, 3]), st.booleans())
+def test_rows_that_share_what_they_read_are_as_exact_as_aten(case, batch, wide):
+    """Narrower and wider than a program has columns, heights that four does and does not divide, 64-bit offsets."""
+    layer, size = case
+    x, weight, bias, dy = numbers(layer, batch, size)
+    exact = by_aten(layer, x, weight, bias, dy, torch.float64)
+    blocking = Blocking(16, 16, 32, 16, 1, rows=True)
+    with mock.patch.object(band, "_is_wide", lambda *images: wide), poisoned():
+        found = (
+            *band.conv2d_statistics(x, weight, bias, layer, blocking=blocking),
+            band.input_gradient(dy, weight, layer, size, blocking=blocking),
+        )
+    y, mean, var, dx = (part.double() for part in found)
+    for ours, true in ((y, exact[0]), (dx, exact[1])):
+        torch.testing.assert_close(ours, true, rtol=1e-5, atol=1e-5)
+    expected, center = torch.var_mean(y, (0, 2, 3), correction=0)
+    torch.testing.assert_close(mean, center, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(var, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["odd", "1x1 with stride", "logarithmic"])
+def test_offsets_of_64_bits_give_the_same_bits(name, monkeypatch):
+    inputs = numbers(NAMED[name])
+    narrow = by_band(NAMED[name], *inputs)
+    monkeypatch.setattr(band, "_is_wide", lambda *images: True)
+    for ours, same in zip(by_band(NAMED[name], *inputs), narrow, strict=True):
+        assert torch.equal(ours, same)
+
+
+def test_offsets_have_64_bits_from_2_to_the_31_elements_on():
+    near, far = (torch.zeros(1, 1, 1, 1).expand(2**15, 2**12, 4, width) for width in (3, 4))
+    assert not band._is_wide(near) and band._is_wide(far)
+
+
+def test_weights_of_any_strides_are_read_as_they_lie():
+    layer = geometry([4, 4], [4, 4])
+    x, weight, bias, dy = numbers(layer)
+    lying = weight.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0)
+    assert not lying.is_contiguous() and torch.equal(lying, weight)
+    for ours, same in zip(by_band(layer, x, lying, bias, dy), by_band(layer, x, weight, bias, dy), strict=True):
+        assert torch.equal(ours, same)
+
+
+class Allocations(TorchDispatchMode):
+    """What is allocated in this thread, as a CUDA graph's pool sees it."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.made += [weakref.ref(t) for t in pytree.tree_leaves(result) if isinstance(t, torch.Tensor)]
+        return result
+
+
+def test_nothing_but_outputs_outlives_a_first_call():
+    layer = geometry([16, 8, 4, 4], [16, 8, 4, 4])
+    x, weight, bias, dy = numbers(layer)
+    band._tables.cache_clear()
+    band._phases.cache_clear()
+    with Allocations() as allocations:
+        kept = (*by_band(layer, x, weight, bias, dy), *band.conv2d_statistics(x, weight, bias, layer))
+    gc.collect()
+    storages = {t.untyped_storage().data_ptr() for t in (x, weight, bias, dy, *kept)}
+    left = [t for made in allocations.made if (t := made()) is not None]
+    assert len(allocations.made) > 10
+    assert not [t.shape for t in left if t.untyped_storage().data_ptr() not in storages]
+
+
+def fails(error, monkeypatch, times=10**6):
+    """Have Triton fail to build the kernel that correlates, so many times."""
+    from gconv.kernels import band_triton
+
+    kernels = {name: getattr(band_triton, name) for name in ("correlate", "correlate_rows")}
+    failures = []
+
+    class Failing:
+        def __init__(self, name):
+            self.name = name
+
+        def __getitem__(self, grid):
+            if len(failures) < times:
+                failures.append(self.name)
+                raise error
+            return kernels[self.name][grid]
+
+    for name in kernels:
+        monkeypatch.setattr(band_triton, name, Failing(name))
+    return failures
+
+
+@pytest.fixture
+def no_failures():
+    yield
+    band._failures.clear()
+    dispatch.forget()
+
+
+@pytest.mark.usefixtures("no_failures")
+def test_a_blocking_that_does_not_fit_makes_way_for_the_next(monkeypatch):
+    from triton.runtime.errors import OutOfResources
+
+    layer = geometry([8, 8], [8, 8])
+    x, weight, bias, dy = numbers(layer)
+    failures = fails(OutOfResources(131072, 101376, "shared memory"), monkeypatch, times=3)
+    y = band.conv2d(x, weight, bias, layer)
+    assert failures == ["correlate_rows", "correlate_rows", "correlate"] and band.refuses(layer, F32, DEVICE) is None
+    torch.testing.assert_close(y.double(), by_aten(layer, x, weight, bias, dy, torch.float64)[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("no_failures")
+def test_a_kernel_that_cannot_be_built_makes_way_for_the_next_and_says_so_once(monkeypatch):
+    from triton.errors import TritonError
+
+    layer = geometry([8, 4], [4, 8])
+    x, weight, bias, dy = numbers(layer)
+    failures = fails(TritonError("no such instruction"), monkeypatch)
+    with pytest.warns(UserWarning, match=r"'band' for 12 -> 12 channels.*no such instruction; another is used"):
+        y = band.conv2d(x, weight, bias, layer, "relu")
+    expected = by_aten(layer, x, weight, bias, dy, torch.float64)[0].relu()
+    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5)
+    assert len(failures) == 1, "what does not compile is not tried with other blockings"
+    assert "no such instruction" in (band.refuses(layer, F32, x.device) or "")
+    with forced_kernel("band"), pytest.raises(ValueError, match=r"cannot compute.*no such instruction"):
+        dispatch.conv2d(x, weight, bias, layer)
+
+
+@pytest.mark.usefixtures("no_failures")
+@pytest.mark.parametrize("error", [RuntimeError("CUDA error: an illegal memory access"), ValueError("no")], ids=str)
+def test_other_errors_of_a_kernel_are_told(error, monkeypatch):
+    layer = geometry([8, 8], [8, 8])
+    x, weight, _, _ = numbers(layer)
+    fails(error, monkeypatch)
+    with pytest.raises(type(error), match=str(error)):
+        band.conv2d(x, weight, None, layer)
+
+
 def test_a_weight_gradient_of_many_shares_is_exact_and_the_same_every_time():
     layer = geometry([3, 5], [5, 3])
     x, weight, bias, dy = numbers(layer, batch=3, size=(15, 15))
@@ -229,7 +384,7 @@ def test_statistics_are_those_of_what_is_written(name, dtype):
     layer = NAMED[name]
     x, weight, bias, _ = numbers(layer, dtype=dtype)
     with poisoned():
-        y, mean, var = band.conv2d_statistics(x, weight, bias, layer, Blocking(pixels=16))
+        y, mean, var = band.conv2d_statistics(x, weight, bias, layer, blocking=Blocking(pixels=16))
     assert torch.equal(y, band.conv2d(x, weight, bias, layer, blocking=Blocking(pixels=16)))
     expected, center = torch.var_mean(y.double(), (0, 2, 3), correction=0)
     assert mean.dtype == var.dtype == F32
@@ -242,7 +397,9 @@ def test_statistics_hold_far_from_zero_merged_twice_and_the_same_every_time(monk
     layer = geometry([1, 2], [2, 1], kernel=(1, 1), padding=(0, 0))
     x, weight, _, _ = numbers(layer, batch=5, size=(9, 9))
     bias = torch.full((3,), 1e4, device=DEVICE)
-    (y, mean, var), again = (band.conv2d_statistics(x, weight, bias, layer, Blocking(pixels=16)) for _ in range(2))
+    (y, mean, var), again = (
+        band.conv2d_statistics(x, weight, bias, layer, blocking=Blocking(pixels=16)) for _ in range(2)
+    )
     assert -(-5 * 9 * 9 // 16) > 4 * 4, "more rows than two launches merge"
     expected, center = torch.var_mean(y.double(), (0, 2, 3), correction=0)
     torch.testing.assert_close(mean.double(), center, rtol=1e-7, atol=0)

@@ -132,11 +132,11 @@ def test_depthwise_channels_share_tiles():
     ("sizes", "wide"), [((128, 128), 128), ((128, 64), 64), ((96, 96), 128), ((48, 48), 64), ((8, 8), 128)], ids=str
 )
 def test_wide_tiles_leave_the_least_room_empty(sizes, wide):
-    assert blockings(geometry(sizes, sizes), wide_numbers=False)[0].wide == wide
+    assert blockings(geometry(sizes, sizes), 2)[0].wide == wide
 
 
 def test_blockings_are_different():
-    found = blockings(geometry((64, 32), (64, 32)), wide_numbers=True)
+    found = blockings(geometry((64, 32), (64, 32)), 4)
     assert len(set(found)) == len(found) > 1
 
 
