@@ -24,6 +24,7 @@ they saw; modules of other types (``SyncBatchNorm``, parametrised ones); what to
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -67,6 +68,10 @@ class Block(nn.Sequential):
                 input = run_block(input, *run)
                 at += sum(module is not None for module in run)
         return input
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Give ``torch.jit.script`` an ``nn.Sequential``, which it can read."""
+        return nn.Sequential(OrderedDict(self.named_children())).train(self.training)
 
 
 def run_at(modules: Sequence[nn.Module], at: int) -> Run | None:

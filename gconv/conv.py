@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Callable
+from operator import index
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn.common_types import _size_2_t
 
 from gconv.geometry import Geometry
-from gconv.ops import grouped_conv2d
+from gconv.group_weight import PerGroup, check_reparametrisations, fill, refuse_fan_in
+from gconv.library import InputError
+from gconv.ops import grouped_conv2d, spelled_out
 from gconv.partition import Partition, Spec
+from gconv.tracing import leaf
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
-class GroupedConv2d(nn.Module):
+class GroupedConv2d(nn.Conv2d):
     """2-D convolution in filter groups: input group g feeds output group g, and nothing else.
 
-    Takes what ``nn.Conv2d`` takes. With equal groups the ``state_dict`` is that of ``nn.Conv2d``, and so are the
-    initial values under the same seed. With unequal groups ``weight`` has shape (L, Kh, Kw): the weights of all L
-    connected channel pairs, group after group; ``group_weights()`` gives them as (O_g, C_g, Kh, Kw) views.
+    It is an ``nn.Conv2d`` and takes what that takes. With equal groups the ``state_dict`` is that of ``nn.Conv2d``, and
+    so are the initial values under the same seed.
+
+    With unequal groups ``weight`` has shape (L, Kh, Kw): the weights of all L connected channel pairs, group after
+    group; ``group_weights()`` gives them as (O_g, C_g, Kh, Kw) views. No tensor (O, C, Kh, Kw) holds them, so tools
+    that work filter by filter need the groups: ``nn.init.kaiming_normal_(layer.weight)``, ``weight_norm(layer)`` and
+    structured pruning raise, and ``layer.initialise(nn.init.kaiming_normal_)`` and ``layer.parametrise(weight_norm)``
+    are right for equal and unequal groups alike. The memory format of such a weight has no meaning and stays.
+
+    Infinities and NaN stay in their group on a CPU. On other devices kernels that multiply zeros between the groups
+    (``packed``, ``nested``, ``masked``, ``band``) turn them into NaN in other groups; ``forced_kernel("loop")`` does
+    not.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, bias, padding_mode, device, dtype:
@@ -38,8 +53,6 @@ class GroupedConv2d(nn.Module):
     Raises:
         ValueError: the channels cannot be cut so; an unknown padding; ``padding="same"`` with a stride.
     """
-
-    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -57,24 +70,27 @@ class GroupedConv2d(nn.Module):
         *,
         in_groups: Spec | None = None,
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # that of nn.Conv2d knows equal groups alone
         if padding_mode not in PADDING_MODES:
             raise ValueError(f"padding_mode {padding_mode!r}: must be one of {', '.join(PADDING_MODES)}")
-        self.in_channels = in_channels
-        self.out_channels = out_channels
+        self.in_channels = _whole(in_channels, "in_channels")
+        self.out_channels = _whole(out_channels, "out_channels")
         self.kernel_size = _pair(kernel_size, "kernel_size")
         self.stride = _pair(stride, "stride")
         self.dilation = _pair(dilation, "dilation")
         self.padding = padding if isinstance(padding, str) else _pair(padding, "padding", least=0)
         self.padding_mode = padding_mode
+        self.transposed = False
+        self.output_padding = (0, 0)
         sides = self._padding_sides()
+        self._reversed_padding_repeated_twice = list(sides)
         symmetric = sides[0] == sides[1] and sides[2] == sides[3]
         inside = padding_mode == "zeros" and symmetric
         # Padding in F.pad's order (left, right, top, bottom) where the kernel cannot do it itself.
         self._pad_first = None if inside else sides
         self.geometry = Geometry(
-            _cut(groups if in_groups is None else in_groups, in_channels, "in_channels"),
-            _cut(groups, out_channels, "out_channels"),
+            _cut(groups if in_groups is None else in_groups, self.in_channels, "in_channels"),
+            _cut(groups, self.out_channels, "out_channels"),
             self.kernel_size,
             self.stride,
             (sides[2], sides[0]) if inside else (0, 0),
@@ -82,8 +98,20 @@ class GroupedConv2d(nn.Module):
         )
         self.groups = self.geometry.groups
         self.weight = nn.Parameter(torch.empty(self.geometry.weight_shape, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
+        bias_O = nn.Parameter(torch.empty(self.out_channels, device=device, dtype=dtype)) if bias else None
+        self.register_parameter("bias", bias_O)
         self.reset_parameters()
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Register a parameter; the weight of unequal groups is kept from initialisers of filters."""
+        if name == "weight" and param is not None and not self.geometry.is_uniform:
+            refuse_fan_in(param)
+        super().register_parameter(name, param)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:  # of a copy, whose parameters are new
+        super().__setstate__(state)
+        if self._parameters.get("weight") is not None:
+            self.register_parameter("weight", self._parameters["weight"])
 
     def _padding_sides(self) -> tuple[int, int, int, int]:
         if self.padding == "valid":
@@ -103,29 +131,95 @@ class GroupedConv2d(nn.Module):
 
     def reset_parameters(self) -> None:
         """Initialise as ``nn.Conv2d`` does, each group by its own fan-in: uniform in ±1/√(C_g·Kh·Kw)."""
-        for weight in [self.weight] if self.geometry.is_uniform else self.group_weights():
-            nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
-        if self.bias is not None:
-            in_sizes, out_sizes = self.geometry.in_groups.sizes, self.geometry.out_groups.sizes
-            if self.geometry.is_uniform:  # one draw, as nn.Conv2d makes it
-                in_sizes, out_sizes = in_sizes[:1], (self.out_channels,)
-            for bias, in_size in zip(self.bias.split(list(out_sizes)), in_sizes, strict=True):
-                bound = 1 / math.sqrt(in_size * self.kernel_size[0] * self.kernel_size[1])
-                nn.init.uniform_(bias, -bound, bound)
+        if self.geometry.is_uniform:  # one draw, as nn.Conv2d makes it
+            nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        else:
+            self.initialise(nn.init.kaiming_uniform_, a=math.sqrt(5))
+        if self.bias is None:
+            return
+        cuts = self.geometry.in_groups.sizes, self.geometry.out_groups.sizes
+        bounds = [1 / math.sqrt(size * self.kernel_size[0] * self.kernel_size[1]) for size in cuts[0]]
+        if self.geometry.is_uniform:
+            nn.init.uniform_(self.bias, -bounds[0], bounds[0])
+            return
+
+        def draw(bias_O: Tensor) -> None:
+            for part, bound in zip(bias_O.split(list(cuts[1])), bounds, strict=True):
+                nn.init.uniform_(part, -bound, bound)
+
+        fill(self.bias, draw)
+
+    def initialise(self, initialiser: Callable[..., Any], *arguments: Any, **named: Any) -> None:
+        """Fill the weight of each group by a function of ``torch.nn.init``, which finds the group's own fan-in.
+
+        Args:
+            initialiser: fills a tensor of shape (O_g, C_g, Kh, Kw) in place, as ``nn.init.kaiming_normal_`` does.
+            arguments, named: what it takes after the tensor.
+        """
+
+        def draw(weight: Tensor) -> None:
+            for part in self.geometry.group_weights(weight):
+                initialiser(part, *arguments, **named)
+
+        fill(self.weight, draw)
+
+    def parametrise(self, parametrisation: Callable[[nn.Conv2d], object]) -> None:
+        """Reparametrise the weight of each group by itself.
+
+        Args:
+            parametrisation: registers a parametrisation on the weight of a layer, as
+                ``torch.nn.utils.parametrizations.weight_norm`` does.
+
+        Raises:
+            ValueError: it registers none.
+        """
+        from torch.nn.utils.parametrize import register_parametrization
+
+        per_group = PerGroup(self.geometry, self.weight, parametrisation)
+        register_parametrization(self, "weight", per_group, unsafe=True)
 
     def group_weights(self) -> list[Tensor]:
         """Views of the weight, one of shape (O_g, C_g, Kh, Kw) per group."""
         return self.geometry.group_weights(self.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) to (N, O, H', W'), or (C, H, W) to (O, H', W')."""
-        if x.dim() != 4:
-            if x.dim() != 3:
-                raise ValueError(f"input of shape {tuple(x.shape)}: GroupedConv2d takes (N, C, H, W) or (C, H, W)")
-            return self.forward(x.unsqueeze(0)).squeeze(0)
+        if isinstance(input, Proxy):
+            named = leaf(self, input)
+            return self._conv_forward(input, self.weight, self.bias) if named is None else named
+        return self._conv_forward(input, self.weight, self.bias)
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        x, traced = input, isinstance(input, Proxy)
+        if not traced:
+            if not isinstance(x, Tensor):
+                raise TypeError(f"{type(x).__name__}: GroupedConv2d takes a tensor (N, C, H, W) or (C, H, W)")
+            if x.dim() != 4:
+                if x.dim() != 3:
+                    raise InputError(f"input of shape {tuple(x.shape)}: GroupedConv2d takes (N, C, H, W) or (C, H, W)")
+                return self._conv_forward(x.unsqueeze(0), weight, bias).squeeze(0)
+            if "weight" not in self._parameters:  # something computes it
+                check_reparametrisations(self)
         if self._pad_first is not None:
             x = F.pad(x, self._pad_first, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
-        return grouped_conv2d(x, self.weight, self.bias, self.geometry)
+        return (spelled_out if traced else grouped_conv2d)(x, weight, bias, self.geometry)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Give ``torch.jit.script`` an ``nn.Conv2d``, which it can read."""
+        if not self.geometry.is_uniform:
+            raise TypeError(
+                f"torch.jit.script takes no GroupedConv2d of unequal groups ({self.geometry.out_groups}); "
+                "use torch.export.export, whose program needs no gconv"
+            )
+        with torch.device("meta"):
+            window = self.kernel_size, self.stride, self.padding, self.dilation
+            has_bias = self.bias is not None
+            plain = nn.Conv2d(
+                *(self.in_channels, self.out_channels, *window, self.groups, has_bias),  # type: ignore[arg-type]
+                padding_mode=self.padding_mode,
+            )
+        plain.weight, plain.bias = self.weight, self.bias
+        return plain.train(self.training)
 
     def extra_repr(self) -> str:
         """What ``print(layer)`` shows."""
@@ -139,10 +233,24 @@ class GroupedConv2d(nn.Module):
         return text + ("" if self.padding_mode == "zeros" else f", padding_mode={self.padding_mode!r}")
 
 
+def _whole(value: Any, name: str, least: int = 1) -> int:
+    try:
+        whole = index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a whole number of at least {least}, not {value!r}") from None
+    if isinstance(value, bool) or whole < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
+    return whole
+
+
 def _pair(value: _size_2_t, name: str, least: int = 1) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or any(not isinstance(v, int) or v < least for v in pair):
-        raise ValueError(f"{name} must be one or two whole numbers of at least {least}, not {value!r}")
+    wrong = f"{name} must be one or two whole numbers of at least {least}, not {value!r}"
+    try:
+        pair = tuple(map(index, value if isinstance(value, list | tuple) else (value, value)))
+    except TypeError:
+        raise TypeError(wrong) from None
+    if len(pair) != 2 or any(isinstance(v, bool) for v in (value, pair)) or min(pair) < least:
+        raise ValueError(wrong)
     return pair
 
 

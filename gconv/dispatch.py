@@ -142,8 +142,24 @@ def may_count(geometry: Geometry, dtype: torch.dtype, device: torch.device) -> b
     return any(hasattr(find(name), "conv2d_statistics") for name in names)
 
 
+def by_compiler(geometry: Geometry, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a compiler is given ATen's own convolution of equal groups, which it knows, fuses and tunes itself.
+
+    Not where no way of ATen's is the choice for some size: the band kernel, fp32 in place of emulated 16-bit types.
+    Asked while a program is traced.
+    """
+    name = forced(geometry, dtype, device.type)
+    if name is not None:
+        return name == "native"
+    cases = ((op, last, bits) for op in OPS for last in (True, False) for bits in SIZES)
+    return all(
+        choose(op, geometry, dtype, device, last, bits).kernel not in ("band", "widened") for op, last, bits in cases
+    )
+
+
 # What torch.compiler.assume_constant_result does, which would load the whole compiler with this file: seconds.
-may_count._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+for _asked in (may_count, by_compiler):
+    _asked._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def input_gradient(dy_NOHW: Tensor, weight: Tensor, geometry: Geometry, input_size: Sequence[int]) -> Tensor:

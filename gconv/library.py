@@ -71,6 +71,10 @@ def weight_gradient(dy: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
 OPS = derivatives.Ops(conv2d, input_gradient, weight_gradient)
 
 
+class InputError(RuntimeError, ValueError):
+    """Input, weight and bias that do not fit the layer or each other: a ``RuntimeError``, as torch raises."""
+
+
 def complaint(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> str | None:
     """What is wrong with the arguments of a forward pass, in one line; None if nothing is."""
     given = f"input of shape {tuple(x.shape)}"
@@ -84,9 +88,15 @@ def complaint(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
         return f"weight of shape {tuple(weight.shape)}: {layer} needs {geometry.weight_shape}"
     if bias is not None and tuple(bias.shape) != (geometry.out_groups.channels,):
         return f"bias of shape {tuple(bias.shape)}: {layer} needs ({geometry.out_groups.channels},)"
-    if min(geometry.output_size(x.shape[2:])) < 1:
+    size = geometry.output_size(x.shape[2:])
+    if all(type(s) is int for s in size) and min(size) < 1:  # a symbol of a traced program may be any size
         return f"{given} is smaller than the kernel of {layer} with padding {geometry.padding}: it leaves no output"
-    if not x.is_floating_point():
+    if x.is_quantized:
+        return (
+            f"input of {x.dtype}: {layer} is not quantised module by module; use torch.export.export and "
+            "prepare_pt2e, which sees convolutions"
+        )
+    if not (x.is_floating_point() or x.is_complex()):
         return f"input of {x.dtype}: {layer} takes floating-point numbers (float32, bfloat16, float16, float64)"
     others = [("weight", weight), *([] if bias is None else [("bias", bias)])]
     for name, t in others:
@@ -128,7 +138,7 @@ def _fake_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> 
     geometry = _geometry(rest)
     wrong = complaint(x, weight, bias, geometry)
     if wrong is not None:
-        raise ValueError(wrong)
+        raise InputError(wrong)
     shape = (x.shape[0], geometry.out_groups.channels, *geometry.output_size(x.shape[2:]))
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_layout(x, weight))
 
@@ -171,16 +181,25 @@ def _keep_for_weight_gradient(ctx: Any, inputs: tuple, output: Tensor) -> None:
     derivatives.save(ctx, (dy, x), _geometry(rest))
 
 
+def cast(*tensors: Tensor | None) -> list[Any]:
+    """To the dtype of autocast where it is on, as it casts arguments of ``F.conv2d``: float64 and integers stay."""
+    device = next(t.device.type for t in tensors if t is not None)
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device)
+    return [t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors]
+
+
 def _autocast(op: Callable[..., Any]) -> Callable[..., Any]:
-    def cast(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Any:
-        dtype = torch.get_autocast_dtype(x.device.type)
+    def cast_first(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Any:
+        given = cast(x, weight, bias)
         keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
             torch._C.DispatchKey.AutocastCUDA
         )
         with torch._C._ExcludeDispatchKeyGuard(keys):
-            return op(*(t if t is None else t.to(dtype) for t in (x, weight, bias)), *rest)
+            return op(*given, *rest)
 
-    return cast
+    return cast_first
 
 
 def side_by_side(x: Tensor, dim: int | None, times: int) -> Tensor:

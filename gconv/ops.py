@@ -1,8 +1,10 @@
 """The operator: grouped 2-D convolution with groups of any sizes.
 
 Three ways lead to the kernels. Where one ATen kernel computes a layer, torch differentiates it by itself. Where each
-op has a kernel of its own, an autograd function joins them. Where a program is traced (``torch.compile``, export), the
-ops of torch's library stand in for them, whole (``library.py``). ``torch.func`` gets what it can transform.
+op has a kernel of its own, an autograd function joins them. Where ``torch.compile`` traces a program, the ops of
+torch's library stand in for them, whole (``library.py``); but equal groups that ATen computes anyway are its
+convolution, which compilers know. An exported program has ATen's convolutions alone, and needs nothing of this package.
+``torch.func`` gets what it can transform.
 """
 
 from __future__ import annotations
@@ -11,14 +13,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_exporting
 
 from gconv import derivatives, dispatch, library
 from gconv.dispatch import forced_kernel, kernels_for, transformable_kernels
 from gconv.geometry import Geometry
-from gconv.kernels import loop, native
+from gconv.library import InputError
 
 __all__ = ["forced_kernel", "grouped_conv2d"]
 
@@ -40,24 +43,56 @@ def grouped_conv2d(
         (N, O, H', W'), channels_last where the input is; differentiable any number of times.
 
     Raises:
-        ValueError: arguments that do not fit the geometry or each other; a forced kernel that cannot compute them.
+        InputError: arguments that do not fit the geometry or each other: a ``RuntimeError``, as torch raises, and a
+            ``ValueError``.
+        ValueError: an unknown activation; a forced kernel that cannot compute them.
     """
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation {activation!r}: must be one of {', '.join(ACTIVATIONS)}")
-    if torch._C._is_any_autocast_enabled():
-        x_NCHW, weight, bias = _cast(x_NCHW, weight, bias)
     if is_compiling():
-        if torch._C._are_functorch_transforms_active():  # a compiler cannot transform the library's op
-            plain = native if geometry.is_uniform else loop
-            return plain.conv2d(x_NCHW, weight, bias, geometry, activation)
-        return library.conv2d(x_NCHW, weight, bias, geometry, activation)
+        return _traced(x_NCHW, weight, bias, geometry, activation)
+    if torch._C._is_any_autocast_enabled():
+        x_NCHW, weight, bias = library.cast(x_NCHW, weight, bias)
+    if x_NCHW.dtype != weight.dtype or (bias is not None and bias.dtype != weight.dtype):
+        raise InputError(library.complaint(x_NCHW, weight, bias, geometry))
     try:
         return _conv2d(x_NCHW, weight, bias, geometry, activation)
     except (RuntimeError, IndexError, ValueError) as error:
         complaint = library.complaint(x_NCHW, weight, bias, geometry)
         if complaint is None:
             raise
-        raise ValueError(complaint) from error
+        raise InputError(complaint) from error
+
+
+def spelled_out(
+    x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str = "none"
+) -> Tensor:
+    """The same in ATen's operators alone: one convolution where groups are equal, else one per group."""
+    window = geometry.stride, geometry.padding, geometry.dilation
+    if geometry.is_uniform:
+        y = F.conv2d(x_NCHW, weight, bias, *window, geometry.groups)
+        return F.relu(y) if activation == "relu" else y
+    parts, first = [], [0, 0, 0]
+    for in_size, out_size, links in zip(
+        geometry.in_groups.sizes, geometry.out_groups.sizes, geometry.links, strict=True
+    ):
+        x_g, weight_g = x_NCHW.narrow(1, first[0], in_size), weight.narrow(0, first[2], links)
+        bias_g = None if bias is None else bias.narrow(0, first[1], out_size)
+        parts.append(F.conv2d(x_g, weight_g.view(out_size, in_size, *geometry.kernel_size), bias_g, *window))
+        first = [first[0] + in_size, first[1] + out_size, first[2] + links]
+    y = torch.cat(parts, 1)
+    return F.relu(y) if activation == "relu" else y
+
+
+def _traced(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str) -> Tensor:
+    """What a compiler or an exporter is given."""
+    # A compiler cannot transform the library's op.
+    if is_exporting() or torch._C._are_functorch_transforms_active():
+        return spelled_out(x, weight, bias, geometry, activation)
+    x, weight, bias = library.cast(x, weight, bias)
+    if geometry.is_uniform and dispatch.by_compiler(geometry, x.dtype, x.device):
+        return spelled_out(x, weight, bias, geometry, activation)
+    return library.conv2d(x, weight, bias, geometry, activation)
 
 
 def conv2d_statistics(
@@ -72,18 +107,8 @@ def conv2d_statistics(
         y (N, O, H', W') as of ``grouped_conv2d``; mean and variance (O,) over N, H' and W', float32 or float64, NaN
         where there is nothing; all differentiable.
     """
-    if torch._C._is_any_autocast_enabled():
-        x_NCHW, weight, bias = _cast(x_NCHW, weight, bias)
+    x_NCHW, weight, bias = library.cast(x_NCHW, weight, bias)
     return library.conv2d_statistics(x_NCHW, weight, bias, geometry)
-
-
-def _cast(x: Tensor, *others: Tensor | None) -> list[Any]:
-    """To the dtype that autocast wants on this device, which leaves float64 alone as it does elsewhere."""
-    device = x.device.type
-    if device == "meta" or not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
-        return [x, *others]
-    dtype = torch.get_autocast_dtype(device)
-    return [None if t is None else t.to(dtype) for t in (x, *others)]
 
 
 def _recorded(*tensors: Tensor | None) -> bool:
@@ -92,8 +117,8 @@ def _recorded(*tensors: Tensor | None) -> bool:
 
 
 def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str = "none") -> Tensor:
-    transformed = torch._C._are_functorch_transforms_active()
-    kernels = transformable_kernels(geometry) if transformed else kernels_for(x, geometry, x.shape[2:])
+    plain = x.is_complex() or torch._C._are_functorch_transforms_active()
+    kernels = transformable_kernels(geometry) if plain else kernels_for(x, geometry, x.shape[2:])
     if kernels.together is not None and torch.is_grad_enabled():
         return kernels.together(x, weight, bias, geometry, activation)
     if not _recorded(x, weight, bias):

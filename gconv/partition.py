@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import gcd, lcm
-from typing import TypeAlias
+from operator import index
+from typing import Any, TypeAlias
 
 Spec: TypeAlias = "int | str | Sequence[int] | Partition"
 
@@ -30,7 +31,7 @@ class Partition:
     sizes: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        sizes = tuple(self.sizes)
+        sizes = tuple(map(_plain, self.sizes))
         if not sizes:
             raise ValueError("a partition needs at least one group")
         if any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in sizes):
@@ -88,6 +89,7 @@ class Partition:
         Raises:
             ValueError: the spec cannot be read, or cannot cut ``channels``.
         """
+        spec, channels = _plain(spec), _plain(channels)
         if isinstance(spec, Partition):
             return cls._of_sizes(spec.sizes, channels)
         if isinstance(spec, int) and not isinstance(spec, bool):
@@ -106,7 +108,9 @@ class Partition:
                 return cls.uniform(channels, _whole(text))
             except _NotWholeError:
                 pass
-        elif isinstance(spec, Sequence) and all(isinstance(s, int) and not isinstance(s, bool) for s in spec):
+        elif isinstance(spec, Sequence) and all(
+            isinstance(s, int) and not isinstance(s, bool) for s in map(_plain, spec)
+        ):
             return cls._of_sizes(spec, channels)
         raise ValueError(
             f"groups {spec!r} cannot be read; write a number of groups (4), log:4, sizes (32,16,8,8), "
@@ -196,6 +200,14 @@ class Partition:
         if self.channels % unit == 0 and self == Partition.logarithmic(self.channels, self.groups):
             return f"log:{self.groups}"
         return ",".join(map(str, self.sizes))
+
+
+def _plain(value: Any) -> Any:
+    """An ``int`` for an integer of NumPy or torch; anything else as it is."""
+    try:
+        return value if isinstance(value, bool) else index(value)
+    except TypeError:
+        return value
 
 
 class _NotWholeError(ValueError):

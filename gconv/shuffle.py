@@ -13,8 +13,10 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
-from gconv.partition import Partition
+from gconv.partition import Partition, Spec
+from gconv.tracing import leaf
 
 
 @lru_cache(maxsize=1024)
@@ -24,17 +26,25 @@ def shuffle_order(partition: Partition) -> tuple[int, ...]:
     return tuple(sorted(range(partition.channels), key=places.__getitem__))
 
 
-def channel_shuffle(x_NCHW: Tensor, partition: Partition) -> Tensor:
+def channel_shuffle(x_NCHW: Tensor, groups: Spec) -> Tensor:
     """Interleave the groups' channels.
 
     Args:
-        x_NCHW: (N, C, H, W) with C = ``partition.channels``.
+        x_NCHW: (N, C, H, W).
+        groups: how the C channels are cut: a Partition, or what ``Partition.of`` reads (``4``, ``"log:3"``).
 
     Raises:
         ValueError: the input does not have the channels that the partition cuts.
     """
-    if x_NCHW.shape[1] != partition.channels:
-        raise ValueError(f"input has {x_NCHW.shape[1]} channels; the groups {partition} cut {partition.channels}")
+    if isinstance(x_NCHW, Proxy):
+        spec = ",".join(map(str, groups.sizes)) if isinstance(groups, Partition) else groups
+        return x_NCHW.tracer.create_proxy("call_function", channel_shuffle, (x_NCHW, spec), {})  # type: ignore
+    if not isinstance(x_NCHW, Tensor):
+        raise TypeError(f"{type(x_NCHW).__name__}: channel_shuffle takes a tensor (N, C, H, W)")
+    channels = x_NCHW.shape[1]
+    if isinstance(groups, Partition) and groups.channels != channels:
+        raise ValueError(f"input has {channels} channels; the groups {groups} cut {groups.channels}")
+    partition = Partition.of(groups, channels)
     if partition.is_uniform:
         return x_NCHW.unflatten(1, (partition.groups, partition.sizes[0])).transpose(1, 2).flatten(1, 2)
     return x_NCHW.index_select(1, torch.tensor(shuffle_order(partition), device=x_NCHW.device))
@@ -80,12 +90,19 @@ class ChannelShuffle(nn.Module):
 
     def __init__(self, partition: Partition) -> None:
         super().__init__()
+        if not isinstance(partition, Partition):
+            raise TypeError(
+                f"ChannelShuffle takes a Partition, which knows its channels, not {partition!r}; write "
+                f"ChannelShuffle(Partition.of({partition!r}, channels)), or nn.ChannelShuffle for equal groups"
+            )
         self.partition = partition
         order = None if partition.is_uniform else torch.tensor(shuffle_order(partition), device="cpu")
         self.register_buffer("order", order, persistent=False)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, H, W)."""
+        if isinstance(x_NCHW, Proxy) and (named := leaf(self, x_NCHW)) is not None:
+            return named
         if self.order is None:
             return channel_shuffle(x_NCHW, self.partition)
         return x_NCHW.index_select(1, self.order.to(x_NCHW.device))
@@ -93,3 +110,9 @@ class ChannelShuffle(nn.Module):
     def extra_repr(self) -> str:
         """What ``print(layer)`` shows."""
         return f"{self.partition.channels}, groups={self.partition}"
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Give ``torch.jit.script`` a layer that it can read."""
+        if self.order is None:
+            return nn.ChannelShuffle(self.partition.groups)
+        return ChannelPermutation(self.order.tolist())

@@ -58,7 +58,15 @@ def activate(y: Tensor, activation: str) -> Tensor:
 def is_channels_last(x_NCHW: Tensor) -> bool:
     """Whether F.conv2d would put out channels_last: channels are innermost, rows of them side by side."""
     _, c, h, w = x_NCHW.stride()
-    return c == 1 and 1 < x_NCHW.shape[1] <= w <= h
+    last = c == 1 and 1 < x_NCHW.shape[1] <= w <= h
+    return last if isinstance(last, bool) else _is_known(last)
+
+
+def _is_known(condition: torch.SymBool) -> bool:
+    """Whether a condition holds for every size of a traced program; asks without tying the program to the example."""
+    from torch.fx.experimental.symbolic_shapes import guard_or_false  # loads the symbolic algebra
+
+    return guard_or_false(condition)
 
 
 def input_gradient(

