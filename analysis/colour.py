@@ -71,6 +71,10 @@ def concentration(filters_O3KK: ArrayLike) -> NDArray[np.float64]:
     return (np.divide(power, total, out=np.full_like(power, np.nan), where=total > 0) ** 2).sum(1)
 
 
+# Share of its energy that a filter must have learned to count.
+LEARNED_ENERGY = 0.5
+
+
 def learned(filters_O3KK: ArrayLike) -> NDArray[np.bool_]:
     """(O,) Which filters are no noise: more concentrated than 99% of white-noise filters of their size.
 
@@ -122,6 +126,39 @@ def change_from_initialisation(trained: ArrayLike, initial: ArrayLike) -> Change
     scale = np.linalg.norm(end, axis=1) * np.linalg.norm(start, axis=1)
     product = (centred[0] * centred[1]).sum(1)
     return Change(distance, np.divide(product, size, out=np.full(len(end), np.nan), where=size > GREY * scale))
+
+
+@dataclass(frozen=True)
+class LearnedPart:
+    """A trained filter without its projection on the filter that it began as: w − (⟨w, w0⟩ / ⟨w0, w0⟩) w0.
+
+    What is left of a random initialisation looks coloured, the more so the less a filter has grown. So attributes are
+    those of the learned part, and a filter counts only where that part bears enough of its energy.
+
+    Attributes:
+        filters: (O, …) the learned parts.
+        energy: (O,) their share of the energy of the filter, 0 … 1; NaN for a filter that is zero throughout.
+    """
+
+    filters: NDArray[np.float64]
+    energy: NDArray[np.float64]
+
+
+def learned_part(trained: ArrayLike, initial: ArrayLike) -> LearnedPart:
+    """Take the initialisation out of filters, (O, …) both. A filter that began as zero is learned throughout.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    end, start = np.asarray(trained, dtype=np.float64), np.asarray(initial, dtype=np.float64)
+    if end.shape != start.shape or end.ndim < 2:
+        raise ValueError(f"filters of shapes {end.shape} and {start.shape}: must be of the same layer")
+    flat, begun = end.reshape(len(end), -1), start.reshape(len(start), -1)
+    square, energy = (begun**2).sum(1), (flat**2).sum(1)
+    scale = np.divide((flat * begun).sum(1), square, out=np.zeros(len(flat)), where=square > 0)
+    part = flat - scale[:, None] * begun
+    share = np.divide((part**2).sum(1), energy, out=np.full(len(flat), np.nan), where=energy > 0)
+    return LearnedPart(part.reshape(end.shape), share)
 
 
 def luminance(filters_O3KK: ArrayLike) -> NDArray[np.float64]:

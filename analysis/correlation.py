@@ -18,12 +18,17 @@ from analysis.stats import permutation_p, permuted_labels
 
 
 def correlation_matrix(covariance: ArrayLike) -> NDArray[np.float64]:
-    """Correlations from covariances (C, C). A dead filter, which never varies, has NaN in its row and column."""
+    """Correlations from covariances (C, C).
+
+    A filter that never varies (variance 0), or whose responses are not finite, has NaN in its row and column. The scale
+    of a filter plays no part: that of its neighbours says nothing of it.
+    """
     cov = np.asarray(covariance, dtype=np.float64)
-    std = np.sqrt(np.clip(np.diag(cov), 0, None))
-    dead = std <= 1e-12 * max(float(std.max(initial=0)), 1e-300)
-    corr = cov / np.outer(np.where(dead, np.nan, std), np.where(dead, np.nan, std))
-    corr = np.clip(corr, -1, 1)
+    with np.errstate(invalid="ignore", over="ignore"):
+        std = np.sqrt(np.clip(np.diag(cov), 0, None))
+        dead = ~((std > 0) & np.isfinite(std))
+        scale = np.where(dead, np.nan, std)
+        corr = np.clip(cov / scale[:, None] / scale, -1, 1)
     np.fill_diagonal(corr, np.where(dead, np.nan, 1.0))
     return corr
 

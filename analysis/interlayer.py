@@ -3,9 +3,11 @@
 Legend: C D filters of the first and the second layer, G groups.
 
 The responses of either layer are whitened on their own, since their raw covariance "is conflated with the inherent
-covariances within X1 and X2"; then X1 X2ᵀ / (N − 1) (Ioannou 2017, PhD thesis). All of it is a function of the
-covariances that ``responses.collect_pairs`` gathers in one stream. Grouping alone makes the result block-diagonal,
-since a group reads nothing else: compare with the same network untrained.
+covariances within X1 and X2"; then X1 X2ᵀ / (N − 1) (Ioannou 2017, PhD thesis). The thesis whitens the covariance
+(ZCA), whose result depends on the scale of each filter. Before a normalisation that scale is arbitrary, so here each
+filter has variance 1 first (ZCA-cor, Kessy et al. 2018). All of it is a function of the covariances that
+``responses.collect_pairs`` gathers in one stream. Grouping alone makes the result block-diagonal, since a group reads
+nothing else: compare with the same network untrained, and with other filters on the same inputs.
 """
 
 from __future__ import annotations
@@ -41,18 +43,20 @@ class WhitenedCovariance:
 
 
 def whitened_covariance(
-    first_CC: ArrayLike, second_DD: ArrayLike, cross_CD: ArrayLike, samples: int
+    first_CC: ArrayLike, second_DD: ArrayLike, cross_CD: ArrayLike, samples: int, standardise: bool = True
 ) -> WhitenedCovariance:
-    """Σ₁^-½ Σ₁₂ Σ₂^-½: each layer ZCA-whitened on its own, then the covariance between them.
+    """Return P₁^-½ P₁₂ P₂^-½, P the correlations: each layer whitened on its own, then the covariance between them.
 
     The roots are pseudo-inverse: dead filters are left out, and directions in which the others do not vary, by
-    ``RANK_TOLERANCE``, are projected out. So every direction that is left has variance 1, whatever the scale of the
-    filters, and the singular values of the result are the canonical correlations.
+    ``RANK_TOLERANCE``, are projected out. So every direction that is left has variance 1, and the singular values of
+    the result are the canonical correlations. The scale of a filter changes nothing.
 
     Args:
         first_CC, second_DD: covariances of either layer.
         cross_CD: covariance between them.
         samples: distinct ones; copies made by upsampling do not count (``PairStatistics.distinct``).
+        standardise: give each filter variance 1 first; False is the formula of the thesis, which depends on the scale
+            of each filter.
 
     Raises:
         ValueError: the shapes do not fit; a layer of which no filter varies; too few samples for so many filters.
@@ -71,6 +75,10 @@ def whitened_covariance(
             f"{samples} samples of {p} and {q} filters: whitening needs {p + q + 1} at least; with fewer, some "
             "directions of the two layers agree fully whatever the network, and no entry of the covariance is reliable"
         )
+    if standardise:
+        scales = [1 / np.sqrt(np.where(np.diag(side) > 0, np.diag(side), 1.0)) for side in (first, second)]
+        first, second = (side * scale[:, None] * scale for side, scale in zip((first, second), scales, strict=True))
+        cross = cross * scales[0][:, None] * scales[1]
     (root_first, rank_first), (root_second, rank_second) = (
         _whitening(side[np.ix_(columns, columns)]) for side, columns in zip((first, second), living, strict=True)
     )
@@ -93,6 +101,8 @@ class BlockEnergy:
         absolute: share of the absolute values.
         chance: share of the entries, which is what a matrix without blocks has of either.
         left_out: filters of either layer that took no part, for they are dead or belong to no one group.
+        share: (squared − chance) / (1 − chance), what lies beyond chance. 0 without blocks and 1 if all energy lies on
+            them, however many groups there are.
         test: ``squared`` with its p when the labels of the first layer are permuted, sizes kept.
     """
 
@@ -101,6 +111,11 @@ class BlockEnergy:
     chance: float
     left_out: tuple[int, int]
     test: Inference
+
+    @property
+    def share(self) -> float:
+        """See the class; NaN where the blocks are the whole matrix."""
+        return (self.squared - self.chance) / (1 - self.chance) if self.chance < 1 else float("nan")
 
 
 def block_energy(

@@ -6,7 +6,6 @@ only the count, the mean and sums of products are kept, in float64. What is kept
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 # Samples at a time: on a CPU as many as stay in its cache while they are shifted and multiplied.
 CHUNK = {"cpu": 4096, "cuda": 65536}
+ROUNDING = 1e-12  # of the mean of a channel: a standard deviation up to this is no variation
 BLOCK = 128  # columns of the sum of products at a time; blocks below the diagonal are not computed
 
 
@@ -28,6 +28,19 @@ class Input:
     layer: str
 
 
+@dataclass(frozen=True, eq=False)
+class Refiltered:
+    """What a layer would put out if it had other filters; the model goes on with its own.
+
+    Attributes:
+        layer: by name.
+        filters: a module that takes what the layer reads.
+    """
+
+    layer: str
+    filters: nn.Module
+
+
 class Accumulator(Protocol):
     """Takes in responses batch by batch."""
 
@@ -35,7 +48,7 @@ class Accumulator(Protocol):
         """Take in the responses of one batch."""
 
 
-Tap = TypeVar("Tap", bound="str | Input")
+Tap = TypeVar("Tap", bound="str | Input | Refiltered")
 Gathered = TypeVar("Gathered", bound=Accumulator)
 
 
@@ -89,12 +102,16 @@ class ResponseStatistics:
 
     @property
     def covariance(self) -> Tensor:
-        """(C, C) float64 on the CPU, with n − 1."""
+        """(C, C) float64 on the CPU, with n − 1; exactly 0 for a channel that varies by rounding alone."""
         if self.count < 2:
             raise ValueError(f"a covariance needs two samples, not {self.count}")
         products = self._products.triu() + self._products.triu(1).T
         about_shift = products - torch.outer(self._sum, self._sum) / self.count
-        return (about_shift / (self.count - 1)).cpu().double()
+        covariance = (about_shift / (self.count - 1)).cpu().double()
+        constant = covariance.diag() <= (ROUNDING * self.mean) ** 2
+        covariance[constant] = 0.0
+        covariance[:, constant] = 0.0
+        return covariance
 
 
 class PairStatistics:
@@ -161,7 +178,8 @@ def collect(model: nn.Module, batches: Iterable[Tensor], into: Mapping[Tap, Gath
     Args:
         model: on the device of the batches.
         batches: inputs (N, 3, H, W).
-        into: by module name, or ``Input`` of one, an accumulator: ``ResponseStatistics()``, ``MomentStatistics()``, …
+        into: by module name, ``Input`` or ``Refiltered`` of one, an accumulator: ``ResponseStatistics()``,
+            ``MomentStatistics()``, …
             A convolution puts out what its activation has not yet touched.
 
     Returns:
@@ -218,40 +236,6 @@ def collect_pairs(
     return gathered
 
 
-def collect_random_filters(
-    model: nn.Module, batches: Iterable[Tensor], layers: Sequence[str], draws: int, seed: int = 0
-) -> dict[str, list[ResponseStatistics]]:
-    """What the layers would put out on the same inputs if their own weights had never been trained.
-
-    The null of "the filters of a group have learned to agree": all before a layer is trained, its filters alone are as
-    its ``reset_parameters`` draws them. The scale and the bias of a filter do not touch its correlations.
-
-    Args:
-        model, batches: as of ``collect``; the model is not changed.
-        layers: names of convolutions.
-        draws: of fresh filters, for each layer.
-        seed: of the first draw; the next takes the next.
-
-    Returns:
-        For each layer the statistics under each draw.
-
-    Raises:
-        ValueError: as ``collect``; a layer that has no initialisation of its own.
-    """
-    modules = _named(model, layers)
-    fresh = {layer: [_drawn_anew(layer, modules[layer], seed + k) for k in range(draws)] for layer in layers}
-    gathered = {layer: [ResponseStatistics() for _ in range(draws)] for layer in layers}
-
-    def filter_again(tap: Input, x: Tensor) -> None:
-        for module, statistics in zip(fresh[tap.layer], gathered[tap.layer], strict=True):
-            statistics.add(module(x))
-
-    with _tapped(model, [Input(layer) for layer in layers], filter_again):
-        for batch in batches:
-            model(batch)
-    return gathered
-
-
 @contextmanager
 def _tapped(model: nn.Module, layers: Sequence[Tap], take: Callable[[Tap, Tensor], None]) -> Iterator[None]:
     """While open, in evaluation mode and without gradients, ``take`` is called with what flows at each layer."""
@@ -261,6 +245,8 @@ def _tapped(model: nn.Module, layers: Sequence[Tap], take: Callable[[Tap, Tensor
         module = modules[_name(layer)]
         if isinstance(layer, Input):
             return module.register_forward_pre_hook(lambda _module, inputs: take(layer, inputs[0]))
+        if isinstance(layer, Refiltered):
+            return module.register_forward_pre_hook(lambda _module, inputs: take(layer, layer.filters(inputs[0])))
 
         def after(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
             take(layer, output)
@@ -280,8 +266,8 @@ def _tapped(model: nn.Module, layers: Sequence[Tap], take: Callable[[Tap, Tensor
             handle.remove()
 
 
-def _name(layer: str | Input) -> str:
-    return layer.layer if isinstance(layer, Input) else layer
+def _name(layer: str | Input | Refiltered) -> str:
+    return layer if isinstance(layer, str) else layer.layer
 
 
 def _named(model: nn.Module, layers: Sequence[str]) -> dict[str, nn.Module]:
@@ -290,19 +276,6 @@ def _named(model: nn.Module, layers: Sequence[str]) -> dict[str, nn.Module]:
         if layer not in modules:
             raise ValueError(f"no layer {layer!r}; there are: {', '.join(name for name in modules if name)}")
     return {layer: modules[layer] for layer in layers}
-
-
-def _drawn_anew(name: str, module: nn.Module, seed: int) -> nn.Module:
-    """A copy of the layer with weights of its own initialisation, the same on every device."""
-    reset = getattr(module, "reset_parameters", None)
-    if reset is None or next(module.parameters(), None) is None:
-        raise ValueError(f"layer {name!r}, a {type(module).__name__}, has no weights to draw anew; a convolution has")
-    device = next(module.parameters()).device
-    fresh = copy.deepcopy(module).cpu().eval()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        fresh.reset_parameters()  # type: ignore[operator]
-    return fresh.to(device)
 
 
 def samples_in_parts(x_NCHW: Tensor) -> Iterator[Tensor]:

@@ -94,7 +94,13 @@ def measure_checkpoint(flags: list[str]) -> None:
         rows.add("test_accuracy", right.sum() / shown.sum(), "fraction")
     try:
         arrays = measure_network(
-            rows, subject.trained, subject.untrained, setting, given.measures, bool(dataset.classes)
+            rows,
+            subject.trained,
+            subject.untrained,
+            setting,
+            given.measures,
+            bool(dataset.classes),
+            subject.began_so,
         )
     except ValueError as error:
         raise UsageError(f"measure {name}: {error}") from None

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from analysis.lesion import class_accuracy
+from analysis.null_filters import calibrate
 from experiments.measure.between_layers import measure_between_layers
 from experiments.measure.first_layer import measure_first_layer
 from experiments.measure.groups import measure_groups
@@ -27,7 +29,8 @@ from gconv.cost import count_cost
 from gconv.partition import Partition
 from gconv.wiring import trace_wiring
 
-VERSION = 4  # raise when what is measured changes: finished runs are measured again
+CLEAN_IMAGES = 10_000  # training images, evenly spaced, of the accuracy without augmentation
+VERSION = 5  # raise when what is measured changes: finished runs are measured again
 
 
 @dataclass(frozen=True)
@@ -63,11 +66,20 @@ def measure_run(
     for name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy"):
         rows.add(name, result[name], "fraction" if "accuracy" in name else "nats")
     rows.add("training_time", result["seconds"], "s")
+    trained_with = setting.with_labels(run.seed)
+    right, images = class_accuracy(trained.to(setting.device), Shown(trained_with, CLEAN_IMAGES).labelled_training())
+    rows.add("clean_train_accuracy", right.sum() / images.sum(), "fraction")
     return measure_network(rows, trained, untrained, setting, measures)
 
 
 def measure_network(
-    rows: Rows, trained: nn.Module, untrained: nn.Module, setting: Setting, measures: Measures, classes: bool = True
+    rows: Rows,
+    trained: nn.Module,
+    untrained: nn.Module,
+    setting: Setting,
+    measures: Measures,
+    classes: bool = True,
+    initial_known: bool = True,
 ) -> dict[str, np.ndarray]:
     """Measure a trained network and the same network untrained, wherever they come from.
 
@@ -78,6 +90,7 @@ def measure_network(
         measures: what is measured.
         classes: whether the labels of the images are the classes that the network tells apart; without them groups
             are neither lesioned nor probed for the class.
+        initial_known: whether the untrained network is the one that the trained one began as.
 
     Returns:
         The arrays that figures need.
@@ -93,10 +106,11 @@ def measure_network(
     for model in (trained, untrained):
         model.to(setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     shown, permutations, draws = Shown(setting, measures.images), measures.permutations, measures.draws
+    calibrate(untrained, shown.training())
     arrays = measure_groups(rows, trained, untrained, wiring, shown, permutations, draws)
-    arrays |= measure_first_layer(rows, trained, untrained, wiring, shown, permutations)
+    arrays |= measure_first_layer(rows, trained, untrained, wiring, shown, permutations, initial_known)
     if draws:
-        arrays |= measure_between_layers(rows, trained, untrained, wiring, shown)
+        arrays |= measure_between_layers(rows, trained, untrained, wiring, shown, draws)
         measure_probes(rows, trained, wiring, shown, draws, classes)
     if measures.lesion_images and classes:
         colours = arrays.get("colour_index"), arrays.get("learned")

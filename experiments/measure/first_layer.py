@@ -10,13 +10,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from analysis import colour, frequency, latent
-from analysis.separation import mean_auc, separation
+from analysis.separation import mean_auc, mean_range, separation
 from analysis.stats import permuted_labels
 from experiments.measure.groups import groupings
 from experiments.measure.images import Shown
 from experiments.measure.table import Rows
+from gconv.partition import Partition
 from gconv.wiring import LayerWiring
 
+CONTIGUOUS = "contiguous partition"  # halves, in channel order, of a layer that no group reads apart
+SPLIT_P, SPLIT_DIFFERENCE = 0.05, 0.1
 CROPS = 20  # to which a filter responds most, for its colour selectivity
 
 
@@ -27,18 +30,28 @@ def measure_first_layer(
     wiring: dict[str, LayerWiring],
     shown: Shown,
     permutations: int,
+    initial_known: bool = True,
 ) -> dict[str, np.ndarray]:
     """Colour and spatial tuning of the filters that read RGB, by the group that reads them.
 
-    Rule, fixed beforehand: filters that never left their initialisation are noise, which looks coloured, and are left
-    out of all comparisons (``colour.learned``).
+    Rule, fixed beforehand: attributes are those of the learned part of a filter (``colour.learned_part``), and a filter
+    counts where that part is no noise (``colour.learned``) and bears half of the energy of the filter at least
+    (``colour.LEARNED_ENERGY``). Where the initialisation is not known, the filter is taken as it is.
     """
     layer, first = next(iter(wiring.items()))
-    filters, initial = _rgb_filters(trained, layer), _rgb_filters(untrained, layer)
-    if filters is None or initial is None:
+    whole, initial = _rgb_filters(trained, layer), _rgb_filters(untrained, layer)
+    if whole is None or initial is None:
         rows.note("colour_index", "the first convolution does not read RGB in one group", layer)
         return {}
-    learned, tuned, hue = colour.learned(filters), frequency.tuning(filters), colour.first_colour(filters)
+    filters, learned = whole, colour.learned(whole)
+    if initial_known:
+        part = colour.learned_part(whole, initial)
+        filters, learned = part.filters, colour.learned(part.filters) & (part.energy >= colour.LEARNED_ENERGY)
+        if np.isfinite(part.energy).any():
+            rows.add("learned_energy", float(np.nanmean(part.energy)), "fraction", layer)
+    else:
+        rows.note("learned_energy", "the initialisation is not known: filters are taken as they are", layer)
+    tuned, hue = frequency.tuning(filters), colour.first_colour(filters)
     attributes = {
         "colour": colour.colour_index(filters),
         "frequency": tuned.centroid,
@@ -46,10 +59,11 @@ def measure_first_layer(
         "selectivity": _colour_selectivity(rows, trained, layer, shown),
     }
     rows.add("learned_filters", learned.mean(), "fraction", layer)
-    rows.add("smoothness", float(np.nanmean(colour.smoothness(filters))), "fraction", layer)
-    change = colour.change_from_initialisation(filters, initial)
-    rows.add("correlation_with_initialisation", float(np.nanmean(change.correlation)), "r", layer)
-    arrays = {"filters": filters, "colour_index": attributes["colour"], "learned": learned}
+    rows.add("smoothness", float(np.nanmean(colour.smoothness(whole))), "fraction", layer)
+    change = colour.change_from_initialisation(whole, initial)
+    if initial_known:
+        rows.add("correlation_with_initialisation", float(np.nanmean(change.correlation)), "r", layer)
+    arrays = {"filters": whole, "colour_index": attributes["colour"], "learned": learned}
     arrays |= {"frequency": tuned.centroid, "first_colour_angle": np.where(hue.coloured, hue.angle, np.nan)}
     arrays |= {"selectivity": attributes["selectivity"]}
     means = {
@@ -69,7 +83,11 @@ def measure_first_layer(
         arrays["filter_groups"] = np.asarray(labels)
         for name, values in attributes.items():
             _add_separation(rows, name, values, np.asarray(labels), learned, layer, permutations)
+        _add_frequency_within_colour(rows, attributes, np.asarray(labels), learned, layer, permutations)
         _add_specialisation(rows, attributes["colour"], np.asarray(labels), learned, layer, permutations)
+    else:
+        halves = np.asarray(Partition.of("~2", len(whole)).labels)
+        _add_separation(rows, "colour", attributes["colour"], halves, learned, layer, permutations, CONTIGUOUS)
     _add_latent_partition(rows, trained, wiring, attributes["colour"], tuned.centroid, learned, permutations)
     return arrays
 
@@ -133,9 +151,23 @@ def _filterwise(model: nn.Module, layer: str, x_NCHW: Tensor) -> list[nn.Module]
 
 
 def _add_separation(
-    rows: Rows, name: str, values: NDArray, labels: NDArray, learned: NDArray, layer: str, permutations: int
+    rows: Rows,
+    name: str,
+    values: NDArray,
+    labels: NDArray,
+    learned: NDArray,
+    layer: str,
+    permutations: int,
+    partition: str = "",
 ) -> None:
+    """How far an attribute tells the groups apart, and the means of it under permuted labels.
+
+    ``partition`` names groups that the layer was not trained with. A colour split (``colour_split``, 0 or 1) is an area
+    under the curve with p < .05 and a difference of the mean index of ``SPLIT_DIFFERENCE`` at least.
+    """
     apart = separation(values, labels, learned, permutations)
+    permuted = f"{partition}, labels permuted" if partition else "labels permuted"
+    groups = str(len(set(labels[labels >= 0].tolist()))) if partition else ""
     measures = {
         f"{name}_difference": apart.difference,
         f"separation_{name}_auc": apart.auc,
@@ -145,42 +177,74 @@ def _add_separation(
         if not np.isfinite(found.value):
             rows.note(measure, found.note, layer)
             continue
-        rows.add(measure, found.value, "", layer)
+        rows.add(measure, found.value, "", layer, partition, groups)
         if found.p is not None:
-            rows.add(f"{measure}_p", found.p, "p", layer, "labels permuted")
+            rows.add(f"{measure}_p", found.p, "p", layer, permuted, groups)
     if np.isfinite(apart.auc.value):
         kept = learned & np.isfinite(values)
-        chance = _auc_by_chance(values[kept], labels[kept], permutations)
-        rows.add(f"separation_{name}_auc", chance, "", layer, "labels permuted")
+        draws = permuted_labels(labels[kept], permutations, 0)
+        rows.add(f"separation_{name}_auc", float(mean_auc(values[kept], draws).mean()), "", layer, permuted, groups)
+        rows.add(f"{name}_difference", float(mean_range(values[kept], draws).mean()), "", layer, permuted, groups)
+        if name == "colour" and apart.auc.p is not None:
+            split = apart.auc.p < SPLIT_P and apart.difference.value >= SPLIT_DIFFERENCE
+            rows.add("colour_split", float(split), "", layer, partition, groups)
 
 
-def _auc_by_chance(values: NDArray, labels: NDArray, permutations: int) -> float:
-    """Mean area under the curve under permuted labels: above 1/2, for the higher group counts as the higher."""
-    return float(mean_auc(values, permuted_labels(labels, permutations, 0)).mean())
+def _add_frequency_within_colour(
+    rows: Rows, attributes: dict[str, NDArray], labels: NDArray, learned: NDArray, layer: str, permutations: int
+) -> None:
+    """Do the groups of the grey half, and those of the colour half, differ in spatial frequency (Voss et al. 2021)?
+
+    Groups are ranked by their mean colour index, and cut into a grey and a colour half. The area under the curve is
+    that between the groups of each half, mean of both; labels are permuted inside each half.
+    """
+    measure, names = "separation_frequency_auc_within_colour", np.unique(labels)
+    if len(names) < 4:
+        return
+    index, centroid = attributes["colour"], attributes["frequency"]
+    kept = learned & np.isfinite(index) & np.isfinite(centroid)
+    present = [name for name in names if (kept & (labels == name)).any()]
+    if len(present) < 4:
+        rows.note(measure, "fewer than four groups have a learned filter", layer)
+        return
+    ranked = sorted(present, key=lambda name: index[kept & (labels == name)].mean())
+    halves = ranked[: len(ranked) // 2], ranked[-(len(ranked) // 2) :]
+    found, chance = [], []
+    for half in halves:
+        member = kept & np.isin(labels, half)
+        values, group = centroid[member], labels[member]
+        found.append(float(mean_auc(values, group[None])[0]))
+        chance.append(float(mean_auc(values, permuted_labels(group, permutations, 0)).mean()))
+    rows.add(measure, float(np.mean(found)), "", layer)
+    rows.add(measure, float(np.mean(chance)), "", layer, "labels permuted")
 
 
 def _add_specialisation(
     rows: Rows, index: NDArray, labels: NDArray, learned: NDArray, layer: str, permutations: int
 ) -> None:
-    """How far the mean colour index of the smallest and of the largest group lies from that of random groups."""
+    """Squared shift of the mean colour index of the smallest and of the largest group, without bias.
+
+    In variances of a filter: (mean of the group − mean of the layer)², less its mean under permuted labels, which is
+    larger for a small group. 0 on average where groups are random, whatever their sizes; may be negative.
+    """
     sizes = np.bincount(labels)
     if len(set(sizes.tolist())) == 1:
         return
-    values, group = index[learned], labels[learned]
+    kept = learned & np.isfinite(index)
+    values, group = index[kept], labels[kept]
     draws = permuted_labels(group, permutations, 0)
     for which, chosen in (("smallest", int(sizes.argmin())), ("largest", int(sizes.argmax()))):
         measure = f"specialisation_{which}_group"
         if not (group == chosen).any():
             rows.note(measure, "no learned filter in this group", layer)
             continue
-        member = draws == chosen
-        null = member @ values / member.sum(1)
-        spread = null.std()
-        if spread == 0:
+        if np.ptp(values) == 0 or (group == chosen).all():
             rows.note(measure, "random groups do not differ: nothing to compare", layer)
             continue
-        distance = abs(values[group == chosen].mean() - values.mean())
-        rows.add(measure, distance / spread, "standard deviations of random groups", layer)
+        member = draws == chosen
+        by_chance = ((member @ values / member.sum(1) - values.mean()) ** 2).mean()
+        shift = (values[group == chosen].mean() - values.mean()) ** 2 - by_chance
+        rows.add(measure, shift / values.var(), "variances of a filter", layer)
 
 
 def _add_latent_partition(
@@ -219,10 +283,7 @@ def _add_latent_partition(
             rows.add(f"{measure}_p", inference.p, "p", layer, "labels permuted")
     kept = learned & (parts >= 0)
     if len(set(parts[kept].tolist())) > 1:
-        value = mean_auc(index[kept], parts[kept][None])[0]
-        rows.add("separation_colour_auc", value, "", layer, "spectral partition", "2")
-        chance = _auc_by_chance(index[kept], parts[kept], permutations)
-        rows.add("separation_colour_auc_permuted", chance, "", layer, "spectral partition", "2")
+        _add_separation(rows, "colour", index, parts, kept, layer, permutations, "spectral partition")
     else:
         rows.note("separation_colour_auc", "all learned filters are in one spectral part", layer)
 

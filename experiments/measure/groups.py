@@ -10,7 +10,8 @@ from torch import nn
 
 from analysis import correlation, latent, partitions, similarity
 from analysis.correlation import GroupContrast
-from analysis.responses import Input, ResponseStatistics, collect, collect_random_filters
+from analysis.null_filters import group_weights, random_filters, rotated_filters
+from analysis.responses import Input, Refiltered, ResponseStatistics, collect
 from analysis.similarity import Measure, Moments, MomentStatistics
 from experiments.measure.images import Shown
 from experiments.measure.table import Rows
@@ -28,6 +29,8 @@ SIMILARITIES: dict[str, Measure] = {
     "procrustes_between": similarity.procrustes,
 }
 
+NULL_FILTERS = {"random filters": random_filters, "rotated filters": rotated_filters}
+
 Gathered = ResponseStatistics | MomentStatistics
 
 
@@ -43,9 +46,10 @@ def measure_groups(
     """All that is measured between the filters of a layer; returns the matrices that figures need.
 
     What a layer puts out is grouped by what computes it (``computed``) and by what reads it (``read``); what it reads,
-    by its own groups (``input``). Against the same network untrained and against permuted labels always; with ``draws``
-    also similarity between groups, random filters on the trained inputs, and partitions that no layer was trained with.
-    The contrasts alone are told of training images too (``training_…``).
+    by its own groups (``input``; ``input_of_dense`` where a layer without groups computes it, so that wiring alone
+    makes no groups there). Against the same network untrained and against permuted labels always; with ``draws`` also
+    similarity between groups, random and rotated filters on the trained inputs (``analysis.null_filters``), and
+    partitions that no layer was trained with. The contrasts alone are told of training images too (``training_…``).
     """
     arrays: dict[str, np.ndarray] = {}
     drawn = drawn_layers(wiring)
@@ -54,7 +58,7 @@ def measure_groups(
         for layer in wiring:
             statistics = gathered[layer]
             corr = _correlation(statistics)
-            _add_mean(rows, corr, layer, null)
+            _add_mean(rows, statistics, corr, layer, null)
             ways = groupings(wiring[layer])
             for side, labels in ways.items():
                 _add_contrast(rows, side, correlation.group_contrast(corr, labels), layer, null)
@@ -64,26 +68,59 @@ def measure_groups(
                     _add_agreement(rows, side, corr, labels, layer, null, permutations)
             if labels := input_grouping(wiring[layer]):
                 of_input = _correlation(gathered[Input(layer)])
-                _add_contrast(rows, "input", correlation.group_contrast(of_input, labels), layer, null)
+                contrast = correlation.group_contrast(of_input, labels)
+                _add_contrast(rows, "input", contrast, layer, null)
+                if _read_from_dense(wiring, layer):
+                    _add_contrast(rows, "input_of_dense", contrast, layer, null)
                 if not null:
                     _add_contrast_p(rows, "input", of_input, labels, layer, permutations)
             if isinstance(statistics, MomentStatistics):
                 if "computed" in ways:
-                    _add_similarity(rows, statistics, ways["computed"], layer, null)
-                elif not null and len(set(wiring[layer].computed_by)) == 1:
-                    _add_null_partitions(rows, corr, statistics, layer, draws)
+                    _add_similarity(rows, [statistics], ways["computed"], layer, null)
+                elif len(set(wiring[layer].computed_by)) == 1:
+                    if not null:
+                        _add_null_partitions(rows, corr, statistics, layer, draws)
+                    else:
+                        _add_arbitrary_partitions(rows, [statistics], layer, null)
             if not null and layer in drawn:
                 arrays[f"correlation {layer}"] = corr.astype(np.float32)
                 for side, labels in ways.items():
                     arrays[f"groups {layer} {side}"] = np.asarray(labels)
     _add_training_images(rows, trained, wiring, shown)
-    grouped = [layer for layer in drawn if "computed" in groupings(wiring[layer])]
-    if draws and grouped:
-        for layer, fresh in collect_random_filters(trained, shown.test(), grouped, draws).items():
-            labels = groupings(wiring[layer])["computed"]
-            contrasts = [correlation.group_contrast(_correlation(statistics), labels) for statistics in fresh]
-            _add_contrast(rows, "computed", correlation.mean_contrast(contrasts), layer, "random filters")
+    if draws:
+        _add_null_filters(rows, trained, wiring, shown, drawn, draws)
     return arrays
+
+
+def _add_null_filters(
+    rows: Rows, trained: nn.Module, wiring: dict[str, LayerWiring], shown: Shown, drawn: Sequence[str], draws: int
+) -> None:
+    """What the layers of the trained network would show with filters that learned nothing, averaged over the draws."""
+    taps: dict[tuple[str, str], list[Refiltered]] = {}
+    for layer in drawn:
+        module = trained.get_submodule(layer)
+        if wiring[layer].sources and max(weight.shape[1] for weight in group_weights(module)) > 1:
+            for null, drawn_anew in NULL_FILTERS.items():
+                taps[layer, null] = [Refiltered(layer, drawn_anew(module, seed)) for seed in range(draws)]
+    into = {tap: MomentStatistics() for of_layer in taps.values() for tap in of_layer}
+    gathered = collect(trained, shown.test(), into) if into else into
+    for (layer, null), of_layer in taps.items():
+        statistics = [gathered[tap] for tap in of_layer]
+        matrices = [_correlation(of_draw) for of_draw in statistics]
+        rows.add("mean_abs_correlation", float(np.mean([_mean_abs(corr) for corr in matrices])), "|r|", layer, null)
+        labels = groupings(wiring[layer]).get("computed")
+        if labels is not None:
+            contrasts = [correlation.group_contrast(corr, labels) for corr in matrices]
+            _add_contrast(rows, "computed", correlation.mean_contrast(contrasts), layer, null)
+            _add_similarity(rows, statistics, labels, layer, null, ("cka_between",))
+        elif len(set(wiring[layer].computed_by)) == 1:
+            _add_arbitrary_partitions(rows, statistics, layer, null)
+
+
+def _read_from_dense(wiring: Mapping[str, LayerWiring], layer: str) -> bool:
+    """Is all that the layer reads computed by layers without groups?"""
+    computing = [of.computed_by for of in wiring.values() if layer in of.read_by]
+    return bool(computing) and all(len(set(groups)) == 1 for groups in computing)
 
 
 def drawn_layers(wiring: Mapping[str, LayerWiring]) -> list[str]:
@@ -164,13 +201,25 @@ def _correlation(statistics: Gathered) -> NDArray[np.float64]:
     return correlation.correlation_matrix(responses.covariance)
 
 
-def _add_mean(rows: Rows, corr: NDArray, layer: str, null: str) -> None:
-    alive = np.isfinite(corr) & ~np.eye(len(corr), dtype=bool)
-    if alive.any():
-        rows.add("mean_abs_correlation", np.abs(corr[alive]).mean(), "|r|", layer, null)
+def _add_mean(rows: Rows, statistics: Gathered, corr: NDArray, layer: str, null: str) -> None:
+    responses = statistics.responses if isinstance(statistics, MomentStatistics) else statistics
+    wild = int((~np.isfinite(np.diag(responses.covariance.numpy()))).sum())
+    if wild:
+        rows.note(
+            "mean_abs_correlation", f"{wild} of {len(corr)} filters have responses that are not finite: left out", layer
+        )
+    mean = _mean_abs(corr)
+    if np.isfinite(mean):
+        rows.add("mean_abs_correlation", mean, "|r|", layer, null)
     else:
         rows.note("mean_abs_correlation", "fewer than two filters vary", layer)
-    rows.add("dead_filters", int(np.isnan(np.diag(corr)).sum()), "filters", layer, null)
+    rows.add("dead_filters", int(np.isnan(np.diag(corr)).sum()) - wild, "filters", layer, null)
+
+
+def _mean_abs(corr: NDArray) -> float:
+    """Mean |r| over all pairs of filters that vary; NaN where there is no pair."""
+    alive = np.isfinite(corr) & ~np.eye(len(corr), dtype=bool)
+    return float(np.abs(corr[alive]).mean()) if alive.any() else float("nan")
 
 
 def _add_contrast(
@@ -178,7 +227,9 @@ def _add_contrast(
 ) -> None:
     if not np.isfinite(contrast.difference):
         rows.note(
-            f"{prefix}within_{side}", f"{contrast.dead} filters are dead: no pair within or between groups", layer
+            f"{prefix}within_{side}",
+            f"{contrast.dead} filters are dead or not finite: no pair within or between groups",
+            layer,
         )
         return
     rows.add(f"{prefix}within_{side}", contrast.within, "|r|", layer, null, groups)
@@ -209,16 +260,41 @@ def _add_agreement(
         rows.add(f"{measure}_p", found.p, "p", layer, "labels permuted")
 
 
-def _add_similarity(rows: Rows, statistics: MomentStatistics, labels: Sequence[int], layer: str, null: str) -> None:
-    """Mean similarity between the groups of a layer, by each measure."""
-    moments = statistics.moments
-    for name, measure in SIMILARITIES.items():
+def _add_similarity(
+    rows: Rows,
+    statistics: Sequence[MomentStatistics],
+    labels: Sequence[int],
+    layer: str,
+    null: str,
+    names: Sequence[str] = tuple(SIMILARITIES),
+) -> None:
+    """Mean similarity between the groups of a layer, by each measure, averaged over the draws of a null."""
+    for name in names:
         try:
-            between = similarity.mean_between(similarity.between_groups(moments, labels, measure))
+            between = [
+                similarity.mean_between(similarity.between_groups(of.moments, labels, SIMILARITIES[name]))
+                for of in statistics
+            ]
         except ValueError as error:
             rows.note(name, str(error), layer)
         else:
-            rows.add(name, float(between), "", layer, null)
+            rows.add(name, float(np.mean(between)), "", layer, null)
+
+
+def _add_arbitrary_partitions(rows: Rows, statistics: Sequence[MomentStatistics], layer: str, null: str) -> None:
+    """CKA between arbitrary parts of a layer without groups that learned nothing; the null of that of a trained one."""
+    for suffix, spec in CUTS_OF_DENSE.items():
+        try:
+            between = []
+            for of in statistics:
+                sizes = Partition.of(spec, int(of.moments.alive.sum())).sizes
+                cka = similarity.random_splits(of.moments, sizes, similarity.unbiased_cka, PARTITIONS)
+                between.append(similarity.mean_between(cka).mean())
+        except ValueError as error:
+            rows.note("cka_between", str(error), layer)
+        else:
+            cut = str(Partition.of(spec, len(statistics[0].moments.alive)))
+            rows.add("cka_between", float(np.mean(between)), "", layer, f"{null}, arbitrary partition{suffix}", cut)
 
 
 def _add_null_partitions(rows: Rows, corr: NDArray, statistics: MomentStatistics, layer: str, draws: int) -> None:

@@ -53,6 +53,12 @@ class Shown:
         labels = self.labels.split(self.batch)
         return ((x, of_x.to(self.setting.device)) for x, of_x in zip(self.test(), labels, strict=True))
 
+    def labelled_training(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The inputs of training images, clean and not augmented, with the labels (N,) that were trained on."""
+        labels = self.setting.dataset.train.labels.cpu()
+        of_images = labels[self._index(len(labels))].split(self.batch)
+        return ((x, y.to(self.setting.device)) for x, y in zip(self.training(), of_images, strict=True))
+
     @property
     def labels(self) -> Tensor:
         """Labels of the test images, in their order."""

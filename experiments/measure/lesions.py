@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from analysis.lesion import lesions
+from analysis.lesion import Lesion, lesions
+from analysis.stats import permuted_labels
 from experiments.measure.groups import first_read_apart, reading_grouping
 from experiments.measure.images import Shown
 from experiments.measure.table import Rows
@@ -69,7 +71,26 @@ def measure_lesions(
             for kind, group in extremes.items():
                 rows.add(f"lesion_{kind}_group_on_colour", by_group[group].colour_drop, "fraction")
                 rows.add(f"lesion_{kind}_group_on_grey", by_group[group].grey_drop, "fraction")
+            rows.add("lesion_interaction", _interaction(found, means), "fraction")
+            chance = []
+            for random_labels in permuted_labels(np.asarray(labels), draws, 0) if draws else ():
+                means = _mean_colours(random_labels.tolist(), *colours)
+                if len(means) > 1:
+                    of_draw = lesions(model, source, random_labels, colour, grey, replacement, 0)
+                    chance.append(_interaction(of_draw, means))
+            if chance:
+                rows.add("lesion_interaction", float(np.mean(chance)), "fraction", "", "arbitrary partition")
     return arrays
+
+
+def _interaction(found: Sequence[Lesion], means: dict[int, float]) -> float:
+    """How much more the colour group is missed on colour than on grey images, less the same of the grey group.
+
+    The colour group is that of the largest mean colour index, the grey group that of the smallest.
+    """
+    by_group = {lesion.group: lesion for lesion in found}
+    colour, grey = (by_group[extreme(means, key=means.__getitem__)] for extreme in (max, min))
+    return colour.interaction - grey.interaction
 
 
 def _mean_colours(labels: list[int], index: NDArray | None, learned: NDArray | None) -> dict[int, float]:

@@ -4,6 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from scipy.ndimage import gaussian_filter
 from torch import nn
 
 from analysis.colour import (
@@ -16,6 +17,7 @@ from analysis.colour import (
     first_colour,
     grey_version,
     learned,
+    learned_part,
     luminance,
     receptive_field,
     selectivity_index,
@@ -347,3 +349,32 @@ def test_the_index_agrees_with_one_computed_crop_by_crop():
             best.append(max(units))
         colour, grey = np.array(sorted(best, reverse=True)[:4]).T
         assert index == pytest.approx(1 - grey.sum() / colour.sum())
+
+
+def test_the_learned_part_is_what_is_left_without_the_initialisation():
+    """A filter that only grew has learned nothing; one that began as zero, all; else the part at right angles."""
+    rng = np.random.default_rng(0)
+    start = rng.normal(size=(4, 3, 5, 5))
+    start[2] = 0
+    other = rng.normal(size=(3, 5, 5))
+    other -= (other * start[1]).sum() / (start[1] ** 2).sum() * start[1]
+    other *= np.sqrt((start[1] ** 2).sum() / (other**2).sum())
+    end = np.stack([7 * start[0], 3 * start[1] + 4 * other, np.ones((3, 5, 5)), np.zeros((3, 5, 5))])
+    found = learned_part(end, start)
+    np.testing.assert_allclose(found.energy[:3], [0, 16 / 25, 1], atol=1e-12)
+    assert np.isnan(found.energy[3])
+    np.testing.assert_allclose(found.filters[1], 4 * other, atol=1e-12)
+    with pytest.raises(ValueError, match="same layer"):
+        learned_part(end, start[:2])
+
+
+def test_growth_alone_leaves_no_colour_in_the_learned_part():
+    """Grey filters learned on a coloured initialisation: their own index depends on how much they grew, theirs not."""
+    rng = np.random.default_rng(1)
+    start = rng.normal(size=(200, 3, 7, 7))
+    grey = np.repeat(gaussian_filter(rng.normal(size=(200, 1, 7, 7)), (0, 0, 1, 1)), 3, axis=1)
+    growth = np.repeat([2.0, 20.0], 100)[:, None, None, None]
+    end = start + growth * grey
+    own, of_learned = colour_index(end), colour_index(learned_part(end, start).filters)
+    assert own[:100].mean() - own[100:].mean() > 0.1
+    assert abs(of_learned[:100].mean() - of_learned[100:].mean()) < 0.02

@@ -6,9 +6,10 @@ from scipy.linalg import sqrtm
 from scipy.stats import ortho_group
 from torch import nn
 
-from analysis.interlayer import block_energy, whitened_covariance
+from analysis.interlayer import BlockEnergy, block_energy, whitened_covariance
 from analysis.responses import collect_pairs
 from analysis.similarity import canonical_correlations, moments
+from analysis.stats import Inference
 from gconv import GroupedConv2d
 
 
@@ -21,7 +22,7 @@ def test_a_rotated_layer_whitens_to_the_rotation():
     """X₂ = Q X₁: Σ^-½ (Σ Qᵀ) (Q Σ Qᵀ)^-½ = Qᵀ, whatever Σ."""
     rng = np.random.default_rng(0)
     cov, rotation = covariance_of(rng, 5), ortho_group.rvs(5, random_state=1)
-    found = whitened_covariance(cov, rotation @ cov @ rotation.T, cov @ rotation.T, samples=100)
+    found = whitened_covariance(cov, rotation @ cov @ rotation.T, cov @ rotation.T, 100, standardise=False)
     np.testing.assert_allclose(found.matrix, rotation.T, atol=1e-9)
     assert (found.ranks, found.dead, found.dependent) == ((5, 5), (0, 0), (0, 0))
 
@@ -33,7 +34,7 @@ def test_it_is_the_formula_of_the_thesis_on_the_samples_themselves():
     joint = np.cov(np.vstack([x, y]))
     centred = [side - side.mean(1, keepdims=True) for side in (x, y)]
     white = [np.linalg.inv(np.real(sqrtm(np.cov(side)))) @ side for side in centred]
-    found = whitened_covariance(joint[:4, :4], joint[4:, 4:], joint[:4, 4:], 300).matrix
+    found = whitened_covariance(joint[:4, :4], joint[4:, 4:], joint[:4, 4:], 300, standardise=False).matrix
     np.testing.assert_allclose(found, white[0] @ white[1].T / 299, atol=1e-9)
 
 
@@ -55,7 +56,7 @@ def test_dead_and_dependent_filters_are_counted_and_not_inflated():
     second = np.diag([1.0, 9.0])
     cross = np.zeros((4, 2))
     cross[0, 0], cross[1, 0], cross[2, 1] = 1, 2, 9
-    found = whitened_covariance(first, second, cross, 50)
+    found = whitened_covariance(first, second, cross, 50, standardise=False)
     assert (found.ranks, found.dead, found.dependent) == ((2, 2), (1, 0), (1, 0))
     expected = [[1 / 5**0.5, 0], [2 / 5**0.5, 0], [0, 1], [np.nan, np.nan]]
     np.testing.assert_allclose(found.matrix, expected, atol=1e-12)
@@ -143,3 +144,27 @@ def test_on_layers_without_blocks_p_is_uniform():
     labels = np.repeat([0, 1], 4)  # 70 ways to deal them
     p = [block_energy(rng.normal(size=(8, 6)), labels, [0, 0, 0, 1, 1, 1]).test.p for _ in range(500)]
     assert stats.kstest(p, "uniform").pvalue > 0.01
+
+
+def test_the_scale_of_a_filter_moves_no_energy():
+    """Two groups of two filters each; one filter is put out a hundred times fainter."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(4, 500))
+    x[1] += 0.8 * x[0]
+    y = np.vstack([x[:2] + rng.normal(size=(2, 500)), x[2:] + rng.normal(size=(2, 500))])
+
+    def energy(scale):
+        scaled = np.vstack([x * np.array([[scale], [1], [1], [1]]), y])
+        joint = np.cov(scaled)
+        matrix = whitened_covariance(joint[:4, :4], joint[4:, 4:], joint[:4, 4:], 500).matrix
+        return block_energy(matrix, [0, 0, 1, 1], [0, 0, 1, 1])
+
+    assert energy(0.01).squared == pytest.approx(energy(1).squared, abs=1e-9)
+    assert energy(1).squared > 0.9
+
+
+@pytest.mark.parametrize(("groups", "energy", "share"), [(2, 0.750, 0.5), (4, 0.630, 0.5067), (8, 0.570, 0.5086)])
+def test_the_share_beyond_chance_has_no_ceiling_that_depends_on_the_number_of_groups(groups, energy, share):
+    """Energies of the thesis; the shares by hand: (.63 − .25) / .75 = .5067."""
+    found = BlockEnergy(energy, energy, 1 / groups, (0, 0), Inference(energy, None, None, 1, None))
+    assert found.share == pytest.approx(share, abs=1e-4)

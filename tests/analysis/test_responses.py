@@ -1,3 +1,4 @@
+import math
 import weakref
 
 import numpy as np
@@ -9,14 +10,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from analysis.correlation import correlation_matrix
+from analysis.null_filters import random_filters
 from analysis.responses import (
     CHUNK,
     Input,
     PairStatistics,
+    Refiltered,
     ResponseStatistics,
     collect,
     collect_pairs,
-    collect_random_filters,
     collect_responses,
 )
 from analysis.similarity import MomentStatistics
@@ -204,29 +206,55 @@ def test_a_layer_that_runs_twice_or_never_has_no_pair():
         collect_pairs(model, [x], [("0", "0.spare")])
 
 
-def test_random_filters_see_the_inputs_of_the_trained_network():
+def test_other_filters_see_the_inputs_of_the_trained_network():
     """Of white inputs two 1 × 1 filters of one group correlate as their weights: r = cos(w, v); those of two, not."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), GroupedConv2d(4, 6, 1, groups=2))
     nn.init.eye_(model[0].weight.data.view(4, 4))
     trained = {name: value.clone() for name, value in model.state_dict().items()}
     x = torch.randn(400, 4, 8, 8)
-    state = torch.random.get_rng_state()
-    found = collect_random_filters(model, x.split(100), ["1"], draws=3, seed=5)["1"]
-    assert torch.equal(state, torch.random.get_rng_state())
+    taps = [Refiltered("1", random_filters(model[1], seed)) for seed in (5, 6, 7)]
+    found = collect(model, x.split(100), {tap: ResponseStatistics() for tap in taps})
     assert all(torch.equal(trained[name], value) for name, value in model.state_dict().items())
     assert not model[1]._forward_pre_hooks
-    for draw, statistics in enumerate(found):
-        torch.manual_seed(5 + draw)
-        w = GroupedConv2d(4, 6, 1, groups=2).weight.detach().view(2, 3, 2).double()
+    for tap in taps:
+        w = tap.filters.weight.detach().view(2, 3, 2).double()
         cosine = F.cosine_similarity(w[:, :, None], w[:, None], dim=-1)
         expected = torch.block_diag(*cosine).numpy()
-        np.testing.assert_allclose(correlation_matrix(statistics.covariance), expected, atol=0.03)
+        np.testing.assert_allclose(correlation_matrix(found[tap].covariance), expected, atol=0.03)
 
 
-def test_what_has_no_weights_cannot_be_drawn_anew():
-    with pytest.raises(ValueError, match="'0', a ReLU, has no weights"):
-        collect_random_filters(nn.Sequential(nn.ReLU()), [], ["0"], draws=1)
+def test_a_response_of_any_size_kills_no_other_filter():
+    """Five filters of noise, and one that answers 1e30 once: all vary, and the five correlate as without it."""
+    x = torch.randn(200, 6, 2, 2)
+    alone = ResponseStatistics()
+    alone.add(x[:, :5])
+    x[0, 5, 0, 0] = 1e30
+    whole = ResponseStatistics()
+    whole.add(x)
+    corr = correlation_matrix(whole.covariance)
+    assert np.isfinite(corr).all()
+    np.testing.assert_allclose(corr[:5, :5], correlation_matrix(alone.covariance), atol=1e-12)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_responses_that_are_not_finite_concern_their_own_filter_alone(value):
+    x = torch.randn(50, 3, 2, 2)
+    x[7, 1, 0, 0] = value
+    statistics = ResponseStatistics()
+    statistics.add(x)
+    corr = correlation_matrix(statistics.covariance)
+    assert np.isnan(corr[1]).all() and np.isnan(corr[:, 1]).all()
+    assert np.isfinite(corr[np.ix_([0, 2], [0, 2])]).all()
+
+
+def test_a_constant_response_is_dead_whatever_its_size():
+    x = torch.cat([torch.full((30, 1, 3, 3), 1e6 / 3), torch.randn(30, 1, 3, 3) * 1e-9], 1)
+    statistics = ResponseStatistics()
+    for part in x.split(7):
+        statistics.add(part)
+    corr = correlation_matrix(statistics.covariance)
+    assert np.isnan(corr[0]).all() and corr[1, 1] == 1
 
 
 @pytest.mark.parametrize("tap", ["conv9", Input("conv9")], ids=["output", "input"])

@@ -113,8 +113,16 @@ def test_every_null_is_measured_where_it_is_asked_for(tmp_path, capsys, monkeypa
         return set(table.loc[chosen, "layer"])
 
     grouped, dense = {"conv2", "conv3"}, {"conv1", "conv2", "conv3"}
-    for null in ("", "untrained", "random filters"):
+    for null in ("", "untrained", "random filters", "rotated filters"):
         assert measured("groups-2", "within_computed", null) == grouped, null
+        assert measured("groups-2", "cka_between", null) == grouped, null
+        assert measured("dense", "mean_abs_correlation", null) >= grouped, null
+        of_dense = f"{null}, arbitrary partition" if null else "arbitrary partition"
+        assert measured("dense", "cka_between", of_dense) >= grouped, null
+        assert measured("groups-2", "on_block_share", null) == {"conv1-conv2", "conv2-conv3"}, null
+    assert measured("groups-2", "within_input_of_dense", "untrained") == {"conv2"}, "conv3 reads what conv2 cut"
+    assert measured("dense", "colour_difference", "contiguous partition, labels permuted") <= {"conv1"}
+    assert measured("dense", "clean_train_accuracy") == {""}
     for null in ("arbitrary partition", "contiguous partition", "spectral partition", "spectral partition, sizes kept"):
         assert measured("dense", "between_computed", null) == dense, null
     assert measured("log-4", "cka_between") == measured("log-4", "cka_between", "untrained") == grouped

@@ -126,9 +126,9 @@ def test_a_run_of_this_suite_is_measured_as_it_was_built_shown_and_begun(run, tm
     assert "model.groups=log:4" in out
     # Its training has changed nothing, so that it is its own null.
     assert value(measured, "correlation_with_initialisation", layer="conv1") == pytest.approx(1)
-    for layer in ("conv1", "conv2", "conv3"):
-        null = value(measured, "mean_abs_correlation", "untrained", layer)
-        assert value(measured, "mean_abs_correlation", "", layer) == null
+    # Behind a batch norm they differ: that of the null is calibrated, that of the checkpoint is taken as it is.
+    null = value(measured, "mean_abs_correlation", "untrained", "conv1")
+    assert value(measured, "mean_abs_correlation", "", "conv1") == null
 
 
 @pytest.mark.usefixtures("quick_figures")

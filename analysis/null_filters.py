@@ -1,0 +1,104 @@
+"""Networks that learned nothing: filters that replace those of a trained layer, and calibrated batch norms.
+
+Legend: G groups, O filters and I input channels of a group, K kernel.
+
+Two kinds of filters are shown the inputs of the trained layer:
+
+- random filters: drawn by the initialisation of the layer;
+- rotated filters: the trained ones, whose weights over the input channels of each group are multiplied by one random
+  orthogonal matrix. Each filter keeps its energy and its spatial spectrum, and the filters of a group keep their Gram
+  matrix, so smoothness, growth and redundancy are those of the trained layer. Which channels they read is random.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from gconv.conv import GroupedConv2d
+
+
+def random_filters(module: nn.Module, seed: int) -> nn.Module:
+    """Return a copy of a layer with weights of its own initialisation, the same on every device.
+
+    Raises:
+        ValueError: the layer has no initialisation of its own.
+    """
+    reset = getattr(module, "reset_parameters", None)
+    if reset is None or next(module.parameters(), None) is None:
+        raise ValueError(f"a {type(module).__name__} has no weights to draw anew; a convolution has")
+    device = next(module.parameters()).device
+    fresh = copy.deepcopy(module).cpu().eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh.reset_parameters()  # type: ignore[operator]
+    return fresh.to(device)
+
+
+def rotated_filters(module: nn.Module, seed: int) -> nn.Module:
+    """Return a copy of a convolution whose filters read other mixtures of the input channels of their group.
+
+    The matrix of each group is drawn uniformly from the orthogonal ones (QR of a Gaussian matrix, Mezzadri 2007).
+
+    Raises:
+        ValueError: no two-dimensional convolution, or no group that reads two channels.
+    """
+    weights = group_weights(module)
+    if all(weight.shape[1] < 2 for weight in weights):
+        raise ValueError("no group reads two channels: there is nothing to rotate")
+    rotated = copy.deepcopy(module).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in group_weights(rotated):
+            channels = weight.shape[1]
+            gaussian = torch.randn(channels, channels, generator=generator, dtype=torch.float64)
+            q, r = torch.linalg.qr(gaussian)
+            rotation = (q * r.diagonal().sign()).to(weight.device, weight.dtype)
+            weight.copy_(torch.einsum("ij,ojhw->oihw", rotation, weight.clone()))
+    return rotated
+
+
+def group_weights(module: nn.Module) -> list[Tensor]:
+    """Return views of the weights of each group, (O, I, K, K).
+
+    Raises:
+        ValueError: no two-dimensional convolution.
+    """
+    if isinstance(module, GroupedConv2d):
+        return module.group_weights()
+    if not isinstance(module, nn.Conv2d):
+        raise ValueError(f"a {type(module).__name__} is no two-dimensional convolution")
+    return list(module.weight.chunk(module.groups))
+
+
+def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
+    """Gather the running statistics of all batch norms on images; nothing else of the model changes. Returns the model.
+
+    A network that was never trained has statistics of 0 and 1, which are not those of its responses. Each batch counts
+    alike. Images are normalised by the statistics of their own batch on the way, as in training.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    if not norms:
+        return model
+    training = [module for module in model.modules() if module.training]
+    momenta = [norm.momentum for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+        norm.train()
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                model(batch)
+    finally:
+        model.eval()
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for module in training:
+            module.training = True
+    return model
