@@ -8,9 +8,10 @@ group by itself, the others packed; for logarithmic groups 0.375 of the dense pr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 FEW = 32  # groups up to which every capacity is tried
+NARROW = 16  # channels that fill the vector units of a CPU
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,33 @@ def nested_packings(in_sizes: tuple[int, ...], out_sizes: tuple[int, ...]) -> tu
         part = cheapest_packing(in_sizes[first:last], out_sizes[first:last])
         bins = tuple((a + first, b + first) for a, b in part.bins)
         packings.append(Packing(bins, part.in_capacity, part.out_capacity))
+    return tuple(packings)
+
+
+def equal_neighbours(in_sizes: tuple[int, ...], out_sizes: tuple[int, ...]) -> tuple[Packing, ...]:
+    """One packing per run of equal groups, each group in a bin of its own: nothing is wasted."""
+    packings, first = [], 0
+    for (in_size, out_size), run in groupby(zip(in_sizes, out_sizes, strict=True)):
+        last = first + len(list(run))
+        packings.append(Packing(tuple((g, g + 1) for g in range(first, last)), in_size, out_size))
+        first = last
+    return tuple(packings)
+
+
+def narrow_neighbours(in_sizes: tuple[int, ...], out_sizes: tuple[int, ...]) -> tuple[Packing, ...]:
+    """As ``equal_neighbours``, but neighbours that have at most 16 channels together share one bin."""
+    bins = []
+    for group, (in_size, out_size) in enumerate(zip(in_sizes, out_sizes, strict=True)):
+        if bins and max(bins[-1][1] + in_size, bins[-1][2] + out_size) <= NARROW:
+            first, filled_in, filled_out = bins[-1]
+            bins[-1] = (first, filled_in + in_size, filled_out + out_size)
+        else:
+            bins.append((group, in_size, out_size))
+    starts = [first for first, *_ in bins] + [len(in_sizes)]
+    packings, last = [], 0
+    for (in_size, out_size), run in groupby(bins, key=lambda bin: bin[1:]):
+        first, last = last, last + len(list(run))
+        packings.append(Packing(tuple(pairwise(starts[first : last + 1])), in_size, out_size))
     return tuple(packings)
 
 

@@ -18,12 +18,13 @@ import torch
 
 from gconv.geometry import Geometry
 
-NAMES = ("reference", "native", "loop", "packed", "nested", "masked", "widened", "band")
+NAMES = ("reference", "native", "loop", "merged", "tails", "packed", "nested", "masked", "widened", "band")
 OPS = ("conv2d", "input_gradient", "weight_gradient")
-# ATen calls alone: torch differentiates their forward pass by itself.
-DIFFERENTIABLE = frozenset({"reference", "native", "loop", "packed", "nested", "masked"})
+# ATen calls alone, and no zeros between groups, which an infinite gradient would turn into NaN: torch differentiates
+# their forward pass by itself.
+DIFFERENTIABLE = frozenset({"reference", "native", "loop", "merged"})
 # What a table may choose between; the reference is for tests.
-CANDIDATES = ("native", "loop", "packed", "nested", "masked", "widened", "band")
+CANDIDATES = ("native", "loop", "merged", "tails", "packed", "nested", "masked", "widened", "band")
 
 
 @cache

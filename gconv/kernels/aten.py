@@ -5,6 +5,7 @@ Legend: N batch, C input channels, O output channels, H W space, K kernel.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,6 +49,24 @@ def _in_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, window: tuple[Any
     if torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():
         return False
     return torch._C._select_conv_backend(x, weight, bias, *window, False, (0, 0), groups) == ONEDNN
+
+
+def is_plain(x: Tensor) -> bool:
+    """Whether Python may look at a tensor's numbers and keep them: on a CPU, and outside modes and transforms."""
+    if x.device.type != "cpu" or type(x) not in (Tensor, torch.nn.Parameter) or forward_ad._current_level >= 0:
+        return False
+    return not (torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack())
+
+
+def is_finite(x: Tensor) -> bool:
+    """Whether a tensor has neither infinities nor NaN; taken for granted where nobody may look.
+
+    Their sum tells, at the speed of memory. Numbers so large that they overflow count as infinite.
+    """
+    if not is_plain(x):
+        return True
+    wide = torch.float32 if x.dtype == torch.float16 else None  # whose sums overflow soon
+    return math.isfinite(x.detach().sum(dtype=wide).item())
 
 
 def activate(y: Tensor, activation: str) -> Tensor:

@@ -16,7 +16,6 @@ from gconv.geometry import Geometry
 from gconv.kernels import CANDIDATES, DIFFERENTIABLE, OPS, refusal
 from gconv.kernels import table as tables
 
-NARROW = 8  # input channels of a group that cannot fill the vector units of a CPU
 ALIKE = 1.03  # times within 3% are taken for equal
 APART = "apart"  # in the table: a step whose ops each have the kernel of their own choice
 
@@ -68,7 +67,7 @@ def choose(
         seconds, times, steps = found
         words = "the fastest measured" + (f" on a layer {steps} steps away in size" if steps else "")
         return Choice(min(times, key=lambda name: times[name]), words, tuple(seconds.items()), steps)
-    return _by_rule(geometry, dtype, device)
+    return _by_rule(op, geometry, dtype, device)
 
 
 @lru_cache(maxsize=16384)
@@ -112,22 +111,25 @@ def _measured(
     return (seconds, {name: seconds[name] for name in usable}, steps) if usable else None
 
 
-def _by_rule(geometry: Geometry, dtype: torch.dtype, device: torch.device) -> Choice:
+def _by_rule(op: str, geometry: Geometry, dtype: torch.dtype, device: torch.device) -> Choice:
     """ATen, by what bounds it.
 
-    Uneven groups are packed into one call, except in fp32 on a CPU: there a convolution is bound by arithmetic, so
-    that the zeros of a packing cost more than the calls of a loop, unless a group is so narrow that a convolution of
-    its own cannot fill the vector units.
+    A CPU multiplies no zeros but those that merge narrow groups: equal groups share a call, one after the other. Matrix
+    units (AMX) and GPUs prefer one wide call, zeros included.
     """
     silent = "no such layer is measured; by rule "
-    if device.type == "cpu" and dtype in (torch.bfloat16, torch.float16) and not _computes(dtype):
+    on_cpu = device.type == "cpu"
+    if on_cpu and dtype in (torch.bfloat16, torch.float16) and not _computes(dtype):
         return Choice("widened", f"{silent}fp32 inside, since this CPU only emulates {dtype}")
     if geometry.is_uniform:
         return Choice("native", f"{silent}ATen's own grouped convolution")
-    wide = min(geometry.in_groups.sizes) >= NARROW and geometry.groups <= 2 * NARROW
-    if device.type == "cpu" and dtype == torch.float32 and wide:
-        return Choice("loop", f"{silent}a call per group, since all are wide")
-    return Choice("packed", f"{silent}one call, with zeros between the groups")
+    if not on_cpu or (dtype == torch.bfloat16 and _has_matrix_units()):
+        return Choice("packed", f"{silent}one call, with zeros between the groups")
+    return Choice("merged", f"{silent}one call for equal groups, no zeros")
+
+
+def _has_matrix_units() -> bool:
+    return torch.cpu._is_amx_tile_supported()
 
 
 @cache

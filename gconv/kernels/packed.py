@@ -1,12 +1,16 @@
-"""Uneven groups packed into one uniform grouped convolution, exactly.
+"""Uneven groups packed into one uniform grouped convolution.
 
 Inside a bin the weight is block-diagonal: the blocks are the groups' weights, the rest is zero and stays zero, so the
-result is that of the groups alone. The blocks are put in place, and their gradients taken out, by one index that is
-computed once per geometry.
+result is that of the groups alone. That holds for finite numbers: zero times infinity is NaN. So a CPU computes the
+groups of a call one by one if its input is not finite; a GPU does not look, which would stall it.
+
+The blocks are put in place, and their gradients taken out, by one index that is computed once per geometry. A call
+whose bins hold one group each has no zeros: its weight is a view.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -15,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gconv.geometry import Geometry
-from gconv.kernels import aten
+from gconv.geometry import Geometry, geometry_of
+from gconv.kernels import aten, loop
 from gconv.packing import Packing
 
 
@@ -45,64 +49,90 @@ def _recipe(geometry: Geometry) -> Recipe:
     return Recipe.of(geometry, (geometry.packing,))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Call:
     """One uniform convolution.
 
     Attributes:
-        bins, in_capacity, out_capacity: its groups, and the channels of each.
+        packing: which groups it computes, and how they share its bins.
+        geometry: of these groups by themselves.
         in_fill, out_fill: channels that each bin really holds.
         in_full, out_full: whether all bins are full, so that nothing is padded.
-        links: channel pairs that it multiplies.
     """
 
-    bins: int
-    in_capacity: int
-    out_capacity: int
+    packing: Packing
+    geometry: Geometry
     in_fill: list[int]
     out_fill: list[int]
     in_full: bool
     out_full: bool
-    links: int
-
-
-@dataclass(frozen=True, eq=False)
-class Recipe:
-    """A grouped convolution as a few uniform ones; together they hold every group once, in order.
-
-    Attributes:
-        geometry: of the grouped convolution.
-        packings, calls: the uniform ones.
-        in_channels, out_channels, links: of each call.
-        room: shape of the weights of all calls together, zeros included.
-    """
-
-    geometry: Geometry
-    packings: tuple[Packing, ...]
-    calls: tuple[Call, ...]
-    in_channels: list[int]
-    out_channels: list[int]
-    links: list[int]
-    room: tuple[int, ...]
     _places: dict[torch.device, Tensor] = field(default_factory=dict)
+    _local: threading.local = field(default_factory=threading.local)
 
     @classmethod
-    def of(cls, geometry: Geometry, packings: tuple[Packing, ...]) -> Recipe:
-        """Work out once what every call needs."""
-        calls = []
-        for packing in packings:
-            in_fill, out_fill = (
-                [sum(cut.sizes[a:b]) for a, b in packing.bins] for cut in (geometry.in_groups, geometry.out_groups)
-            )
-            full = set(in_fill) == {packing.in_capacity}, set(out_fill) == {packing.out_capacity}
-            capacities = packing.in_capacity, packing.out_capacity
-            calls.append(Call(len(packing.bins), *capacities, in_fill, out_fill, *full, packing.links))
-        channels = [sum(call.in_fill) for call in calls], [sum(call.out_fill) for call in calls]
-        links = [call.links for call in calls]
-        return cls(geometry, packings, tuple(calls), *channels, links, (sum(links), *geometry.kernel_size))
+    def of(cls, geometry: Geometry, packing: Packing) -> Call:
+        """Work out once what a call needs."""
+        first, last = packing.bins[0][0], packing.bins[-1][1]
+        cut = geometry.in_groups.sizes[first:last], geometry.out_groups.sizes[first:last]
+        window = geometry.kernel_size, geometry.stride, geometry.padding, geometry.dilation
+        in_fill, out_fill = ([sum(sizes[a - first : b - first]) for a, b in packing.bins] for sizes in cut)
+        full = set(in_fill) == {packing.in_capacity}, set(out_fill) == {packing.out_capacity}
+        return cls(packing, geometry_of(*cut, *window), in_fill, out_fill, *full)
+
+    @property
+    def links(self) -> int:
+        """Connected channel pairs, zeros of the packing excluded."""
+        return sum(self.geometry.links)
+
+    @property
+    def bins(self) -> int:
+        """Groups of the uniform convolution."""
+        return len(self.packing.bins)
+
+    @property
+    def has_zeros(self) -> bool:
+        """Whether it multiplies channel pairs that are not connected."""
+        return self.links < self.packing.links
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of its weight, zeros included."""
+        return (self.bins * self.packing.out_capacity, self.packing.in_capacity, *self.geometry.kernel_size)
+
+    def weight(self, links: Tensor) -> Tensor:
+        """The weight of the uniform convolution.
+
+        Args:
+            links: (L, Kh, Kw), the weights of its connected channel pairs, group after group.
+        """
+        if not self.has_zeros:
+            return links.view(self.weight_shape)
+        whole = self._workspace(links)
+        if whole is None:
+            whole = links.new_zeros((self.packing.links, *self.geometry.kernel_size))
+        return whole.index_copy_(0, self.places(links.device), links).view(self.weight_shape)
+
+    def gradient(self, whole: Tensor) -> Tensor:
+        """(L, Kh, Kw): the gradients of connected channel pairs, from that of the whole weight."""
+        whole = whole.reshape(-1, *self.geometry.kernel_size)
+        return whole.index_select(0, self.places(whole.device)) if self.has_zeros else whole
+
+    def _workspace(self, links: Tensor) -> Tensor | None:
+        """A tensor that keeps its zeros from call to call, of this thread; None where one must not be kept.
+
+        Its blocks are written anew at each call, so that no call sees an old weight. On a GPU streams would share it,
+        autograd would save it, and a mode or transform would leave its own tensors in it.
+        """
+        if torch.is_grad_enabled() or not aten.is_plain(links):
+            return None
+        kept = self._local.__dict__.setdefault("kept", {})
+        if links.dtype not in kept:
+            with torch.inference_mode(False):
+                kept[links.dtype] = torch.zeros((self.packing.links, *self.geometry.kernel_size), dtype=links.dtype)
+        return kept[links.dtype]
 
     def places(self, device: torch.device) -> Tensor:
-        """(L,): where each link of the weight lies among the links of all calls, one after the other."""
+        """(L,): where each connected channel pair lies among all pairs of the call."""
         if torch._C._len_torch_dispatch_stack():
             return self._compute_places(device)  # what a mode makes, fake tensors say, must not be kept
         places = self._places.get(device)
@@ -112,77 +142,114 @@ class Recipe:
         return places
 
     def _compute_places(self, device: torch.device) -> Tensor:
-        sizes = list(zip(self.geometry.out_groups.sizes, self.geometry.in_groups.sizes, strict=True))
-        places, start = [], 0
-        for packing in self.packings:
-            for number, (first, last) in enumerate(packing.bins):
-                row, column = number * packing.out_capacity, 0
-                for height, width in sizes[first:last]:
-                    rows = torch.arange(row, row + height, device=device).view(-1, 1)
-                    columns = torch.arange(column, column + width, device=device)
-                    places.append((start + rows * packing.in_capacity + columns).flatten())
-                    row, column = row + height, column + width
-            start += packing.links
+        packing, places = self.packing, []
+        blocks = list(zip(self.geometry.out_groups.sizes, self.geometry.in_groups.sizes, strict=True))
+        offset = packing.bins[0][0]
+        for number, (first, last) in enumerate(packing.bins):
+            row, column = number * packing.out_capacity, 0
+            for height, width in blocks[first - offset : last - offset]:
+                rows = torch.arange(row, row + height, device=device).view(-1, 1)
+                columns = torch.arange(column, column + width, device=device)
+                places.append((rows * packing.in_capacity + columns).flatten())
+                row, column = row + height, column + width
         return torch.cat(places)
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """A grouped convolution as a few uniform ones; together they hold every group once, in order.
+
+    Attributes:
+        geometry: of the grouped convolution.
+        calls: the uniform ones.
+        in_channels, out_channels, links: of each call.
+    """
+
+    geometry: Geometry
+    calls: tuple[Call, ...]
+    in_channels: list[int]
+    out_channels: list[int]
+    links: list[int]
+
+    @classmethod
+    def of(cls, geometry: Geometry, packings: tuple[Packing, ...]) -> Recipe:
+        """Work out once what every call needs."""
+        calls = tuple(Call.of(geometry, packing) for packing in packings)
+        channels = [sum(call.in_fill) for call in calls], [sum(call.out_fill) for call in calls]
+        return cls(geometry, calls, *channels, [call.links for call in calls])
+
+    @property
+    def has_zeros(self) -> bool:
+        """Whether it multiplies channel pairs that are not connected."""
+        return any(call.has_zeros for call in self.calls)
+
+    def links_of(self, weight: Tensor) -> list[Tensor]:
+        """(L, Kh, Kw) for each call: the weights of its connected channel pairs."""
+        links = weight if weight.dim() == 3 else weight.reshape(-1, *self.geometry.kernel_size)
+        return [links] if len(self.calls) == 1 else list(links.split(self.links))
 
 
 def convolve(x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, recipe: Recipe, activation: str) -> Tensor:
     """Grouped convolution by a recipe."""
-    calls, weights = recipe.calls, _block_diagonal(weight, recipe)
-    if len(calls) == 1:
-        return _forward(x_NCHW, weights[0], bias, recipe.geometry, calls[0], activation)
-    parts = x_NCHW.split(recipe.in_channels, 1)
-    biases = [None] * len(calls) if bias is None else bias.split(recipe.out_channels)
-    together = zip(parts, weights, biases, calls, strict=True)
-    return torch.cat([_forward(x, w, b, recipe.geometry, call, activation) for x, w, b, call in together], 1)
+    inputs, links = _slices(x_NCHW, recipe.in_channels), recipe.links_of(weight)
+    biases = [None] * len(links) if bias is None else bias.split(recipe.out_channels)
+    together = zip(recipe.calls, inputs, links, biases, strict=True)
+    outputs = [_forward(call, x, part, b, activation) for call, x, part, b in together]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
 
 
-def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, call: Call, activation: str) -> Tensor:
+def _slices(x: Tensor, channels: list[int]) -> list[Tensor]:
+    """The channels of each call. ATen would copy a slice in the forward pass, and again in each backward pass."""
+    if len(channels) == 1:
+        return [x]
+    layout = torch.channels_last if aten.is_channels_last(x) else torch.contiguous_format
+    return [part.contiguous(memory_format=layout) for part in x.split(channels, 1)]
+
+
+def _forward(call: Call, x: Tensor, links: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    geometry, packing = call.geometry, call.packing
+    if call.has_zeros and not aten.is_finite(x):
+        return loop.conv2d(x, links.view(geometry.weight_shape), bias, geometry, activation)
     if not call.in_full:
-        x = _pad_bins(x, call.in_fill, call.in_capacity, 1)
+        x = _pad_bins(x, call.in_fill, packing.in_capacity, 1)
     if bias is not None and not call.out_full:
-        bias = _pad_bins(bias, call.out_fill, call.out_capacity, 0)
-    y = aten.convolve(x, weight, bias, geometry, call.bins, activation)
-    return y if call.out_full else _without_padding(y, call.out_fill, call.out_capacity)
+        bias = _pad_bins(bias, call.out_fill, packing.out_capacity, 0)
+    y = aten.convolve(x, call.weight(links), bias, geometry, call.bins, activation)
+    return y if call.out_full else _without_padding(y, call.out_fill, packing.out_capacity)
 
 
 def convolve_input_gradient(dy_NOHW: Tensor, weight: Tensor, recipe: Recipe, input_size: Sequence[int]) -> Tensor:
     """Gradient of ``convolve`` with respect to the input."""
-    gradients = []
-    weights = _block_diagonal(weight, recipe)
-    for dy, w, call in zip(dy_NOHW.split(recipe.out_channels, 1), weights, recipe.calls, strict=True):
-        if not call.out_full:
-            dy = _pad_bins(dy, call.out_fill, call.out_capacity, 1)
-        dx = aten.input_gradient(dy, w, recipe.geometry, call.bins, input_size)
-        gradients.append(dx if call.in_full else _without_padding(dx, call.in_fill, call.in_capacity))
+    outputs, links = _slices(dy_NOHW, recipe.out_channels), recipe.links_of(weight)
+    together = zip(recipe.calls, outputs, links, strict=True)
+    gradients = [_input_gradient(call, dy, part, input_size) for call, dy, part in together]
     return gradients[0] if len(gradients) == 1 else torch.cat(gradients, 1)
+
+
+def _input_gradient(call: Call, dy: Tensor, links: Tensor, input_size: Sequence[int]) -> Tensor:
+    geometry, packing = call.geometry, call.packing
+    if call.has_zeros and not aten.is_finite(dy):
+        return loop.input_gradient(dy, links.view(geometry.weight_shape), geometry, input_size)
+    if not call.out_full:
+        dy = _pad_bins(dy, call.out_fill, packing.out_capacity, 1)
+    dx = aten.input_gradient(dy, call.weight(links), geometry, call.bins, input_size)
+    return dx if call.in_full else _without_padding(dx, call.in_fill, packing.in_capacity)
 
 
 def convolve_weight_gradient(dy_NOHW: Tensor, x_NCHW: Tensor, recipe: Recipe) -> Tensor:
     """Gradient of ``convolve`` with respect to the weight: that of all bins, of which the blocks are kept."""
-    geometry, gradients = recipe.geometry, []
-    outputs, inputs = dy_NOHW.split(recipe.out_channels, 1), x_NCHW.split(recipe.in_channels, 1)
-    for dy, x, call in zip(outputs, inputs, recipe.calls, strict=True):
-        if not call.in_full:
-            x = _pad_bins(x, call.in_fill, call.in_capacity, 1)
-        if not call.out_full:
-            dy = _pad_bins(dy, call.out_fill, call.out_capacity, 1)
-        shape = (call.bins * call.out_capacity, call.in_capacity, *geometry.kernel_size)
-        gradient = aten.weight_gradient(dy, x, geometry, call.bins, shape)
-        gradients.append(gradient.reshape(-1, *geometry.kernel_size))
+    outputs, inputs = _slices(dy_NOHW, recipe.out_channels), _slices(x_NCHW, recipe.in_channels)
+    gradients = [_weight_gradient(*each) for each in zip(recipe.calls, outputs, inputs, strict=True)]
     whole = gradients[0] if len(gradients) == 1 else torch.cat(gradients)
-    return whole.index_select(0, recipe.places(whole.device)).view(geometry.weight_shape)
+    return whole.view(recipe.geometry.weight_shape)
 
 
-def _block_diagonal(weight: Tensor, recipe: Recipe) -> list[Tensor]:
-    """Per call (bins · out_capacity, in_capacity, Kh, Kw): each group's weight in its place, zeros elsewhere."""
-    kernel_size = recipe.geometry.kernel_size
-    blocks = weight if weight.dim() == 3 else weight.reshape(-1, *kernel_size)
-    whole = blocks.new_zeros(recipe.room).index_copy_(0, recipe.places(weight.device), blocks)
-    if len(recipe.calls) == 1:
-        return [whole.view(-1, recipe.calls[0].in_capacity, *kernel_size)]
-    parts = zip(whole.split(recipe.links), recipe.calls, strict=True)
-    return [part.view(-1, call.in_capacity, *kernel_size) for part, call in parts]
+def _weight_gradient(call: Call, dy: Tensor, x: Tensor) -> Tensor:
+    if not call.in_full:
+        x = _pad_bins(x, call.in_fill, call.packing.in_capacity, 1)
+    if not call.out_full:
+        dy = _pad_bins(dy, call.out_fill, call.packing.out_capacity, 1)
+    return call.gradient(aten.weight_gradient(dy, x, call.geometry, call.bins, call.weight_shape))
 
 
 def _pad_bins(x: Tensor, fill: list[int], capacity: int, dim: int) -> Tensor:

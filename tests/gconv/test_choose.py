@@ -88,10 +88,11 @@ def test_the_fastest_measured_kernel_is_chosen_for_each_op(own_table):
         ({"loop": 1.02, "packed": 1.10, "apart": 1.00}, "loop"),  # as fast, and simpler
         ({"loop": 1.10, "packed": 1.20, "apart": 1.00}, None),
         ({"widened": 1.00, "apart": 1.00, "packed": 3.00}, None),
-        ({"native": 0.50, "packed": 1.00}, "packed"),  # native cannot
+        ({"native": 0.50, "merged": 1.00}, "merged"),  # native cannot
+        ({"packed": 0.50, "merged": 1.00}, None),  # torch would let an infinite gradient cross its groups
         ({}, None),  # no step is measured, and the ops differ
     ],
-    ids=["loop", "alike", "apart", "widened", "uneven", "silent"],
+    ids=["loop", "alike", "apart", "widened", "uneven", "zeros", "silent"],
 )
 def test_one_kernel_computes_a_step_where_that_is_as_fast_as_three(own_table, step, together):
     rows = {kind_of(op): {"loop": 1.0 + i % 2, "packed": 1.5} for i, op in enumerate(OPS)}
@@ -168,15 +169,38 @@ def test_a_folder_in_the_place_of_the_table_is_no_obstacle(own_table):
         GroupedConv2d(16, 16, 3, groups="log:3")(torch.randn(2, 16, 8, 8))
 
 
-def test_without_a_table_aten_computes_by_rule(own_table):
-    assert names(UNIFORM) == ("native",) * 3
-    assert names(LOG) == ("loop",) * 3  # fp32 on a CPU: arithmetic counts, all groups are 8 wide
-    thin = Geometry(Partition.of("log:5", 64), Partition.of("log:5", 64), (3, 3))
-    assert names(thin) == ("packed",) * 3
-    for geometry in (LOG, UNIFORM):
-        chosen = choose.choose("conv2d", geometry, torch.bfloat16, CPU, True, BITS)
-        assert (chosen.kernel == "widened") == (not choose._computes(torch.bfloat16))
-        assert "no such layer is measured" in chosen.reason
+@pytest.fixture
+def cpu(own_table, monkeypatch):
+    """Pretend to be another CPU, with nothing measured."""
+
+    def set_units(bf16: bool, matrix: bool) -> None:
+        monkeypatch.setattr(choose, "_computes", lambda dtype: bf16 and dtype == torch.bfloat16)
+        monkeypatch.setattr(choose, "_has_matrix_units", lambda: matrix)
+        dispatch.forget()
+
+    return set_units
+
+
+MANY = Geometry(Partition((24, *[1, 3] * 10)), Partition((24, *[1, 3] * 10)), (3, 3), padding=(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("bf16", "matrix", "dtype", "uneven", "uniform"),
+    [
+        (False, False, torch.float32, "merged", "native"),
+        (True, True, torch.float32, "merged", "native"),
+        (True, False, torch.bfloat16, "merged", "native"),
+        (True, True, torch.bfloat16, "packed", "native"),
+        (False, False, torch.bfloat16, "widened", "widened"),
+        (True, True, torch.float16, "widened", "widened"),
+    ],
+)
+def test_without_a_table_aten_computes_by_rule_on_every_cpu(cpu, bf16, matrix, dtype, uneven, uniform):
+    cpu(bf16, matrix)
+    for geometry in (LOG, MANY):
+        assert names(geometry, dtype) == (uneven,) * 3
+    assert names(UNIFORM, dtype) == (uniform,) * 3
+    assert "no such layer is measured" in choose.choose("conv2d", LOG, dtype, CPU, True, BITS).reason
 
 
 def test_nothing_is_timed_in_a_training_step(own_table, monkeypatch):
@@ -212,12 +236,12 @@ def test_explain_says_what_why_and_how_far_from_the_floor(own_table):
         assert op.bytes == 4 * (2 * 64 * 64 * 32 * 32 + 9 * links)
         assert op.of_dense == pytest.approx(0.8)
         assert op.floor is None  # nobody knows the peaks of this CPU
-    assert found.ops[3].kernel == "masked"
+    assert found.ops[3].kernel == "apart"
     assert found.ops[3].macs == 3 * found.ops[0].macs
     text = str(found)
     for words in (
         "log:4",
-        "differentiated by torch",
+        "each op by its own kernel",
         "ideal share of the dense time: 0.344",
         "fastest measured",
         "loop 1.50 × as long",

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gconv import GroupedConv2d, Partition, forced_kernel
+from gconv.kernels import runnable
 from gconv.packing import cheapest_packing
 
-EVERY_KERNEL = ("loop", "packed", "nested", "masked")  # of uneven groups
+EVERY_KERNEL = ("loop", "merged", "tails", "packed", "nested", "masked")  # of uneven groups
 
 
 def loops(layer: GroupedConv2d, x: torch.Tensor) -> torch.Tensor:
@@ -70,8 +71,7 @@ def test_every_kernel_equals_the_definition(case, layout, seed):
     elif layout == "strided":
         x = torch.randn(batch, 12, 11, layer.in_channels).permute(0, 3, 2, 1)
     expected = loops(layer, x)
-    kernels = ["reference", "loop", "packed", "masked", "native" if layer.geometry.is_uniform else "nested"]
-    for kernel in kernels:
+    for kernel in ("reference", *runnable(layer.geometry, torch.float32, "cpu")):
         with forced_kernel(kernel):
             y = layer(x)
         assert y.shape == expected.shape

@@ -16,7 +16,7 @@ from gconv.kernels import DIFFERENTIABLE, NAMES, OPS, find, refusal
 from gconv.kernels.choose import Choice, choose
 from gconv.partition import Partition
 
-KERNELS = ("native", "loop", "packed", "nested", "masked")
+KERNELS = ("native", "loop", "merged", "tails", "packed", "nested", "masked")
 ops = torch.ops.gconv
 
 
@@ -270,7 +270,12 @@ def test_a_kernel_forced_where_it_cannot_run_names_those_that_can():
     layer = GroupedConv2d(8, 8, 3, groups="log:3")
     with forced_kernel("widened"), pytest.raises(ValueError) as error:
         layer(torch.randn(1, 8, 5, 5))
-    for word in ("widened", "8 -> 8 channels in groups log:3", "float32", "loop, packed, nested, masked can"):
+    for word in (
+        "widened",
+        "8 -> 8 channels in groups log:3",
+        "float32",
+        "loop, merged, tails, packed, nested, masked can",
+    ):
         assert word in str(error.value)
     with pytest.raises(ValueError, match="no kernel 'fast'"), forced_kernel("fast"):
         pass
