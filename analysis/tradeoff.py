@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.stats import Estimate, Inference, equivalence_test, mean_interval, sign_flip_test
+from analysis.intervals import UNBOUNDED, SeedEstimate, measure_bounds, seed_estimate
+from analysis.stats import Inference, equivalence_test, sign_flip_test
 
 COSTS = {  # those that figures draw
     "parameters": "parameters",
@@ -26,19 +27,24 @@ MORE_COSTS = {
     "energy": "energy per image (J)",  # where the hardware tells
 }
 RESAMPLINGS = 4000
+DISTURBED = 0.25  # of its median, that the middle half of timed calls may span
+NORMAL_QUARTILE = 0.6745  # standard deviations
+OF_A_DIFFERENCE = (-1.0, 1.0)  # of accuracies
 
 
-def over_seeds(table: pd.DataFrame, measure: str, variant: str, layer: str = "") -> Estimate | None:
+def over_seeds(table: pd.DataFrame, measure: str, variant: str, layer: str = "") -> SeedEstimate | None:
     """Mean and interval of one measure of one variant over its seeds; None where it was not measured."""
     rows = _rows(table, measure, layer)
-    values = rows.loc[rows["variant"] == variant, "value"].dropna()
-    return mean_interval(values) if len(values) else None
+    values = rows[rows["variant"] == variant].dropna(subset="value")
+    unit = str(values["unit"].iloc[0]) if "unit" in values and len(values) else ""
+    return seed_estimate(values["value"].to_numpy(), measure_bounds(measure, unit)) if len(values) else None
 
 
-def paired_difference(table: pd.DataFrame, measure: str, variant: str, baseline: str) -> Estimate | None:
+def paired_difference(table: pd.DataFrame, measure: str, variant: str, baseline: str) -> SeedEstimate | None:
     """Mean and interval of variant − baseline over the seeds that both have; None where there is no such seed."""
     difference = _differences(table, measure, variant, baseline)
-    return mean_interval(difference) if len(difference) else None
+    bounds = OF_A_DIFFERENCE if measure.endswith("accuracy") else UNBOUNDED
+    return seed_estimate(difference.to_numpy(), bounds) if len(difference) else None
 
 
 def paired_equivalence(
@@ -56,11 +62,12 @@ def paired_equivalence(
 def tradeoff_table(table: pd.DataFrame) -> pd.DataFrame:
     """One row per variant, in the order of the table: accuracy with its interval, and every cost.
 
-    Columns: variant, accuracy, low, high, n, difference (to the first variant, paired by seed), difference_low,
-    difference_high, then one column per cost, NaN where it was not measured.
+    Columns: variant, accuracy, low, high, least, most (of the seeds), n, difference (to the first variant, paired by
+    seed), difference_low, difference_high, difference_least, difference_most, then one column per cost, NaN where it
+    was not measured, and latency_lower, latency_upper: the quartiles of the timed calls.
     """
     variants = list(dict.fromkeys(table["variant"]))
-    costs = [*COSTS, *MORE_COSTS]
+    costs = [*COSTS, *MORE_COSTS, "latency_lower", "latency_upper"]
     rows = []
     for variant in variants:
         accuracy = over_seeds(table, "test_accuracy", variant)
@@ -71,6 +78,8 @@ def tradeoff_table(table: pd.DataFrame) -> pd.DataFrame:
             "accuracy": accuracy.mean,
             "low": accuracy.low,
             "high": accuracy.high,
+            "least": min(accuracy.seeds),
+            "most": max(accuracy.seeds),
             "n": accuracy.n,
         }
         difference = paired_difference(table, "test_accuracy", variant, variants[0])
@@ -79,13 +88,24 @@ def tradeoff_table(table: pd.DataFrame) -> pd.DataFrame:
                 "difference": difference.mean,
                 "difference_low": difference.low,
                 "difference_high": difference.high,
+                "difference_least": min(difference.seeds),
+                "difference_most": max(difference.seeds),
             }
         for cost in costs:
             estimate = over_seeds(table, cost, variant)
             row[cost] = float("nan") if estimate is None else estimate.mean
         rows.append(row)
-    columns = ["variant", "accuracy", "low", "high", "n", "difference", "difference_low", "difference_high", *costs]
+    spread = ["low", "high", "least", "most"]
+    of_difference = ["difference", *(f"difference_{end}" for end in spread)]
+    columns = ["variant", "accuracy", *spread, "n", *of_difference, *costs]
     return pd.DataFrame(rows, columns=pd.Index(columns))
+
+
+def disturbed(table: pd.DataFrame) -> list[str]:
+    """Variants whose timed calls differ too much to be compared: something else ran on the machine."""
+    middle, lower, upper = (_mean_by_variant(table, f"latency{end}") for end in ("", "_lower", "_upper"))
+    both = [variant for variant in middle if variant in lower and variant in upper]
+    return [variant for variant in both if upper[variant] - lower[variant] > DISTURBED * middle[variant]]
 
 
 def on_front(costs: ArrayLike, accuracies: ArrayLike) -> NDArray[np.bool_]:
@@ -94,16 +114,16 @@ def on_front(costs: ArrayLike, accuracies: ArrayLike) -> NDArray[np.bool_]:
     Points that are equal in both are on it together.
 
     Args:
-        costs: (V,), lower is better.
+        costs: (V,) or (..., V), lower is better.
         accuracies: (V,) or (..., V), higher is better.
 
     Returns:
-        As ``accuracies``.
+        As ``accuracies`` or ``costs``, whichever has more axes.
     """
     cost, accuracy = np.asarray(costs, dtype=np.float64), np.asarray(accuracies, dtype=np.float64)
     # [..., i, j]: j dominates i.
-    cheaper, better = cost[None, :] < cost[:, None], accuracy[..., None, :] > accuracy[..., :, None]
-    no_dearer, no_worse = cost[None, :] <= cost[:, None], accuracy[..., None, :] >= accuracy[..., :, None]
+    cheaper, better = cost[..., None, :] < cost[..., :, None], accuracy[..., None, :] > accuracy[..., :, None]
+    no_dearer, no_worse = cost[..., None, :] <= cost[..., :, None], accuracy[..., None, :] >= accuracy[..., :, None]
     return np.asarray(~(no_dearer & no_worse & (cheaper | better)).any(axis=-1))
 
 
@@ -112,6 +132,7 @@ def front_probability(table: pd.DataFrame, cost: str, measure: str = "test_accur
 
     The seeds that all variants have are drawn with replacement, the same for all, since runs of one seed share their
     images' order. Few seeds show less than their variance, (n − 1)/n of it: read 0.9 from three seeds as "probably".
+    Times are drawn again too: log-normal, with the quartiles of the timed calls.
 
     Args:
         table: long table of a study.
@@ -136,11 +157,24 @@ def front_probability(table: pd.DataFrame, cost: str, measure: str = "test_accur
     probability = np.full(len(costs), np.nan)
     if n > 1:
         drawn = np.random.default_rng(seed).integers(0, n, (RESAMPLINGS, n))
-        probability = on_front(costs, shared.to_numpy()[drawn].mean(axis=1)).mean(axis=0)
+        prices = _drawn_costs(table, cost, list(runs.columns), costs, seed)
+        probability = on_front(prices, shared.to_numpy()[drawn].mean(axis=1)).mean(axis=0)
     else:
         notes.append("one seed: no probability")
     values = [runs.columns, costs, means.to_numpy(), front, probability, n, "; ".join(notes)]
     return pd.DataFrame(dict(zip(columns, values, strict=True)))
+
+
+def _drawn_costs(
+    table: pd.DataFrame, cost: str, variants: list[str], costs: NDArray[np.float64], seed: int
+) -> NDArray[np.float64]:
+    """The cost of each variant in each resampling, (R, V) or (V,); only one that has quartiles varies."""
+    lower, upper = (_mean_by_variant(table, f"{cost}_{end}") for end in ("lower", "upper"))
+    if not set(variants) <= lower.keys() & upper.keys():
+        return costs
+    below, above = (np.log([of[v] for v in variants]) - np.log(costs) for of in (lower, upper))
+    normal = np.random.default_rng([seed, 1]).standard_normal((RESAMPLINGS, len(variants)))
+    return costs * np.exp(np.where(normal < 0, -below, above) / NORMAL_QUARTILE * normal)
 
 
 def equal_pairs(table: pd.DataFrame, by: str, margin: float, tolerance: float = 0.02) -> pd.DataFrame:
@@ -154,7 +188,8 @@ def equal_pairs(table: pd.DataFrame, by: str, margin: float, tolerance: float = 
         tolerance: of a cost, as a fraction of the smaller.
 
     Returns:
-        variant, baseline, difference in test accuracy (variant − baseline), low, high (95%, Student), n,
+        variant, baseline, difference in test accuracy (variant − baseline), low, high (95%, Student; NaN below six
+        seeds), least, most (of the seeds), n,
         p (sign flips, two-sided), p_equivalent (two one-sided tests against ± margin; NaN for one seed), note.
     """
     size = _groups(table) if by == "groups" else _mean_by_variant(table, by)
@@ -166,11 +201,12 @@ def equal_pairs(table: pd.DataFrame, by: str, margin: float, tolerance: float = 
         difference = _differences(table, "test_accuracy", variant, baseline)
         if difference.empty:
             continue
-        interval, flipped = mean_interval(difference), sign_flip_test(difference)
+        interval, flipped = seed_estimate(difference.to_numpy(), OF_A_DIFFERENCE), sign_flip_test(difference)
         same = equivalence_test(difference, margin)
-        rows.append((variant, baseline, interval.mean, interval.low, interval.high, interval.n, flipped.p, same.p))
+        rows.append((variant, baseline, interval.mean, interval.low, interval.high))
+        rows[-1] += (min(interval.seeds), max(interval.seeds), interval.n, flipped.p, same.p)
         rows[-1] += ("; ".join(dict.fromkeys(filter(None, (flipped.note, same.note)))),)
-    columns = ["variant", "baseline", "difference", "low", "high", "n", "p", "p_equivalent", "note"]
+    columns = ["variant", "baseline", "difference", "low", "high", "least", "most", "n", "p", "p_equivalent", "note"]
     return pd.DataFrame(rows, columns=pd.Index(columns)).astype({"p": float, "p_equivalent": float})
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from analysis.tradeoff import disturbed
 from experiments import report
 from experiments.claims import study_verdicts
 from experiments.measure import VERSION, measure_run
@@ -139,7 +140,7 @@ def _speed(study: Study, done: list[PlannedRun]) -> pd.DataFrame:
     hardware = {name: [device_name(s.device), str(s.dtype)] for name, s in settings.items()}
     key = config_hash({"version": VERSION, "shapes": shapes, "hardware": hardware})
     path = report.tables_folder(study.folder) / f"speed-{key}.csv"
-    if not path.is_file():
+    if not path.is_file() or disturbed(report.read_table(path)):
         rows = {name: Rows(study.name, name, None) for name in first}
         measure_speed(rows, {name: p.fresh_model() for name, p in first.items()}, settings)
         save_table(path, pd.concat([r.table() for r in rows.values()], ignore_index=True))

@@ -9,8 +9,8 @@ from textwrap import wrap
 import numpy as np
 import pandas as pd
 
-from analysis.stats import mean_interval
-from analysis.tradeoff import COSTS, MORE_COSTS, equal_pairs, front_probability, tradeoff_table
+from analysis.intervals import SEEDS_FOR_INTERVAL, UNBOUNDED, Bounds, measure_bounds, seed_estimate
+from analysis.tradeoff import COSTS, MORE_COSTS, disturbed, equal_pairs, front_probability, tradeoff_table
 from experiments.errors import UsageError
 from experiments.store.runs import file_name, write_atomic
 
@@ -153,12 +153,16 @@ def markdown(table: pd.DataFrame, runs: pd.DataFrame, overrides: dict[str, objec
     """Accuracy against cost as a table for the README, with where it was measured and what was overridden."""
     lines = ["| variant | accuracy | n | parameters | MACs | ms per image |", "|---|---|---|---|---|---|"]
     for _, row in tradeoff_table(table).iterrows():
-        interval = "" if row["n"] < 2 else f" [{row['low']:.3f}, {row['high']:.3f}]"
         lines.append(
-            f"| {row['variant']} | {row['accuracy']:.3f}{interval} | {row['n']} | {row['parameters']:,.0f} "
-            f"| {row['macs']:,.0f} | {row['latency']:.3f} |"
+            f"| {row['variant']} | {row['accuracy']:.3f}{_spread(row)} | {row['n']} | {row['parameters']:,.0f} "
+            f"| {row['macs']:,.0f} | {_time(row)} |"
         )
-    intervals = "One seed: no interval" if (runs.groupby("variant").size() == 1).all() else "95% intervals over seeds"
+    most = runs.groupby("variant").size().max()
+    intervals = f"[95% interval] from {SEEDS_FOR_INTERVAL} seeds on, (least … largest) of fewer"
+    intervals = "One seed: no interval" if most == 1 else intervals
+    intervals += "; time: median (quartiles of the calls)"
+    if loud := disturbed(table):
+        intervals += f", disturbed by other work: {', '.join(loud)}"
     where = "; ".join(dict.fromkeys(f"{r['device']}, {r['precision']}, torch {r['torch']}" for _, r in runs.iterrows()))
     commits = ", ".join(dict.fromkeys(f"{c[:10]}{c[40:]}" for c in runs["commit"].fillna("unknown")))
     flags = " ".join(f"--{key}={value}" for key, value in overrides.items())
@@ -184,27 +188,42 @@ def _accuracy_lines(rows: pd.DataFrame) -> str:
         return ""
     baseline = rows["variant"].iloc[0]
     text = [
-        f"Accuracy against cost (mean over seeds, 95% interval; difference to {baseline}, paired by seed)",
-        f"{'variant':<24}{'accuracy':<28}{'difference':<28}{'parameters':>12}{'MACs':>14}{'ms/image':>10}",
+        f"Accuracy against cost (mean over seeds; difference to {baseline}, paired by seed)",
+        f"[95% interval] from {SEEDS_FOR_INTERVAL} seeds on, (least … largest) of fewer; time: median (quartiles)",
+        f"{'variant':<24}{'accuracy':<30}{'difference':<28}{'parameters':>12}{'MACs':>14}  ms/image",
     ]
     for _, row in rows.iterrows():
-        interval = "" if row["n"] < 2 else f" [{row['low']:.3f}, {row['high']:.3f}]"
-        difference = "" if pd.isna(row["difference"]) else f"{row['difference']:+.3f}"
-        if difference and not pd.isna(row["difference_low"]):
-            difference += f" [{row['difference_low']:+.3f}, {row['difference_high']:+.3f}]"
-        accuracy = f"{row['accuracy']:.3f}{interval} n={row['n']}"
+        difference = (
+            "" if pd.isna(row["difference"]) else f"{row['difference']:+.3f}{_spread(row, 'difference_', '+.3f')}"
+        )
+        accuracy = f"{row['accuracy']:.3f}{_spread(row)} n={row['n']}"
         text.append(
-            f"{row['variant']:<24}{accuracy:<28}{difference:<28}"
-            f"{row['parameters']:>12,.0f}{row['macs']:>14,.0f}{row['latency']:>10.3f}"
+            f"{row['variant']:<24}{accuracy:<30}{difference:<28}"
+            f"{row['parameters']:>12,.0f}{row['macs']:>14,.0f}  {_time(row)}"
         )
     return "\n".join(text)
+
+
+def _spread(row: pd.Series, of: str = "", form: str = ".3f") -> str:
+    """`` [low, high]``, the interval over seeds; of fewer than six `` (least … most)``; nothing of one."""
+    low, high, least, most = (row[f"{of}{end}"] for end in ("low", "high", "least", "most"))
+    if not pd.isna(low):
+        return f" [{low:{form}}, {high:{form}}]"
+    return f" ({least:{form}} … {most:{form}})" if least < most else ""
+
+
+def _time(row: pd.Series) -> str:
+    """Median and quartiles of the time of an image."""
+    if pd.isna(row["latency_lower"]) or pd.isna(row["latency_upper"]):
+        return "-" if pd.isna(row["latency"]) else f"{row['latency']:.3f}"
+    return f"{row['latency']:.3f} ({row['latency_lower']:.3f} … {row['latency_upper']:.3f})"
 
 
 def _front_lines(table: pd.DataFrame) -> str:
     """Which variants are on the Pareto front of accuracy against each cost, and how sure that is."""
     if table["variant"].nunique() < 2:
         return ""
-    text = ["On the Pareto front of accuracy against a cost (share of resampled seeds in which they are)"]
+    text = ["On the Pareto front of accuracy against a cost (share of resampled seeds, and times, in which they are)"]
     for cost, label in (COSTS | MORE_COSTS).items():
         front = front_probability(table, cost)
         front = front[front["on_front"] | (front["probability"] >= FRONT_AT_LEAST)]
@@ -223,7 +242,7 @@ def _equal_cost_lines(table: pd.DataFrame) -> str:
     rows = []
     for by in ("groups", "parameters", "macs"):
         for _, pair in equal_pairs(table, by, EQUAL_WITHIN).iterrows():
-            interval = "" if pair["n"] < 2 else f" [{pair['low']:+.3f}, {pair['high']:+.3f}]"
+            interval = _spread(pair, form="+.3f")
             tested = [value if pair["n"] > 1 else np.nan for value in (pair["p"], pair["p_equivalent"])]
             p, same = ("-" if pd.isna(value) else f"{value:.3f}" for value in tested)
             name = f"{pair['variant']} - {pair['baseline']}"
@@ -270,10 +289,11 @@ def _correlation_lines(table: pd.DataFrame) -> str:
         same = table["layer"].isin(rows["layer"]) & (table["variant"] == labels["variant"])
         null = table[same & (table["measure"] == labels["measure"]) & (table["null"] == "untrained")]
         trained, untrained = (part.groupby("seed")["value"].mean() for part in (rows, null))
+        bounds = measure_bounds(str(labels["measure"]))
         p = table.loc[same & (table["measure"] == f"within_over_between_{side}_p"), "value"]
         unit = "seeds" if "layer" in labels else "layers × seeds"
         text.append(
-            f"{labels['variant']:<24}{where:<20}{_short(trained):<22}{_short(untrained):<22}"
+            f"{labels['variant']:<24}{where:<20}{_short(trained, bounds):<22}{_short(untrained, bounds):<22}"
             f"{_short(trained - untrained):<22}{(p < 0.05).sum()} of {len(p)} {unit}"
         )
     return "\n".join(text)
@@ -290,10 +310,12 @@ def _colour_lines(table: pd.DataFrame) -> str:
     for variant, rows in learned.groupby("variant", sort=False):
         index = table[(table["variant"] == variant) & (table["measure"] == "colour_index")]["value"]
         difference = table[(table["variant"] == variant) & (table["measure"] == "colour_difference")]["value"]
+        share = measure_bounds("colour_index", "fraction")
         p = table[(table["variant"] == variant) & (table["measure"] == "colour_difference_p")]["value"]
+        colour = _short(index, share) if len(index) else "none learned"
         text.append(
-            f"{variant:<24}{_short(rows['value']):<24}{_short(index) if len(index) else 'none learned':<24}"
-            f"{_short(difference) if len(difference) else '-':<26}"
+            f"{variant:<24}{_short(rows['value'], share):<24}{colour:<24}"
+            f"{_short(difference, measure_bounds('colour_difference')) if len(difference) else '-':<26}"
             f"{f'{(p < 0.05).sum()} of {len(p)} seeds' if len(p) else ''}"
         )
     return "\n".join(text)
@@ -301,7 +323,7 @@ def _colour_lines(table: pd.DataFrame) -> str:
 
 def _null_lines(table: pd.DataFrame) -> str:
     text = [
-        "Groups against their nulls (mean over layers; 95% interval over seeds)",
+        "Groups against their nulls (mean over layers and seeds, intervals as above)",
         f"{'variant':<24}{'measure':<32}{'trained':<20}{'untrained':<20}null",
     ]
     for variant in dict.fromkeys(table["variant"]):
@@ -310,18 +332,17 @@ def _null_lines(table: pd.DataFrame) -> str:
             values = {null: of.groupby("seed")["value"].mean() for null, of in rows.groupby("null")}
             if not values.keys() & {"", other}:
                 continue
-            cells = [_short(values[null]) if null in values else "-" for null in ("", "untrained")]
-            null = f"{_short(values[other])} {other}" if other in values else "-"
+            bounds = measure_bounds(measure, str(rows["unit"].iloc[0]))
+            cells = [_short(values[null], bounds) if null in values else "-" for null in ("", "untrained")]
+            null = f"{_short(values[other], bounds)} {other}" if other in values else "-"
             text.append(f"{variant:<24}{label:<32}{cells[0]:<20}{cells[1]:<20}{null}")
     return "\n".join(text) if len(text) > 2 else ""
 
 
-def _short(values: pd.Series) -> str:
+def _short(values: pd.Series, bounds: Bounds = UNBOUNDED) -> str:
     finite = values.dropna()
     if finite.empty:
         return "undefined"
     if np.isinf(finite).any():
         return "infinite"
-    estimate = mean_interval(finite)
-    interval = "" if estimate.n < 2 else f" [{estimate.low:.2f}, {estimate.high:.2f}]"
-    return f"{estimate.mean:.2f}{interval}"
+    return seed_estimate(finite.to_numpy(), bounds).text(".2f")

@@ -18,9 +18,9 @@ from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike, NDArray
 
 from analysis.figures.page import Colour
-from analysis.stats import mean_interval
+from analysis.intervals import SEEDS_FOR_INTERVAL, UNBOUNDED, measure_bounds, seed_estimate
 
-ESTIMATE = ["mean", "low", "high", "n", "undefined"]
+ESTIMATE = ["mean", "low", "high", "n", "seeds", "undefined"]
 TRAINED = ""  # the null of what was measured
 KNOWN_NULLS = (  # in the order in which they are drawn; colours and marks go by it
     "untrained",
@@ -41,24 +41,38 @@ Item = TypeVar("Item")
 
 
 def seed_estimates(values: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Mean over seeds with its 95% interval, of every combination of some columns, in the order of the table.
+    """Mean over seeds of every combination of some columns, in the order of the table.
+
+    From six seeds on it has a 95% interval, within the bounds of what was measured.
 
     Args:
-        values: columns ``by``, seed and value; several values of one seed are averaged first, so that the seed stays
-            the unit.
+        values: columns ``by``, seed and value, and measure and unit where the values have bounds; several values of
+            one seed are averaged first, so that the seed stays the unit.
         by: columns that tell the estimates apart.
 
     Returns:
-        ``by``, mean, low, high (NaN for one seed, which has no interval), n, undefined (values left out because they
-        are not finite). Combinations without a finite value are left out.
+        ``by``, mean, low, high (NaN below six seeds, which have no interval), n, seeds (the value of each), undefined
+        (values left out because they are not finite). Combinations without a finite value are left out.
     """
     rows = []
     for key, part in values.groupby(list(by), sort=False, dropna=False):
         finite = part[np.isfinite(part["value"])]
         if len(finite):
-            found = mean_interval(finite.groupby("seed", dropna=False)["value"].mean())
-            rows.append((*key, found.mean, found.low, found.high, found.n, len(part) - len(finite)))
+            of_seeds = finite.groupby("seed", dropna=False)["value"].mean()
+            found = seed_estimate(of_seeds.to_numpy(), _bounds(finite))
+            rows.append((*key, found.mean, found.low, found.high, found.n, found.seeds, len(part) - len(finite)))
     return pd.DataFrame(rows, columns=pd.Index([*by, *ESTIMATE]))
+
+
+def _bounds(values: pd.DataFrame) -> tuple[float, float]:
+    """Of what was measured, if the table says what that is."""
+    if not {"measure", "unit"} <= set(values.columns):
+        return UNBOUNDED
+    each = [
+        measure_bounds(str(measure), str(unit))
+        for measure, unit in set(zip(values["measure"], values["unit"], strict=True))
+    ]
+    return min(low for low, _ in each), max(high for _, high in each)
 
 
 def seeds_note(estimates: pd.DataFrame) -> str:
@@ -67,9 +81,14 @@ def seeds_note(estimates: pd.DataFrame) -> str:
         return ""
     low, high = int(estimates["n"].min()), int(estimates["n"].max())
     seeds = f"{high}" if low == high else f"{low}–{high}"
-    note = "One seed: no interval." if high < 2 else f"Bars: 95% interval of the mean over {seeds} seeds."
-    if low < 2 <= high:
-        note += " A mark without a bar has one seed, and no interval."
+    if high < 2:
+        note = "One seed: no interval."
+    elif high < SEEDS_FOR_INTERVAL:
+        note = f"Dots: the {seeds} seeds; fewer than {SEEDS_FOR_INTERVAL} have no interval."
+    else:
+        note = f"Bars: 95% interval of the mean over {seeds} seeds."
+        if low < SEEDS_FOR_INTERVAL:
+            note += f" A mark without a bar has fewer than {SEEDS_FOR_INTERVAL} seeds, its dots, and no interval."
     left_out = int(estimates["undefined"].sum())
     return note + (f" {left_out} undefined values are left out." if left_out else "")
 
@@ -128,9 +147,15 @@ def side_by_side(count: int, width: float) -> NDArray[np.float64]:
 def draw_marks(
     axes: Axes, places: ArrayLike, estimates: pd.DataFrame, mark: Mark, along: str = "x", size: float = 3.5
 ) -> None:
-    """Estimates of one kind with their intervals, where they have one; their values run along x or y."""
+    """Estimates of one kind with their intervals, else the values of their seeds; values run along x or y."""
     means = estimates["mean"].to_numpy()
-    error = np.abs(estimates[["low", "high"]].to_numpy().T - means)  # NaN, which is not drawn, of one seed
+    error = np.abs(estimates[["low", "high"]].to_numpy().T - means)  # NaN, which is not drawn, of few seeds
+    for place, (_, row) in zip(np.asarray(places), estimates.iterrows(), strict=True):
+        if row["n"] > 1 and np.isnan(row["low"]):
+            values = np.asarray(row["seeds"])
+            at = np.full(len(values), place)
+            dots = (values, at) if along == "x" else (at, values)
+            axes.plot(*dots, ".", color=mark.colour, alpha=0.5, markersize=0.55 * size, zorder=2)
     x, y = (means, places) if along == "x" else (places, means)
     axes.errorbar(
         x,

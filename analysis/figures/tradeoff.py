@@ -12,7 +12,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from analysis.figures import page
 from analysis.figures.page import Style
-from analysis.tradeoff import COSTS, MORE_COSTS, front_probability, tradeoff_table
+from analysis.intervals import SEEDS_FOR_INTERVAL
+from analysis.tradeoff import COSTS, MORE_COSTS, disturbed, front_probability, tradeoff_table
 
 SHOWN = {**COSTS, **{cost: MORE_COSTS[cost] for cost in ("peak_memory", "energy")}}
 COLUMNS = 3
@@ -64,7 +65,8 @@ def draw(table: pd.DataFrame, folder: Path) -> list[Path]:
             _draw_variant(panel, row, cost, runs.loc[runs["variant"] == row["variant"], "value"], styles)
         panel.set_xlabel(page.wrapped(SHOWN[cost], page.fitting(page.WIDTH / wide - 0.4, 7)), fontsize=7)
         panel.margins(y=0.12)
-        panel.set_xlim(0, 1.1 * summary[cost].max())
+        dearest = [float(summary[column].max()) for column in (cost, f"{cost}_upper") if column in summary]
+        panel.set_xlim(0, 1.1 * max(dearest))
         panel.xaxis.set_major_locator(MaxNLocator(4))
         panel.xaxis.set_major_formatter(FuncFormatter(_short))
     for row in grid:
@@ -75,6 +77,10 @@ def draw(table: pd.DataFrame, folder: Path) -> list[Path]:
     text = "Ringed: on the Pareto front of the means (none is both cheaper and more accurate)."
     if surest > 0:
         text += " The deeper the yellow, the oftener it is on the front when the seeds are drawn again."
+    if "latency" in costs:
+        text += " Bars across: the middle half of the timed calls."
+    if loud := disturbed(table):
+        text += f" Other work disturbed the timing of {', '.join(loud)}."
     page.caption(figure, " ".join([text, *dict.fromkeys(notes)]))
     return page.save(figure, folder, "tradeoff")
 
@@ -82,7 +88,8 @@ def draw(table: pd.DataFrame, folder: Path) -> list[Path]:
 def _seeds(summary: pd.DataFrame) -> str:
     least, most = int(summary["n"].min()), int(summary["n"].max())
     seeds = f"{least}" if least == most else f"{least}–{most}"
-    note = ", bars: 95% interval of the mean" if most > 1 else ", no interval"
+    few = f", dots; no interval of fewer than {SEEDS_FOR_INTERVAL}" if most > 1 else ", no interval"
+    note = ", bars: 95% interval of the mean" if most >= SEEDS_FOR_INTERVAL else few
     return f"{seeds} seed{'s' if most > 1 else ''}{note}"
 
 
@@ -98,9 +105,11 @@ def _draw_front(panel: Axes, front: pd.DataFrame) -> None:
 def _draw_variant(panel: Axes, row: pd.Series, cost: str, seeds: pd.Series, styles: dict[str, Style]) -> None:
     style, x = styles[row["variant"]], row[cost]
     panel.plot(np.full(len(seeds), x), seeds, ".", color=style.colour, alpha=0.4, markersize=2.5)
-    error = None if row["n"] < 2 else [[row["accuracy"] - row["low"]], [row["high"] - row["accuracy"]]]
+    error = None if np.isnan(row["low"]) else [[row["accuracy"] - row["low"]], [row["high"] - row["accuracy"]]]
     mark = {"fmt": style.marker, "color": style.colour, "markersize": 4, "elinewidth": 0.8}
-    panel.errorbar(x, row["accuracy"], error, label=row["variant"], zorder=3, **mark)
+    lower, upper = row.get(f"{cost}_lower", np.nan), row.get(f"{cost}_upper", np.nan)
+    across = None if np.isnan(lower) or np.isnan(upper) else [[max(0.0, x - lower)], [max(0.0, upper - x)]]
+    panel.errorbar(x, row["accuracy"], error, across, label=row["variant"], zorder=3, **mark)
 
 
 def _short(value: float, _position: int) -> str:

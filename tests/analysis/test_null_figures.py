@@ -1,5 +1,7 @@
 """What figures of measures and their nulls draw: the numbers by hand, and the page at its fullest."""
 
+import math
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -20,7 +22,7 @@ from analysis.figures import (
 )
 from figure_checks import checked, long_names
 
-T_975_1 = 12.706205  # 97.5% quantile of Student's t with one degree of freedom: tan(0.475 π)
+T_975_5 = 2.570582  # 97.5% quantile of Student's t with five degrees of freedom, from a table
 COLUMNS = ["variant", "seed", "layer", "measure", "null", "groups", "value", "unit"]
 
 
@@ -40,11 +42,34 @@ def values(frame, *by):
 
 
 def test_the_mean_over_seeds_has_the_interval_of_student():
-    found = estimates.seed_estimates(pd.DataFrame({"a": "x", "seed": [0, 1], "value": [1.0, 3.0]}), ["a"])
-    (row,) = found.to_dict("records")
-    assert (row["mean"], row["n"], row["undefined"]) == (2, 2, 0)
-    assert row["high"] - row["mean"] == pytest.approx(T_975_1)  # s = √2, over √2 seeds
-    assert row["mean"] - row["low"] == pytest.approx(T_975_1)
+    six = pd.DataFrame({"a": "x", "seed": range(6), "value": [1.0, 3.0] * 3})
+    (row,) = estimates.seed_estimates(six, ["a"]).to_dict("records")
+    assert (row["mean"], row["n"], row["undefined"]) == (2, 6, 0)
+    half = T_975_5 * math.sqrt(6 / 5) / math.sqrt(6)
+    assert row["high"] - row["mean"] == pytest.approx(half)
+    assert row["mean"] - row["low"] == pytest.approx(half)
+
+
+def test_below_six_seeds_the_seeds_are_shown_and_no_interval():
+    five = pd.DataFrame({"a": "x", "seed": range(5), "value": [0.0, 1.0, 2.0, 3.0, 4.0]})
+    (row,) = estimates.seed_estimates(five, ["a"]).to_dict("records")
+    assert math.isnan(row["low"]) and math.isnan(row["high"])
+    assert row["seeds"] == (0.0, 1.0, 2.0, 3.0, 4.0)
+    _, axes = plt.subplots()
+    mark = estimates.marks([""])[""]
+    estimates.draw_marks(axes, [7.0], estimates.seed_estimates(five, ["a"]), mark)
+    (dots,) = [line for line in axes.lines if line.get_marker() == "."]
+    assert np.asarray(dots.get_xdata()).tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert np.asarray(dots.get_ydata()).tolist() == [7.0] * 5
+    plt.close()
+
+
+def test_an_interval_of_a_bounded_value_lies_within_its_bounds():
+    areas = pd.DataFrame({"a": "x", "seed": range(6), "value": [1.0, 1.0, 1.0, 1.0, 1.0, 0.4]})
+    areas = areas.assign(measure="separation_colour_auc", unit="")
+    (row,) = estimates.seed_estimates(areas, ["a"]).to_dict("records")
+    assert row["high"] == 1.0  # 0.9 + 2.57 · 0.1 without bounds
+    assert row["low"] == pytest.approx(0.9 - T_975_5 * 0.1)
 
 
 def test_the_seed_is_the_unit_and_undefined_values_are_counted():
@@ -59,10 +84,11 @@ def test_the_seed_is_the_unit_and_undefined_values_are_counted():
 def test_the_note_says_what_the_bars_are():
     frame = pd.DataFrame({"n": [1, 1], "undefined": [0, 0]})
     assert estimates.seeds_note(frame) == "One seed: no interval."
-    assert estimates.seeds_note(frame.assign(n=3)) == "Bars: 95% interval of the mean over 3 seeds."
-    mixed = estimates.seeds_note(frame.assign(n=[1, 3], undefined=[2, 0]))
-    assert "1–3 seeds" in mixed
-    assert "without a bar has one seed" in mixed
+    assert estimates.seeds_note(frame.assign(n=3)) == "Dots: the 3 seeds; fewer than 6 have no interval."
+    assert estimates.seeds_note(frame.assign(n=8)) == "Bars: 95% interval of the mean over 8 seeds."
+    mixed = estimates.seeds_note(frame.assign(n=[1, 6], undefined=[2, 0]))
+    assert "1–6 seeds" in mixed
+    assert "without a bar has fewer than 6 seeds" in mixed
     assert "2 undefined values are left out" in mixed
 
 
@@ -158,7 +184,7 @@ def test_gaps_and_rises_are_what_is_drawn(tmp_path, monkeypatch):
     trained = cells[(cells["column"] == "conv2, computed") & (cells["null"] == "") & (cells["variant"] == "g2")]
     assert values(trained, "quantity") == {(nulls.GAP.name,): 0.4, (nulls.RISE.name,): 0.35}
     assert trained["n"].tolist() == [3, 2]
-    assert "one seed, and no interval" in drawn["caption"]
+    assert "fewer than 6 have no interval" in drawn["caption"]
     assert nulls.draw(GAPS.iloc[:0], tmp_path) == []
 
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from analysis.tradeoff import (
     difference_at_equal_cost,
+    disturbed,
     equal_pairs,
     front_probability,
     on_front,
@@ -30,14 +31,14 @@ def long_table(**accuracies):
 
 
 def test_means_intervals_and_paired_differences_by_hand():
-    table = tradeoff_table(long_table(dense=[0.80, 0.90], grouped=[0.79, 0.88]))
+    table = tradeoff_table(long_table(dense=[0.80, 0.90] * 3, grouped=[0.79, 0.88] * 3))
     dense, grouped = table.iloc[0], table.iloc[1]
     assert dense["accuracy"] == pytest.approx(0.85)
-    assert (dense["n"], dense["macs"]) == (2, 400)
+    assert (dense["n"], dense["macs"]) == (6, 400)
     assert math.isnan(dense["difference"])
     assert grouped["difference"] == pytest.approx(-0.015)
-    # Differences -0.01 and -0.02: standard error 0.005, t(0.975, 1) = 12.7062.
-    assert grouped["difference_high"] == pytest.approx(-0.015 + 12.7062 * 0.005, rel=1e-4)
+    # Differences -0.01 and -0.02, thrice: s = 0.005 √(6/5), t(0.975, 5) = 2.5706.
+    assert grouped["difference_high"] == pytest.approx(-0.015 + 2.5706 * 0.005 / math.sqrt(5), rel=1e-4)
     assert math.isnan(grouped["latency"])
 
 
@@ -149,3 +150,47 @@ def test_every_cost_has_its_column_where_measured_or_not():
     table = tradeoff_table(pd.concat([long_table(dense=[0.8]), rows_of("energy", {"dense": (0.25, "")})]))
     assert table["energy"].tolist() == [0.25]
     assert table[["activations", "peak_memory"]].isna().all(axis=None)
+
+
+def timed(table, **times):
+    """The long table with the median and quartiles of each variant's time."""
+    rows = [
+        {"variant": variant, "seed": None, "layer": "", "measure": f"latency{end}", "value": value}
+        for variant, values in times.items()
+        for end, value in zip(("_lower", "", "_upper"), values, strict=True)
+    ]
+    return pd.concat([table, pd.DataFrame(rows)])
+
+
+def test_a_time_that_was_disturbed_puts_no_variant_surely_on_the_front():
+    # As accurate as each other: the faster one is on the front, and which that is is not known.
+    table = long_table(dense=[0.8, 0.8], grouped=[0.8, 0.8])
+    loud = timed(table, dense=(0.05, 0.061, 0.98), grouped=(0.05, 0.55, 0.6))
+    quiet = timed(table, dense=(0.060, 0.061, 0.062), grouped=(0.54, 0.55, 0.56))
+    assert disturbed(loud) == ["dense", "grouped"]
+    assert disturbed(quiet) == []
+    found = front_probability(loud, "latency").set_index("variant")
+    assert 0.3 < found.loc["dense", "probability"] < 0.7
+    assert found.loc["grouped", "probability"] == pytest.approx(1 - found.loc["dense", "probability"])
+    assert front_probability(quiet, "latency").set_index("variant").loc["dense", "probability"] == 1
+
+
+def test_drawn_times_have_the_quartiles_that_were_measured():
+    table = timed(long_table(dense=[0.8, 0.8], grouped=[0.8, 0.8]), dense=(0.5, 0.6, 1.2), grouped=(1.2, 1.2, 1.2))
+    # Dense is dearer than 1.2, its upper quartile, in a quarter of the drawings.
+    found = front_probability(table, "latency").set_index("variant")
+    assert found.loc["dense", "probability"] == pytest.approx(0.75, abs=0.03)
+    assert tradeoff_table(table).loc[0, "latency_upper"] == 1.2
+
+
+def test_below_six_seeds_a_difference_has_its_seeds_and_no_interval():
+    row = tradeoff_table(long_table(dense=[0.80, 0.90, 0.85], grouped=[0.79, 0.88, 0.90])).iloc[1]
+    assert math.isnan(row["low"]) and math.isnan(row["difference_high"])
+    assert (row["least"], row["most"]) == (0.79, 0.90)
+    assert (row["difference_least"], row["difference_most"]) == (pytest.approx(-0.02), pytest.approx(0.05))
+
+
+def test_no_interval_of_an_accuracy_leaves_its_range():
+    row = tradeoff_table(long_table(dense=[1.0] * 5 + [0.1])).iloc[0]
+    assert row["high"] <= 1
+    assert 0 <= row["low"] < row["accuracy"]

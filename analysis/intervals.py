@@ -1,0 +1,85 @@
+"""Means over seeds as they are shown: with an interval from six seeds on, and within the bounds of the quantity.
+
+With fewer seeds the values themselves say more than an interval: Student's interval of two seeds is twelve times as
+wide as their standard error, and the smallest p of a sign-flip test of five is 0.0625.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from numpy.typing import ArrayLike
+
+from analysis.stats import Estimate, mean_interval
+
+SEEDS_FOR_INTERVAL = 6
+UNBOUNDED = (-math.inf, math.inf)
+
+Bounds = tuple[float, float]
+
+# Of each measure, else of each unit, the least and the largest value that there can be.
+_OF_MEASURES: tuple[tuple[str, Bounds], ...] = (
+    (r"lesion_.*|(colour|selectivity|orientation)_difference", (-1.0, 1.0)),
+    (r".*_accuracy|.*_auc(_permuted)?|(cka|cca|pwcca|procrustes)_between|.*_p", (0.0, 1.0)),
+    (r"(training_)?ratio_.*|.*_information", (0.0, math.inf)),
+)
+_OF_UNITS: dict[str, Bounds] = {
+    "fraction": (0.0, 1.0),
+    "balanced accuracy": (0.0, 1.0),
+    "p": (0.0, 1.0),
+    "|r|": (0.0, 1.0),
+    "r": (-1.0, 1.0),
+    "adjusted Rand index": (-1.0, 1.0),
+    "R²": (-math.inf, 1.0),
+    "nats": (0.0, math.inf),
+}
+
+
+@dataclass(frozen=True)
+class SeedEstimate(Estimate):
+    """A mean over seeds; ``low`` and ``high`` are NaN below six seeds.
+
+    Attributes:
+        seeds: the values, in the order of the seeds.
+    """
+
+    seeds: tuple[float, ...]
+
+    def text(self, form: str = ".3f") -> str:
+        """``0.91 [0.89, 0.93]``, an interval; ``0.91 (0.90 … 0.92)``, least and largest of fewer seeds; ``0.91``."""
+        mean = f"{self.mean:{form}}"
+        if self.n < 2:
+            return mean
+        if self.n < SEEDS_FOR_INTERVAL:
+            return f"{mean} ({min(self.seeds):{form}} … {max(self.seeds):{form}})"
+        return f"{mean} [{self.low:{form}}, {self.high:{form}}]"
+
+
+def measure_bounds(measure: str, unit: str = "") -> Bounds:
+    """Least and largest value that a measure of the long table can have."""
+    for pattern, bounds in _OF_MEASURES:
+        if re.fullmatch(pattern, measure):
+            return bounds
+    return _OF_UNITS.get(unit, UNBOUNDED)
+
+
+def seed_estimate(values: ArrayLike, bounds: Bounds = UNBOUNDED) -> SeedEstimate:
+    """Mean over seeds with Student's 95% interval, from six seeds on.
+
+    The mean lies within the bounds, so that an interval cut at them covers it as often as the whole one.
+
+    Args:
+        values: (S,), one of each seed.
+        bounds: of the quantity.
+
+    Raises:
+        ValueError: no value, or a value that is not finite.
+    """
+    found = mean_interval(values)
+    seeds = tuple(float(value) for value in values)  # type: ignore[union-attr]
+    if found.n < SEEDS_FOR_INTERVAL:
+        return SeedEstimate(found.mean, math.nan, math.nan, found.n, seeds)
+    low, high = max(found.low, bounds[0]), min(found.high, bounds[1])
+    return SeedEstimate(found.mean, low, high, found.n, seeds)
