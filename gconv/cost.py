@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from gconv.meta import Shape, image_shape, run_on_meta, unwrapped
+from gconv.meta import Shape, image_shape, raise_if_closed, run_on_meta, unwrapped
 from gconv.table import MOST_ROWS, aligned
 
 PARAMETRISATIONS = ".parametrizations."
@@ -96,6 +96,7 @@ def count_cost(model: nn.Module, input_shape: Shape) -> Cost:
         ValueError: the model cannot take such an image, needs to know numbers in its ``forward``, or is scripted.
     """
     model = unwrapped(model, "count_cost")
+    raise_if_closed(model, "count_cost")
     shape = image_shape(input_shape, model)
     spent, stack = _Spent(), list[tuple[str, int, int]]()
     macs: Counter[str] = Counter()
@@ -151,6 +152,7 @@ def count_training_macs(model: nn.Module, input_shape: Shape) -> int:
         model, input_shape: as of ``count_cost``, and raises the same.
     """
     model = unwrapped(model, "count_training_macs")
+    raise_if_closed(model, "count_training_macs")
     shape = image_shape(input_shape, model)
     with flop_counter() as counter:
         outputs = [t for t in tree_leaves(run_on_meta(model, shape, requires_grad=True)) if isinstance(t, Tensor)]

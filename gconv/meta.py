@@ -47,7 +47,7 @@ def unwrapped(model: nn.Module, call: str) -> nn.Module:
 
     Raises:
         TypeError: it is no module.
-        ValueError: it is scripted, or has layers without weights yet.
+        ValueError: it is scripted.
     """
     if isinstance(model, type):
         raise TypeError(f"{call} takes a model, not the class {model.__name__}; give {model.__name__}(…)")
@@ -60,15 +60,25 @@ def unwrapped(model: nn.Module, call: str) -> nn.Module:
             model = model.module
         else:
             break
+    if isinstance(model, torch.jit.ScriptModule):
+        raise _closed("the model", model, call)
+    return model
+
+
+def raise_if_closed(model: nn.Module, call: str) -> None:
+    """Raise ValueError for a model with scripted layers, or layers that have no weights yet."""
     for name, module in model.named_modules():
         where = f"its module {name}" if name else "the model"
         if isinstance(module, torch.jit.ScriptModule):
-            made = f"{where} is a {type(module).__name__}"
-            raise ValueError(f"{call}: {made}, whose layers are closed; call {call} before torch.jit.script or trace")
+            raise _closed(where, module, call)
         if any(is_lazy(t) for t in (*module._parameters.values(), *module._buffers.values()) if t is not None):
             kind = type(module).__name__
             raise ValueError(f"{call}: {where} ({kind}) has no weights yet; run the model once on a batch first")
-    return model
+
+
+def _closed(where: str, module: nn.Module, call: str) -> ValueError:
+    closed = f"{where} is a {type(module).__name__}, whose layers are closed"
+    return ValueError(f"{call}: {closed}; call {call} before torch.jit.script or trace")
 
 
 def image_shape(given: Shape, model: nn.Module) -> tuple[int, ...]:
@@ -186,9 +196,9 @@ class Alike(TorchFunctionMode):
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         if not any(t.is_meta for t in tensors) or len(tensors) == 1:
             return func(*args, **kwargs)
-        args, kwargs = tree_map_only(Tensor, lambda t: _to_meta(t) if _is_computed(t) else t, (args, kwargs))
+        met: Any = tree_map_only(Tensor, lambda t: _to_meta(t) if _is_computed(t) else t, (args, kwargs))
         try:
-            return func(*args, **kwargs)
+            return func(*met[0], **met[1])
         except (RuntimeError, TypeError):
             dtypes = {t.dtype for t in tensors if _is_computed(t)}
             if all(t.is_meta or _is_computed(t) for t in tensors) and len(dtypes) < 2:

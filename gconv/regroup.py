@@ -8,9 +8,8 @@ that to the rest of the model every channel means what it meant.
 
 from __future__ import annotations
 
-import copy
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -21,13 +20,17 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from gconv.assignment import assign_channels
+from gconv.carried import carried_obstacle, carry, copied, held_elsewhere, obstacle
 from gconv.conv import GroupedConv2d
 from gconv.cost import Cost, count_cost
+from gconv.meta import Shape, unwrapped
 from gconv.partition import Partition, Spec
 from gconv.shuffle import ChannelPermutation
+from gconv.table import aligned
 
 Keep = Literal["slice", "energy"]
-Where: TypeAlias = "str | Callable[[str, nn.Module], bool] | None"
+Where: TypeAlias = "str | Sequence[str] | Callable[[str, nn.Module], bool] | None"
+MOST_ROWS, MOST_REASONS = 18, 8  # of what is printed
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,27 @@ class Regrouped:
     changed: tuple[RegroupedLayer, ...]
     skipped: Mapping[str, str]
 
-    def costs(self, input_shape: tuple[int, ...]) -> tuple[Cost, Cost]:
+    def __str__(self) -> str:
+        """A line per layer that was cut, then the others by reason."""
+        rows = []
+        for layer in self.changed:
+            inputs, outputs = str(layer.in_groups), str(layer.out_groups)
+            cut = outputs if inputs == outputs else f"{inputs} -> {outputs}"
+            rows.append([layer.name, cut, "" if layer.kept is None else f"{layer.kept:.1%}"])
+        lines = [aligned(["layer", "groups", "weight energy kept"], rows, texts=2, most=MOST_ROWS)]
+        lines += [f"{len(rows)} of {len(rows) + len(self.skipped)} convolutions regrouped"]
+        reasons = list(dict.fromkeys(self.skipped.values()))
+        for reason in reasons[:MOST_REASONS]:
+            lines.append(f"not regrouped, {reason}: {_some([n for n, why in self.skipped.items() if why == reason])}")
+        if len(reasons) > MOST_REASONS:
+            lines.append(f"… {len(reasons) - MOST_REASONS} more reasons")
+        return "\n".join(lines)
+
+    def costs(self, input_shape: Shape) -> tuple[Cost, Cost]:
         """The cost before and after, with the same layers of the same names in the same order.
 
         Args:
-            input_shape: of one image, (C, H, W).
+            input_shape: of one image, (C, H, W); or a batch of images, or its shape.
 
         Raises:
             ValueError: the model cannot take an input of this shape.
@@ -81,15 +100,18 @@ class Regrouped:
 def regroup(model: nn.Module, groups: Spec, where: Where = None, keep: Keep = "slice") -> Regrouped:
     """Cut the convolutions of a copy of ``model`` into groups.
 
-    Everything else about a layer stays: stride, padding, dilation, bias, dtype, device, ``requires_grad``, training
-    mode, and that one module may be used in several places.
+    Everything else about a layer stays: stride, padding, dilation, bias, dtype, device, memory format,
+    ``requires_grad``, training mode, attributes that were set on the layer or its weights, and that one module may be
+    used in several places. A layer of which something would be lost (hooks, masks, parametrisations, a second way in
+    which the model reaches it) stays dense, and the reason tells what helps. What was compiled is not any more.
 
     Args:
-        model: any module; it is left as it was.
+        model: any module; it is left as it was. Of one in ``torch.compile``, ``DataParallel`` or
+            ``DistributedDataParallel`` the model inside is cut.
         groups: how inputs and outputs are cut, anything that ``Partition.of`` reads: ``4``, ``"log:4"``,
             ``"4:2:1:1"``, ``"~log:4"`` (rounds to whole channels).
-        where: which convolutions: all by default; names, with wildcards and commas (``"layer*.conv2,stem.*"``); or a
-            function of name and module.
+        where: which convolutions: all by default; names, with wildcards and commas (``"layer*.conv2,stem.*"``) or in a
+            list; or a function of name and module.
         keep: which weights stay: ``"slice"``, those in the same group as the channels stand, or ``"energy"``, those of
             the groups that hold most of the squared weights.
 
@@ -98,23 +120,30 @@ def regroup(model: nn.Module, groups: Spec, where: Where = None, keep: Keep = "s
         channels cannot be cut so, or they are not plain 2-D convolutions.
 
     Raises:
-        ValueError: ``where`` matches no convolution, or none that it matches can be cut; an unknown ``keep``.
+        TypeError: ``model`` is no module, ``where`` none of these.
+        ValueError: the model is scripted or cannot be copied; ``where`` matches no convolution, or none that it
+            matches can be cut; an unknown ``keep``.
     """
     if keep not in ("slice", "energy"):
         raise ValueError(f"keep={keep!r}: must be 'slice' or 'energy'")
+    model = unwrapped(model, "regroup")
     names = _choose(model, where)
-    regrouped = copy.deepcopy(model)
+    regrouped, elsewhere = copied(model), held_elsewhere(model)
     users = Counter(id(p) for module in regrouped.modules() for p in module.parameters(recurse=False))
     changed: list[RegroupedLayer] = []
     skipped: dict[str, str] = {}
     cut: dict[nn.Module, nn.Module] = {}
-    for name in names:
+    for name, dense in names.items():
         conv, shown = regrouped.get_submodule(name), name or type(model).__name__
         try:
             if any(users[id(p)] > 1 for p in conv.parameters(recurse=False)):
                 raise ValueError("it shares its weight or bias with another layer")
+            plain = _plain(conv)
+            if dense in elsewhere:
+                kept = f"the model also holds it outside of its modules ({elsewhere[dense]}), where it would stay dense"
+                raise ValueError(f"{kept}; hold it in an nn.ModuleList or nn.ModuleDict alone")
             with torch.device("cpu"):  # orders are numbers even where models are built on the meta device
-                cut[conv], layer = _cut(shown, _plain(conv), groups, keep)
+                cut[conv], layer = _cut(shown, plain, groups, keep)
         except ValueError as error:
             skipped[shown] = str(error)
         else:
@@ -127,10 +156,10 @@ def regroup(model: nn.Module, groups: Spec, where: Where = None, keep: Keep = "s
     return Regrouped(model, _replace(regrouped, cut), tuple(changed), skipped)
 
 
-def _choose(model: nn.Module, where: Where) -> list[str]:
-    """Names of the convolutions that ``where`` matches, one name for each module, in the order of the modules."""
+def _choose(model: nn.Module, where: Where) -> dict[str, nn.Module]:
+    """The convolutions that ``where`` matches, by one name each, in the order of the modules."""
     every = {
-        name: module
+        name.replace("_orig_mod.", "").removesuffix("._orig_mod"): module  # the copy is not compiled
         for name, module in model.named_modules(remove_duplicate=False)
         if isinstance(module, _ConvNd | GroupedConv2d)
     }
@@ -143,7 +172,10 @@ def _choose(model: nn.Module, where: Where) -> list[str]:
         if not matched:
             raise ValueError(f"where matches none of {len(every)} convolutions: {_some(list(every))}")
     else:
-        patterns = [pattern.strip() for pattern in where.split(",")]
+        given = [where] if isinstance(where, str) else list(where) if isinstance(where, Sequence) else [where]
+        if not given or not all(isinstance(one, str) for one in given):
+            raise TypeError(f"where={where!r}: must be names such as 'layer*.conv2,stem.*', or a function")
+        patterns = [pattern.strip() for one in given for pattern in one.split(",")]
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in every):
                 raise ValueError(f"where={pattern!r} matches no convolution; {_hint(pattern, list(every))}")
@@ -151,7 +183,7 @@ def _choose(model: nn.Module, where: Where) -> list[str]:
     first_names: dict[nn.Module, str] = {}
     for name in matched:
         first_names.setdefault(every[name], name)
-    return list(first_names.values())
+    return {name: module for module, name in first_names.items()}
 
 
 def _hint(pattern: str, names: list[str]) -> str:
@@ -171,6 +203,9 @@ def _plain(module: nn.Module) -> nn.Conv2d | GroupedConv2d:
     Raises:
         ValueError: it is something else; says what.
     """
+    reason = obstacle(module)
+    if reason:
+        raise ValueError(reason)
     if type(module) not in (nn.Conv2d, GroupedConv2d):
         raise ValueError(f"{type(module).__name__}: only Conv2d and GroupedConv2d can be cut")
     assert isinstance(module, nn.Conv2d | GroupedConv2d)
@@ -179,9 +214,9 @@ def _plain(module: nn.Module) -> nn.Conv2d | GroupedConv2d:
             raise ValueError("depthwise: each channel is a group already")
         cut = module.geometry.out_groups if isinstance(module, GroupedConv2d) else module.groups
         raise ValueError(f"it has groups already: {cut}")
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    if any(hooks):  # spectral norm and pruning compute the weight in one
-        raise ValueError("it has hooks, which would be lost")
+    reason = carried_obstacle(module)
+    if reason:
+        raise ValueError(reason)
     return module
 
 
@@ -220,10 +255,13 @@ def _cut(name: str, conv: nn.Conv2d | GroupedConv2d, groups: Spec, keep: Keep) -
     )
     blocks = _blocks(conv.weight.detach(), in_order_C, out_order_O, in_groups, out_groups)
     weight = torch.cat([block.flatten(0, 1) for block in blocks]).view(grouped.geometry.weight_shape)
-    grouped.weight = nn.Parameter(weight, conv.weight.requires_grad)
+    if weight.dim() == 4 and conv.weight.is_contiguous(memory_format=torch.channels_last):
+        weight = weight.contiguous(memory_format=torch.channels_last)
+    grouped.weight = type(grouped.weight)(weight, conv.weight.requires_grad)
     if conv.bias is not None:
         bias_O = conv.bias.detach()[out_order_O.to(conv.bias.device)]
         grouped.bias = nn.Parameter(bias_O, conv.bias.requires_grad)
+    carry(conv, grouped)
     layer = _reordered(grouped, in_order_C, out_order_O).to(weight.device).train(conv.training)
     return layer, RegroupedLayer(name, in_groups, out_groups, kept)
 

@@ -23,7 +23,17 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from gconv.conv import GroupedConv2d
 from gconv.flow import Flow, NotFollowedError, Traced, traced_in
-from gconv.meta import Alike, Shape, first_line, image_shape, input_dtype, left_as_it_was, own_line, unwrapped
+from gconv.meta import (
+    Alike,
+    Shape,
+    first_line,
+    image_shape,
+    input_dtype,
+    left_as_it_was,
+    own_line,
+    raise_if_closed,
+    unwrapped,
+)
 from gconv.origins import FilterSet, set_bits
 from gconv.partition import Partition
 from gconv.shuffle import ChannelPermutation, ChannelShuffle, channel_shuffle
@@ -127,6 +137,7 @@ def trace_wiring(model: nn.Module, input_shape: Shape) -> Wiring:
             operation that does not tell where its channels come from. One line: which operation, and what still works.
     """
     model = unwrapped(model, "trace_wiring")
+    raise_if_closed(model, "trace_wiring")
     shape, kind, tracer = image_shape(input_shape, model), type(model).__name__, _Tracer()
     try:
         # fx hangs constants on the model while it traces
