@@ -9,12 +9,12 @@ READY := .venv/.ready
 quoted = $(if $(value $(1)),'$(subst ','\'',$(value $(1)))')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-all soak lint list experiment status cost measure figures results claims bench bench-kernels bench-blocks bench-training bench-gpu clean
+.PHONY: help setup test test-avx2 test-all soak lint list experiment status cost measure figures results claims bench bench-kernels bench-blocks bench-training bench-gpu clean
 
 help: ## show this help
 	@echo "What filter groups buy, and what they learn."
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  make experiment NAME=quickstart                          the first thing to try"
 	@echo '  make experiment NAME=quickstart ARGS="--recipe.lr=0.05"  override any key (ARGS=--help lists them)'
@@ -31,6 +31,10 @@ setup: $(READY) ## make the virtual environment (every other target does so by i
 
 test: $(READY) ## run the tests (under 4 minutes on two cores)
 	@OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not slow and not soak" --numprocesses=auto --dist=worksteal
+
+test-avx2: $(READY) ## run the operator's tests as on a CPU without AVX-512 and without bf16 units (within a minute)
+	@OMP_NUM_THREADS=1 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(RUN) -m pytest --numprocesses=auto \
+		-m "not slow and not soak" tests/gconv/test_conv.py tests/gconv/test_ops.py tests/gconv/test_block.py tests/gconv/test_choose.py
 
 test-all: $(READY) ## run the slow tests too
 	@$(RUN) -m pytest -m "not soak"
