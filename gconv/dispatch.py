@@ -148,7 +148,7 @@ def by_compiler(geometry: Geometry, dtype: torch.dtype, device: torch.device) ->
     Not where no way of ATen's is the choice for some size: the band kernel, fp32 in place of emulated 16-bit types.
     Asked while a program is traced.
     """
-    name = forced(geometry, dtype, device.type)
+    name = forced(geometry, dtype, device)
     if name is not None:
         return name == "native"
     cases = ((op, last, bits) for op in OPS for last in (True, False) for bits in SIZES)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.compiler import is_compiling, is_exporting
 
-from gconv import derivatives, dispatch, library
+from gconv import derivatives, dispatch, inductor, library
 from gconv.dispatch import forced_kernel, kernels_for, transformable_kernels
 from gconv.geometry import Geometry
 from gconv.library import InputError
@@ -92,6 +92,7 @@ def _traced(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, 
     x, weight, bias = library.cast(x, weight, bias)
     if geometry.is_uniform and dispatch.by_compiler(geometry, x.dtype, x.device):
         return spelled_out(x, weight, bias, geometry, activation)
+    inductor.offer()
     return library.conv2d(x, weight, bias, geometry, activation)
 
 
