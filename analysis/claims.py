@@ -1,88 +1,94 @@
 """The ledger of claims: from the long tables of the studies to verdicts.
 
-One rule, ``RULE``, gives every verdict: ``judge`` is its only place. The training seed is the unit.
+One rule, ``RULE``, gives every verdict: ``judge_claims`` is its only place. The training seed is the unit.
 """
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from textwrap import fill
 from typing import Literal
 
 import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
-from scipy import special, stats
 
-from analysis.effects import Effect, Metric, NotMeasuredError, measure_effect
-from analysis.stats import (
-    EXACT_SEEDS,
-    binomial_test,
-    equivalence_test,
-    holm,
-    mean_interval,
-    seeds_needed,
-    sign_flip_test,
+from analysis.effects import NotMeasuredError, measure_effect
+from analysis.evidence import FEW_LEARNED, Record
+from analysis.stats import EXACT_SEEDS, false_discovery_rates, smallest_p
+from analysis.verdict import (
+    ALPHA,
+    FEWEST_SEEDS,
+    MOST_LOST,
+    MOST_SEEDS,
+    POWER,
+    Part,
+    Test,
+    Verdict,
+    seeds_to_find,
+    weigh,
 )
 
-Direction = Literal["greater", "less", "within"]
-Verdict = Literal["supported", "contradicted", "inconclusive", "not run"]
+Decides = Literal["first", "every"]
 
-ALPHA = 0.05
-POWER = 0.8
-FEWEST_SEEDS = seeds_needed(ALPHA)  # 6: with fewer, not even six differences of one sign would be remarkable
-MOST_SEEDS = 1000
+_TEXT = f"""\
+A claim states beforehand: an effect, a direction, the value that means "nothing there" (0 unless it says another) \
+and the smallest effect of interest. The training seed is the unit: one value per seed, paired where the seed is the \
+same.
 
-RULE = f"""\
-A claim names beforehand its effect, the direction, the value that stands for "nothing there" (0 unless it says another)
-and the smallest effect of interest. The training seed is the unit; the interval is Student's t at 95% over seeds, or
-Clopper and Pearson's for a share of seeds.
+Verdicts
+supported              The effect lies beyond "nothing" in the claimed direction, and it may be as large as matters.
+contradicted           The effect is smaller than the smallest effect of interest, or it goes the other way.
+inconclusive           Neither is shown, or fewer than {FEWEST_SEEDS} seeds have a value.
+holds by construction  Arithmetic or the architecture decides; no training changes it. Counted separately.
+not run                No study has measured it.
+Two things are equal ("within"): supported if the effect lies within the margin, contradicted if it lies outside.
+There is no gain ("no_greater"): supported if the effect is smaller than the margin, contradicted if it is above \
+nothing.
 
-supported     the interval lies beyond "nothing" in the claimed direction, and reaches the smallest effect of interest
-contradicted  the interval ends before the smallest effect of interest: what there is goes the other way, or is too
-              small to matter
-inconclusive  neither, or fewer than {FEWEST_SEEDS} seeds
+Tests
+With up to {EXACT_SEEDS} seeds all sign flips of the values are tried. This test needs no normal distribution; it is \
+exact where a value is as likely to lie above the centre as the same distance below it, as the difference of two \
+like networks is. (Effects that are strongly skewed err in up to 10% instead of 2.5% of cases, with 8 seeds; \
+Student's t does, too.) The interval (95%) holds all values that the test does not reject. With more seeds both come \
+from Student's t. A share of seeds has the exact binomial test and interval.
+A claim of several parts is supported if every part is (the largest p counts), and contradicted if one part is: the \
+smallest p counts, times the number of parts, so that more parts do not make more false contradictions.
 
-A claim that two things are equal names a margin instead: supported if the interval lies within it (two one-sided
-tests), contradicted if it lies outside. A claim of several parts is supported if all of them are, contradicted if one
-is; the part that decides is shown. For normal differences a verdict is wrong in at most 2.5% of cases: "supported"
-where there is nothing (or, of equality, where the difference is the margin), "contradicted" where the smallest effect
-of interest is there.
+From p to verdict
+p is doubled, because a claim may also turn out to be wrong: p = {ALPHA:g} is where the 95% interval ends.
+A ledger of many claims finds something by chance. Therefore q decides: the false discovery rate of Benjamini and \
+Hochberg over all claims tested, never below p. A claim is supported if its q for the claim is at most {ALPHA:g}, \
+and contradicted if its q against the claim is. So at most {ALPHA:.0%} of the claims called supported are expected \
+to be false, and {ALPHA:.0%} of those called contradicted, where claims are independent or depend on each other \
+positively, as those of one study do. (Holm's correction would leave 8 seeds without any verdict: their smallest p \
+is {smallest_p(8):.4f}, and Holm multiplies it by the number of claims.)
+The table prints the q of its verdict; for "inconclusive" the q for the claim.
+"needs", printed where the verdict is inconclusive: the seeds that find the smallest effect of interest with a \
+probability of {POWER:.0%}, given the spread seen so far (or that of a pilot) and the other claims as they are.
 
-p is twice the p of the claimed side, so that 0.05 is where the interval ends, since a claim may also turn out the wrong
-way round. It is of Student's t (exact binomial for shares): the sign-flip test assumes less, but from 8 seeds its p
-cannot fall below 0.0078, which nothing in a ledger of 27 would survive. Where the two disagree about 0.05, a note says
-so (up to {EXACT_SEEDS} seeds, where it is exact).
-"Holm" is p adjusted for all claims tested. "needs" is the number of seeds with which the smallest effect of interest,
-or equality, would be found with a probability of {POWER:.0%}, given the spread over seeds seen so far.
+Lost runs
+Never evidence: a run that diverged, a network no better than chance (by the 95% interval of its accuracy on the \
+test images), and, for claims about filters, a network of which fewer than {FEW_LEARNED:.0%} of the first filters \
+learned.
+The seed of such a run is lost, not left out: it counts with the worst value of all other seeds, once for the claim \
+and once against it. If more than {MOST_LOST:.0%} of the seeds are lost, nothing is decided.
 
-Counts (parameters, MACs) have no chance in them: the rule takes the value itself as the interval. A timing has the
-quartiles of its repeats, which cover its median with about 95% for 15 repeats; it holds for the machine named.
-Neither has a p. Of several studies that could tell, the first with {FEWEST_SEEDS} seeds is taken, else the first that \
-measured it.
+The study that decides
+The first one named that has {FEWEST_SEEDS} seeds; if none has, the first that measured it. What the others say is \
+shown. If a claim says "every", all studies decide together: the parts of each one are parts of the claim.
+A study counts as it stands in its file. If the command line changed what is trained (recipe, model, images), it is \
+a trial and no evidence, unless it is asked for: make claims ARGS="--runs_root=DIR --trials". Its line then says \
+what was changed. The number of seeds, the device, and more images to measure with do not make a trial. Other images \
+in place of the study's own do, unless their content is that of the record in results/. What is in results/ counts \
+as it is, and its line says what was changed.
+Runs of one study in different precision are no evidence. Of runs/ and results/ the one with more seeds counts.
+
+Counts and times
+Counts (parameters, MACs) have no chance in them: the value itself is the interval. A timing has the quartiles of \
+its repeats, which cover its median with about 95% for 15 repeats; it holds for the machine named. Neither has a p \
+or a q.
 """
-
-
-@dataclass(frozen=True)
-class Test:
-    """One part of a claim.
-
-    Attributes:
-        metric: how the effect is computed.
-        direction: in which it is claimed; ``within``: that it is no larger than the margin, on either side.
-        matters: the smallest effect of interest, or the margin, as a distance from ``than``; above 0.
-        than: the effect if there is nothing there.
-    """
-
-    metric: Metric
-    direction: Direction
-    matters: float
-    than: float = 0.0
-
-    __test__ = False  # pytest, this is no test of the code
+RULE = "\n".join(line if line[:1].islower() else fill(line, 118) for line in _TEXT.splitlines())
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,9 @@ class Claim:
         claim: what is claimed.
         source: by whom.
         against: the null that could explain it away.
+        contradicts: what would contradict it.
         studies: that can tell, the best first.
+        decides: the ``first`` study that can, or ``every`` one together.
         published: the published value; empty where there is none.
         tests: its parts, all of which must hold.
     """
@@ -103,205 +111,253 @@ class Claim:
     claim: str
     source: str
     against: str
+    contradicts: str
     studies: tuple[str, ...]
+    decides: Decides
     published: str
     tests: tuple[Test, ...]
 
 
 @dataclass(frozen=True)
-class Record:
-    """The measures of one study.
+class Said:
+    """What one study says to the parts of a claim.
 
     Attributes:
-        study: its name.
-        place: where they were read, ``runs`` or ``results``.
-        table: the long table.
-        hardware: on which they were measured.
+        record: of the study.
+        parts: in the order of the claim's tests; without those that were not measured.
+        missing: why a part was not measured; empty where all were.
     """
 
-    study: str
-    place: str
-    table: pd.DataFrame
-    hardware: str
+    record: Record
+    parts: tuple[Part, ...]
+    missing: str
+
+    @property
+    def seeds(self) -> float:
+        """The fewest seeds of a part; infinity where nothing is per seed, and −1 where nothing was measured."""
+        if not self.parts:
+            return -1
+        return min((part.n for part in self.parts if part.n is not None), default=np.inf)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The studies that decide a claim.
+
+    Attributes:
+        said: by these.
+        others: by other studies that measured it.
+        note: on records that are no evidence, or that there is none.
+    """
+
+    said: tuple[Said, ...]
+    others: tuple[Said, ...] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What became of a claim or of a part of it.
+    """What became of a claim.
 
     Attributes:
         verdict: by ``RULE``.
-        effect, low, high: in the units of the effect; None where there is none.
-        n: number of seeds; None where nothing is per seed.
-        p: of the claimed direction, None where it was not tested.
-        adjusted: p after Holm over the ledger.
-        seeds: that would find the smallest effect of interest; None where that cannot be told, or is over
-            ``MOST_SEEDS``.
+        part: that decides; None where none was measured.
+        number: its place among the parts, from 1.
+        record: where the part was measured.
+        n: the fewest seeds of the parts; None where nothing is per seed.
+        p: doubled, for the claim, or against it where the verdict is "contradicted"; None where it was not tested.
+        q: the same after the correction for all claims.
+        seeds: that would find the smallest effect of interest, where the verdict is open; None where that cannot be
+            told, or is over ``MOST_SEEDS``.
         note: what the reader must know, in plain words.
-        test: the part that decided.
-        record: where it was found.
+        said: by the studies that decide.
+        others: by other studies that measured it.
     """
 
     verdict: Verdict
-    effect: float | None = None
-    low: float | None = None
-    high: float | None = None
+    part: Part | None = None
+    number: int = 1
+    record: Record | None = None
     n: int | None = None
     p: float | None = None
-    adjusted: float | None = None
+    q: float | None = None
     seeds: int | None = None
     note: str = ""
-    test: Test | None = None
-    record: Record | None = None
+    said: tuple[Said, ...] = ()
+    others: tuple[Said, ...] = ()
 
 
-def judge(effect: Effect, test: Test) -> Finding:
-    """Give the verdict on one part of a claim, by ``RULE``."""
-    if effect.low is not None and effect.high is not None:
-        value = float(effect.values[0])
-        verdict = _verdict(effect.low, effect.high, test)
-        return Finding(verdict, value, effect.low, effect.high, note=effect.note, test=test)
-    x, n = effect.values, len(effect.values)
-    share = test.metric.kind == "share"
-    low, high, p, notes = (_share if share else _mean)(x, test)
-    seeds = _seeds_for_share(test.than, test.matters) if share else _seeds_for_mean(x, test)
-    few = n < FEWEST_SEEDS
-    if few:
-        notes.insert(0, f"{n} seed{'s' if n > 1 else ''}: at least {FEWEST_SEEDS} are needed")
-    verdict = "inconclusive" if few or low is None or high is None else _verdict(low, high, test)
-    if seeds is None and low is not None and n > 1:
-        notes.append(f"needs more than {MOST_SEEDS} seeds")
-    note = "; ".join(filter(None, [*notes, effect.note]))
-    return Finding(verdict, float(x.mean()), low, high, n, None if few else p, None, seeds, note, test)
+@dataclass(frozen=True)
+class _Tested:
+    """A claim before the correction for all claims.
 
-
-def find(claim: Claim, records: Sequence[Record]) -> Finding:
-    """Give the verdict on a claim from the first record that can tell, ``records`` being in the order of its studies.
-
-    A record with enough seeds goes before one with fewer, whatever they say.
+    Attributes:
+        parts: of the claim, in all studies that decide, each with its number and record.
+        verdict: where no p decides it; None where p do.
+        support, oppose: the p of one side, for the claim and against it; None where it was not tested.
     """
-    findings = [_on_record(claim, record) for record in records]
-    able = [finding for finding in findings if finding.verdict != "not run"]
-    enough = [finding for finding in able if finding.n is None or finding.n >= FEWEST_SEEDS]
-    if enough or able or findings:
-        return (enough or able or findings)[0]
-    return Finding("not run", note=f"{' or '.join(claim.studies)} has not been run")
+
+    parts: tuple[tuple[Part, int, Record], ...]
+    verdict: Verdict | None
+    support: float | None
+    oppose: float | None
+    chosen: Chosen
 
 
-def adjust(findings: Sequence[Finding]) -> list[Finding]:
-    """The same findings with their p adjusted for the whole ledger; what was not tested is no part of the family."""
-    adjusted = holm([finding.p for finding in findings])
+def judge_claims(claims: Sequence[Claim], records: Sequence[Record]) -> list[Finding]:
+    """Give the verdicts on the claims of a ledger, by ``RULE``.
+
+    Args:
+        claims: all of them: the false discovery rate is over those that are tested.
+        records: of any studies; of one study the earlier goes first where both have as many seeds.
+
+    Returns:
+        One finding per claim, in their order.
+    """
+    return decide_claims(claims, [_choose(claim, records) for claim in claims])
+
+
+def decide_claims(claims: Sequence[Claim], chosen: Sequence[Chosen]) -> list[Finding]:
+    """``judge_claims`` from what the studies say: one ``Chosen`` per claim."""
+    tested = [_test(claim, said) for claim, said in zip(claims, chosen, strict=True)]
+    support = _corrected([t.support for t in tested])
+    oppose = _corrected([t.oppose for t in tested])
+    found = sum(q is not None and q <= ALPHA for q in support)
+    family = sum(t.support is not None for t in tested)
     return [
-        finding if np.isnan(p) else replace(finding, adjusted=float(p))
-        for finding, p in zip(findings, adjusted, strict=True)
+        _decide(claim, t, q_for, q_against, found, family)
+        for claim, t, q_for, q_against in zip(claims, tested, support, oppose, strict=True)
     ]
 
 
-def combine(parts: Sequence[Finding]) -> Finding:
-    """The verdict on a claim whose parts must all hold: that of the part that decides.
+def _corrected(p: Sequence[float | None]) -> list[float | None]:
+    """The q of p of one side: the false discovery rate, never below p doubled."""
+    rates = false_discovery_rates(p)
+    return [None if x is None else float(max(rate, min(1.0, 2 * x))) for x, rate in zip(p, rates, strict=True)]
 
-    The largest p of all parts is a p of "not all of them hold" (intersection–union, Berger 1982): nothing is adjusted.
-    """
-    order = ("contradicted", "not run", "inconclusive", "supported")
-    weakest = min(parts, key=lambda part: (order.index(part.verdict), -(part.p if part.p is not None else -1)))
-    seeds = [part.n for part in parts if part.n is not None]
-    tested = [part.p for part in parts if part.p is not None]
-    whole = all(part.verdict != "not run" and (part.p is not None or part.n is None) for part in parts)
-    number = f"part {list(parts).index(weakest) + 1} of {len(parts)} decides" if len(parts) > 1 else ""
-    return replace(
-        weakest,
-        n=weakest.n if weakest.n is not None else min(seeds, default=None),
-        p=max(tested) if tested and whole else None,
-        note="; ".join(filter(None, (number, weakest.note))),
+
+def _test(claim: Claim, chosen: Chosen) -> _Tested:
+    said = chosen.said
+    parts = tuple((part, claim.tests.index(part.test) + 1, s.record) for s in said for part in s.parts)
+    missing = "; ".join(dict.fromkeys(s.missing for s in said if s.missing))
+    whole = bool(said) and not missing
+    open_ = [part for part, _, _ in parts if not part.test.construction]
+    opposed = [part.oppose for part, _, _ in parts if part.oppose is not None]
+    wrong = any(part.decided == "contradicted" for part, _, _ in parts)
+    oppose = min(1.0, len(claim.tests) * max(1, len(said)) * min(opposed)) if opposed else None
+    support = [part.support for part in open_ if part.support is not None]
+    undecided = any(part.decided == "inconclusive" for part in open_)
+    verdict: Verdict | None = None
+    if wrong:
+        verdict, oppose, support = "contradicted", None, []
+    elif not whole:
+        verdict, support = "not run", []
+    elif all(test.construction for test in claim.tests):
+        verdict, support = "holds by construction", []
+    elif undecided:
+        verdict, support = "inconclusive", []
+    elif not support:
+        verdict = "supported"
+    note = "; ".join(filter(None, (missing, chosen.note)))
+    return _Tested(parts, verdict, max(support, default=None), oppose, replace(chosen, note=note))
+
+
+def _choose(claim: Claim, records: Sequence[Record]) -> Chosen:
+    """Choose the studies that decide a claim."""
+    refused, by_study = [], []
+    for study in claim.studies:
+        of_study = [record for record in records if record.study == study]
+        refused += [f"{r.place}/{study} is no evidence: {r.refused}" for r in of_study if r.refused]
+        said = [_ask(claim, record) for record in of_study if not record.refused]
+        if said:
+            by_study.append(max(said, key=lambda s: (not s.missing, s.seeds)))  # of equals the first
+    able = [s for s in by_study if not s.missing]
+    enough = [s for s in able if s.seeds >= FEWEST_SEEDS]
+    deciding = able if claim.decides == "every" and able else (enough or able or by_study)[:1]
+    note = "; ".join(refused)
+    if not by_study and not refused:
+        note = f"{' or '.join(claim.studies)} has not been run"
+    return Chosen(tuple(deciding), tuple(s for s in able if all(s is not d for d in deciding)), note)
+
+
+def _ask(claim: Claim, record: Record) -> Said:
+    """The parts of a claim on one record."""
+    parts, missing = [], ""
+    for test in claim.tests:
+        table, lost = record.for_effect(test.metric)
+        try:
+            parts.append(weigh(measure_effect(table, test.metric, lost), test))
+        except NotMeasuredError as error:
+            missing = missing or f"{record.place}/{record.study} has {error}"
+    return Said(record, tuple(parts), missing)
+
+
+def _decide(claim: Claim, t: _Tested, q_for: float | None, q_against: float | None, found: int, family: int) -> Finding:
+    """The verdict on a claim, the part that decides it, and the numbers that go with this verdict."""
+    verdict = t.verdict
+    if verdict != "contradicted" and q_against is not None and q_against <= ALPHA:
+        verdict = "contradicted"
+    elif verdict is None:
+        verdict = "supported" if q_for is not None and q_for <= ALPHA else "inconclusive"
+    against = verdict == "contradicted"
+    p, q = (t.oppose, q_against) if against else (t.support, q_for)
+    seeds = [part.n for part, _, _ in t.parts if part.n is not None]
+    finding = Finding(
+        verdict,
+        n=min(seeds, default=None),
+        p=None if p is None else min(1.0, 2 * p),
+        q=q,
+        said=t.chosen.said,
+        others=t.chosen.others,
+    )
+    if verdict == "not run":
+        return replace(finding, n=None, note=t.chosen.note)
+    part, number, record = max(t.parts, key=lambda place: _weight(place[0], against))
+    several = len(claim.tests) > 1
+    holds = part.test.construction and not against
+    notes = [f"part {number} of {len(claim.tests)} decides" if several else "", part.test.construction]
+    notes += ["" if holds else part.note, t.chosen.note]
+    needed = None
+    if verdict == "inconclusive":
+        level = min(ALPHA / 2, ALPHA * (found + 1) / max(1, family + (t.support is None)))
+        needed, note = _needed(t, level)
+        if t.support is not None and 2 * t.support <= ALPHA:
+            notes.append(f"clear by itself (p {2 * t.support:.2g}), not among {family} claims tested")
+        if t.oppose is not None and 2 * t.oppose <= ALPHA:
+            notes.append(f"against the claim by itself (p {2 * t.oppose:.2g}), not among the claims tested")
+        notes.append(note)
+    note = "; ".join(filter(None, notes))
+    return replace(finding, part=part, number=number, record=record, seeds=needed, note=note)
+
+
+def _weight(part: Part, against: bool) -> tuple[float, ...]:
+    """How much a part decides: against a claim the clearest, else the weakest."""
+    if against:
+        return (part.decided == "contradicted", -(1.0 if part.oppose is None else part.oppose))
+    return (
+        not part.test.construction,
+        part.decided == "inconclusive",
+        part.support is not None,
+        part.support or 0.0,
     )
 
 
-def _on_record(claim: Claim, record: Record) -> Finding:
-    parts = []
-    for test in claim.tests:
-        try:
-            parts.append(judge(measure_effect(record.table, test.metric), test))
-        except NotMeasuredError as error:
-            note = f"{record.place}/{record.study}: {error}"
-            parts.append(Finding("not run", note=note, test=test))
-    return replace(combine(parts), record=record)
-
-
-def _verdict(low: float, high: float, test: Test) -> Verdict:
-    """The rule, on an interval."""
-    low, high = low - test.than, high - test.than
-    if test.direction == "within":
-        inside, outside = -test.matters < low and high < test.matters, low > test.matters or high < -test.matters
-        return "supported" if inside else "contradicted" if outside else "inconclusive"
-    if test.direction == "less":
-        low, high = -high, -low
-    return "contradicted" if high < test.matters else "supported" if low > 0 else "inconclusive"
-
-
-Bounds = tuple[float | None, float | None, float | None, list[str]]
-
-
-def _mean(x: NDArray[np.float64], test: Test) -> Bounds:
-    """Interval, p and notes of a mean over seeds."""
-    spread = float(x.std(ddof=1)) if len(x) > 1 else 0.0
-    if spread <= 1e-12 * np.abs(x).max():
-        return None, None, None, [f"all {len(x)} values equal: no interval, no test"] if len(x) > 1 else []
-    if test.direction == "within":
-        found = equivalence_test(x - test.than, test.matters, ALPHA / 2)
-        assert found.low is not None and found.high is not None and found.p is not None
-        return found.low + test.than, found.high + test.than, min(1.0, 2 * found.p), []
-    interval = mean_interval(x, 1 - ALPHA)
-    towards = (x - test.than) * (1 if test.direction == "greater" else -1)
-    p = min(1.0, 2 * float(special.stdtr(len(x) - 1, -towards.mean() * math.sqrt(len(x)) / spread)))
-    notes = []
-    if FEWEST_SEEDS <= len(x) <= EXACT_SEEDS:
-        flipped = sign_flip_test(towards, "greater").p
-        assert flipped is not None
-        if (2 * flipped <= ALPHA) != (p <= ALPHA):
-            notes = [f"signs flipped: p = {min(1.0, 2 * flipped):.2g}"]
-    return interval.low, interval.high, p, notes
-
-
-def _share(x: NDArray[np.float64], test: Test) -> Bounds:
-    """Interval, p and notes of a share of seeds."""
-    found = binomial_test(int(x.sum()), len(x), test.than, "greater", 1 - ALPHA)
-    assert found.p is not None
-    return found.low, found.high, min(1.0, 2 * found.p), []
-
-
-def _seeds_for_mean(x: NDArray[np.float64], test: Test) -> int | None:
-    """The fewest seeds with which the smallest effect of interest is found with ``POWER``, by the noncentral t.
-
-    For a direction: P(interval beyond nothing) − P(interval ends before the effect of interest). For equality, where
-    the difference is 0: at least P(one side) + P(other side) − 1.
-    """
-    if len(x) < 2 or (spread := float(x.std(ddof=1))) <= 1e-12 * np.abs(x).max():
-        return None
-
-    def has_power(n: int) -> bool:
-        away = test.matters * math.sqrt(n) / spread
-        if away > 30:  # where the noncentral t overflows
-            return True
-        reached = 1 - float(special.nctdtr(n - 1, away, special.stdtrit(n - 1, 1 - ALPHA / 2)))
-        return (2 * reached - 1 if test.direction == "within" else reached - ALPHA / 2) >= POWER
-
-    seeds = FEWEST_SEEDS + bisect_left(range(FEWEST_SEEDS, MOST_SEEDS + 1), True, key=has_power)
-    return seeds if seeds <= MOST_SEEDS else None
-
-
-@lru_cache
-def _seeds_for_share(than: float, matters: float) -> int | None:
-    """The fewest seeds with which a true share of ``than + matters`` is found with ``POWER``."""
-    test = Test(Metric("share", ()), "greater", matters, than)
-    for n in range(FEWEST_SEEDS, 200):
-        found = 0.0
-        for k in range(n, -1, -1):
-            interval = binomial_test(k, n, than, "greater", 1 - ALPHA)
-            assert interval.low is not None and interval.high is not None
-            if interval.low <= than:
-                break
-            if _verdict(interval.low, interval.high, test) == "supported":
-                found += float(stats.binom.pmf(k, n, than + matters))
-        if found >= POWER:
-            return n
-    return None
+def _needed(t: _Tested, level: float) -> tuple[int | None, str]:
+    """How many seeds an open claim needs, or a note why that is not told."""
+    wanted = []
+    for part, _, _ in t.parts:
+        if part.n is None or part.test.construction:
+            continue
+        spread = part.spread if part.spread is not None else part.test.spread
+        if spread is None and part.test.metric.kind != "share":
+            return None, ""
+        seeds = seeds_to_find(part.test, spread, level)
+        if seeds is None:
+            return None, f"needs more than {MOST_SEEDS} seeds"
+        wanted.append((seeds, part.n + part.lost))
+    if not wanted:
+        return None, ""
+    needed = max(seeds for seeds, _ in wanted)
+    if any(seeds > n for seeds, n in wanted):
+        return needed, ""
+    return None, f"{needed} seeds would find what matters: what is there is smaller, or the seeds disagree"

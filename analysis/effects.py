@@ -5,7 +5,7 @@ Reads the columns variant, seed, layer, measure, null and value. Five kinds of e
     difference    sum of some values − sum of others, so that a difference of differences is one too
     ratio         one value / another
     slope         of a difference over several variants, against a number or against what they cost; log: of the logs
-    share         of the seeds whose p is below 0.05
+    share         of the seeds in which something is so: 1 in the table, and 0 in the others
     equal_cost    one family of variants − another, where both cost the same
 """
 
@@ -26,7 +26,6 @@ Kind = Literal["difference", "ratio", "slope", "share", "equal_cost"]
 
 EACH = "each"  # the layer of a term that takes all layers, and pairs them by name
 SLOT = "{}"  # in a variant's name: where a slope puts the names it runs over
-SPLIT_P = 0.05  # a seed counts for a share where its p is below this
 
 
 class NotMeasuredError(LookupError):
@@ -83,7 +82,7 @@ class Metric:
             return f"{of} / {minus}"
         text = of + (f" − {minus if len(self.minus) < 2 else f'({minus})'}" if minus else "")
         if self.kind == "share":
-            return f"share of seeds with {text} < {SPLIT_P}"
+            return f"share of seeds with {text}"
         if self.kind == "equal_cost":
             return f"{text}, at equal {self.by}"
         if self.kind == "slope":
@@ -99,32 +98,59 @@ class Effect:
     Attributes:
         values: (n,) one per seed; of a share 0 or 1; (1,) where nothing was per seed.
         low, high: bounds of a timing by the quartiles of its repeats, and the value itself of a count; None per seed.
+        lost: number of further seeds whose runs were trained, or tried, and that have no value.
         note: what was left out, in plain words.
     """
 
     values: NDArray[np.float64]
     low: float | None = None
     high: float | None = None
+    lost: int = 0
     note: str = ""
 
 
-def measure_effect(table: pd.DataFrame, metric: Metric) -> Effect:
+def measure_effect(table: pd.DataFrame, metric: Metric, lost: Mapping[tuple[str, int], str] | None = None) -> Effect:
     """Compute an effect.
+
+    Args:
+        table: the long table, without the rows of lost runs.
+        metric: the effect.
+        lost: why the run of a variant and a seed is no evidence: it diverged, for example.
 
     Raises:
         NotMeasuredError: a variant, a measure or a null is not in the table, or no seed has all of them.
-        ValueError: a logarithm of what is not positive.
+        ValueError: a logarithm of what is not positive, a share of what is neither 0 nor 1.
     """
+    lost, names = lost or {}, _variants(metric)
+    for name in names:
+        of_name = {seed: why for (variant, seed), why in lost.items() if variant == name}
+        if of_name and not (table["variant"] == name).any():
+            raise NotMeasuredError(f"no run of {name} is evidence: seed {min(of_name)} {of_name[min(of_name)]}")
     if not metric.per_seed:
         values = [float(_per_seed(_without_seeds(corner), metric).iloc[0]) for corner in _corners(table, metric)]
         return Effect(np.array(values[:1]), min(values), max(values))
     by_seed = _per_seed(table, metric)
-    terms = [*metric.of, *metric.minus]
-    rows = table[table["measure"].isin([term.measure for term in terms])]
-    names = {name for term in terms for variant in term.variants for name in _filled(variant, metric.over)}
-    missing = rows.loc[rows["variant"].isin(names), "seed"].dropna().nunique() - len(by_seed)
-    note = f"seeds left out, whose values are missing or undefined: {missing}" if missing else ""
-    return Effect(by_seed.to_numpy(dtype=np.float64), note=note)
+    trained = {name: set(table.loc[table["variant"] == name, "seed"].dropna().astype(int)) for name in names}
+    tried = [trained[name] | {seed for variant, seed in lost if variant == name} for name in names]
+    missing = set.intersection(*tried) - set(by_seed.index)
+    untrained = set.union(*tried) - set.intersection(*tried)
+    why = dict.fromkeys(f"{name} {lost[name, seed]}" for name in names for seed in missing if (name, seed) in lost)
+    undefined = sum(not any((name, seed) in lost for name in names) for seed in missing)
+    notes = [*why, f"value undefined in {undefined}" if undefined else ""]
+    told = [
+        f"{len(missing)} of {len(by_seed) + len(missing)} seeds lost ({'; '.join(filter(None, notes))})"
+        if missing
+        else "",
+        f"seeds not yet trained in every variant: {len(untrained)}" if untrained else "",
+    ]
+    values = by_seed.to_numpy(dtype=np.float64)
+    return Effect(values, lost=len(missing), note="; ".join(filter(None, told)))
+
+
+def _variants(metric: Metric) -> list[str]:
+    """The variants that an effect compares."""
+    terms = (*metric.of, *metric.minus)
+    return list(dict.fromkeys(n for term in terms for v in term.variants for n in _filled(v, metric.over)))
 
 
 def _per_seed(table: pd.DataFrame, metric: Metric) -> pd.Series:
@@ -143,7 +169,9 @@ def _per_seed(table: pd.DataFrame, metric: Metric) -> pd.Series:
     frame = _joined([*(_values(table, term) for term in metric.of), *(_values(table, term) for term in metric.minus)])
     of, minus = frame.iloc[:, : len(metric.of)], frame.iloc[:, len(metric.of) :]
     if metric.kind == "share":
-        effect = (of.iloc[:, 0] < SPLIT_P).astype(float)
+        effect = of.iloc[:, 0]
+        if not effect.isin((0, 1)).all():
+            raise ValueError(f"{metric}: each seed must have 0 or 1, not {effect[~effect.isin((0, 1))].iloc[0]:g}")
     else:
         effect = of.iloc[:, 0] / minus.iloc[:, 0] if metric.kind == "ratio" else of.sum(axis=1) - minus.sum(axis=1)
     by_layer = effect.unstack("layer")
@@ -199,7 +227,7 @@ def _joined(columns: Sequence[pd.Series]) -> pd.DataFrame:
     """Columns side by side, where all of them have a value."""
     frame = pd.concat(columns, axis=1, join="inner", keys=range(len(columns))).dropna()
     if frame.empty:
-        raise NotMeasuredError("no seed, or no layer, has all that is compared")
+        raise NotMeasuredError("no seed, or no layer, with all that is compared")
     return frame
 
 

@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 from typing import Literal
 
@@ -19,7 +20,7 @@ from scipy import stats
 
 Side = Literal["two-sided", "greater", "less"]
 
-EXACT_SEEDS = 14  # up to here all 2^n sign flips are tried
+EXACT_SEEDS = 16  # up to here all 2^n sign flips are tried
 EXACT_RELABELINGS = 20_000  # up to here all distinct relabelings are tried
 DRAWS = 9999  # random ones otherwise
 
@@ -142,10 +143,10 @@ def permutation_p(observed: float, null: ArrayLike) -> float:
     """Share of the null at least as large as what was observed, the observation counted in.
 
     So p is never 0, and a test at level α is wrong at most α of the time (Phipson & Smyth 2010). Values within rounding
-    of the observation count as ties.
+    of the observation count as ties; rounding is relative to the largest value, so that no unit changes p.
     """
     draws = np.asarray(null, dtype=np.float64)
-    tie = 1e-12 * max(1.0, abs(observed))
+    tie = 1e-12 * float(np.abs(draws[np.isfinite(draws)]).max(initial=abs(observed)))
     return float((1 + np.count_nonzero(draws >= observed - tie)) / (1 + draws.size))
 
 
@@ -214,13 +215,51 @@ def label_permutation_test(
     return Inference(observed, None, None, int(group.size), p, note)
 
 
-def sign_flip_test(differences: ArrayLike, side: Side = "two-sided", level: float = 0.95, seed: int = 0) -> Inference:
-    """Is the mean of paired differences zero, if each could as well have had the other sign?
+@dataclass(frozen=True)
+class SignFlips:
+    """All that sign flips say of a mean, for a claim about it in either direction.
 
     Flipping the signs of a subset leaves a mean at least as large as the one observed if and only if the mean of the
-    subset is not positive. So p counts subset means on the far side of zero, and the interval that belongs to the test
-    runs between the ordered subset means ("typical values", Hartigan 1969). All 2^n − 1 subsets are taken for up to
-    ``EXACT_SEEDS`` seeds, else ``DRAWS`` random ones. It assumes differences symmetric about their centre, no more.
+    subset is not positive. So p counts subset means on the far side of a centre, and the interval that belongs to the
+    test runs between the ordered subset means ("typical values", Hartigan 1969). It assumes values symmetric about
+    their centre, no more.
+
+    Attributes:
+        means: of the non-empty subsets of the values, ascending; all 2^n − 1 for up to ``EXACT_SEEDS`` values, else
+            ``DRAWS`` random ones.
+        scale: the largest absolute value; rounding is relative to it.
+    """
+
+    means: NDArray[np.float64]
+    scale: float
+
+    @classmethod
+    def of(cls, values: ArrayLike, seed: int = 0) -> SignFlips:
+        """The subset means of (n,) values; ``seed`` is of the random subsets."""
+        x = _finite(values)
+        return cls(_subset_means(x, seed), float(np.abs(x).max()))
+
+    def p_greater(self, centre: float = 0.0) -> float:
+        """The p of "the values lie about a centre no larger than this"."""
+        far = np.searchsorted(self.means, centre + self._tie(centre), "right")
+        return (1 + int(far)) / (1 + self.means.size)
+
+    def p_less(self, centre: float = 0.0) -> float:
+        """The p of "the values lie about a centre no smaller than this"."""
+        far = self.means.size - np.searchsorted(self.means, centre - self._tie(centre), "left")
+        return (1 + int(far)) / (1 + self.means.size)
+
+    def interval(self, level: float = 0.95) -> tuple[float, float] | None:
+        """The two-sided interval; None where so few values have none."""
+        left_out = math.floor((1 - level) / 2 * (1 + self.means.size) + 1e-9)  # of the ordered means, at either end
+        return (float(self.means[left_out - 1]), float(self.means[-left_out])) if left_out else None
+
+    def _tie(self, centre: float) -> float:
+        return 1e-12 * max(self.scale, abs(centre))
+
+
+def sign_flip_test(differences: ArrayLike, side: Side = "two-sided", level: float = 0.95, seed: int = 0) -> Inference:
+    """Is the mean of paired differences zero, if each could as well have had the other sign? See ``SignFlips``.
 
     Args:
         differences: (n,) one per seed.
@@ -229,14 +268,16 @@ def sign_flip_test(differences: ArrayLike, side: Side = "two-sided", level: floa
         seed: of the random flips.
 
     Raises:
-        ValueError: no value, or a value that is not finite.
+        ValueError: no value, or a value that is not finite; an unknown side.
     """
     x = _finite(differences)
-    means = _subset_means(x, seed)
-    p = null_p(0.0, -means / (np.abs(x).max() or 1.0), side)
+    flips = SignFlips.of(x, seed)
+    greater, less = flips.p_greater(), flips.p_less()
+    sides = {"greater": greater, "less": less, "two-sided": min(1.0, 2 * min(greater, less))}
+    if side not in sides:
+        raise ValueError(f"side {side!r}: must be one of {', '.join(sides)}")
     zeros = int(np.count_nonzero(x == 0))  # which no flip changes
-    floor = (2 if side == "two-sided" else 1) * max(2.0 ** (zeros - x.size), 1 / (1 + means.size))
-    left_out = math.floor((1 - level) / 2 * (1 + means.size) + 1e-9)  # of the ordered means, at either end
+    floor = (2 if side == "two-sided" else 1) * max(2.0 ** (zeros - x.size), 1 / (1 + flips.means.size))
     low = high = None
     if x.size == 1:
         note = "one seed: no test, no interval"
@@ -244,12 +285,12 @@ def sign_flip_test(differences: ArrayLike, side: Side = "two-sided", level: floa
         note = f"all {x.size} differences are {'zero' if x[0] == 0 else 'equal'}: no interval"
     else:
         notes = [f"{zeros} of {x.size} differences are zero" if zeros else "", _floor_note(floor, level)]
-        if left_out:
-            low, high = float(means[left_out - 1]), float(means[-left_out])
+        if interval := flips.interval(level):
+            low, high = interval
         else:
             notes.append(f"{x.size} seeds have no {level:.0%} interval")
         note = "; ".join(filter(None, notes))
-    return Inference(float(x.mean()), low, high, int(x.size), p, note)
+    return Inference(float(x.mean()), low, high, int(x.size), sides[side], note)
 
 
 def smallest_p(seeds: int) -> float:
@@ -310,14 +351,39 @@ def holm(p_values: Sequence[float | None] | NDArray[np.float64]) -> NDArray[np.f
     Raises:
         ValueError: a p outside 0 to 1.
     """
-    p = np.asarray(p_values, dtype=np.float64)
-    run = np.flatnonzero(~np.isnan(p))
-    if ((p[run] < 0) | (p[run] > 1)).any():
-        raise ValueError(f"p must lie between 0 and 1, not {p[run].tolist()}")
+    p, run = _tested(p_values)
     order = run[np.argsort(p[run], kind="stable")]
     adjusted = np.full(p.shape, np.nan)
     adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
     return adjusted
+
+
+def false_discovery_rates(p_values: Sequence[float | None] | NDArray[np.float64]) -> NDArray[np.float64]:
+    """The q of several tests, in their order (Benjamini & Hochberg 1995).
+
+    Of those whose q is at most α, a share of α is expected to be false at most, where the tests are independent or
+    depend on each other positively (Benjamini & Yekutieli 2001).
+
+    Args:
+        p_values: None or NaN where a test was not run; it is no member of the family, and stays NaN.
+
+    Raises:
+        ValueError: a p outside 0 to 1.
+    """
+    p, run = _tested(p_values)
+    q = np.full(p.shape, np.nan)
+    if run.size:
+        q[run] = stats.false_discovery_control(p[run])
+    return q
+
+
+def _tested(p_values: Sequence[float | None] | NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """The p of several tests, and the places of those that were run."""
+    p = np.asarray(p_values, dtype=np.float64)
+    run = np.flatnonzero(~np.isnan(p))
+    if ((p[run] < 0) | (p[run] > 1)).any():
+        raise ValueError(f"p must lie between 0 and 1, not {p[run].tolist()}")
+    return p, run
 
 
 def _finite(values: ArrayLike) -> NDArray[np.float64]:
@@ -338,11 +404,17 @@ def _floor_note(floor: float, level: float = 0.95) -> str:
 def _subset_means(x: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
     """Means of the non-empty subsets of the values, all or random ones, ascending."""
     if x.size <= EXACT_SEEDS:
-        member = np.arange(1, 2**x.size)[:, None] >> np.arange(x.size) & 1
-    else:
-        member = np.random.default_rng(seed).integers(0, 2, (DRAWS, x.size))
-        member = member[member.any(axis=1)]
+        return np.sort(_weights_of_subsets(x.size) @ x)
+    member = np.random.default_rng(seed).integers(0, 2, (DRAWS, x.size))
+    member = member[member.any(axis=1)]
     return np.sort(member @ x / member.sum(axis=1))
+
+
+@lru_cache(maxsize=4)
+def _weights_of_subsets(n: int) -> NDArray[np.float64]:
+    """(2^n − 1, n): of each non-empty subset of n values, 1 / its size at its members."""
+    member = np.arange(1, 2**n)[:, None] >> np.arange(n) & 1
+    return member / member.sum(axis=1, keepdims=True)
 
 
 def _all_relabelings(labels: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -58,10 +58,24 @@ def test_a_layer_that_one_seed_lacks_is_left_out_of_all():
     assert effect(long_table(*rows), "difference", (Term("m", ("a",), "each"),)).values.tolist() == [1, 2]
 
 
-def test_a_seed_without_a_value_is_left_out_and_counted():
+def test_a_trained_seed_without_a_value_is_lost_and_one_not_yet_trained_is_not():
     found = effect(accuracies(a=[5, np.nan, 7], b=[1, 1, 1]), "difference", (accuracy("a"),), (accuracy("b"),))
-    assert found.values.tolist() == [4, 6]
-    assert found.note == "seeds left out, whose values are missing or undefined: 1"
+    assert (found.values.tolist(), found.lost) == ([4, 6], 1)
+    assert found.note == "1 of 3 seeds lost (value undefined in 1)"
+    begun = effect(accuracies(a=[5, 6, 7], b=[1, 1]), "difference", (accuracy("a"),), (accuracy("b"),))
+    assert (begun.values.tolist(), begun.lost) == ([4, 5], 0)
+    assert begun.note == "seeds not yet trained in every variant: 1"
+
+
+def test_a_lost_run_is_counted_with_its_reason():
+    of, minus = (accuracy("a"),), (accuracy("b"),)
+    table = accuracies(a=[5, 6, 7], b=[1, 1])
+    metric = Metric("difference", of, minus)
+    found = measure_effect(table, metric, {("b", 2): "diverged", ("c", 0): "diverged"})
+    assert (found.values.tolist(), found.lost) == ([4, 5], 1)
+    assert found.note == "1 of 3 seeds lost (b diverged)"
+    with pytest.raises(NotMeasuredError, match="no run of b is evidence: seed 0 diverged"):
+        measure_effect(accuracies(a=[5, 6]), metric, {("b", 0): "diverged", ("b", 1): "diverged"})
 
 
 def test_a_slope_is_that_of_least_squares():
@@ -87,9 +101,10 @@ def test_the_slot_is_part_of_a_name():
     assert effect(table, "slope", of, minus, over={"g2": 1, "g8": 3}).values.tolist() == [1.5]
 
 
-def test_a_share_counts_seeds_below_a_twentieth():
-    found = effect(accuracies(a=[0.01, 0.05, 0.049, 0.5]), "share", (accuracy("a"),))
-    assert found.values.tolist() == [1, 0, 1, 0]
+def test_a_share_is_of_zeros_and_ones():
+    assert effect(accuracies(a=[1, 0, 1, 0]), "share", (accuracy("a"),)).values.tolist() == [1, 0, 1, 0]
+    with pytest.raises(ValueError, match=r"share of seeds with accuracy\(a\): each seed must have 0 or 1, not 0.05"):
+        effect(accuracies(a=[0.05, 1]), "share", (accuracy("a"),))
 
 
 def test_a_count_is_its_own_interval():

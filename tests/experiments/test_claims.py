@@ -12,8 +12,9 @@ import yaml
 
 from experiments import claims as command
 from experiments.catalogue import CONFIGS, study_file, study_names
-from experiments.claims import LEDGER, print_claims, read_claims
+from experiments.claims import print_claims
 from experiments.errors import UsageError
+from experiments.ledger import LEDGER, read_claims
 from experiments.report import read_table
 
 CLAIMS = read_claims(LEDGER)
@@ -29,8 +30,8 @@ def test_the_ledger_is_no_study():
     assert "claims" not in study_names()
 
 
-def test_the_ledger_holds_27_claims_in_order():
-    assert [claim.number for claim in CLAIMS] == list(range(1, 28))
+def test_the_claims_stand_in_the_order_of_their_numbers():
+    assert [claim.number for claim in CLAIMS] == list(range(1, len(CLAIMS) + 1))
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: str(claim.number))
@@ -64,8 +65,9 @@ def write_study(folder: Path, accuracy: dict[str, list[float]], parameters: dict
     table = pd.DataFrame(rows).assign(study=folder.name, layer="", null="", groups="", unit="")
     (folder / "tables").mkdir(parents=True)
     table.to_csv(folder / "tables" / "measures.csv", index=False)
-    runs = {"variant": "orig", "device": "abacus", "precision": "float32", "torch": "2", "dataset": "d", "commit": "c"}
-    pd.DataFrame([runs]).to_csv(folder / "tables" / "runs.csv", index=False)
+    runs = {"device": "abacus", "precision": "float32", "torch": "2", "dataset": "d", "commit": "c", "classes": 10}
+    rows = [{"variant": v, "seed": s, "test_images": 10_000, **runs} for v in accuracy for s in range(len(accuracy[v]))]
+    pd.DataFrame(rows).to_csv(folder / "tables" / "runs.csv", index=False)
 
 
 def planted_nin(folder: Path, loss: float, seeds: int = 8) -> None:
@@ -91,12 +93,12 @@ def test_what_is_planted_in_the_tables_is_what_the_ledger_says(tmp_path, capsys,
     assert found[14]["read_from"] == str(tmp_path)
     assert found[14]["effect"] == pytest.approx(-loss, abs=0.001)
     assert "abacus" in found[14]["hardware"]
-    assert found[14]["adjusted"] >= found[14]["p"]
+    assert found[14]["q"] >= found[14]["p"]
     assert found[5]["verdict"] == "not run"
     assert "no variant root-4" in found[5]["note"]
 
 
-def test_runs_go_before_results_and_results_serve_where_there_are_none(tmp_path, capsys):
+def test_results_serve_where_there_are_no_runs(tmp_path, capsys):
     found = ledger(capsys, f"--runs_root={tmp_path}")
     assert {claim["read_from"] for claim in found.values() if claim["effect"] is not None} == {"results"}
     assert found[14]["command"] == "make experiment NAME=nin-roots"
@@ -110,12 +112,15 @@ def test_the_ledger_fits_120_columns_and_counts_its_verdicts(tmp_path, capsys):
     print_claims([f"--runs_root={tmp_path}"])
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 120
-    told = dict(re.findall(r"(?m)^ ?(\d+) (supported|contradicted|inconclusive|not run)", text.split("\n\n")[0]))
-    assert len(told) == 27
-    counts = re.search(r"(\d+) supported, (\d+) contradicted, (\d+) inconclusive, (\d+) not run", text)
+    table = text.split("\n\n")[0]
+    told = dict(re.findall(r"(?m)^ ?(\d+) (supported|contradicted|inconclusive|holds by|not run)", table))
+    assert len(told) == len(CLAIMS)
+    verdicts = ("supported", "contradicted", "inconclusive", "holds by construction", "not run")
+    counts = re.search(", ".join(rf"(\d+) {verdict}" for verdict in verdicts), text)
     assert counts is not None
-    verdicts = ("supported", "contradicted", "inconclusive", "not run")
-    assert [int(n) for n in counts.groups()] == [list(told.values()).count(v) for v in verdicts]
+    assert [int(n) for n in counts.groups()] == [
+        list(told.values()).count(v.removesuffix(" construction")) for v in verdicts
+    ]
     assert told["14"] == "contradicted"
     assert "abacus" in text
     assert "make experiment NAME=resnext-cardinality" in text
@@ -124,14 +129,31 @@ def test_the_ledger_fits_120_columns_and_counts_its_verdicts(tmp_path, capsys):
 def test_explain_states_the_rule_once_and_every_claim_with_source_and_test(capsys):
     print_claims(["--explain"])
     text = capsys.readouterr().out
-    assert text.count("inconclusive  neither, or fewer than 6 seeds") == 1
-    assert text.count("\nsource     ") == 27
+    assert text.count("fewer than 6 seeds have a value") == 1
+    assert text.count("\nsource     ") == text.count("\ncontradict ") == len(CLAIMS)
     assert "within 0 ± 0.01" in text
     assert max(map(len, text.splitlines())) <= 120
 
 
+def test_the_page_of_claims_is_the_one_that_the_command_writes(capsys):
+    print_claims(["--markdown"])
+    written = (Path(__file__).parents[2] / "docs" / "claims.md").read_text()
+    assert capsys.readouterr().out == written, "make claims ARGS=--markdown > docs/claims.md"
+
+
+def test_every_claim_says_what_would_contradict_it():
+    assert all(len(claim.contradicts.split()) >= 8 for claim in CLAIMS)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UsageError, match=r"--runs_root=.*nowhere: no such folder"):
+        print_claims([f"--runs_root={tmp_path / 'nowhere'}"])
+
+
 def test_an_unknown_flag_is_named():
-    with pytest.raises(UsageError, match=r"claims: unknown flag --yaml; there are: --json, --explain, --runs_root=DIR"):
+    with pytest.raises(
+        UsageError, match=r"claims: unknown flag --yaml; there are: --json, --explain, --markdown, --trials"
+    ):
         print_claims(["--yaml"])
 
 
@@ -142,6 +164,7 @@ CLAIM = {
     "claim": "c",
     "source": "s",
     "against": "a",
+    "contradicts": "x",
     "studies": ["quickstart"],
     "published": "",
     "tests": [TEST],
@@ -170,7 +193,10 @@ def test_the_smallest_claim_is_read(tmp_path):
         ({"studies": []}, ["claim 3", "studies", "names"]),
         ({"tests": []}, ["claim 3", "tests", "list of tests"]),
         ({"tests": ["x"]}, ["claim 3", "tests[0]", "'x'", "mapping"]),
-        ({"tests": [TEST, {**TEST, "direction": "up"}]}, ["tests[1], direction", "'up'", "greater, less, within"]),
+        (
+            {"tests": [TEST, {**TEST, "direction": "up"}]},
+            ["tests[1], direction", "'up'", "greater, less, within, no_greater"],
+        ),
         ({"tests": [{**TEST, "kind": "quotient"}]}, ["tests[0], kind", "quotient", "ratio"]),
         ({"tests": [{**TEST, "matters": 0}]}, ["tests[0], matters", "above 0"]),
         ({"tests": [{**TEST, "matters": "half"}]}, ["tests[0], matters", "'half'", "number"]),
@@ -185,6 +211,10 @@ def test_the_smallest_claim_is_read(tmp_path):
         ({"tests": [{**TEST, "kind": "share", "direction": "less"}]}, ["tests[0], of", "share"]),
         ({"tests": [{**TEST, "minus": {**TERM, "layer": "each"}}]}, ["tests[0], layer", "each"]),
         ({"tests": [{**TEST, "per": "run"}]}, ["tests[0], per", "'run'", "seed, variant"]),
+        ({"decides": "all"}, ["claim 3", "decides", "'all'", "first, every"]),
+        ({"contradicts": ""}, ["claim 3", "contradicts", "text"]),
+        ({"tests": [{**TEST, "spread": 0}]}, ["tests[0], spread", "above 0"]),
+        ({"tests": [{**TEST, "construction": True}]}, ["tests[0], construction", "True", "why"]),
         ({"tests": [{**TEST, "log": "yes please"}]}, ["tests[0]", "true or false", "yes please"]),
     ],
     ids=lambda value: str(value)[:60],
