@@ -8,10 +8,15 @@ import os
 import shutil
 import sys
 import zlib
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+from experiments.decode import RULES, plain
+from experiments.image_folders import same_pictures
+from experiments.terminal import shown
 
 READ_WHOLE = 8 << 30  # bytes up to which every load reads all of a cache (0.4 s a GiB); of a larger one the sizes count
 
@@ -20,7 +25,7 @@ def write_index(folder: Path, index: dict[str, Any]) -> None:
     """Write ``index.json`` beside the images ``<split>.u8``: what the index says, and the checksums of all."""
     checksums = {split: _file_checksum(folder / f"{split}.u8") for split in index["labels"]}
     checksums["index"] = _checksum_of(index)
-    (folder / "index.json").write_text(json.dumps({**index, "checksums": checksums}))
+    (folder / "index.json").write_text(json.dumps({**index, "checksums": checksums}), encoding="utf-8")
 
 
 def read_index(folder: Path) -> dict[str, Any] | None:
@@ -29,7 +34,7 @@ def read_index(folder: Path) -> dict[str, Any] | None:
     A cache from before there were checksums is taken as it is if its sizes fit.
     """
     try:
-        index = json.loads((folder / "index.json").read_text())
+        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         checksums = index.pop("checksums", {})
         damage = _damage(folder, index, checksums)
     except FileNotFoundError:
@@ -51,26 +56,62 @@ def read_index(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def content_digest(base: Path, files: list[Path], root: Path) -> str:
-    """Hash of names and bytes. Remembered under the files' sizes and times, so that bytes are read once."""
-    stats = hashlib.sha256(str(base.resolve()).encode())
-    for file in files:
+@dataclass(frozen=True)
+class Content:
+    """What the bytes of a folder's images say.
+
+    Attributes:
+        digest: of names and bytes, and of the rules of decoding where some image is decoded by newer ones.
+        same: test images whose bytes are among the training images too, as ``test file is training file``.
+    """
+
+    digest: str
+    same: tuple[str, ...]
+
+
+def content_of(base: Path, train: list[Path], test: list[Path], root: Path) -> Content:
+    """Hash of the images' names and bytes. Remembered under their sizes and times, so that bytes are read once."""
+    stats = hashlib.sha256(f"rules {RULES} ".encode() + os.fsencode(base.resolve()))
+    for file in (*train, *test):
         stat = file.stat()
-        stats.update(f"{file.relative_to(base)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        stats.update(_name(file, base) + f" {stat.st_size} {stat.st_mtime_ns}\n".encode())
     memory = root / "cache" / "digests" / stats.hexdigest()[:32]
-    if memory.is_file():
-        known, _, check = memory.read_bytes().decode(errors="replace").partition(" ")
-        if len(known) == 64 and check in ("", _check(known)):  # a damaged memory would make another dataset of it
-            return known
-    content = hashlib.sha256()
-    for file in tqdm(files, desc="hashing", unit="image", disable=None, leave=False):
-        content.update(f"{file.relative_to(base)}\n".encode())
-        content.update(file.read_bytes())
+    if (known := _recalled(memory)) is not None:
+        return known
+    content, touched = hashlib.sha256(), []
+    for file in tqdm([*train, *test], desc="hashing", unit="image", disable=None, leave=False):
+        content.update(_name(file, base) + b"\n")
+        inside = file.read_bytes()
+        content.update(inside)
+        if not plain(inside):
+            touched.append(_name(file, base))
+    digest = content.hexdigest()
+    if touched:  # datasets of plain images keep the digest, and their runs and caches, of the first rules
+        digest = hashlib.sha256(b"\n".join([f"{digest} rules {RULES}".encode(), *touched])).hexdigest()
+    same = (f"{shown(a.relative_to(base))} is {shown(b.relative_to(base))}" for a, b in same_pictures(test, train))
+    found = Content(digest, tuple(same))
+    text = json.dumps(asdict(found))
     memory.parent.mkdir(parents=True, exist_ok=True)
     fresh = memory.with_suffix(f".{os.getpid()}")
-    fresh.write_text(f"{content.hexdigest()} {_check(content.hexdigest())}")
+    fresh.write_text(f"{_check(text)} {text}", encoding="utf-8")
     fresh.replace(memory)
-    return content.hexdigest()
+    return found
+
+
+def _recalled(memory: Path) -> Content | None:
+    """What was remembered of these files; None where nothing was, or where it was damaged since."""
+    try:
+        check, _, text = memory.read_bytes().decode(errors="replace").partition(" ")
+    except FileNotFoundError:
+        return None
+    if check != _check(text):  # a damaged memory would make another dataset of it
+        return None
+    known = json.loads(text)
+    return Content(known["digest"], tuple(known["same"]))
+
+
+def _name(file: Path, base: Path) -> bytes:
+    return os.fsencode(file.relative_to(base))
 
 
 def _check(digest: str) -> str:

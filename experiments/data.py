@@ -1,7 +1,7 @@
 """Datasets: images decoded once into a memory-mapped uint8 cache that is keyed by their content.
 
 ``photos`` ships with the dependencies; ``cifar10`` and ``imagenette`` come through torchvision, downloaded on request;
-``folder:PATH`` is any tree ``train/<class>/*``, ``val/<class>/*`` (or ``test/<class>/*``).
+``folder:PATH`` is any tree ``train/<class>/*``, ``val/<class>/*`` (or ``test/<class>/*``), by ``docs/images.md``.
 """
 
 from __future__ import annotations
@@ -9,9 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,20 +17,31 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from experiments import photos
-from experiments.cache import content_digest, read_index, write_index
+from experiments.cache import content_of, read_index, write_index
+from experiments.decode import fit, read_images
 from experiments.errors import UsageError
+from experiments.image_folders import (
+    COMMON_SUFFIXES,
+    UNREADABLE,
+    LeftOut,
+    alike,
+    class_folders,
+    images_in,
+    some,
+    warn_of_alike,
+    warn_of_empty,
+    warn_of_same,
+)
+from experiments.terminal import shown
 from experiments.vision import import_torchvision
 
 DATASETS = ("photos", "cifar10", "imagenette", "folder:PATH")
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"}
-CACHE_VERSION = 1  # raise when decoding changes
+CACHE_VERSION = 1  # raise when all of decoding changes; where only some images' does, raise ``decode.RULES``
 IMAGENETTE = {"train": 9469, "test": 3925}
-NAMED_BROKEN = 5  # broken images named one by one; the others are counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,12 +91,23 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a dataset comes from before it is decoded: files with labels, or arrays made at once."""
+    """Where a dataset comes from before it is decoded: files with labels, or arrays made at once.
+
+    Attributes:
+        classes: names, in label order.
+        digest: of the content.
+        count: images by split.
+        decode: decodes one split at a size.
+        base: folder in which the names of images are; None where there are no files.
+        say: says what was left out, by the index of what was decoded.
+    """
 
     classes: tuple[str, ...]
     digest: str
     count: dict[str, int]
     decode: Callable[[str, int, Decoded], None]
+    base: Path | None = None
+    say: Callable[[dict[str, Any]], None] | None = None
 
 
 class Decoded:
@@ -97,6 +117,7 @@ class Decoded:
         self._file = open(path, "wb")  # noqa: SIM115 (closed by __exit__)
         self.labels: list[int] = []
         self.broken: list[str] = []
+        self.unread: dict[str, list[str]] = {}
 
     def __enter__(self) -> Decoded:
         return self
@@ -128,6 +149,8 @@ def load(spec: str, image_size: int, root: Path, download: bool = False) -> Data
     index = read_index(folder)
     if index is None:
         index = _decode(source, image_size, folder, spec)
+    if source.say is not None:
+        source.say(index)
     images = {
         split: Images(
             torch.from_file(str(folder / f"{split}.u8"), size=len(labels) * image_size**2 * 3, dtype=torch.uint8).view(
@@ -144,7 +167,7 @@ def load(spec: str, image_size: int, root: Path, download: bool = False) -> Data
         key,
         torch.tensor(index["mean"]),
         torch.tensor(index["std"]),
-        tuple(index["broken"]),
+        tuple(str(source.base / name) if source.base else name for name in index["broken"]),
     )
 
 
@@ -193,7 +216,7 @@ def _cifar10(root: Path, download: bool) -> Source:
     def decode(split: str, size: int, out: Decoded) -> None:
         data, labels = splits[split].data, splits[split].targets
         for image, label in zip(data, labels, strict=True):
-            out.add(_fit(Image.fromarray(image), size)[None], [label])
+            out.add(fit(Image.fromarray(image), size)[None], [label])
 
     return Source(
         tuple(splits["train"].classes), digest.hexdigest(), {s: len(d.data) for s, d in splits.items()}, decode
@@ -245,67 +268,62 @@ def _folder(path: Path, root: Path, spec: str) -> Source:
         if not place.is_dir():
             wanted = "train/<class>/" if split == "train" else "val/<class>/ or test/<class>/"
             raise UsageError(f"dataset={spec}: {path} has no {wanted} folder")
-    classes = class_folders(splits["train"])
-    if len(classes) < 2:
-        raise UsageError(f"dataset={spec}: {splits['train']} has {len(classes)} class folders; at least 2 are needed")
-    unknown = set(class_folders(splits["test"])) - set(classes)
-    if unknown:
-        raise UsageError(f"dataset={spec}: {splits['test']} has classes that train lacks: {', '.join(sorted(unknown))}")
-    files = {split: list(images_in(place, classes)) for split, place in splits.items()}
+    left_out = LeftOut(path)
+    found = {
+        split: {name: images_in(place / name, left_out) for name in class_folders(place, left_out)}
+        for split, place in splits.items()
+    }
+    names = tuple(found["train"])
+    if len(names) < 2:
+        raise UsageError(f"dataset={spec}: {splits['train']} has {len(names)} class folders; at least 2 are needed")
+    if unknown := [name for name, images in found["test"].items() if images and name not in names]:
+        like = {alike(name): name for name in names}
+        hints = [f"{like[alike(name)]} in train is written otherwise" for name in unknown if alike(name) in like]
+        raise UsageError(
+            f"dataset={spec}: {splits['test']} has classes that train lacks: {some([shown(name) for name in unknown])}"
+            + (f" ({some([shown(hint) for hint in hints])})" if hints else "")
+        )
+    files = {
+        split: [(file, label) for label, name in enumerate(names) for file in of_class.get(name, [])]
+        for split, of_class in found.items()
+    }
     for split, place in splits.items():
         if not files[split]:
-            raise UsageError(f"dataset={spec}: no image in {place} (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
+            raise UsageError(f"dataset={spec}: no image in {place} (looked for {COMMON_SUFFIXES})")
 
     def decode(split: str, size: int, out: Decoded) -> None:
-        images = read_images([file for file, _ in files[split]], size, f"decoding {split}")
-        for (file, label), image in zip(files[split], images, strict=True):
-            if image is None:
-                out.broken.append(str(file))
+        unread = LeftOut(path)
+        pictures = read_images([file for file, _ in files[split]], size, f"decoding {split}")
+        for (file, label), picture in zip(files[split], pictures, strict=True):
+            unread.add_unread(file, picture)
+            if picture.pixels is None:
+                out.broken.append(str(file.relative_to(path)))
             else:
-                out.add(image[None], [label])
+                out.add(picture.pixels[None], [label])
+        out.unread = dict(unread.found)
 
-    everything = files["train"] + files["test"]
-    digest = content_digest(path, [file for file, _ in everything], root)
+    classes = tuple(shown(name) for name in names)
+    train, test = ([file for file, _ in files[split]] for split in ("train", "test"))
+    content = content_of(path, train, test, root)
+
+    def say(index: dict[str, Any]) -> None:
+        # A cache of the first rules has names of broken images alone.
+        unread = index.get("unread") or ({UNREADABLE: index["broken"]} if index["broken"] else {})
+        for reason in left_out.found.keys() | unread.keys():
+            left_out.found[reason] = [*left_out.found.get(reason, []), *unread.get(reason, [])]
+        left_out.say()
+        warn_of_same(path, content.same, splits["train"].name, splits["test"].name)
+        warn_of_alike(path, classes)
+        outputs = "the network has an output for it that is never right"
+        warn_of_empty(path, classes, splits["train"].name, index["labels"]["train"], outputs)
+        warn_of_empty(path, classes, splits["test"].name, index["labels"]["test"], "no accuracy is known of it")
+
+    everything, digest = files["train"] + files["test"], content.digest
     # The files' names tell their classes; one without a file shifts the labels of the others all the same.
-    if empty := sorted(set(classes) - {classes[label] for _, label in everything}):
-        digest = hashlib.sha256("\n".join((digest, *empty)).encode()).hexdigest()
-    return Source(classes, digest, {split: len(entries) for split, entries in files.items()}, decode)
-
-
-def class_folders(place: Path) -> tuple[str, ...]:
-    """The folders in a place, in label order."""
-    return tuple(sorted(child.name for child in place.iterdir() if child.is_dir()))
-
-
-def images_in(place: Path, classes: tuple[str, ...]) -> Iterator[tuple[Path, int]]:
-    """Image files at any depth of a place's class folders, each with its label, class after class."""
-    for label, name in enumerate(classes):
-        for folder, inner, names in os.walk(place / name):
-            inner.sort()
-            yield from (
-                (Path(folder, file), label) for file in sorted(names) if Path(file).suffix.lower() in IMAGE_SUFFIXES
-            )
-
-
-def read_images(files: list[Path], size: int, progress: str) -> Iterator[np.ndarray | None]:
-    """Each file as uint8 (size, size, 3), in order; None where it cannot be read."""
-
-    def read(file: Path) -> np.ndarray | None:
-        try:
-            with Image.open(file) as image:
-                image.draft("RGB", (size, size))
-                return _fit(image, size)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            return None
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from tqdm(pool.map(read, files), desc=progress, total=len(files), unit="image", disable=None, leave=False)
-
-
-def _fit(image: Image.Image, size: int) -> np.ndarray:
-    """uint8 (size, size, 3): shorter side resized to ``size``, centre kept; grey images become RGB."""
-    rgb = image.convert("RGB")
-    return np.asarray(rgb if rgb.size == (size, size) else ImageOps.fit(rgb, (size, size), Image.Resampling.BICUBIC))
+    if empty := sorted(set(names) - {names[label] for _, label in everything}):
+        digest = hashlib.sha256(b"\n".join((digest.encode(), *map(os.fsencode, empty)))).hexdigest()
+    count = {split: len(entries) for split, entries in files.items()}
+    return Source(classes, digest, count, decode, path, say)
 
 
 def _decode(source: Source, size: int, folder: Path, spec: str) -> dict[str, Any]:
@@ -318,7 +336,7 @@ def _decode(source: Source, size: int, folder: Path, spec: str) -> dict[str, Any
     try:
         fresh.mkdir()
         index: dict[str, Any] = {"image_size": size, "classes": source.classes}
-        labels, broken = {}, []
+        labels, broken, unread = {}, [], {}
         for split, count in source.count.items():
             with Decoded(fresh / f"{split}.u8") as out:
                 source.decode(split, size, out)
@@ -326,11 +344,13 @@ def _decode(source: Source, size: int, folder: Path, spec: str) -> dict[str, Any
                 raise UsageError(f"dataset={spec}: none of the {count} {split} images could be read")
             labels[split] = out.labels
             broken += out.broken
+            for reason, names in out.unread.items():
+                unread[reason] = [*unread.get(reason, []), *names]
             if split == "train":
                 shape = (len(out.labels), size, size, 3)
                 pixels = np.memmap(fresh / f"{split}.u8", dtype=np.uint8, mode="r", shape=shape)
                 index["mean"], index["std"] = channel_statistics(pixels)
-        index.update(labels=labels, broken=broken)
+        index.update(labels=labels, broken=broken, unread=unread)
         write_index(fresh, index)
         try:
             fresh.rename(folder)
@@ -339,10 +359,6 @@ def _decode(source: Source, size: int, folder: Path, spec: str) -> dict[str, Any
                 raise
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    for file in broken[:NAMED_BROKEN]:
-        print(f"warning: {file}: not a readable image, left out", file=sys.stderr)
-    if len(broken) > NAMED_BROKEN:
-        print(f"warning: {len(broken)} images could not be read and are left out", file=sys.stderr)
     return index
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,17 +10,22 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from experiments.data import (
-    IMAGE_SUFFIXES,
-    NAMED_BROKEN,
-    Dataset,
-    Images,
-    channel_statistics,
+from experiments.data import Dataset, Images, channel_statistics
+from experiments.decode import read_images
+from experiments.errors import UsageError
+from experiments.image_folders import (
+    COMMON_SUFFIXES,
+    LeftOut,
     class_folders,
     images_in,
-    read_images,
+    is_hidden,
+    is_image,
+    same_pictures,
+    warn_of_alike,
+    warn_of_empty,
+    warn_of_same,
 )
-from experiments.errors import UsageError
+from experiments.terminal import shown
 
 SHOWN = ("val", "test", "train")  # the split that is looked at: the first of these that is there
 
@@ -31,7 +35,7 @@ def load_images(path: Path, image_size: int, images: int) -> Dataset:
 
     Test images are those of ``val/``, ``test/`` or ``train/`` in the folder, else of the folder itself; training images
     are as many of ``train/``, where it is there, else the same ones. The classes are the folders that they lie in.
-    Images that do not all lie in two folders or more have none: then ``classes`` is empty and every label 0.
+    Images that do not mostly lie in two folders or more have none: then ``classes`` is empty and every label 0.
 
     Args:
         path: the folder.
@@ -44,21 +48,27 @@ def load_images(path: Path, image_size: int, images: int) -> Dataset:
     if not path.is_dir():
         raise UsageError(f"--data={path}: there is no such folder")
     splits = {name: path / name for name in SHOWN if (path / name).is_dir()}
-    shown = next(iter(splits.values()), path)
-    places = {"test": shown, "train": splits.get("train", shown)}
-    classes = _classes(places)
-    files = {split: list(images_in(place, classes or ("",))) for split, place in places.items()}
+    shown_place = next(iter(splits.values()), path)
+    places = {"test": shown_place, "train": splits.get("train", shown_place)}
+    left_out = LeftOut(path)
+    classes, files = _files(places, left_out)
     for split, place in places.items():
         if not files[split]:
-            raise UsageError(f"--data={path}: no image in {place} (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
+            raise UsageError(f"--data={path}: no image in {place} (looked for {COMMON_SUFFIXES})")
     broken: list[str] = []
-    test = _decode(files["test"], image_size, images, broken, shown)
-    same = places["train"] == shown
-    train = test if same else _decode(files["train"], image_size, images, broken, places["train"])
-    for file in broken[:NAMED_BROKEN]:
-        print(f"warning: {file}: not a readable image, left out", file=sys.stderr)
-    if len(broken) > NAMED_BROKEN:
-        print(f"warning: {len(broken)} images could not be read and are left out", file=sys.stderr)
+    chosen = {split: _evenly(of_split, images) for split, of_split in files.items()}
+    test = _decode(chosen["test"], image_size, broken, left_out, shown_place)
+    same = places["train"] == shown_place
+    train = test if same else _decode(chosen["train"], image_size, broken, left_out, places["train"])
+    left_out.say()
+    if not same:
+        twins = same_pictures((file for file, _ in chosen["test"]), (file for file, _ in files["train"]))
+        names = [f"{shown(file.relative_to(path))} is {shown(twin.relative_to(path))}" for file, twin in twins]
+        warn_of_same(path, names, places["train"].name, shown_place.name)
+    warn_of_alike(path, classes)
+    for split in ("test",) if same else ("train", "test"):
+        labels = [label for _, label in files[split]]
+        warn_of_empty(path, classes, places[split].name, labels, "it counts as a class all the same")
     mean, std = channel_statistics(train.pixels.numpy())
     return Dataset(train, test, classes, "", torch.tensor(mean), torch.tensor(std), tuple(broken))
 
@@ -93,28 +103,49 @@ def _plain(name: str) -> str:
     return name.casefold().replace("_", " ")
 
 
-def _classes(places: dict[str, Path]) -> tuple[str, ...]:
-    """The class folders of all splits; none where a split has an image outside of them, or one folder alone."""
-    names = {place: class_folders(place) for place in places.values()}
-    classes = tuple(sorted({name for found in names.values() for name in found}))
-    outside = any(
-        file.suffix.lower() in IMAGE_SUFFIXES for place in names for file in place.iterdir() if file.is_file()
-    )
-    return () if outside or len(classes) < 2 else classes
+def _files(places: dict[str, Path], left_out: LeftOut) -> tuple[tuple[str, ...], dict[str, list[tuple[Path, int]]]]:
+    """The classes, and each split's images with their labels.
+
+    There are classes where the places have two folders or more and most images of each place lie in such folders.
+    """
+    of_classes = LeftOut(left_out.base)
+    found = {
+        place: {name: images_in(place / name, of_classes) for name in class_folders(place, of_classes)}
+        for place in dict.fromkeys(places.values())
+    }
+    names = sorted({name for of_place in found.values() for name in of_place})
+    inside = all(sum(map(len, of_place.values())) > _count_outside(place) for place, of_place in found.items())
+    if len(names) < 2 or not inside:
+        whole = {place: [(file, 0) for file in images_in(place, left_out)] for place in found}
+        return (), {split: whole[place] for split, place in places.items()}
+    left_out.found.update(of_classes.found)
+    files = {
+        split: [(file, label) for label, name in enumerate(names) for file in found[place].get(name, [])]
+        for split, place in places.items()
+    }
+    return tuple(shown(name) for name in names), files
 
 
-def _decode(files: list[tuple[Path, int]], size: int, images: int, broken: list[str], place: Path) -> Images:
+def _count_outside(place: Path) -> int:
+    return sum(is_image(child.name) and not is_hidden(child.name) and child.is_file() for child in place.iterdir())
+
+
+def _evenly(files: list[tuple[Path, int]], images: int) -> list[tuple[Path, int]]:
+    """So many of the files, evenly spaced."""
     taken = min(images, len(files))
-    chosen = [files[k * len(files) // taken] for k in range(taken)]
+    return [files[k * len(files) // taken] for k in range(taken)]
+
+
+def _decode(chosen: list[tuple[Path, int]], size: int, broken: list[str], left_out: LeftOut, place: Path) -> Images:
     pixels, labels = [], []
-    for (file, label), image in zip(
-        chosen, read_images([file for file, _ in chosen], size, f"reading {place.name}"), strict=True
-    ):
-        if image is None:
+    pictures = read_images([file for file, _ in chosen], size, f"reading {shown(place.name)}")
+    for (file, label), picture in zip(chosen, pictures, strict=True):
+        left_out.add_unread(file, picture)
+        if picture.pixels is None:
             broken.append(str(file))
         else:
-            pixels.append(image)
+            pixels.append(picture.pixels)
             labels.append(label)
     if not pixels:
-        raise UsageError(f"--data={place}: none of the {taken} images could be read")
+        raise UsageError(f"--data={place}: none of the {len(chosen)} images could be read")
     return Images(torch.from_numpy(np.stack(pixels)), torch.tensor(labels))

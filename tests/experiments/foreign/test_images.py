@@ -50,7 +50,7 @@ def test_images_in_no_folder_or_in_one_or_beside_folders_have_no_classes(tmp_pat
     for kind, names in {
         "flat": ["a.png", "b.png"],
         "one": ["cats/a.png", "cats/b.png"],
-        "beside": ["cats/a.png", "dogs/b.png", "c.png"],
+        "beside": ["cats/a.png", "dogs/b.png", "c.png", "d.png"],
     }.items():
         for number, name in enumerate(names):
             paint(tmp_path / kind / name, 10 * (number + 1))
@@ -90,7 +90,8 @@ def test_an_image_that_cannot_be_read_is_left_out_and_named(tmp_path, capsys):
     dataset = load_images(tmp_path, 8, 10)
     assert values(dataset.test) == [3.0]
     assert dataset.broken == (str(tmp_path / "b.png"),)
-    assert capsys.readouterr().err == f"warning: {tmp_path / 'b.png'}: not a readable image, left out\n"
+    said = "1 left out, an image that cannot be read: b.png (damaged, or no image)"
+    assert capsys.readouterr().err == f"warning: {tmp_path}: {said}\n"
 
 
 def test_a_folder_that_cannot_be_shown_is_one_line(tmp_path):
