@@ -7,15 +7,21 @@ layer: connected channel pairs over all pairs, 1/G for G equal groups.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from gconv import dispatch
 from gconv.conv import GroupedConv2d
 from gconv.geometry import Geometry
 from gconv.kernels import OPS
+from gconv.kernels.aten import is_channels_last
 from gconv.kernels.choose import APART, choose, pixel_bits, together
+from gconv.meta import Shape, image_shape, raise_if_closed, run_on_meta, unwrapped
+from gconv.table import aligned
 
 # Multiply-accumulates per second of 16-bit matrices and bytes per second of a copy, both as measured.
 PEAKS = {"NVIDIA H200": (395e12, 4.3e12)}
@@ -48,10 +54,19 @@ class OpExplanation:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What computes the three ops of a layer, and a training step of it; printed as a few lines."""
+    """What computes the three ops of a layer, and a training step of it; printed as a few lines.
+
+    Attributes:
+        layer: geometry, input, dtype, layout and device in words.
+        groups, input_shape: of the layer; the input is (N, C, H, W).
+        share: connected channel pairs over all pairs, the ideal share of the dense time.
+        ops: the three, then the step.
+    """
 
     layer: str
-    share: float  # connected channel pairs over all pairs: the ideal share of the dense time
+    groups: str
+    input_shape: tuple[int, ...]
+    share: float
     ops: tuple[OpExplanation, ...]
 
     def __str__(self) -> str:
@@ -67,30 +82,103 @@ class Explanation:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class ModelExplanation:
+    """What computes the grouped convolutions of a model, by name, in the order of the modules; printed as a table.
+
+    Attributes:
+        layers: of each GroupedConv2d that the model calls.
+        others: number of its other convolutions, which torch itself computes.
+    """
+
+    layers: Mapping[str, Explanation]
+    others: int
+
+    def __str__(self) -> str:
+        header = ["layer", "groups", "input", *OPS, "step", "share of dense"]
+        rows = [
+            [name, e.groups, "×".join(map(str, e.input_shape)), *(op.kernel for op in e.ops), f"{e.share:.3f}"]
+            for name, e in self.layers.items()
+        ]
+        table = aligned(header, rows, texts=len(header) - 1)
+        return table + (f"\n{self.others} other convolutions: torch's own" if self.others else "")
+
+
 def explain(
-    layer: GroupedConv2d, input_shape: tuple[int, ...], dtype: torch.dtype | None = None, channels_last: bool = True
-) -> Explanation:
-    """What computes a layer on its device, for inputs of one shape.
+    model: nn.Module, input_shape: Shape, dtype: torch.dtype | None = None, channels_last: bool | None = None
+) -> Explanation | ModelExplanation:
+    """What computes a layer on its device, for inputs of one shape; or each grouped convolution of a model.
 
     Args:
-        layer: any grouped convolution.
-        input_shape: (N, C, H, W), or (C, H, W) of one image.
+        model: a grouped convolution, or any model that holds some, Blocks among them.
+        input_shape: (N, C, H, W), or (C, H, W) of one image; or a tensor of these.
         dtype: that it computes in; that of its weight unless given. Under autocast give autocast's.
-        channels_last: whether its input is.
+        channels_last: whether its input is; as the tensor if one is given, else True.
 
     Raises:
-        ValueError: the layer does not take such inputs.
+        TypeError: arguments that are no model or no shape.
+        ValueError: the layer or model does not take such inputs, or the model holds no grouped convolution.
     """
-    shape = (1, *input_shape) if len(input_shape) == 3 else tuple(input_shape)
+    model = unwrapped(model, "explain")
+    raise_if_closed(model, "explain")
+    image = image_shape(input_shape, model)
+    sizes = tuple(getattr(input_shape, "shape", input_shape))
+    batch = int(sizes[0]) if len(sizes) > len(image) else 1
+    if channels_last is None:
+        told = isinstance(input_shape, Tensor) and input_shape.dim() == 4
+        channels_last = is_channels_last(input_shape) if told else True  # type: ignore[arg-type]
+    if isinstance(model, GroupedConv2d):
+        return _explain(model, (batch, *image), dtype, channels_last)
+    inputs = _inputs(model, image)
+    if not inputs:
+        kind = type(model).__name__
+        raise ValueError(
+            f"explain: {kind} calls no GroupedConv2d, so torch itself computes its convolutions; give a GroupedConv2d, "
+            "or a model that holds some, as gconv.regroup makes"
+        )
+    layers = {
+        name: _explain(m, (batch, *inputs[m]), dtype, channels_last) for name, m in _grouped(model) if m in inputs
+    }
+    others = sum(isinstance(m, _ConvNd) and not isinstance(m, GroupedConv2d) for m in model.modules())
+    return ModelExplanation(layers, others)
+
+
+def _grouped(model: nn.Module) -> list[tuple[str, GroupedConv2d]]:
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, GroupedConv2d)]
+
+
+def _inputs(model: nn.Module, image: tuple[int, ...]) -> dict[nn.Module, tuple[int, ...]]:
+    """The shape of what each grouped convolution reads of one image, without batch; of its first call."""
+    inputs: dict[nn.Module, tuple[int, ...]] = {}
+
+    def note(module: nn.Module, args: tuple) -> None:
+        inputs.setdefault(module, tuple(args[0].shape)[-3:])
+
+    handles = [module.register_forward_pre_hook(note) for _, module in _grouped(model)]
+    try:
+        run_on_meta(model, image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return inputs
+
+
+def _explain(
+    layer: GroupedConv2d, shape: tuple[int, ...], dtype: torch.dtype | None, channels_last: bool
+) -> Explanation:
+    """Of one layer; the shape is (N, C, H, W)."""
     geometry = layer.geometry
-    if len(shape) != 4 or shape[1] != geometry.in_groups.channels or min(geometry.output_size(shape[2:])) < 1:
-        raise ValueError(f"input of shape {tuple(input_shape)}: the layer ({geometry}) does not take it")
+    left, right, top, bottom = layer._pad_first or (0, 0, 0, 0)
+    padded = shape if len(shape) != 4 else (*shape[:2], shape[2] + top + bottom, shape[3] + left + right)
+    if len(shape) != 4 or shape[1] != geometry.in_groups.channels or min(geometry.output_size(padded[2:])) < 1:
+        told = shape if shape[0] > 1 else shape[1:]
+        raise ValueError(f"input of shape {told}: the layer ({geometry}) does not take it")
     dtype = dtype or layer.weight.dtype
     device = layer.weight.device
-    case = (geometry, dtype, device, channels_last, pixel_bits(shape[0], *shape[2:]))
+    case = (geometry, dtype, device, channels_last, pixel_bits(shape[0], *padded[2:]))
     forced = dispatch.forced(geometry, dtype, device)
     one = None if forced else together(*case)
-    macs, numbers = floor_of(geometry, shape)
+    macs, numbers = floor_of(geometry, padded)
     ops = []
     for op in (*OPS, "step"):
         choice = choose(op, *case)
@@ -108,7 +196,7 @@ def explain(
         ops.append(OpExplanation(op, name, reason, work, size, floor, seconds, of_dense))
     layout = "channels_last" if channels_last else "contiguous"
     where = f"{geometry}; {' × '.join(map(str, shape))} {str(dtype).removeprefix('torch.')} {layout} on {device}"
-    return Explanation(where, share_of_dense(geometry), tuple(ops))
+    return Explanation(where, str(geometry.out_groups), shape, share_of_dense(geometry), tuple(ops))
 
 
 def share_of_dense(geometry: Geometry) -> float:

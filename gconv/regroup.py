@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from gconv.assignment import assign_channels
-from gconv.carried import carried_obstacle, carry, copied, held_elsewhere, obstacle
+from gconv.carried import carried_obstacle, carry, carry_marks, copied, held_elsewhere, obstacle
 from gconv.conv import GroupedConv2d
 from gconv.cost import Cost, count_cost
 from gconv.meta import Shape, unwrapped
@@ -257,7 +257,8 @@ def _cut(name: str, conv: nn.Conv2d | GroupedConv2d, groups: Spec, keep: Keep) -
     weight = torch.cat([block.flatten(0, 1) for block in blocks]).view(grouped.geometry.weight_shape)
     if weight.dim() == 4 and conv.weight.is_contiguous(memory_format=torch.channels_last):
         weight = weight.contiguous(memory_format=torch.channels_last)
-    grouped.weight = type(grouped.weight)(weight, conv.weight.requires_grad)
+    own, grouped.weight = grouped.weight, nn.Parameter(weight, conv.weight.requires_grad)
+    carry_marks(own, grouped.weight)
     if conv.bias is not None:
         bias_O = conv.bias.detach()[out_order_O.to(conv.bias.device)]
         grouped.bias = nn.Parameter(bias_O, conv.bias.requires_grad)

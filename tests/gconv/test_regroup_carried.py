@@ -57,6 +57,13 @@ def test_gradient_hooks_of_layers_that_are_not_cut_stay():
     assert len(seen) == 1 and seen[0] is cut[1].bias
 
 
+def test_initialisers_are_refused_on_unequal_groups_as_on_a_new_layer():
+    model = regroup(net(), "log:3").model
+    with pytest.raises(ValueError, match=r"layer\.initialise"):
+        nn.init.kaiming_normal_(model[0].weight)
+    nn.init.kaiming_normal_(regroup(net(), 4).model[0].weight)
+
+
 def changed(change, part="0"):
     """Names of cut layers, and why the first is not, after a change to the first layer."""
     model = net()
