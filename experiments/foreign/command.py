@@ -28,7 +28,7 @@ from experiments.measure import measure_network
 from experiments.measure.images import Shown
 from experiments.measure.table import Rows, save_arrays, save_table
 from experiments.models import MODELS, build_model
-from experiments.named_model import TORCHVISION
+from experiments.named_model import TIMM, TORCHVISION, import_timm
 from experiments.store.runs import file_name, provenance, write_json
 from experiments.training.recipe import Recipe
 from experiments.training.setting import Setting, device_name
@@ -138,6 +138,8 @@ def _subject(name: str, given: Namespace, recorded: dict[str, Any], checkpoint: 
     def build(classes: int) -> nn.Module:
         if name in MODELS:
             return build_model(name, given.input_size, classes=classes, **arguments)
+        if name.startswith(TIMM):
+            return import_timm(name).create_model(name.removeprefix(TIMM), num_classes=classes)
         with warnings.catch_warnings():  # the Inceptions announce another initialisation
             warnings.simplefilter("ignore", FutureWarning)
             return _classifier(name.removeprefix(TORCHVISION), classes, checkpoint.published is not None)
