@@ -32,6 +32,7 @@ from analysis.stats import DRAWS, Inference, binomial_test, permutation_p, permu
 Statistic = Callable[[NDArray[np.float64], NDArray[np.int64]], NDArray[np.float64]]
 
 ROWS = 1000  # labelings taken at once, to bound the memory
+SPLIT_P, SPLIT_DIFFERENCE = 0.05, 0.1  # of a split: p of the area under the curve, and difference of the means
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ class Separation:
     eta_squared: Inference
     auc: Inference
     information: Inference
+
+    @property
+    def is_split(self) -> bool:
+        """Return True where the groups are clearly apart: beyond chance, and by ``SPLIT_DIFFERENCE`` at least."""
+        return self.auc.p is not None and self.auc.p < SPLIT_P and self.difference.value >= SPLIT_DIFFERENCE
 
 
 def separation(

@@ -30,7 +30,7 @@ from gconv.partition import Partition
 from gconv.wiring import trace_wiring
 
 CLEAN_IMAGES = 10_000  # training images, evenly spaced, of the accuracy without augmentation
-VERSION = 5  # raise when what is measured changes: finished runs are measured again
+VERSION = 6  # raise when what is measured changes: finished runs are measured again
 
 
 @dataclass(frozen=True)
@@ -114,5 +114,7 @@ def measure_network(
         measure_probes(rows, trained, wiring, shown, draws, classes)
     if measures.lesion_images and classes:
         colours = arrays.get("colour_index"), arrays.get("learned")
-        arrays |= measure_lesions(rows, trained, wiring, shown.few(measures.lesion_images), colours, draws)
+        arrays |= measure_lesions(
+            rows, trained, wiring, shown.few(measures.lesion_images), colours, draws, permutations
+        )
     return arrays

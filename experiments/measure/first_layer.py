@@ -19,7 +19,6 @@ from gconv.partition import Partition
 from gconv.wiring import LayerWiring
 
 CONTIGUOUS = "contiguous partition"  # halves, in channel order, of a layer that no group reads apart
-SPLIT_P, SPLIT_DIFFERENCE = 0.05, 0.1
 CROPS = 20  # to which a filter responds most, for its colour selectivity
 
 
@@ -163,7 +162,7 @@ def _add_separation(
     """How far an attribute tells the groups apart, and the means of it under permuted labels.
 
     ``partition`` names groups that the layer was not trained with. A colour split (``colour_split``, 0 or 1) is an area
-    under the curve with p < .05 and a difference of the mean index of ``SPLIT_DIFFERENCE`` at least.
+    under the curve with p < .05 and a difference of the mean index of .1 at least.
     """
     apart = separation(values, labels, learned, permutations)
     permuted = f"{partition}, labels permuted" if partition else "labels permuted"
@@ -186,8 +185,7 @@ def _add_separation(
         rows.add(f"separation_{name}_auc", float(mean_auc(values[kept], draws).mean()), "", layer, permuted, groups)
         rows.add(f"{name}_difference", float(mean_range(values[kept], draws).mean()), "", layer, permuted, groups)
         if name == "colour" and apart.auc.p is not None:
-            split = apart.auc.p < SPLIT_P and apart.difference.value >= SPLIT_DIFFERENCE
-            rows.add("colour_split", float(split), "", layer, partition, groups)
+            rows.add("colour_split", float(apart.is_split), "", layer, partition, groups)
 
 
 def _add_frequency_within_colour(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from analysis.lesion import Lesion, lesions
+from analysis.separation import separation
 from analysis.stats import permuted_labels
 from experiments.measure.groups import first_read_apart, reading_grouping
 from experiments.measure.images import Shown
@@ -26,6 +27,7 @@ def measure_lesions(
     shown: Shown,
     colours: tuple[NDArray | None, NDArray | None],
     draws: int,
+    permutations: int,
 ) -> dict[str, np.ndarray]:
     """Silence the groups that read the first layer whose filters are read by several.
 
@@ -39,6 +41,9 @@ def measure_lesions(
         colours: colour index of the first layer's filters, and which of them are learned; they tell the colour group
             from the grey one.
         draws: of the null.
+        permutations: of the labels, to tell whether the groups split by colour: ``lesion_interaction`` is 0 where they
+            do not. A group may have a little more colour than another by chance, or because it has grown less, and that
+            little is missed more when the group is silenced as a whole.
 
     Returns:
         Fall of the accuracy of each class, (G, classes).
@@ -65,19 +70,22 @@ def measure_lesions(
                 rows.add(f"{name}_on_grey", lesion.null_grey_drop.mean(), "fraction", layer, "random sets")
         arrays[f"lesion {replacement} classes"] = np.stack([lesion.class_drop for lesion in found])
         means = _mean_colours(labels, *colours) if layer == next(iter(wiring)) else {}
-        if replacement == "mean" and len(means) > 1:
+        index, learned = colours
+        if replacement == "mean" and len(means) > 1 and index is not None:
             by_group = {lesion.group: lesion for lesion in found}
             extremes = {"colour": max(means, key=means.__getitem__), "grey": min(means, key=means.__getitem__)}
             for kind, group in extremes.items():
                 rows.add(f"lesion_{kind}_group_on_colour", by_group[group].colour_drop, "fraction")
                 rows.add(f"lesion_{kind}_group_on_grey", by_group[group].grey_drop, "fraction")
-            rows.add("lesion_interaction", _interaction(found, means), "fraction")
+            split = separation(index, labels, learned, permutations).is_split
+            rows.add("lesion_interaction", _interaction(found, means) if split else 0.0, "fraction")
             chance = []
             for random_labels in permuted_labels(np.asarray(labels), draws, 0) if draws else ():
                 means = _mean_colours(random_labels.tolist(), *colours)
                 if len(means) > 1:
-                    of_draw = lesions(model, source, random_labels, colour, grey, replacement, 0)
-                    chance.append(_interaction(of_draw, means))
+                    split = separation(index, random_labels, learned, permutations).is_split
+                    of_draw = lesions(model, source, random_labels, colour, grey, replacement, 0) if split else []
+                    chance.append(_interaction(of_draw, means) if split else 0.0)
             if chance:
                 rows.add("lesion_interaction", float(np.mean(chance)), "fraction", "", "arbitrary partition")
     return arrays

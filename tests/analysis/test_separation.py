@@ -169,3 +169,16 @@ def test_chance_splits_are_not_more_than_chance():
     chance = stats.binom.pmf(np.arange(9), 8, 0.05)
     for alpha in (0.01, 0.05, 0.2):
         assert chance[np.array(found, dtype=float) <= alpha].sum() <= alpha
+
+
+@pytest.mark.parametrize(
+    ("values", "split"),
+    [
+        (np.r_[np.linspace(0.0, 0.2, 8), np.linspace(0.5, 0.7, 8)], True),
+        (np.r_[np.linspace(0.0, 0.02, 8), np.linspace(0.05, 0.07, 8)], False),  # as clear, by .05 only
+        (np.r_[0.0:0.8:0.1, 0.05:0.8:0.1] + np.repeat([0.0, 0.11], 8), False),  # by .16, within chance
+    ],
+)
+def test_a_split_is_clear_and_large(values, split):
+    """The third: differences of neighbours of .05 against steps of .1; by Mann and Whitney p = .28."""
+    assert separation(values, np.repeat([0, 1], 8), permutations=999).is_split is split
