@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache
+from threading import local
 from typing import NamedTuple
 
 import torch
@@ -19,24 +20,38 @@ from gconv.kernels.choose import choose, forget_choices, pixel_bits, together
 SIZES = range(4, 32, 2)  # pixel_bits of inputs
 VARIABLE = "GCONV_KERNEL"  # environment variable: computes everything with one kernel, for debugging
 
-_forced: str | None = os.environ.get(VARIABLE) or None
+
+class _Forced(local):
+    """The kernel that is forced on what a thread computes."""
+
+    name: str | None = os.environ.get(VARIABLE) or None
+
+
+_forced = _Forced()
 
 
 @contextmanager
 def forced_kernel(name: str) -> Iterator[None]:
-    """Compute every grouped convolution inside the block with one kernel, for comparing and counting.
+    """Compute every grouped convolution of this thread inside the block with one kernel, for comparing and counting.
+
+    Derivatives of what is computed inside are computed by the same kernel, in whatever thread torch does so, unless
+    another one is forced there.
 
     Raises:
         ValueError: there is no kernel of this name.
     """
-    global _forced
     if name not in NAMES:
         raise ValueError(f"no kernel {name!r}; there are {', '.join(NAMES)}")
-    before, _forced = _forced, name
+    before, _forced.name = _forced.name, name
     try:
         yield
     finally:
-        _forced = before
+        _forced.name = before
+
+
+def forced_name() -> str | None:
+    """The name of the kernel that is forced on this thread; None if none is."""
+    return _forced.name
 
 
 class Kernels(NamedTuple):
@@ -64,7 +79,7 @@ def kernels_for(x: Tensor, geometry: Geometry, input_size: Sequence[int]) -> Ker
     Raises:
         ValueError: a kernel is forced that cannot run here.
     """
-    if _forced is not None:
+    if _forced.name is not None:
         name = forced(geometry, x.dtype, x.device) or ""
         return _named((name,) * 3, name if name in DIFFERENTIABLE else None)
     return _chosen(
@@ -103,20 +118,32 @@ def forced(geometry: Geometry, dtype: torch.dtype, device: torch.device) -> str 
     Raises:
         ValueError: there is no such kernel, or it cannot compute the layer; names those that can.
     """
-    if _forced is None:
+    name = _forced.name
+    if name is None:
         return None
-    if _forced not in NAMES:
-        raise ValueError(f"{VARIABLE}={_forced}: no such kernel; there are {', '.join(NAMES)}")
-    why_not = refusal(_forced, geometry, dtype, device)
+    if name not in NAMES:
+        raise ValueError(f"{VARIABLE}={name}: no such kernel; there are {', '.join(NAMES)}")
+    why_not = refusal(name, geometry, dtype, device)
     if why_not is not None:
         others = ", ".join(runnable(geometry, dtype, device))
-        raise ValueError(f"kernel {_forced!r} cannot compute {geometry}: {why_not}; {others} can")
-    return _forced
+        raise ValueError(f"kernel {name!r} cannot compute {geometry}: {why_not}; {others} can")
+    return name
 
 
 def conv2d(x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str = "none") -> Tensor:
     """The forward pass, (N, O, H', W')."""
+    if x_NCHW.is_complex():  # ATen splits it into convolutions of real numbers
+        return transformable_kernels(geometry).conv2d(x_NCHW, weight, bias, geometry, activation)
     return kernels_for(x_NCHW, geometry, x_NCHW.shape[2:]).conv2d(x_NCHW, weight, bias, geometry, activation)
+
+
+def _of_parts(op: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> Tensor:
+    """A bilinear op of complex numbers by three of real ones, as ATen convolves; it has no gradients of them."""
+    a, b = a.resolve_conj(), b.resolve_conj()
+    real = op(a.real.contiguous(), b.real.contiguous())
+    imaginary = op(a.imag.contiguous(), b.imag.contiguous())
+    sums = op(a.real + a.imag, b.real + b.imag)
+    return torch.complex(real - imaginary, sums - real - imaginary)
 
 
 def conv2d_statistics(
@@ -164,9 +191,13 @@ for _asked in (may_count, by_compiler):
 
 def input_gradient(dy_NOHW: Tensor, weight: Tensor, geometry: Geometry, input_size: Sequence[int]) -> Tensor:
     """The gradient of the input, (N, C, H, W) with (H, W) = ``input_size``."""
+    if dy_NOHW.is_complex():
+        return _of_parts(lambda dy, w: input_gradient(dy, w, geometry, input_size), dy_NOHW, weight)
     return kernels_for(dy_NOHW, geometry, input_size).input_gradient(dy_NOHW, weight, geometry, input_size)
 
 
 def weight_gradient(dy_NOHW: Tensor, x_NCHW: Tensor, geometry: Geometry) -> Tensor:
     """The gradient of the weight, of ``geometry.weight_shape``."""
+    if dy_NOHW.is_complex():
+        return _of_parts(lambda dy, x: weight_gradient(dy, x, geometry), dy_NOHW, x_NCHW)
     return kernels_for(x_NCHW, geometry, x_NCHW.shape[2:]).weight_gradient(dy_NOHW, x_NCHW, geometry)

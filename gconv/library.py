@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._library.autograd import Info, make_autograd_impl
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from gconv import derivatives, dispatch
@@ -256,6 +258,41 @@ def _vmap_weight_gradient(info: Any, dims: tuple, dy: Tensor, x: Tensor, *rest: 
     return dw.unflatten(0, (k, -1)), 0
 
 
+def _with_tangents(op: Callable[..., Any], tangents_of: Callable, primals: tuple, tangents: tuple) -> Any:
+    """What an op gives for dual numbers."""
+    output = op(*primals)
+    found = tangents_of(output, primals, tangents)
+    if isinstance(output, Tensor):
+        return forward_ad.make_dual(output, found)
+    return tuple(map(forward_ad.make_dual, output, found))
+
+
+def _bilinear(op: Callable[..., Tensor], first: Sequence[Any], tangents: Sequence[Any], rest: Sequence[Any]) -> Tensor:
+    """Tangent of an op that is linear in either of two factors."""
+    a, b = first
+    da, db = tangents
+    parts = ([op(da, b, *rest)] if da is not None else []) + ([op(a, db, *rest)] if db is not None else [])
+    return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+
+def _tangent_of_conv2d(output: Tensor, primals: tuple, tangents: tuple) -> Tensor:
+    numbers = primals[3:9]
+    if tangents[0] is None and tangents[1] is None:
+        moved = torch.zeros_like(output)
+    else:
+        moved = _bilinear(ops.conv2d.default, primals[:2], tangents[:2], (None, *numbers, "none"))
+    if tangents[2] is not None:
+        moved = moved + tangents[2].view(-1, 1, 1)
+    return moved * (output > 0) if primals[9:] == ("relu",) else moved
+
+
+def _tangents_of_statistics(output: tuple[Tensor, ...], primals: tuple, tangents: tuple) -> tuple[Tensor, ...]:
+    y, mean, _ = output
+    moved = _tangent_of_conv2d(y, primals, tangents)
+    wide = moved.to(mean.dtype)
+    return moved, wide.mean((0, 2, 3)), 2 * ((y - mean.view(-1, 1, 1)) * wide).mean((0, 2, 3))
+
+
 def _flops(output: Sequence[int], numbers: Sequence[Any]) -> int:
     """Two for each multiplication with its addition: connected channels alone, whatever computes them."""
     batch, _, height, width = output
@@ -263,7 +300,14 @@ def _flops(output: Sequence[int], numbers: Sequence[Any]) -> int:
 
 
 def _register(
-    name: str, run: Callable, fake: Callable, keep: Callable, derivative: Callable, vmap: Callable, flops: Callable
+    name: str,
+    run: Callable,
+    fake: Callable,
+    keep: Callable,
+    derivative: Callable,
+    vmap: Callable,
+    flops: Callable,
+    tangents_of: Callable,
 ) -> None:
     arguments = len(getattr(ops, name).default._schema.arguments)
 
@@ -272,9 +316,20 @@ def _register(
         return *known, *[None] * (arguments - len(known))
 
     full = f"gconv::{name}"
+    op = getattr(ops, name).default
+    recorded = make_autograd_impl(op, Info(backward, keep))
+
+    def differentiable(keyset: Any, *given: Any) -> Any:
+        if forward_ad._current_level >= 0:
+            duals = [forward_ad.unpack_dual(a) if isinstance(a, Tensor) else (a, None) for a in given]
+            if any(tangent is not None for _, tangent in duals):
+                return _with_tangents(op, tangents_of, *zip(*duals, strict=True))
+        return recorded(keyset, *given)
+
     definitions.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(full, fake, lib=definitions)
-    torch.library.register_autograd(full, backward, setup_context=keep, lib=definitions)
+    # torch.library.register_autograd knows no forward mode.
+    definitions.impl(name, differentiable, "Autograd", with_keyset=True)
     torch.library.register_vmap(full, vmap, lib=definitions)
     register_flop_formula(getattr(ops, name))(flops)
 
@@ -282,21 +337,25 @@ def _register(
 _register(
     *("conv2d", _run_conv2d, _fake_conv2d, _keep_for_conv2d, derivatives.of_conv2d, _vmap_conv2d),
     lambda x, weight, bias, *rest, out_shape, **_: _flops(out_shape, rest),
+    _tangent_of_conv2d,
 )
 _register(
     *("conv2d_statistics", _run_conv2d_statistics, _fake_conv2d_statistics, _keep_for_conv2d_statistics),
     *(derivatives.of_conv2d_statistics, _vmap_conv2d_statistics),
     lambda x, weight, bias, *rest, out_shape, **_: _flops(out_shape[0], rest),
+    _tangents_of_statistics,
 )
 _register(
     *("input_gradient", _run_input_gradient, _fake_input_gradient, _keep_for_input_gradient),
     *(derivatives.of_input_gradient, _vmap_input_gradient),
     lambda dy, weight, *rest, **_: _flops(dy, rest),
+    lambda _, primals, tangents: _bilinear(ops.input_gradient.default, primals[:2], tangents[:2], primals[2:]),
 )
 _register(
     *("weight_gradient", _run_weight_gradient, _fake_weight_gradient, _keep_for_weight_gradient),
     *(derivatives.of_weight_gradient, _vmap_weight_gradient),
     lambda dy, x, *rest, **_: _flops(dy, rest),
+    lambda _, primals, tangents: _bilinear(ops.weight_gradient.default, primals[:2], tangents[:2], primals[2:]),
 )
 for _key in ("AutocastCPU", "AutocastCUDA"):
     for _name in ("conv2d", "conv2d_statistics"):

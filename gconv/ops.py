@@ -21,7 +21,9 @@ from torch.compiler import is_compiling, is_exporting
 from gconv import derivatives, dispatch, inductor, library
 from gconv.dispatch import forced_kernel, kernels_for, transformable_kernels
 from gconv.geometry import Geometry
+from gconv.kernels import native
 from gconv.library import InputError
+from gconv.sharding import is_distributed, teach
 
 __all__ = ["forced_kernel", "grouped_conv2d"]
 
@@ -52,9 +54,15 @@ def grouped_conv2d(
     if is_compiling():
         return _traced(x_NCHW, weight, bias, geometry, activation)
     if torch._C._is_any_autocast_enabled():
-        x_NCHW, weight, bias = library.cast(x_NCHW, weight, bias)
+        (x_NCHW,) = library.cast(x_NCHW)
+        if _left_to_autocast(x_NCHW, weight, geometry):
+            return spelled_out(x_NCHW, weight, bias, geometry, activation)
+        weight, bias = library.cast(weight, bias)
     if x_NCHW.dtype != weight.dtype or (bias is not None and bias.dtype != weight.dtype):
         raise InputError(library.complaint(x_NCHW, weight, bias, geometry))
+    if is_distributed(weight):
+        teach()
+        return library.conv2d(x_NCHW, weight, bias, geometry, activation)
     try:
         return _conv2d(x_NCHW, weight, bias, geometry, activation)
     except (RuntimeError, IndexError, ValueError) as error:
@@ -62,6 +70,15 @@ def grouped_conv2d(
         if complaint is None:
             raise
         raise InputError(complaint) from error
+
+
+def _left_to_autocast(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
+    """Whether a layer is ATen's convolution anyway: autocast casts its weight once for all calls in a block."""
+    if not (geometry.is_uniform and weight.requires_grad and torch.is_grad_enabled()):
+        return False
+    if x.dim() != 4 or not x.is_floating_point() or x.shape[1] != geometry.in_groups.channels:
+        return False
+    return kernels_for(x, geometry, x.shape[2:]).together is native.conv2d
 
 
 def spelled_out(
