@@ -49,6 +49,7 @@ def import_timm(name: str) -> ModuleType:
     Raises:
         UsageError: it is not installed.
     """
+    import_torchvision()  # which timm imports itself, and cannot beside every torch
     try:
         return importlib.import_module("timm")
     except ImportError:
