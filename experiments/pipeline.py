@@ -109,7 +109,11 @@ def measure_all(study: Study, done: list[PlannedRun]) -> None:
     save_table(folder / "curves.csv", pd.DataFrame(curves))
     save_table(folder / "layers.csv", _layer_costs(done))
     save_table(folder / "notes.csv", pd.concat(notes, ignore_index=True))
-    results = [{"variant": p.variant.name, **public(p.run.result or {})} for p in done]
+    shown = [{"classes": len(p.dataset.classes), "test_images": len(p.dataset.test.labels)} for p in done]
+    results = [
+        {"variant": p.variant.name, **public(p.run.result or {}), **counts}
+        for p, counts in zip(done, shown, strict=True)
+    ]
     save_table(folder / "runs.csv", pd.DataFrame(results))
     write_json(folder / "study.json", {"question": study.question, "overrides": public(study.overrides)})
     for stale in folder.glob("*.npz"):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -13,10 +14,13 @@ from experiments.errors import UsageError
 from experiments.models import build_model
 from experiments.store.runs import Run
 from experiments.study import Study, Variant
-from experiments.training.setting import Setting, choose_device
+from experiments.training.recipe import Precision, Recipe
+from experiments.training.setting import Setting, choose_device, choose_dtype
 from experiments.training.wide_network import refusal
 from gconv.cost import count_cost
 from gconv.wiring import trace_wiring
+
+NAMES: dict[str, Precision] = {"float32": "fp32", "bfloat16": "bf16"}
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class PlannedRun:
     variant: Variant
     run: Run
     dataset: Dataset
+    precision: Precision = "auto"  # what ``recipe.precision=auto`` means
 
     def fresh_model(self) -> nn.Module:
         """The untrained network, as the run's seed makes it."""
@@ -48,7 +53,13 @@ class PlannedRun:
 
     def setting(self) -> Setting:
         """Images, views and recipe on their device."""
-        return Setting.of(self.dataset, self.variant.views, self.variant.recipe)
+        return Setting.of(self.dataset, self.variant.views, self.recipe)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe in the precision that it is trained in here."""
+        asked = self.variant.recipe
+        return replace(asked, precision=self.precision) if asked.precision == "auto" else asked
 
 
 def plan(study: Study) -> list[PlannedRun]:
@@ -58,6 +69,7 @@ def plan(study: Study) -> list[PlannedRun]:
         UsageError: a dataset cannot be loaded, or an architecture cannot be built.
     """
     planned = runs_of(study)
+    refuse_mixed_precision(study, planned)
     for p in planned[: len(study.variants)]:  # what cannot work is told before anything is trained
         choose_device(p.variant.recipe.device)
         size = p.variant.views.crop_size
@@ -88,5 +100,30 @@ def runs_of(study: Study) -> list[PlannedRun]:
         for v in study.variants:
             dataset = datasets[v.dataset, v.views.image_size]
             run = Run.of(study.folder, v.name, v.run_config(dataset.key, seed))
-            planned.append(PlannedRun(v, run, dataset))
+            planned.append(PlannedRun(v, run, dataset, study.precision))
     return planned
+
+
+def refuse_mixed_precision(study: Study, planned: list[PlannedRun]) -> None:
+    """Refuse to train runs in another precision than the study's runs that are done: it acts like another seed.
+
+    Raises:
+        UsageError: says what to type instead.
+    """
+    results = [p.run.result for p in planned]
+    done = Counter(result["precision"] for result in results if result and "precision" in result)
+    left = [p for p, result in zip(planned, results, strict=True) if result is None]
+    if not (done and left):
+        return
+    if len(done) > 1:
+        counts = " and ".join(f"{count} in {NAMES.get(name, name)}" for name, count in done.items())
+        raise UsageError(f"{study.folder}: runs were trained in different precision, {counts}: remove those of one")
+    (before,) = done
+    for p in left:
+        dtype = choose_dtype(p.recipe.precision, choose_device(p.recipe.device))
+        if (now := str(dtype).removeprefix("torch.")) != before:
+            raise UsageError(
+                f"{study.folder}: {done[before]} runs were trained in {NAMES.get(before, before)}, and "
+                f"{p.variant.name} would be trained in {NAMES.get(now, now)} here; go on with "
+                f"--precision={NAMES.get(before, before)}, or begin anew in another folder with --runs_root=DIR"
+            )

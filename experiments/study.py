@@ -24,7 +24,7 @@ from experiments.measure import Measures
 from experiments.models import model_builder
 from experiments.strict_yaml import StrictLoader, place_of, read_yaml
 from experiments.tracking import WandbMode
-from experiments.training.recipe import Recipe
+from experiments.training.recipe import Precision, Recipe
 from experiments.training.setting import Compile
 
 # jsonargparse reads the values of flags with this loader; there is no public way to give it another for plain types.
@@ -37,6 +37,7 @@ OF_THIS_MACHINE = (
     "download",
     "wandb",
     "compile",
+    "precision",
     "gpus",
     "on",
     "cpus_per_run",
@@ -100,6 +101,8 @@ class Study:
         gpus: devices of this machine that train each run together, with a process each.
         on: where runs are trained: in this process, or on the nodes of a Ray cluster.
         cpus_per_run: cores that the cluster sets aside for a run.
+        precision: what ``recipe.precision=auto`` means, so that a study begun elsewhere goes on in one precision;
+            ``auto``: what this hardware multiplies fastest.
         overrides: what the command line changed about the study itself.
     """
 
@@ -117,6 +120,7 @@ class Study:
     gpus: int
     on: Literal["here", "ray"]
     cpus_per_run: int
+    precision: Precision
     overrides: dict[str, Any]
 
     @property
@@ -193,6 +197,7 @@ def resolve(name: str, content: dict[str, Any], place: str, flags: list[str]) ->
         settled["gpus"],
         settled["on"],
         settled["cpus_per_run"],
+        settled["precision"],
         {key: value for key, value in given.items() if key not in OF_THIS_MACHINE},
     )
 
@@ -234,6 +239,8 @@ def _parser(model: str) -> ArgumentParser:
     parser.add_argument("--seeds_at_once", type=Literal["auto"] | int, default="auto", help=at_once)
     parser.add_argument("--wandb", type=WandbMode, default="auto", help="auto: online where logged in, else offline.")
     parser.add_argument("--compile", type=Compile, default="auto", help="Compile steps; auto: where that pays.")
+    precision = "What recipe.precision=auto means: fp32 or bf16, as in the runs that are done; auto: what is fast here."
+    parser.add_argument("--precision", type=Precision, default="auto", help=precision)
     parser.add_argument("--gpus", type=int, default=1, help="Devices that train each run together, a process each.")
     parser.add_argument("--on", type=Literal["here", "ray"], default="here", help="ray: on the nodes of a Ray cluster.")
     parser.add_argument("--cpus_per_run", type=int, default=1, help="Cores of a run with on=ray; beside a GPU if any.")

@@ -105,8 +105,9 @@ def train_one(sent: bytes, k: int, folder: str) -> tuple[dict[str, Any] | None, 
     """On a node: train the k-th run of a study; returns its record and a note, or None while others hold it.
 
     Raises:
-        UsageError: the images are others there.
+        UsageError: the images, or the precision, are others there.
     """
+    from experiments.plan import refuse_mixed_precision
     from experiments.training.study import train_planned
 
     study, planned = _study(sent)
@@ -115,6 +116,7 @@ def train_one(sent: bytes, k: int, folder: str) -> tuple[dict[str, Any] | None, 
         raise UsageError(
             f"dataset={p.variant.dataset}: other images on a node ({p.run.folder.name}) than here ({folder})"
         )
+    refuse_mixed_precision(study, planned)
 
     def train(_k: int, run: Run) -> dict[str, Any]:
         return train_planned(study, replace(p, run=run))

@@ -45,7 +45,7 @@ class Bottleneck(nn.Module):
 def resnext(
     classes: int = 1000,
     cardinality: Groups = 32,
-    width: int | None = None,
+    width: int | float | None = None,
     blocks: list[int] | None = None,
     stem: Literal["imagenet", "cifar"] = "imagenet",
     channels: int = 256,
@@ -56,8 +56,8 @@ def resnext(
     Args:
         classes: number of outputs.
         cardinality: how the 3×3 convolutions are cut: a number of groups, or any partition of the bottleneck.
-        width: channels of a group in the first stage, the mean where groups are unequal. By default that at which a
-            block has as many weights as one with a single group of ``channels / 4``, as in the paper.
+        width: channels of a group in the first stage, the mean where groups are unequal (12.5 with ~4). By default that
+            at which a block has as many weights as one with a single group of ``channels / 4``, as in the paper.
         blocks: bottlenecks per stage, each stage twice as wide at half the resolution; 3, 4, 6, 3 by default.
         stem: ``imagenet``: 7×7 convolution with stride 2 and max-pool; ``cifar``: 3×3 convolution.
         channels: that leave the first stage; 256 as published, the stem has a quarter of them.
@@ -95,7 +95,7 @@ def resnext(
     return he_initialise(nn.Sequential(layers))
 
 
-def _bottleneck(cardinality: Groups, width: int | None, channels: int) -> int:
+def _bottleneck(cardinality: Groups, width: float | None, channels: int) -> int:
     """Channels of the first stage's bottleneck."""
     cuts, refusal = {}, ValueError()
     for bottleneck in range(1, 2 * channels + 1):
@@ -108,7 +108,7 @@ def _bottleneck(cardinality: Groups, width: int | None, channels: int) -> int:
     if width is not None:
         if width < 1:
             raise ValueError(f"width={width}: must be at least 1")
-        return width * next(iter(cuts.values())).groups
+        return round(width * next(iter(cuts.values())).groups)
     wanted = 2 * channels * (channels // 4) + 9 * (channels // 4) ** 2
     weights = {c: 2 * channels * c + 9 * sum(size**2 for size in cut.sizes) for c, cut in cuts.items()}
     nearest = min(weights, key=lambda c: abs(weights[c] - wanted))

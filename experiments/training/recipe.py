@@ -8,6 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+Precision = Literal["auto", "fp32", "bf16"]
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -35,7 +37,7 @@ class Recipe:
     weight_decay: float = 5e-4
     label_smoothing: float = 0.1
     evaluate_every: int = 1
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     device: str = "auto"
 
     def __post_init__(self) -> None:
