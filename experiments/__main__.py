@@ -72,12 +72,18 @@ def list_studies(arguments: list[str]) -> int:
     for flag in arguments:
         if flag != "--json":
             raise UsageError(f"list: unknown flag {flag}; there is: --json")
-    found = studies()
+    done = {}
+    if Path("runs").is_dir():  # else there is no need to load torch
+        from experiments.status import runs_done
+
+        done = runs_done(Path("runs"))
+    found = studies(done)
     if "--json" in arguments:
         print(json.dumps(found, indent=1))
     else:
         for study in found:
-            print(f"{study['name']:<20}{study['question']}\n{'':<20}{study['time']}; {study['runs_done']} runs done\n")
+            done = f"{study['runs_done']} of {study['runs']} runs done"
+            print(f"{study['name']:<20}{study['question']}\n{'':<20}{study['time']}\n{'':<20}{done}\n")
     return 0
 
 
@@ -110,11 +116,11 @@ def _run_file(path: Path, flags: list[str]) -> int:
     """Run a study whose file lies outside ``configs/``; it is called after the file and its folder."""
     from experiments.strict_yaml import read_yaml
 
-    content = read_yaml(path)
+    read_yaml(path)  # a file that cannot be read is told before torch is loaded
     from experiments.parallel.launch import run_on_devices
-    from experiments.study import resolve
+    from experiments.study import load_study_file
 
-    study = resolve(f"{path.resolve().parent.name}-{path.stem}", content, str(path), flags)
+    study = load_study_file(path, flags)
     return run_on_devices(study, ["run", str(path), *flags])
 
 
@@ -133,7 +139,7 @@ def sweep(arguments: list[str]) -> int:
 
 def status(arguments: list[str]) -> int:
     """Print where the studies stand."""
-    if arguments and not arguments[0].startswith("-"):
+    if arguments and not arguments[0].startswith("-") and not arguments[0].endswith((".yaml", ".yml")):
         from experiments.catalogue import study_file
 
         study_file(arguments[0])  # a misspelt name is told before torch is loaded
@@ -224,7 +230,9 @@ def _study_folder(arguments: list[str], command: str) -> Path:
 
 def _name(arguments: list[str], usage: str) -> tuple[str, list[str]]:
     if not arguments or arguments[0].startswith("-"):
-        hint = "; `python -m experiments list` shows the studies" if "NAME" in usage else ""
+        from experiments.invocation import typed
+
+        hint = f"; `{typed('list')}` shows the studies" if "NAME" in usage else ""
         raise UsageError(f"{usage}: the name is missing{hint}")
     return arguments[0], arguments[1:]
 

@@ -5,11 +5,12 @@ In a checkout they lie at its top, where users edit them; an installed package b
 
 from __future__ import annotations
 
-from difflib import get_close_matches
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from experiments.errors import UsageError
+from experiments.nearest import hint
 
 _BROUGHT = Path(__file__).parent / "configs"  # by an installed package
 CONFIGS = _BROUGHT if _BROUGHT.is_dir() else Path(__file__).parent.parent / "configs"
@@ -35,19 +36,30 @@ def study_file(name: str) -> Path:
     """
     if name in study_names():
         return CONFIGS / f"{name}.yaml"
-    near = get_close_matches(name, study_names(), n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]}? There are: " if near else "; there are: "
-    raise UsageError(f"NAME={name}: no such study{hint}{', '.join(study_names())}")
+    if name in sweep_names():
+        raise UsageError(f"NAME={name}: a sweep, not a study; make sweep NAME={name} searches it")
+    raise UsageError(f"NAME={name}: no such study; {hint(name, study_names(), 0.4)}")
 
 
-def studies(runs_root: Path = Path("runs")) -> list[dict[str, Any]]:
-    """Name, question, variants, expected time and finished runs of every study."""
+def sweep_names() -> list[str]:
+    """The sweeps in ``configs/sweeps/``."""
+    return sorted(path.stem for path in (CONFIGS / "sweeps").glob("*.yaml"))
+
+
+def studies(done: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Name, question, variants, expected time and runs of every study.
+
+    Args:
+        done: finished runs of each, as ``experiments.status`` counts them; of those left out none.
+    """
     from experiments.strict_yaml import read_yaml
 
     found = []
     for name in study_names():
         content, text = read_yaml(study_file(name)), study_file(name).read_text()
-        time = next((line[1:].strip() for line in text.splitlines() if line.startswith("# Time:")), "")
+        head = text.split("# Time:", 1)[-1].split("# Result:", 1)[0].split("\nquestion:", 1)[0]
+        time = " ".join(line.removeprefix("#").strip() for line in head.splitlines()).strip()
+        time = f"Time: {time}" if "# Time:" in text else ""
         found.append(
             {
                 "name": name,
@@ -55,9 +67,8 @@ def studies(runs_root: Path = Path("runs")) -> list[dict[str, Any]]:
                 "variants": list(content.get("variants") or {}),
                 "seeds": content.get("seeds"),
                 "time": time,
-                "runs_done": sum(
-                    '"status": "done"' in result.read_text() for result in (runs_root / name).glob("*/result.json")
-                ),
+                "runs": max(1, len(content.get("variants") or {})) * content.get("seeds", 1),
+                "runs_done": done.get(name, 0),
             }
         )
     return found

@@ -12,8 +12,9 @@ from experiments import data
 from experiments.data import Dataset
 from experiments.errors import UsageError
 from experiments.models import build_model
-from experiments.store.runs import Run
+from experiments.store.runs import Run, check_writable
 from experiments.study import Study, Variant
+from experiments.tracking import check_account
 from experiments.training.recipe import Precision, Recipe
 from experiments.training.setting import Setting, choose_device, choose_dtype
 from experiments.training.wide_network import refusal
@@ -68,6 +69,8 @@ def plan(study: Study) -> list[PlannedRun]:
     Raises:
         UsageError: a dataset cannot be loaded, or an architecture cannot be built.
     """
+    check_writable(study.runs_root, "runs_root")
+    check_account(study.wandb)
     planned = runs_of(study)
     refuse_mixed_precision(study, planned)
     for p in planned[: len(study.variants)]:  # what cannot work is told before anything is trained

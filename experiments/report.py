@@ -12,6 +12,7 @@ import pandas as pd
 from analysis.intervals import SEEDS_FOR_INTERVAL, UNBOUNDED, Bounds, measure_bounds, seed_estimate
 from analysis.tradeoff import COSTS, MORE_COSTS, disturbed, equal_pairs, front_probability, tradeoff_table
 from experiments.errors import UsageError
+from experiments.invocation import typed
 from experiments.store.runs import file_name, write_atomic
 
 LINES = 24  # of one table of the summary
@@ -47,9 +48,7 @@ def draw_figures(study_folder: Path) -> list[Path]:
 
     tables = tables_folder(study_folder)
     if not (tables / "measures.csv").is_file():
-        raise UsageError(
-            f"{tables} has no measures.csv: run the study first (make experiment NAME={study_folder.name})"
-        )
+        raise UsageError(f"{tables} has no measures.csv: run the study first ({typed('run', study_folder.name)})")
     table = read_measures(study_folder)
     arrays = {}
     for variant in dict.fromkeys(table["variant"]):

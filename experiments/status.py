@@ -7,6 +7,7 @@ the folder.
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections import Counter
@@ -15,11 +16,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from experiments.catalogue import trained_studies
+from experiments.catalogue import GROUP_PARALLEL, study_names, trained_studies
 from experiments.errors import UsageError
 from experiments.store import leases
 from experiments.store.runs import Run
-from experiments.study import Study, Variant, load_study
+from experiments.study import Study, Variant, flat_keys, load_study, load_study_file
 
 STATES = ("done", "running", "failed", "to do")
 
@@ -36,12 +37,12 @@ def print_status(arguments: list[str]) -> None:
     as_json = "--json" in arguments
     rest = [a for a in arguments if a != "--json"]
     if rest and not rest[0].startswith("-"):
-        found = [study_status(load_study(rest[0], rest[1:]))]
+        found = [status_of(rest[0], rest[1:])]
     else:
         found, errors = [], []
-        for name in trained_studies():
+        for name in study_names() if not [a for a in rest if not a.startswith("--runs_root=")] else trained_studies():
             try:
-                found.append(study_status(load_study(name, rest)))
+                found.append(status_of(name, rest))
             except UsageError as error:  # one study that cannot be read hides no other
                 errors.append(error)
         if not found:
@@ -52,7 +53,24 @@ def print_status(arguments: list[str]) -> None:
         print(json.dumps(found, indent=1))
         return
     for status in found:
-        print("\n".join(lines(status, whole=rest[:1] == [status["study"]])), flush=True)
+        print("\n".join(lines(status, whole=bool(rest) and not rest[0].startswith("-"))), flush=True)
+
+
+def status_of(name: str, flags: list[str]) -> dict[str, Any]:
+    """Where the study of a name or a file stands, as the flags of ``run`` have it; see ``study_status``."""
+    if name == GROUP_PARALLEL:
+        from experiments.parallel.study import study_status as of_group_parallel
+
+        return of_group_parallel(flags)
+    if name.endswith((".yaml", ".yml")):
+        return study_status(load_study_file(Path(name), flags))
+    return study_status(load_study(name, flags))
+
+
+def runs_done(runs_root: Path) -> dict[str, int]:
+    """Finished runs of every study that has a folder, as its file has it."""
+    begun = [name for name in study_names() if (runs_root / name).is_dir()]
+    return {name: status_of(name, [f"--runs_root={runs_root}"])["counts"]["done"] for name in begun}
 
 
 def study_status(study: Study) -> dict[str, Any]:
@@ -60,8 +78,9 @@ def study_status(study: Study) -> dict[str, Any]:
 
     Returns:
         ``study``, ``counts`` of the four states, ``runs`` (each with variant, seed, state and, as far as they are
-        known, accuracy, epoch, epochs, seconds_left, by, since, silent_seconds, reason, folder) and ``others``: how
-        many runs of other configurations lie beside them.
+        known, accuracy, epoch, epochs, seconds_left, by, since, silent_seconds, reason, folder), ``others``: how many
+        runs of other configurations lie beside them, and ``others_running``: those of them that are in training, each
+        as in ``runs`` and with ``overrides``, in what they differ from the study.
     """
     folders = {path: _read(path / "config.json") for path in sorted(study.folder.glob("*-seed*"))}
     matched, runs = set(), []
@@ -84,7 +103,27 @@ def study_status(study: Study) -> dict[str, Any]:
         "counts": {state: counts[state] for state in STATES},
         "runs": runs,
         "others": len(folders.keys() - matched),
+        "others_running": _others_running(study, {p: c for p, c in folders.items() if p not in matched and c}),
     }
+
+
+def _others_running(study: Study, folders: dict[Path, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Runs of other configurations that are in training, with the keys in which they differ."""
+    found = []
+    for path, config in folders.items():
+        try:
+            variant, seed = config["variant"], config["seed"]
+            state = run_status(Run(variant, config, path))
+        except (KeyError, TypeError):  # of another version
+            continue
+        if state["state"] == "running":
+            like = next((v for v in study.variants if v.name == variant), study.variants[0])
+            ours = flat_keys(json.loads(json.dumps(like.run_config(config.get("data", ""), seed))))
+            theirs = flat_keys({key: value for key, value in config.items() if key != "variant"})
+            changed = {key: value for key, value in theirs.items() if ours.get(key) != value}
+            flags = {re.sub("^views", "data", key): value for key, value in changed.items()}
+            found.append({"variant": variant, "seed": seed, "overrides": flags, **state})
+    return found
 
 
 def run_status(run: Run) -> dict[str, Any]:
@@ -123,12 +162,16 @@ def lines(status: dict[str, Any], whole: bool) -> list[str]:
             if run["state"] == state and (whole or state in ("running", "failed")):
                 name = f"{run['variant']}, seed {run['seed']}"
                 text.append(f"  {state:<9}{name:<34} {_detail(run)}".rstrip())
+    for run in status["others_running"]:
+        flags = " ".join(f"--{key}={value}" for key, value in run["overrides"].items())
+        name = f"{run['variant']}, seed {run['seed']}"
+        text.append(f"  running  {name:<34} {_detail(run)}; with {flags or 'more seeds'}")
     return text
 
 
 def _detail(run: dict[str, Any]) -> str:
     if run["state"] == "done":
-        return f"accuracy {run['accuracy']:.3f}, {duration(run['seconds'])}"
+        return f"accuracy {run['accuracy']:.3f}, {duration(run['seconds'])}" if "accuracy" in run else "measured"
     if run["state"] == "failed":
         return run["reason"] + ("; the next start tries it again" if run["again"] else "")
     if run["state"] == "to do":

@@ -10,7 +10,6 @@ import re
 from argparse import ArgumentError
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +21,7 @@ from experiments.catalogue import study_file
 from experiments.errors import UsageError
 from experiments.measure import Measures
 from experiments.models import model_builder
+from experiments.nearest import hint
 from experiments.strict_yaml import StrictLoader, place_of, read_yaml
 from experiments.tracking import WandbMode
 from experiments.training.recipe import Precision, Recipe
@@ -145,11 +145,16 @@ def load_study(name: str, flags: list[str] | None = None) -> Study:
     return resolve(name, read_yaml(path), place_of(path), flags or [])
 
 
+def load_study_file(path: Path, flags: list[str]) -> Study:
+    """Read a study whose file lies outside ``configs/``; it is called after the file and its folder."""
+    return resolve(f"{path.resolve().parent.name}-{path.stem}", read_yaml(path), str(path), flags)
+
+
 def resolve(name: str, content: dict[str, Any], place: str, flags: list[str]) -> Study:
     """Turn the content of a study's file and the command line into a study; raises as ``load_study``."""
     content = dict(content)
     variants = _variants(content.pop("variants", None) or {name: {}}, place)
-    base = _flatten(content)
+    base = flat_keys(content)
     if "only" in base:
         raise UsageError(f"{place}: unknown key only; it is a flag: --only=VARIANT,…")
     given = _parse_flags(_model_name([_flag_of_model(flags), base, *variants.values()], place), flags)
@@ -168,7 +173,7 @@ def resolve(name: str, content: dict[str, Any], place: str, flags: list[str]) ->
     for variant, overrides in variants.items():
         merged = {**base, **overrides, **given}
         _model_name([merged], place)
-        settled = _parse(merged, f"{place}: variants.{variant}" if overrides else place)
+        settled = _settle({**base, **overrides}, given, f"{place}: variants.{variant}" if overrides else place)
         model = dict(vars(settled["model"]))
         resolved.append(Variant(variant, settled["dataset"], settled["data"], model, settled["recipe"]))
     if not isinstance(settled["seeds"], int) or settled["seeds"] < 1:
@@ -210,7 +215,7 @@ def _variants(content: Any, place: str) -> dict[str, dict[str, Any]]:
     """
     if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
         raise UsageError(f"{place}: variants: must map names to overrides such as {{model.groups: 2}}")
-    variants = {name: _flatten(overrides) for name, overrides in content.items()}
+    variants = {name: flat_keys(overrides) for name, overrides in content.items()}
     for name, overrides in variants.items():
         for key in overrides:
             if not OF_A_RUN.match(key):
@@ -256,7 +261,7 @@ def study_help(path: Path) -> str:
     """Every flag of a study, with its type and meaning, by the path of its file."""
     content, place = read_yaml(path), place_of(path)
     variants = _variants(content.pop("variants", None) or {}, place)
-    return _parser(_model_name([_flatten(content), *variants.values()], place)).format_help()
+    return _parser(_model_name([flat_keys(content), *variants.values()], place)).format_help()
 
 
 def _flag_of_model(flags: list[str]) -> dict[str, str]:
@@ -285,11 +290,28 @@ def _model_name(sources: list[dict[str, Any]], place: str) -> str:
 
 def _parse_flags(model: str, flags: list[str]) -> dict[str, Any]:
     parser = _parser(model)
+    for flag in flags:
+        key, _, value = flag.partition("=")
+        if key in ("--model", "--recipe", "--data", "--measures"):
+            right = f"--model.name={value or 'NAME'}" if key == "--model" else f"{key}.KEY=VALUE"
+            raise UsageError(f"command line: {flag}: write {right}; --help lists the keys")
     try:
         given = parser.parse_args(flags, defaults=False)
     except ArgumentError as error:
         raise UsageError(f"command line: {parser_error(error, parser)}") from None
     return dict(vars(given.as_flat()))
+
+
+def _settle(of_file: dict[str, Any], given: dict[str, Any], place: str) -> dict[str, Any]:
+    """The values of the file with those of the command line; an error names where the faulty value comes from."""
+    try:
+        return _parse({**of_file, **given}, place)
+    except UsageError:
+        if not given:
+            raise
+    if isinstance(of_file.get("model.name"), str):
+        _parse(of_file, place)  # raises where the file alone is wrong
+    return _parse({**of_file, **given}, "command line")
 
 
 def _parse(flat: dict[str, Any], place: str) -> dict[str, Any]:
@@ -320,17 +342,16 @@ def parser_error(error: ArgumentError, parser: ArgumentParser) -> str:
     if unknown:
         key = ".".join(part for part in unknown.groups() if part)
         keys = sorted(key for key in vars(parser.get_defaults().as_flat()))
-        near = get_close_matches(key, keys, n=1, cutoff=0.5)
-        text = f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else f"; there are: {', '.join(keys)}")
+        text = f"unknown key {key}; {hint(key, keys)}"
     return text
 
 
-def _flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_keys(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in content.items():
         if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flat_keys(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat

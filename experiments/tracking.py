@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
+from experiments.errors import UsageError
+
 PROJECT = "grouped-convolution"
 START = 20  # seconds in which a server must answer before a run is kept offline
 PATIENCE = 60  # seconds for the last uploads of a run
@@ -246,6 +248,16 @@ def _values(table: Any) -> list[list[Any]]:
 def _automatic() -> str:
     """What ``auto`` means here: what WANDB_MODE says, else online where somebody is logged in."""
     return os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline")
+
+
+def check_account(mode: WandbMode) -> None:
+    """Make sure that somebody is logged in where metrics shall go online.
+
+    Raises:
+        UsageError: nobody is.
+    """
+    if mode == "online" and not (called_by_agent() or _logged_in()):
+        raise UsageError("wandb=online: nobody is logged in to wandb here; `wandb login` does, or leave --wandb out")
 
 
 def _logged_in() -> bool:

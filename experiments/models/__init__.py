@@ -8,12 +8,12 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable
-from difflib import get_close_matches
 from typing import Any
 
 from torch import nn
 
 from experiments.errors import UsageError
+from experiments.nearest import hint
 
 # Of each model, the file in this folder and the function in it have its name; the number is the height and width of
 # the images that its paper counts costs for.
@@ -36,9 +36,7 @@ def model_builder(name: str) -> Callable[..., nn.Module]:
         UsageError: there is no such model; names those there are.
     """
     if name not in MODELS:
-        near = get_close_matches(str(name), MODELS, n=1)
-        hint = f"; did you mean {near[0]}? There are: " if near else "; there are: "
-        raise UsageError(f"model.name={name}: no such model{hint}{', '.join(MODELS)}")
+        raise UsageError(f"model.name={name}: no such model; {hint(str(name), MODELS)}")
     return getattr(importlib.import_module(f"experiments.models.{name}"), name)
 
 

@@ -22,6 +22,7 @@ from analysis.figures import group_parallel as figure
 from experiments.catalogue import GROUP_PARALLEL, study_file
 from experiments.claims import study_verdicts
 from experiments.errors import RunFailedError, UsageError
+from experiments.invocation import typed
 from experiments.measure.table import Rows, save_table
 from experiments.models import model_builder
 from experiments.parallel.one_step import Case, Measured, Way, measure_rank
@@ -62,8 +63,7 @@ def run_group_parallel(flags: Sequence[str]) -> int:
     study = load(flags)
     tables = tables_folder(study.folder)
     hardware = device_name(torch.device(study.device))
-    config = {"version": VERSION, "repeats": study.repeats, "device": hardware, "cases": list(map(asdict, study.cases))}
-    key, kept = config_hash(config), tables / "study.json"
+    key, kept = _key(study), tables / "study.json"
     if not kept.is_file() or json.loads(kept.read_text()).get("key") != key:
         kept.unlink(missing_ok=True)
         ranks = max(case.devices for case in study.cases)
@@ -92,6 +92,24 @@ def run_group_parallel(flags: Sequence[str]) -> int:
     return 0
 
 
+def study_status(flags: Sequence[str]) -> dict[str, Any]:
+    """Where the study stands, as ``experiments.status.study_status`` says it of a study whose variants are trained."""
+    study = load(flags)
+    kept = tables_folder(study.folder) / "study.json"
+    done = kept.is_file() and json.loads(kept.read_text()).get("key") == _key(study)
+    runs = [{"variant": case.name, "seed": 0, "state": "done" if done else "to do"} for case in study.cases]
+    counts = {"done": len(runs) * done, "running": 0, "failed": 0, "to do": len(runs) * (not done)}
+    other = int(kept.is_file() and not done)
+    return {"study": GROUP_PARALLEL, "counts": counts, "runs": runs, "others": other, "others_running": []}
+
+
+def _key(study: GroupParallel) -> str:
+    """Hash of what decides the outcome."""
+    cases = list(map(asdict, study.cases))
+    hardware = device_name(torch.device(study.device))
+    return config_hash({"version": VERSION, "repeats": study.repeats, "device": hardware, "cases": cases})
+
+
 def study_help() -> str:
     """Every flag of the study, with its type and meaning."""
     return _parser(read_yaml(study_file(GROUP_PARALLEL))["model"]["name"]).format_help()
@@ -104,7 +122,7 @@ def draw_figures(folder: Path) -> list[Path]:
         UsageError: the study has no tables yet.
     """
     if not (tables_folder(folder) / "measures.csv").is_file():
-        raise UsageError(f"{tables_folder(folder)} has no measures.csv: make experiment NAME={GROUP_PARALLEL} first")
+        raise UsageError(f"{tables_folder(folder)} has no measures.csv: {typed('run', GROUP_PARALLEL)} first")
     return figure.draw(read_measures(folder), folder / "figures")
 
 
@@ -157,7 +175,8 @@ def resolve(content: dict[str, Any], place: str, flags: Sequence[str]) -> GroupP
         settled = _settled(merged, where, [flag for flag in flags if not flag.startswith("--only=")])
         for key, least in LEAST.items():
             if settled[key] < least:
-                raise UsageError(f"{where}: {key}={settled[key]}: must be at least {least}")
+                there = "command line" if any(flag.startswith(f"--{key}=") for flag in flags) else where
+                raise UsageError(f"{there}: {key}={settled[key]}: must be at least {least}")
         case = Case(name, **{key: settled[key] for key in ("model", "input_size", "batch_size", "devices", "way")})
         if case.way == "data" and case.batch_size < case.devices:
             raise UsageError(f"{where}: batch_size={case.batch_size}: {case.devices} devices need an image each")

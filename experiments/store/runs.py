@@ -18,6 +18,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
@@ -59,6 +60,22 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)  # a full disk is told with the place
         raise
+
+
+def check_writable(folder: Path, flag: str) -> None:
+    """Make sure that a folder can be written to, or made; leaves nothing behind.
+
+    Raises:
+        UsageError: it cannot; names the flag that gave it.
+    """
+    whole = folder.absolute()
+    nearest = next(place for place in (whole, *whole.parents) if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        reason = "is a file" if nearest.is_file() else f"cannot be written to: {error.strerror}"
+        raise UsageError(f"{flag}={folder}: {nearest} {reason}") from None
 
 
 def write_json(path: Path, value: object) -> None:

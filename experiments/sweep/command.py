@@ -14,6 +14,7 @@ from typing import Any
 
 from experiments import tracking
 from experiments.errors import UsageError
+from experiments.invocation import typed
 from experiments.store.leases import claim, holder
 from experiments.store.runs import write_json
 from experiments.study import Study, load_study
@@ -222,7 +223,7 @@ def _finish(sweep: SweepFile, place: Place, flags: list[str], points: list[Point
         study, _ = plan_one(place, sweep.of_one_run(best.values, flags))
         seeds = load_study(sweep.study).seeds
         path = sweep_report.save_best(sweep, best, points, study, seeds, folder)
-        print(f"best:    {path}; try it with other seeds: python -m experiments run {path}")
+        print(f"best:    {path}; try it with other seeds: {typed('run', str(path))}")
     tables = [sweep_report.tables_folder(folder) / f"{table}.csv" for table in ("sweep", "importance")]
     about = {"sweep": sweep.content, **({} if best is None else {"best": best.values})}
     tracking.log_results(sent, sweep.name, folder, tables, drawn, about)

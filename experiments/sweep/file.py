@@ -16,8 +16,9 @@ from typing import Any
 
 import yaml
 
-from experiments.catalogue import CONFIGS
+from experiments.catalogue import CONFIGS, study_names, sweep_names
 from experiments.errors import UsageError
+from experiments.nearest import hint
 from experiments.strict_yaml import place_of, read_yaml
 
 KEYS = ("name", "description", "project", "entity", "program", "command", "method", "metric", "parameters")
@@ -113,11 +114,6 @@ def import_engine() -> Any:
     return sweeps
 
 
-def sweep_names() -> list[str]:
-    """The sweeps in ``configs/sweeps/``."""
-    return sorted(path.stem for path in (CONFIGS / "sweeps").glob("*.yaml"))
-
-
 def sweep_path(name: str) -> Path:
     """The file of a sweep: a name in ``configs/sweeps/``, or a path that ends in ``.yaml`` or ``.yml``.
 
@@ -130,9 +126,9 @@ def sweep_path(name: str) -> Path:
         return Path(name)
     if name in sweep_names():
         return CONFIGS / "sweeps" / f"{name}.yaml"
-    near = get_close_matches(name, sweep_names(), n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]}? There are: " if near else "; there are: "
-    raise UsageError(f"NAME={name}: no such sweep{hint}{', '.join(sweep_names())}")
+    if name in study_names():
+        raise UsageError(f"NAME={name}: a study, not a sweep; make experiment NAME={name} runs it")
+    raise UsageError(f"NAME={name}: no such sweep; {hint(name, sweep_names(), 0.4)}")
 
 
 def read_sweep(path: Path) -> SweepFile:

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from experiments.invocation import typed
 from experiments.measure.table import save_table
 from experiments.report import tables_folder
 from experiments.store.runs import write_atomic, write_json
@@ -116,7 +117,7 @@ def save_best(sweep: SweepFile, best: Point, points: list[Point], study: Study, 
     settings = ", ".join(f"{name} {shown(value)}" for name, value in best.values.items())
     head = {
         "Question": f"how good is the best point of the sweep {sweep.name} ({settings}) with other seeds?",
-        "Command": f"python -m experiments run {path}",
+        "Command": typed("run", str(path)),
         "Time": f"{best.seconds:.0f} s a run where the sweep ran",
         "Result": f"{sweep.metric} {best.metric(sweep.metric):.4f} with seed 0, the best of {done} runs that came "
         "to their end, chosen on the test images it is measured on: expect less of other seeds",

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,6 +13,10 @@ import time
 import pytest
 
 from experiments import __main__ as command_line
+from experiments.catalogue import CONFIGS
+from experiments.invocation import typed
+from experiments.nearest import LISTED, hint
+from experiments.store.runs import write_json
 
 
 def run(capsys, monkeypatch, *arguments):
@@ -63,13 +68,27 @@ def test_without_a_command_it_shows_its_usage(capsys, monkeypatch):
         (["status", "quikstart"], ["did you mean quickstart"]),
         (["status", "quickstart", "--recipe.lrr=1"], ["recipe.lrr", "recipe.lr"]),
         (["figures", "quickstart", "--to=x"], ["--to=x", "--runs_root"]),
+        (["run", "quickstart", "--recipe.batch_size=0"], ["command line: recipe.batch_size=0: must be at least 1"]),
+        (["run", "quickstart", "--recipe.lr=-1"], ["command line: recipe.lr=-1"]),
+        (["run", "quickstart", "--recipe.epochs=0"], ["command line: recipe.epochs=0"]),
+        (["run", "quickstart", "--data.cutout=-3"], ["command line: data.cutout=-3"]),
+        (["run", "quickstart", "--model=alexnet"], ["--model=alexnet: write --model.name=alexnet"]),
+        (["run", "quickstart", "--xyzzy=1"], ["unknown key xyzzy", "nearest of "]),
+        (["run", "quickstart", "--wandb=online"], ["wandb=online: nobody is logged in", "wandb login"]),
+        (["run", "photos-bayes"], ["NAME=photos-bayes: a sweep", "make sweep NAME=photos-bayes"]),
+        (["sweep", "quickstart"], ["NAME=quickstart: a study", "make experiment NAME=quickstart"]),
+        (["claims", "--runs_root=/nowhere"], ["--runs_root=/nowhere: no such folder"]),
+        (["status", "group-parallel", "--devices=0"], ["command line: devices=0: must be at least 1"]),
     ],
     ids=" ".join,
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(capsys, monkeypatch, tmp_path, arguments, words):
     if arguments[0] == "run":
-        arguments = [*arguments, f"--runs_root={tmp_path}/runs", f"--data_root={tmp_path}/data", "--wandb=off"]
+        off = [] if "--wandb=online" in arguments else ["--wandb=off"]
+        arguments = [*arguments, f"--runs_root={tmp_path}/runs", f"--data_root={tmp_path}/data", *off]
         arguments = arguments if len(arguments) > 4 else ["run"]
+        monkeypatch.delenv("WANDB_API_KEY", raising=False)
+        monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     code, _, err = run(capsys, monkeypatch, *arguments)
     assert code == 2
     assert err.startswith("error: ")
@@ -199,3 +218,45 @@ def test_an_interrupted_study_ends_cleanly_and_goes_on(tmp_path, notice):
     assert (folder / "metrics.jsonl").is_file()
     assert not (folder / "result.json").exists()
     assert not [p for p in folder.iterdir() if p.name.startswith(".")], "nothing half-written"
+
+
+@pytest.mark.parametrize("place", ["file", "/proc/nothing"])
+def test_a_folder_of_runs_that_cannot_be_written_is_refused_before_anything_is_trained(
+    capsys, monkeypatch, tmp_path, place
+):
+    (tmp_path / "file").write_text("not a folder")
+    place = place if place.startswith("/") else str(tmp_path / place)
+    code, out, err = run(capsys, monkeypatch, "run", "quickstart", f"--runs_root={place}", "--wandb=off")
+    assert code == 2
+    assert err.startswith(f"error: runs_root={place}: ")
+    assert err.count("\n") == 1 and not out
+
+
+def test_many_names_are_cut_to_the_nearest():
+    names = [f"model_{k}" for k in range(200)]
+    assert hint("xyz", names).count(",") == LISTED - 1
+    assert hint("model_17", names) == "did you mean model_17?"
+    assert hint("a", ["b", "c"]) == "there are: b, c"
+
+
+def test_what_is_to_be_typed_is_make_in_the_checkout_and_this_python_elsewhere(monkeypatch, tmp_path):
+    monkeypatch.chdir(CONFIGS.parent)
+    assert typed("run", "runs/a b.yaml") == "make experiment NAME='runs/a b.yaml'"
+    monkeypatch.chdir(tmp_path)
+    line = shlex.split(typed("list"))
+    ran = subprocess.run(line, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(CONFIGS.parent)})
+    assert ran.returncode == 0 and "quickstart" in ran.stdout
+
+
+def test_list_and_status_count_the_same_runs(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    other = tmp_path / "runs" / "quickstart" / "dense-seed0-00000000"
+    other.mkdir(parents=True)
+    write_json(other / "config.json", {"variant": "dense", "seed": 0, "recipe": {"epochs": 1}})
+    write_json(other / "result.json", {"status": "done", "test_accuracy": 0.1, "seconds": 1.0})
+    _, listed, _ = run(capsys, monkeypatch, "list", "--json")
+    _, stood, _ = run(capsys, monkeypatch, "status", "quickstart", "--json")
+    (quickstart,) = (study for study in json.loads(listed) if study["name"] == "quickstart")
+    (of_status,) = json.loads(stood)
+    assert (quickstart["runs_done"], quickstart["runs"]) == (of_status["counts"]["done"], len(of_status["runs"]))
+    assert of_status["others"] == 1

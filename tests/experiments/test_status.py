@@ -134,3 +134,16 @@ def test_without_a_name_every_study_has_a_line_and_one_that_cannot_be_read_hides
 @pytest.mark.parametrize(("seconds", "words"), [(0, "0 s"), (99, "99 s"), (3600, "60 min"), (7980, "2 h 13 min")])
 def test_durations_are_said_as_people_say_them(seconds, words):
     assert status.duration(seconds) == words
+
+
+def test_a_run_in_training_with_overridden_keys_is_shown_with_them(study, tmp_path, capsys):
+    other = load_study("quickstart", [*FLAGS, f"--runs_root={tmp_path}", "--recipe.epochs=9", "--data.colour=grey"])
+    run = plan(other)[0].run
+    lived(run, 2)
+    lease = leases.claim(run.folder)
+    assert lease is not None
+    lines = ask(capsys, tmp_path, "quickstart").splitlines()
+    assert lines[0].endswith("0 done, 0 running, 0 failed, 4 to do; 1 of other configurations beside them")
+    assert lines[-1].startswith("  running  dense, seed 0")
+    assert "epoch 3 of 9" in lines[-1]
+    assert "with --data.colour=grey --recipe.epochs=9" in lines[-1]

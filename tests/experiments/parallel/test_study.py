@@ -10,12 +10,13 @@ from torch import nn
 
 import parallel_checks
 from experiments import __main__ as command_line
-from experiments.catalogue import CONFIGS, GROUP_PARALLEL, studies, study_names, trained_studies
+from experiments.catalogue import CONFIGS, GROUP_PARALLEL, study_names, trained_studies
 from experiments.errors import RunFailedError, UsageError
 from experiments.parallel import study as group_parallel
 from experiments.parallel.part import Moved, own_part, own_values
 from experiments.parallel.ranks import device_for, run_on_ranks
 from experiments.report import read_table
+from experiments.status import status_of
 from experiments.strict_yaml import read_yaml
 from gconv.exchange import plan
 
@@ -202,7 +203,10 @@ def test_the_study_is_measured_once_and_gives_the_verdict_on_claim_26(tmp_path, 
     assert whole["devices-4", "parameters_per_device", ""] < 0.3 * parameters
     assert set(pd.read_csv(tables / "runs.csv")["variant"]) == {"devices-1", "devices-2", "devices-4", "ddp-2"}
     assert json.loads((tables / "study.json").read_text())["question"]
-    assert next(s for s in studies(tmp_path) if s["name"] == GROUP_PARALLEL)["runs_done"] == 4
+    of_these_flags = status_of(GROUP_PARALLEL, [*SMALL, f"--runs_root={tmp_path}"])
+    assert of_these_flags["counts"] == {"done": 4, "running": 0, "failed": 0, "to do": 0}
+    of_the_file = status_of(GROUP_PARALLEL, [f"--runs_root={tmp_path}"])
+    assert (of_the_file["counts"]["done"], of_the_file["others"]) == (0, 1)
     monkeypatch.setattr(group_parallel, "run_on_ranks", lambda *_, **__: pytest.fail("measured again"))
     monkeypatch.setattr(group_parallel.figure, "draw", lambda _table, folder: sorted(folder.iterdir()))
     assert command_line.main(["run", GROUP_PARALLEL, *SMALL, f"--runs_root={tmp_path}"]) == 0
