@@ -10,7 +10,6 @@ import os
 import subprocess
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, wraps
@@ -33,6 +32,7 @@ from gconv.kernels.band_tiles import (
     weight_jobs,
     weight_places,
 )
+from gconv.kernels.kept import in_a_thread
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 WARPS = 4  # more have been seen to compile loops over flattened taps wrongly (pytorch #173068)
@@ -402,22 +402,8 @@ class _Tables:
     places: Tensor
 
 
-def _in_a_thread(build: Callable[..., Any]) -> Callable[..., Any]:
-    """Have what is kept made in a thread of its own.
-
-    A CUDA graph's pool, modes and inference mode belong to a thread: what a caller allocates there must not be kept.
-    """
-
-    @wraps(build)
-    def run(*arguments: Any) -> Any:
-        with ThreadPoolExecutor(1) as thread:
-            return thread.submit(build, *arguments).result()
-
-    return run
-
-
 @lru_cache(maxsize=4096)
-@_in_a_thread
+@in_a_thread
 def _tables(
     geometry: Geometry,
     blocking: Blocking,
@@ -460,7 +446,7 @@ def _offsets(shape: Sequence[int], strides: Sequence[int]) -> Tensor:
 
 
 @lru_cache(maxsize=4096)
-@_in_a_thread
+@in_a_thread
 def _phases(
     geometry: Geometry, size: tuple[int, int], transposed: bool, device: torch.device
 ) -> tuple[Tensor, int, tuple[int, ...]]:

@@ -11,6 +11,7 @@ whose bins hold one group each has no zeros: its weight is a view.
 from __future__ import annotations
 
 import threading
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from gconv.geometry import Geometry, geometry_of
 from gconv.kernels import aten, loop
+from gconv.kernels.kept import in_a_thread
 from gconv.packing import Packing
 
 
@@ -66,7 +68,7 @@ class Call:
     out_fill: list[int]
     in_full: bool
     out_full: bool
-    _places: dict[torch.device, Tensor] = field(default_factory=dict)
+    _places: dict[torch.device, Tensor | array[int]] = field(default_factory=dict)
     _local: threading.local = field(default_factory=threading.local)
 
     @classmethod
@@ -137,9 +139,10 @@ class Call:
             return self._compute_places(device)  # what a mode makes, fake tensors say, must not be kept
         places = self._places.get(device)
         if places is None:
-            with torch.inference_mode(False):  # an index of inference mode could not be used in training later
-                places = self._places[device] = self._compute_places(device)
-        return places
+            # On a CPU numbers are kept, no tensor: reading them as one costs next to nothing.
+            made = in_a_thread(self._compute_places)(device)
+            places = self._places[device] = array("q", made.tolist()) if device.type == "cpu" else made
+        return torch.frombuffer(places, dtype=torch.int64) if isinstance(places, array) else places
 
     def _compute_places(self, device: torch.device) -> Tensor:
         packing, places = self.packing, []
