@@ -48,7 +48,7 @@ nothing.
 Tests
 With up to {EXACT_SEEDS} seeds all sign flips of the values are tried. This test needs no normal distribution; it is \
 exact where a value is as likely to lie above the centre as the same distance below it, as the difference of two \
-like networks is. (Effects that are strongly skewed err in up to 10% instead of 2.5% of cases, with 8 seeds; \
+like networks is. (Effects that are strongly skewed err in up to 12% instead of 2.5% of cases, with 8 seeds; \
 Student's t does, too.) The interval (95%) holds all values that the test does not reject. With more seeds both come \
 from Student's t. A share of seeds has the exact binomial test and interval.
 A claim of several parts is supported if every part is (the largest p counts), and contradicted if one part is: the \

@@ -88,7 +88,7 @@ def associations(
 ) -> list[Inference]:
     """Of each factor, the absolute rank correlation (Spearman) with an attribute of the filters, and its permutation p.
 
-    The p are of one factor each: pass those of several through ``stats.holm``.
+    The p are of one factor each: pass those of several through ``stats.false_discovery_rates``.
 
     Args:
         factors_FC: coordinates, one factor per row.

@@ -340,24 +340,6 @@ def equivalence_test(differences: ArrayLike, margin: float, alpha: float = 0.05)
     return Inference(mean, interval.low, interval.high, int(x.size), float(stats.t.sf(nearer, x.size - 1)))
 
 
-def holm(p_values: Sequence[float | None] | NDArray[np.float64]) -> NDArray[np.float64]:
-    """Adjusted p of several tests, in their order (Holm 1979).
-
-    Rejecting where it is at most α keeps the chance of any false rejection among them at α.
-
-    Args:
-        p_values: None or NaN where a test was not run; it is no member of the family, and stays NaN.
-
-    Raises:
-        ValueError: a p outside 0 to 1.
-    """
-    p, run = _tested(p_values)
-    order = run[np.argsort(p[run], kind="stable")]
-    adjusted = np.full(p.shape, np.nan)
-    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
-    return adjusted
-
-
 def false_discovery_rates(p_values: Sequence[float | None] | NDArray[np.float64]) -> NDArray[np.float64]:
     """The q of several tests, in their order (Benjamini & Hochberg 1995).
 
@@ -370,20 +352,14 @@ def false_discovery_rates(p_values: Sequence[float | None] | NDArray[np.float64]
     Raises:
         ValueError: a p outside 0 to 1.
     """
-    p, run = _tested(p_values)
-    q = np.full(p.shape, np.nan)
-    if run.size:
-        q[run] = stats.false_discovery_control(p[run])
-    return q
-
-
-def _tested(p_values: Sequence[float | None] | NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """The p of several tests, and the places of those that were run."""
     p = np.asarray(p_values, dtype=np.float64)
     run = np.flatnonzero(~np.isnan(p))
     if ((p[run] < 0) | (p[run] > 1)).any():
         raise ValueError(f"p must lie between 0 and 1, not {p[run].tolist()}")
-    return p, run
+    q = np.full(p.shape, np.nan)
+    if run.size:
+        q[run] = stats.false_discovery_control(p[run])
+    return q
 
 
 def _finite(values: ArrayLike) -> NDArray[np.float64]:

@@ -124,11 +124,13 @@ def test_where_every_part_has_what_matters_the_claim_is_contradicted_in_at_most_
     assert rate("contradicted", [1.0] * parts, noise=noise) <= 0.025 + MARGIN
 
 
-def test_differences_that_are_themselves_skewed_err_more_often_as_the_rule_says():
+def test_differences_that_are_themselves_skewed_err_more_often_as_the_rule_says(monkeypatch):
     """No test of 8 skewed values keeps to its rate; Student's t does not either."""
-    NOISE["skewed"] = lambda rng, shape: rng.gumbel(-np.euler_gamma, math.sqrt(6) / math.pi, shape)
-    assert 0.025 + MARGIN < rate("contradicted", [1.0], noise="skewed") <= 0.1
-    assert "up to 10%" in RULE
+    noise = {"skewed": lambda rng, shape: rng.gumbel(-np.euler_gamma, math.sqrt(6) / math.pi, shape)}
+    monkeypatch.setitem(NOISE, "skewed", noise["skewed"])
+    for parts in (1, 3):
+        assert 0.025 + MARGIN < rate("contradicted", [1.0] * parts, noise="skewed") <= 0.13
+    assert "up to 12%" in RULE
 
 
 @pytest.mark.parametrize("parts", [1, 4])

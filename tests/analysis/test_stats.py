@@ -11,7 +11,7 @@ from analysis.stats import (
     binomial_test,
     bootstrap_interval,
     equivalence_test,
-    holm,
+    false_discovery_rates,
     label_permutation_test,
     mean_interval,
     null_p,
@@ -343,26 +343,31 @@ def test_equivalence_that_cannot_be_tested_says_so():
             equivalence_test([0.1, 0.2], margin)
 
 
-def test_holm_by_hand():
-    """Sorted .01 .02 .03 .04: times 4, 3, 2, 1, never falling."""
-    np.testing.assert_allclose(holm([0.03, 0.01, 0.04, 0.02]), [0.06, 0.04, 0.06, 0.06])
-    np.testing.assert_allclose(holm([0.02, 0.02, 0.9]), [0.06, 0.06, 0.9])  # ties stay ties
-    np.testing.assert_allclose(holm([0.6, 0.7]), [1, 1])
-
-
-def test_tests_that_were_not_run_are_no_members_of_the_family():
-    np.testing.assert_allclose(holm([None, 0.03, math.nan, 0.01]), [math.nan, 0.03, math.nan, 0.02])
-    assert np.isnan(holm([None])).all()
-    assert holm([]).size == 0
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        holm([0.5, 1.5])
-
-
-def test_holm_keeps_the_chance_of_any_error():
-    p = np.random.default_rng(11).uniform(size=(3000, 5))
-    assert np.mean([(holm(row) <= 0.05).any() for row in p]) == pytest.approx(0.05, abs=0.015)
-
-
 def test_what_was_found_reads_as_a_line():
     assert str(sign_flip_test([1, 2, 3, 4, 5, 6])) == "3.5 [1, 6], p = 0.031, n = 6"
     assert str(bootstrap_interval([2.0])) == "2, n = 1 (one value: no interval)"
+
+
+def test_false_discovery_rates_are_those_of_benjamini_and_hochberg():
+    # Sorted .005, .01, .03, .04, .5 of 5: .025, .025, .05, .05, .5, each the smallest of those from it on.
+    q = false_discovery_rates([0.04, None, 0.005, 0.5, 0.01, 0.03])
+    assert q[[0, 2, 3, 4, 5]] == pytest.approx([0.05, 0.025, 0.5, 0.025, 0.05])
+    assert np.isnan(q[1])
+    assert np.isnan(false_discovery_rates([None, None])).all()
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        false_discovery_rates([1.5])
+
+
+@pytest.mark.parametrize("unit", [1e-12, 1e-3, 1.0, 1e12])
+def test_no_unit_changes_a_p(unit):
+    x = np.array([0.3, 1.9, 1.1, -0.6, 2.2, 0.7, 1.4, 0.2])
+    labels = [0, 0, 0, 0, 1, 1, 1, 1]
+    plain, scaled = sign_flip_test(x).p, sign_flip_test(unit * x).p
+    assert scaled == plain and plain is not None and plain < 0.1
+
+    def difference(values):
+        return lambda group: float(values[group == 1].mean() - values[group == 0].mean())
+
+    dealt = [label_permutation_test(labels, difference(values)).p for values in (x, unit * x)]
+    assert dealt[0] == dealt[1] and dealt[0] is not None and dealt[0] < 1
+    assert permutation_p(2 * unit, np.array([1, 3, 2, 0.5]) * unit) == pytest.approx(3 / 5)
