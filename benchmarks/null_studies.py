@@ -233,7 +233,7 @@ def accuracy_effects(claims: Sequence[Claim], runs: int = 20_000) -> Effects:
         for claim in claims
         if claim.number not in simulated
         for part, test in enumerate(claim.tests, 1)
-        if test.metric.per_seed
+        if test.metric.per_seed and not test.construction
     }
 
 
