@@ -260,3 +260,16 @@ def test_list_and_status_count_the_same_runs(capsys, monkeypatch, tmp_path):
     (of_status,) = json.loads(stood)
     assert (quickstart["runs_done"], quickstart["runs"]) == (of_status["counts"]["done"], len(of_status["runs"]))
     assert of_status["others"] == 1
+
+
+@pytest.mark.parametrize(("launched", "code"), [(True, 3), (False, -signal.SIGABRT)], ids=["one of several", "alone"])
+def test_a_rank_ends_with_its_own_code_whatever_libraries_do_at_the_very_end(launched, code):
+    """A global whose destructor aborts, as gloo's threads may; what was registered for the end has run before."""
+    program = "import atexit, os, experiments.__main__ as m\n"
+    program += "class Aborts:\n    def __del__(self): os.abort()\n"
+    program += "held = Aborts()\natexit.register(print, 'registered')\nm.end(3)"
+    environment = {**os.environ, **({"TORCHELASTIC_RUN_ID": "1"} if launched else {})}
+    found = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (found.returncode, found.stdout) == (code, "registered\n")
