@@ -95,8 +95,8 @@ def complaint(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
         return f"{given} is smaller than the kernel of {layer} with padding {geometry.padding}: it leaves no output"
     if x.is_quantized:
         return (
-            f"input of {x.dtype}: {layer} is not quantised module by module; use torch.export.export and "
-            "prepare_pt2e, which sees convolutions"
+            f"input of {x.dtype}: {layer} is not quantised module by module; use torch.export.export(…, strict=True) "
+            "and prepare_pt2e, which sees convolutions"
         )
     if not (x.is_floating_point() or x.is_complex()):
         return f"input of {x.dtype}: {layer} takes floating-point numbers (float32, bfloat16, float16, float64)"
