@@ -186,9 +186,12 @@ def figures(arguments: list[str]) -> int:
 
 def results(arguments: list[str]) -> int:
     """Copy what a study found to the record."""
-    folder = _study_folder(arguments, "results")
+    folder = _study_folder([a for a in arguments if a != "--replace"], "results")
     from experiments.catalogue import GROUP_PARALLEL, HOME
+    from experiments.record import check_replaces
 
+    if "--replace" not in arguments:
+        check_replaces(folder / "tables", HOME / "results" / folder.name)
     if folder.name == GROUP_PARALLEL:
         from experiments.parallel.study import keep_results as keep
 

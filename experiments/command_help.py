@@ -34,7 +34,9 @@ USAGES = {
                                     draw what is connected to what, in layers and in a network
 """,
     "results": """\
-  results NAME [--runs_root=DIR]    copy a study's tables and figures to results/ and its table into the README
+  results NAME [--runs_root=DIR] [--replace]
+                                    copy a study's tables and figures to results/ and its table into the README;
+                                    --replace: also over a record of more seeds, or with overridden keys
 """,
     "measure": """\
   measure --model=NAME --checkpoint=WEIGHTS --data=FOLDER [--key=value …]

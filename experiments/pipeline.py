@@ -23,7 +23,7 @@ from experiments.store.runs import config_hash, file_name, public, write_json
 from experiments.study import Study
 from experiments.tracking import log_results
 from experiments.training.crew import ALONE, Crew
-from experiments.training.setting import device_name
+from experiments.training.setting import choose_device, choose_dtype, device_name
 from experiments.training.study import train_all
 from gconv.cost import count_cost
 
@@ -37,6 +37,7 @@ def run_study(study: Study) -> int:
 
 def run_planned(study: Study, planned: list[PlannedRun], crew: Crew = ALONE) -> int:
     """``run_study`` of what is planned; a crew is let go before anything is measured."""
+    print(_intent(study, planned), flush=True)
     with crew.at_work():
         failed = train_all(study, planned, crew)
     done = [p for p in planned if (p.run.result or {}).get("status") == "done"]
@@ -65,6 +66,24 @@ def _log_results(study: Study, first: dict[str, Any], figures: list[Path]) -> No
     about = {key: value for key, value in first.items() if key in PROVENANCE}
     about |= {"question": study.question, "overrides": public(study.overrides)}
     log_results(study.wandb, study.name, study.folder, tables, figures, about)
+
+
+def _intent(study: Study, planned: list[PlannedRun]) -> str:
+    """One line: which runs, which images, on which device, where to."""
+    done = sum((p.run.result or {}).get("status") == "done" for p in planned)
+    variants = planned[: len(study.variants)]
+    images = {
+        f"{p.variant.dataset} ({len(p.dataset.train.labels):,} training and {len(p.dataset.test.labels):,} test images "
+        f"of {len(p.dataset.classes)} classes)": None
+        for p in variants
+    }
+    where: dict[str, None] = {}
+    for recipe in (p.variant.recipe for p in variants):
+        device = choose_device(recipe.device)
+        dtype = str(choose_dtype(recipe.precision, device)).removeprefix("torch.")
+        where[f"{device_name(device)}, {dtype}"] = None
+    runs = f"{len(study.variants)} variants × {study.seeds} seeds, {done} of {len(planned)} runs done"
+    return f"{study.name}: {runs}; {'; '.join(images)}; {'; '.join(where)}; into {study.folder}"
 
 
 def _missing(planned: list[PlannedRun]) -> pd.DataFrame:

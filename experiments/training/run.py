@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ from experiments.training.epoch import DivergedError, Stream, evaluate, train_ep
 from experiments.training.learner import Learner
 from experiments.training.seeds import Stack
 from experiments.training.setting import Setting
+
+PULSE_S = 30.0
 
 
 def train_run(run: Run, model: nn.Module, setting: Setting, tracker: Tracker, crew: Crew = ALONE) -> dict[str, Any]:
@@ -179,6 +182,9 @@ def _train(
                 trackers[place].log(ended[place])
 
             each(end)
+            if learner.crew.rank == 0 and not last:
+                left = (recipe.epochs - epoch - 1) * sum(metrics["seconds"] for metrics in ended)
+                _pulse(f"{title}: loss {ended[0]['train_loss']:.3f}, about {left / 60:.0f} min of this run left")
     except DivergedError as error:
         save_beside(error.place)
         raise
@@ -188,6 +194,17 @@ def _train(
         else {**p.history[-1], "seconds": sum(epoch["seconds"] for epoch in p.history), **learner.compilation}
         for k, p in enumerate(saved)
     ]
+
+
+def _pulse(text: str) -> None:
+    """Print a line where no progress bar is seen, at most each half minute."""
+    global _last_pulse
+    if not sys.stderr.isatty() and time.monotonic() - _last_pulse >= PULSE_S:
+        print(text, flush=True)
+        _last_pulse = time.monotonic()
+
+
+_last_pulse = time.monotonic()
 
 
 def _is_finite(network: nn.Module) -> bool:
