@@ -78,6 +78,8 @@ class Tracker:
         if mode == "off":
             return
         wanted = _automatic() if mode == "auto" else mode
+        if wanted == "disabled":  # by WANDB_MODE: nothing is kept, so nothing may count as sent
+            return
         if wanted == "online" and _kept_offline.is_set():
             wanted = "offline"
         started: dict[str, Any] = {"project": project, "name": name, "group": group, "config": config}

@@ -10,7 +10,7 @@ import pickle
 import re
 import socket
 import warnings
-from argparse import Namespace
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -22,8 +22,13 @@ from torch import Tensor, nn
 
 from experiments.errors import UsageError
 
-CONTAINERS = ("state_dict", "model_state_dict", "model")  # under these keys checkpoints hold their weights
-WRAPPERS = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile and Lightning, before every name
+# Under these keys trainers keep the weights; of several the first counts, so that averages come last.
+CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights", "params")
+CONTAINERS += ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
+# Before every name: of DataParallel, torch.compile, Lightning, Accelerate and hand-written modules.
+WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.", "_forward_module.", "ema_model.")
+COUNTED = "num_batches_tracked"  # of norms; old files lack it
+COUNTERS = ("n_averaged",)  # that wrappers keep beside the network
 NAMED = 3  # of the names that do not fit, in an error
 SILENCE = 30  # seconds without a byte after which a download has failed
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # heads that torchvision's Inceptions have in training alone
@@ -32,6 +37,62 @@ PROBE_CLASSES = 1009  # a width that no layer has but the one that tells the cla
 DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.(\d\.)")
 
 State = Mapping[str, Tensor]
+
+
+class Value:
+    """Takes the place of a plain value in a file: keeps nothing of it, and calls nothing."""
+
+    def __new__(cls, *_: object) -> Value:
+        """Make one of any arguments."""
+        return super().__new__(cls)
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+class Entries:
+    """Takes the place of a mapping in a file: one of torch's own, which the entries go into."""
+
+    def __new__(cls, *_: object) -> OrderedDict[object, object]:  # type: ignore[misc]
+        """Make an empty one of any arguments."""
+        return OrderedDict()
+
+
+# What training scripts keep beside weights. None of these is made or called: a file gets a ``Value`` for each.
+VALUES = {
+    "argparse": ["Namespace"],
+    "builtins": ["bool", "float", "frozenset", "getattr", "int", "list", "range", "slice", "str", "tuple"],
+    "collections": ["deque"],
+    "datetime": ["date", "datetime", "time", "timedelta", "timezone"],
+    "decimal": ["Decimal"],
+    "mmengine.logging.history_buffer": ["HistoryBuffer"],
+    "numpy": ["dtype", "ndarray"],
+    "numpy.core.multiarray": ["_reconstruct", "scalar"],  # before NumPy 2
+    "numpy._core.multiarray": ["_reconstruct", "scalar"],
+    "omegaconf.base": ["ContainerMetadata", "Metadata"],
+    "omegaconf.dictconfig": ["DictConfig"],
+    "omegaconf.listconfig": ["ListConfig"],
+    "omegaconf.nodes": ["AnyNode", "BooleanNode", "FloatNode", "IntegerNode", "PathNode", "StringNode"],
+    "pathlib": ["Path", "PosixPath", "PurePath", "PurePosixPath", "PureWindowsPath", "WindowsPath"],
+    "pathlib._local": ["Path", "PosixPath", "PurePath", "PurePosixPath", "PureWindowsPath", "WindowsPath"],
+    "torch.torch_version": ["TorchVersion"],
+    "types": ["SimpleNamespace"],
+    "typing": ["Any"],
+    "uuid": ["UUID"],
+}
+MAPPINGS = {
+    "builtins": ["dict"],
+    "collections": ["defaultdict"],
+    "lightning.fabric.utilities.data": ["AttributeDict"],
+    "lightning_fabric.utilities.data": ["AttributeDict"],
+    "pytorch_lightning.utilities.parsing": ["AttributeDict"],
+}
+PLAIN: list[Any] = [
+    (kind, f"{module}.{name}")
+    for kind, places in ((Value, VALUES), (Entries, MAPPINGS))
+    for module, names in places.items()
+    for name in names
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,14 +152,15 @@ def trained_and_untrained(
         ValueError: the weights are not those of the network; says which.
     """
     probe = build(PROBE_CLASSES).state_dict()
+    weights = _network_part(probe, checkpoint.weights)
     heads = [name for name, weight in probe.items() if weight.dim() > 0 and len(weight) == PROBE_CLASSES]
-    counts = [len(checkpoint.weights[name]) for name in heads if checkpoint.weights.get(name, torch.tensor(0)).dim()]
+    counts = [len(weights[name]) for name in heads if weights.get(name, torch.tensor(0)).dim()]
     torch.manual_seed(seed)
     untrained = build(counts[-1] if counts else PROBE_CLASSES)
-    if misfit := _misfit(untrained.state_dict(), checkpoint.weights):
+    if misfit := _misfit(untrained.state_dict(), weights):
         raise ValueError(misfit)
     trained = copy.deepcopy(untrained)
-    trained.load_state_dict(checkpoint.weights, strict=False)  # what is lacking is counters that old files have not
+    trained.load_state_dict(weights, strict=False)  # what is lacking is counters that old files have not
     return trained.eval(), untrained.eval()
 
 
@@ -118,8 +180,8 @@ def _read_file(path: Path, where: str) -> object:
     if path.suffix == ".safetensors":
         return _read_safetensors(path, where)
     try:
-        # A Namespace is plain values, which many training scripts keep; a warning on pickles says nothing of weights.
-        with torch.serialization.safe_globals([Namespace]), warnings.catch_warnings(action="ignore"):
+        # A warning on pickles says nothing of weights.
+        with torch.serialization.safe_globals(PLAIN), warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL (\S+)", str(error))
@@ -163,23 +225,50 @@ def _download(entry: Any, where: str) -> object:
 
 def _weights(content: object, where: str) -> dict[str, Tensor]:
     """The weights in what a file holds, by their names in the network itself."""
-    for key in CONTAINERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
+    while isinstance(content, Mapping):
+        inner = next((content[key] for key in CONTAINERS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            break
+        content = inner
     found = content if isinstance(content, Mapping) else {}
     weights = {str(name): weight for name, weight in found.items() if isinstance(weight, Tensor)}
     if not weights:
         keys = ", ".join(map(str, list(found)[:8]))
         held = f"its keys are {keys}" if keys else f"it is a {type(content).__name__}"
         raise UsageError(f"--checkpoint={where}: holds no weights by name, as model.state_dict() has them: {held}")
-    while wrapper := next((w for w in WRAPPERS if all(name.startswith(w) for name in weights)), None):
-        weights = {name.removeprefix(wrapper): weight for name, weight in weights.items()}
+    while wrapper := next((w for w in WRAPPERS if _wraps(w, weights)), None):
+        weights = {name.removeprefix(wrapper): weight for name, weight in weights.items() if name.startswith(wrapper)}
     return {DENSENET.sub(r"\1\2", name): w for name, w in weights.items() if not name.startswith(AUXILIARY)}
+
+
+def _wraps(prefix: str, weights: State) -> bool:
+    """Tell if every weight has the prefix, but for the counters of wrappers."""
+    wrapped = [name for name in weights if name.startswith(prefix)]
+    return bool(wrapped) and all(name.startswith(prefix) or name in COUNTERS for name in weights)
+
+
+def _network_part(model: State, weights: State) -> State:
+    """The weights under the one prefix that has all of the network, without the losses and metrics around it.
+
+    Raises:
+        ValueError: several prefixes have all of it.
+    """
+    needed = [name for name in model if not name.endswith(COUNTED)]
+    if all(name in weights for name in needed):
+        return weights
+    first = needed[0]
+    prefixes = [name.removesuffix(first) for name in weights if name.endswith(f".{first}")]
+    whole = [prefix for prefix in prefixes if all(prefix + name in weights for name in needed)]
+    if len(whole) > 1:
+        raise ValueError(f"has the network {len(whole)} times, under {', '.join(whole)}: save one of them alone")
+    if not whole:
+        return weights
+    return {name.removeprefix(whole[0]): weight for name, weight in weights.items() if name.startswith(whole[0])}
 
 
 def _misfit(model: State, weights: State) -> str:
     """What of the weights is not of the model, in words; empty if they fit."""
-    missing = [name for name in model if name not in weights and not name.endswith("num_batches_tracked")]
+    missing = [name for name in model if name not in weights and not name.endswith(COUNTED)]
     unexpected = [name for name in weights if name not in model]
     shapes = [
         f"{name} of {_shape(weights[name])} where the network has {_shape(model[name])}"

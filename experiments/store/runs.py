@@ -192,7 +192,7 @@ class Run:
             raise
 
     def metrics(self) -> list[dict[str, float]]:
-        """The history, one entry per epoch; where a line is damaged, that of the checkpoint, if it goes further."""
+        """The history, one entry per epoch; where some of it is damaged or gone, that of the checkpoint."""
         path = self.folder / "metrics.jsonl"
         epochs, damaged = [], False
         for line in path.read_bytes().splitlines() if path.is_file() else []:
@@ -200,8 +200,10 @@ class Run:
                 epochs.append(json.loads(line))
             except ValueError:
                 damaged = True
-        if damaged:
-            print(f"warning: {path} has a damaged line; the checkpoint's history counts", file=sys.stderr, flush=True)
+        short = (self.folder / "result.json").is_file() and len(epochs) < self.config["recipe"]["epochs"]
+        if damaged or (short and (self.result or {}).get("status") == "done"):
+            what = "has a damaged line" if damaged else "is incomplete" if epochs else "is gone"
+            print(f"warning: {path} {what}; the checkpoint's history counts", file=sys.stderr, flush=True)
             kept = (self.load_checkpoint() or {}).get("history", [])
             epochs = max(epochs, kept, key=len)
         return epochs

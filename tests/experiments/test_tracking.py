@@ -295,3 +295,13 @@ def test_without_wandb_no_results_are_sent(tmp_path, monkeypatch):
     log_results("auto", "quickstart", tmp_path, tables, figures, {})
     assert not (tmp_path / "wandb").exists()
     assert PROJECT == tracking.PROJECT
+
+
+def test_results_of_a_disabled_wandb_do_not_count_as_sent(monkeypatch, tmp_path):
+    table = tmp_path / "runs.csv"
+    table.write_text("a,b\n1,2\n")
+    recorder = recorded(monkeypatch)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    log_results("auto", "study", tmp_path, [table], [], {})
+    assert not recorder.asked
+    assert not (tmp_path / "wandb" / "results-sent").exists()

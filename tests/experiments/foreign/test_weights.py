@@ -2,9 +2,14 @@
 
 import argparse
 import builtins
+import datetime
+import functools
 import os
 import pickle
-from collections import OrderedDict
+import sys
+import types
+from collections import OrderedDict, defaultdict
+from pathlib import Path
 from types import SimpleNamespace
 from urllib.error import URLError
 
@@ -14,7 +19,7 @@ import torch
 from torch import nn
 
 from experiments.errors import UsageError
-from experiments.foreign.weights import read_checkpoint, trained_and_untrained
+from experiments.foreign.weights import PLAIN, Entries, Value, read_checkpoint, trained_and_untrained
 
 
 def network(classes, width=6):
@@ -264,3 +269,158 @@ def test_numbers_of_numpy_are_no_weights(tmp_path):
     np.savez(tmp_path / "net.npz", conv=np.ones(3))
     with pytest.raises(UsageError, match=r"net\.npz: not a checkpoint of torch, or a damaged one"):
         read(tmp_path / "net.npz")
+
+
+def plain_network():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+
+def weights_of(tmp_path, content):
+    torch.save(content, tmp_path / "x.pt")
+    return read_checkpoint(str(tmp_path / "x.pt"), {}).weights
+
+
+def assert_read(tmp_path, content, expected):
+    found = weights_of(tmp_path, content)
+    assert set(found) == set(expected)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("first", ["", "module.", "_orig_mod.", "model.", "net.", "module._orig_mod.", "model.net."])
+@pytest.mark.parametrize("key", [None, "state_dict", "model", "module", "state_dict_ema", "model_ema", "model_state"])
+def test_prefixes_and_containers_of_trainers(tmp_path, first, key):
+    weights = plain_network().state_dict()
+    named = {first + name: weight for name, weight in weights.items()}
+    assert_read(tmp_path, named if key is None else {key: named, "epoch": 3}, weights)
+
+
+def test_an_averaged_model_as_torch_saves_it(tmp_path):
+    network = plain_network()
+    averaged = torch.optim.swa_utils.AveragedModel(network)
+    assert_read(tmp_path, averaged.state_dict(), network.state_dict())
+    assert_read(tmp_path, {"model_ema": averaged.state_dict()}, network.state_dict())
+
+
+def test_plain_values_beside_weights_are_no_code(tmp_path):
+    weights = plain_network().state_dict()
+    beside = {
+        "best": np.float64(0.3),
+        "single": np.float32(0.3),
+        "epoch": np.int64(7),
+        "flag": np.bool_(True),
+        "curve": np.arange(4.0),
+        "names": np.array(["a", "b"]),
+        "when": datetime.datetime(2020, 1, 2, tzinfo=datetime.UTC),
+        "took": datetime.timedelta(seconds=3),
+        "where": Path("a/b"),
+        "args": argparse.Namespace(lr=1, where=Path("x")),
+        "more": types.SimpleNamespace(a=1),
+        "log": defaultdict(list, a=[1]),
+        "order": OrderedDict(a=1),
+        "version": torch.__version__,
+        "classes": frozenset({"a"}),
+    }
+    assert_read(tmp_path, {"state_dict": weights, **beside}, weights)
+
+
+def named_class(monkeypatch, module, name, base=object):
+    """A class that pickles under the name, as if its package were installed."""
+    made = type(name, (base,), {"__module__": module, "__qualname__": name})
+    parts = module.split(".")
+    for package in (".".join(parts[: n + 1]) for n in range(len(parts))):
+        monkeypatch.setitem(sys.modules, package, types.ModuleType(package))
+    setattr(sys.modules[module], name, made)
+    return made
+
+
+def test_what_lightning_keeps_around_a_network_is_left_out(tmp_path, monkeypatch, weights):
+    attributes = named_class(monkeypatch, "pytorch_lightning.utilities.parsing", "AttributeDict", dict)
+    state = {f"net.{name}": weight for name, weight in weights.items()}
+    state |= {"criterion.weight": torch.ones(7), "val_acc.tp": torch.ones(7), "ema_decay": torch.tensor(0.9)}
+    torch.save({"state_dict": state, "hyper_parameters": attributes(lr=0.1)}, tmp_path / "last.ckpt")
+    trained, _ = trained_and_untrained(network, read(tmp_path / "last.ckpt"), seed=0)
+    assert all(torch.equal(weight, weights[name]) for name, weight in trained.state_dict().items())
+
+
+def test_a_network_that_is_there_twice_is_not_chosen_between(tmp_path, weights):
+    twice = {f"{part}.{name}": weight for name, weight in weights.items() for part in ("student", "teacher.ema")}
+    torch.save(twice, tmp_path / "net.pt")
+    with pytest.raises(ValueError, match=r"has the network 2 times, under student\., teacher\.ema\.: save one of"):
+        trained_and_untrained(network, read(tmp_path / "net.pt"), seed=0)
+
+
+def test_weights_that_the_network_lacks_are_refused_also_behind_a_prefix(tmp_path, weights):
+    state = {f"net.{name}": weight for name, weight in weights.items()}
+    torch.save({**state, "net.more.weight": torch.ones(1), "loss.weight": torch.ones(1)}, tmp_path / "net.pt")
+    with pytest.raises(ValueError, match=r"^has beside more\.weight$"):
+        trained_and_untrained(network, read(tmp_path / "net.pt"), seed=0)
+
+
+def test_the_history_that_mmengine_keeps_is_passed_over(tmp_path, monkeypatch, weights):
+    history = named_class(monkeypatch, "mmengine.logging.history_buffer", "HistoryBuffer")
+    history.mean = lambda self: 0
+    history.mean.__module__, history.mean.__qualname__ = history.__module__, "HistoryBuffer.mean"
+    loss = history()
+    loss.__dict__.update(log=np.ones(3), statistics_methods=OrderedDict(mean=history.mean))
+    torch.save({"state_dict": weights, "message_hub": {"log_scalars": OrderedDict(loss=loss)}}, tmp_path / "epoch.pth")
+    assert read(tmp_path / "epoch.pth").weights.keys() == weights.keys()
+
+
+class Calls:
+    """Pickles as the call of a function."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+    def __call__(self):
+        """Never called; pickle asks a function to be callable."""
+
+
+class WithState(argparse.Namespace):
+    """Pickles as a Namespace whose state holds a call."""
+
+    def __reduce__(self):
+        return argparse.Namespace, (), {"__setstate__": os.system, "inner": self.inner}
+
+
+def stored(place):
+    """A file of NumPy that leaves a folder when it is loaded with its pickles."""
+    np.save(place.with_suffix(".npy"), np.array([Calls(os.mkdir, str(place))], dtype=object))
+    return str(place.with_suffix(".npy"))
+
+
+CODE = {
+    "a command": lambda place: Calls(os.system, f"mkdir {place}"),
+    "an expression": lambda place: Calls(eval, f"__import__('os').mkdir({str(place)!r})"),
+    "statements": lambda place: Calls(exec, f"import os; os.mkdir({str(place)!r})"),
+    "a call to come": lambda place: Calls(functools.partial(os.mkdir, str(place))),
+    "a method": lambda place: Calls(Calls(getattr, Path(place), "mkdir")),
+    "a file of NumPy": lambda place: Calls(np.load, stored(place), None, True),
+    "in an array": lambda place: np.array([Calls(os.mkdir, str(place))], dtype=object),
+    "in a namespace": lambda place: WithState(inner=Calls(os.mkdir, str(place))),
+    "in a mapping": lambda place: defaultdict(list, a=Calls(os.mkdir, str(place))),
+    "as a default": lambda place: defaultdict(functools.partial(os.mkdir, str(place))),
+}
+
+
+@pytest.mark.parametrize("first", [{}, {"conv.weight": torch.ones(1)}], ids=["no weights", "weights"])
+@pytest.mark.parametrize("kind", CODE)
+def test_code_in_a_file_is_refused_and_not_run(tmp_path, kind, first):
+    torch.save({"state_dict": first, "extra": CODE[kind](tmp_path / "run")}, tmp_path / "evil.pt")
+    said = "not a checkpoint of torch" if kind == "a method" else "which is code and not weights, and was not run"
+    with pytest.raises(UsageError, match=said):
+        read(tmp_path / "evil.pt")
+    assert not (tmp_path / "run").exists()
+    if kind not in ("as a default", "in a namespace"):  # these are built, not called
+        torch.load(tmp_path / "evil.pt", weights_only=False)
+        assert (tmp_path / "run").exists(), "where it is trusted the code does run"
+
+
+def test_nothing_that_files_may_name_is_the_thing_itself():
+    assert {kind for kind, _ in PLAIN} == {Value, Entries}
+    assert type(Value(os.system, "x")) is Value
+    assert not vars(Value(1, 2))
+    assert Entries(list) == {}
