@@ -86,8 +86,8 @@ bench-blocks: $(READY) ## convolution, batch norm, ReLU and shuffle: one after t
 bench-training: $(READY) ## training throughput of the suite beside a plain script
 	@$(RUN) -m benchmarks.training $(ARGS)
 
-bench-gpu: $(READY) ## on a machine with a GPU: tests, every benchmark and a study, into TO=runs/gpu
-	@PYTHON="$${PYTHON:-$(RUN)}" TO=$(call quoted,TO) STAGES=$(call quoted,STAGES) benchmarks/gpu.sh
+bench-gpu: $(READY) ## on a machine with a GPU, PART=1, 2, 3: tests, kernels with their table, training; into TO=runs/gpu
+	@PYTHON="$${PYTHON:-$(RUN)}" TO=$(call quoted,TO) PART=$(call quoted,PART) benchmarks/gpu.sh
 
 clean: ## remove the virtual environment and all caches (runs/ and data/ stay)
 	@rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist *.egg-info *.whl

@@ -57,9 +57,10 @@ def main() -> None:
                 f"{ratio:>7.2f} × {REFERENCE}",
                 flush=True,
             )
-    if given.csv:
-        given.csv.parent.mkdir(parents=True, exist_ok=True)
-        pd.DataFrame(rows).assign(batch=given.batch, **provenance(device_name(device))).to_csv(given.csv, index=False)
+        if given.csv:  # after every network, so that a run that is cut short leaves what it has measured
+            given.csv.parent.mkdir(parents=True, exist_ok=True)
+            table = pd.DataFrame(rows).assign(batch=given.batch, **provenance(device_name(device)))
+            table.to_csv(given.csv, index=False)
 
 
 def step_of(name: str, groups: str, way: str, batch: int, device: torch.device) -> Callable[[], None]:

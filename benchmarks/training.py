@@ -83,10 +83,10 @@ def main() -> None:
                 f"[{r['lower']:.1f}, {r['upper']:.1f}]  {r['ratio']:.2f} × plain",
                 flush=True,
             )
-    table = pd.DataFrame(rows).assign(batch=given.batch, **provenance(device_name(choose_device("auto"))))
-    if given.csv:
-        given.csv.parent.mkdir(parents=True, exist_ok=True)
-        table.to_csv(given.csv, index=False)
+        if given.csv:  # after every partition, so that a run that is cut short leaves what it has measured
+            given.csv.parent.mkdir(parents=True, exist_ok=True)
+            table = pd.DataFrame(rows).assign(batch=given.batch, **provenance(device_name(choose_device("auto"))))
+            table.to_csv(given.csv, index=False)
 
 
 def row(rates: np.ndarray, plain: np.ndarray) -> dict[str, float]:

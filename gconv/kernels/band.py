@@ -37,7 +37,8 @@ from gconv.kernels.kept import in_a_thread
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 WARPS = 4  # more have been seen to compile loops over flattened taps wrongly (pytorch #173068)
 PIXELS = 2**31 - 2**16  # pixel numbers have 32 bits
-PROGRAMS = 264  # that fill a large GPU: two for each of 132 multiprocessors
+PROGRAMS = 4  # of the weight gradient for each multiprocessor: what its registers hold
+MULTIPROCESSORS = 132  # of an H100, where nobody counts them
 LEAST_STEPS = 4  # of a weight gradient program, so that its sums are worth their space
 ELEMENTS = 1024  # of a program that gathers
 MERGED = 128  # rows of statistics that a program merges
@@ -89,6 +90,14 @@ def _shared_memory(device: torch.device) -> int | None:
     if device.type != "cuda":
         return None
     return getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", None)
+
+
+@lru_cache
+def _programs(device: torch.device) -> int:
+    """Programs that fill a device."""
+    if device.type != "cuda":
+        return PROGRAMS * MULTIPROCESSORS
+    return PROGRAMS * torch.cuda.get_device_properties(device).multi_processor_count
 
 
 _failures: dict[tuple[Geometry, torch.dtype, torch.device], str] = {}
@@ -252,7 +261,7 @@ def weight_gradient(dy_NOHW: Tensor, x_NCHW: Tensor, geometry: Geometry, *, bloc
         return torch.zeros(geometry.weight_shape, dtype=dtype, device=device)
     tables = _tables(geometry, blocking, False, device)
     step = STEP_BYTES // dtype.itemsize
-    shares = -(-PROGRAMS // sum(jobs.shape[0] for jobs in tables.jobs))
+    shares = -(-_programs(device) // sum(jobs.shape[0] for jobs in tables.jobs))
     share = max(-(-pixels // (shares * step)), LEAST_STEPS) * step
     shares = -(-pixels // share)
     partials = torch.empty((shares, tables.packed_size), dtype=torch.float32, device=device)
