@@ -159,7 +159,7 @@ class ByGroup(nn.Module):
         cut = conv.geometry
         self.sizes = cut.in_groups.sizes
         self.parts = nn.ModuleList(
-            nn.Conv2d(i, o, conv.kernel_size, conv.stride, conv.padding, bias=conv.bias is not None)
+            nn.Conv2d(i, o, cut.kernel_size, cut.stride, cut.padding, bias=conv.bias is not None)
             for i, o in zip(cut.in_groups.sizes, cut.out_groups.sizes, strict=True)
         )
 
@@ -174,8 +174,16 @@ def as_plain_torch(model: nn.Module) -> nn.Module:
         if isinstance(conv, GroupedConv2d):
             plain: nn.Module = ByGroup(conv)
             if conv.geometry.is_uniform:
-                channels = conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding
-                plain = nn.Conv2d(*channels, groups=conv.groups, bias=conv.bias is not None)
+                cut = conv.geometry
+                plain = nn.Conv2d(
+                    conv.in_channels,
+                    conv.out_channels,
+                    cut.kernel_size,
+                    cut.stride,
+                    cut.padding,
+                    groups=conv.groups,
+                    bias=conv.bias is not None,
+                )
             model.set_submodule(name, plain)
     return model
 

@@ -96,7 +96,7 @@ def test_a_wheel_works_in_an_empty_folder_and_leaves_nothing_behind(tmp_path):
 def test_make_with_the_name_of_a_folder_is_a_command_or_an_error():
     tree = subprocess.run(["git", "ls-tree", "-d", "--name-only", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     targets = [line.split(":")[0] for line in (ROOT / "Makefile").read_text().splitlines() if ":" in line]
-    folders = [name for name in tree.stdout.split() if name not in targets]
+    folders = [name for name in tree.stdout.split() if name not in targets and name[0] != "."]
     assert folders or tree.returncode, "experiments/ at least"
     for folder in folders:
         ran = subprocess.run(["make", folder], cwd=ROOT, capture_output=True, text=True)

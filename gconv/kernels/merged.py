@@ -93,7 +93,9 @@ def _order(geometry: Geometry) -> Order | None:
         return None
     in_sizes, out_sizes = geometry.in_groups.sizes, geometry.out_groups.sizes
     order = sorted(range(geometry.groups), key=lambda g: (-in_sizes[g], -out_sizes[g]))
-    window = geometry.kernel_size, geometry.stride, geometry.padding, geometry.dilation
-    cut = tuple(in_sizes[g] for g in order), tuple(out_sizes[g] for g in order)
-    recipe = _recipe(geometry_of(*cut, *window))
-    return Order(*(Sizes(list(sizes), order) for sizes in (in_sizes, out_sizes, geometry.links)), recipe)
+    sorted_sizes = tuple(in_sizes[g] for g in order), tuple(out_sizes[g] for g in order)
+    window = geometry.stride, geometry.padding, geometry.dilation
+    recipe = _recipe(geometry_of(sorted_sizes[0], sorted_sizes[1], geometry.kernel_size, *window))
+    return Order(
+        Sizes(list(in_sizes), order), Sizes(list(out_sizes), order), Sizes(list(geometry.links), order), recipe
+    )

@@ -99,12 +99,12 @@ def assert_close(found, expected, tolerance):
 # What is learned
 
 
-def nudged():
-    """The network with every weight moved by the rounding of its last bit."""
-    net = model()
+def nudged(seed):
+    """The network with each number moved by about the rounding of its last bits."""
+    net, generator = model(), torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in net.parameters():
-            parameter.mul_(1 + 2**-23)
+            parameter.mul_(1 + torch.randn(parameter.shape, generator=generator) * 2**-22)
     return net
 
 
@@ -133,19 +133,20 @@ def test_two_processes_have_the_losses_of_one_over_fifty_steps(tmp_path, batch_s
     The weights, the running statistics and the other process likewise.
     """
     given = setting(train=100, batch_size=batch_size)
-    (tmp_path / "nudged").mkdir()
-    fifty_steps(ALONE, given, tmp_path / "nudged", nudged)
     fifty_steps(ALONE, given, tmp_path)
     in_a_crew(tmp_path, 2, fifty_steps, given, tmp_path)
-    names = ("0-of-1", "0-of-2", "1-of-2", "nudged/0-of-1")
-    alone, first, second, by_rounding = (torch.load(tmp_path / name) for name in names)
+    alone, first, second = (torch.load(tmp_path / name) for name in ("0-of-1", "0-of-2", "1-of-2"))
     assert alone[0].shape == (50, 2)
     assert alone[0][-5:, 0].mean() < 0.8 * alone[0][:5, 0].mean(), "something was learned"
 
     def distance(other):
         return ((other[0] - alone[0])[:, 0] / alone[0][:, 0]).abs().max()
 
-    allowed = max(1e-4, 4 * distance(by_rounding))
+    by_rounding = []
+    for seed in range(3):
+        fifty_steps(ALONE, given, tmp_path, partial(nudged, seed))
+        by_rounding.append(distance(torch.load(tmp_path / "0-of-1")))
+    allowed = max(1e-4, 10 * max(by_rounding))
     assert allowed < 1e-2, "training amplifies rounding too much for this comparison"
     assert distance(first) <= allowed
     assert ((first[0] - alone[0])[:, 1]).abs().max() < 1e-6

@@ -1,6 +1,7 @@
 """Several seeds at once on the CPU: each run leaves behind what it leaves behind alone, within ``TOLERANCE``."""
 
 import os
+import re
 from dataclasses import replace
 from functools import partial
 
@@ -308,7 +309,7 @@ def test_a_whole_study_at_once_gives_the_tables_of_the_study_alone(tmp_path, mon
         patch.setattr("experiments.training.study.train_run", lambda *_: pytest.fail("trained alone"))
         assert run_study(studies[1]) == 0
     out = capsys.readouterr().out
-    trained = [line for line in out.splitlines() if line.startswith("[")]
+    trained = [line for line in out.splitlines() if re.match(r"\[\d+/\d+\] ", line)]
     assert len(trained) == 4
     assert any("dense, seed 0: accuracy" in line and line.endswith("(together with seed 1)") for line in trained)
     assert any("log-4, seed 1: accuracy" in line and line.endswith("(together with seed 0)") for line in trained)
