@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ from experiments import report
 from experiments.claims import study_verdicts
 from experiments.measure import VERSION, measure_run
 from experiments.measure.speed import measure_speed
-from experiments.measure.table import Rows, save_arrays, save_table
+from experiments.measure.table import NOTE_COLUMNS, Rows, save_arrays, save_table
 from experiments.plan import PlannedRun, plan
 from experiments.store import leases
 from experiments.store.runs import config_hash, file_name, public, write_json
 from experiments.study import Study
+from experiments.tables import DamagedTableError, read_about, read_arrays, read_csv, read_table
 from experiments.tracking import log_results
 from experiments.training.crew import ALONE, Crew
 from experiments.training.setting import choose_device, choose_dtype, device_name
@@ -104,7 +105,7 @@ def measure_all(study: Study, done: list[PlannedRun]) -> None:
     tables, notes = [], []
     for p in done:
         measured = p.run.folder / "measured.json"
-        if not measured.is_file() or json.loads(measured.read_text()) != key:
+        if not _is_measured(p, key):
             measured.unlink(missing_ok=True)
             rows = Rows(study.name, p.variant.name, p.run.seed)
             arrays = measure_run(rows, p.run, p.trained_model(), p.fresh_model(), p.setting(), study.measures)
@@ -112,8 +113,8 @@ def measure_all(study: Study, done: list[PlannedRun]) -> None:
             save_table(p.run.folder / "notes.csv", rows.notes())
             save_table(p.run.folder / "measures.csv", rows.table())
             write_json(measured, key)
-        tables.append(report.read_table(p.run.folder / "measures.csv"))
-        notes.append(pd.read_csv(p.run.folder / "notes.csv", keep_default_na=False))
+        tables.append(read_table(p.run.folder / "measures.csv"))
+        notes.append(read_csv(p.run.folder / "notes.csv", NOTE_COLUMNS, keep_default_na=False))
     folder = report.tables_folder(study.folder)
     tables.append(_speed(study, done))
     whole = pd.concat(tables, ignore_index=True)
@@ -139,8 +140,25 @@ def measure_all(study: Study, done: list[PlannedRun]) -> None:
         stale.unlink()
     for p in done:
         if p.run.seed == report.SEED_DRAWN:
-            with np.load(p.run.folder / "arrays.npz") as arrays:
-                save_arrays(folder / f"{file_name(p.variant.name)}-seed{p.run.seed}.npz", dict(arrays))
+            arrays = read_arrays(p.run.folder / "arrays.npz")
+            save_arrays(folder / f"{file_name(p.variant.name)}-seed{p.run.seed}.npz", arrays)
+
+
+def _is_measured(p: PlannedRun, key: dict[str, Any]) -> bool:
+    """Tell if a run was measured in this way and what was found is whole; of what is damaged it says so."""
+    if not (p.run.folder / "measured.json").is_file():
+        return False
+    try:
+        if read_about(p.run.folder / "measured.json", []) != key:
+            return False
+        read_table(p.run.folder / "measures.csv")
+        read_csv(p.run.folder / "notes.csv", NOTE_COLUMNS)
+        if p.run.seed == report.SEED_DRAWN:
+            read_arrays(p.run.folder / "arrays.npz")
+    except DamagedTableError as error:
+        print(f"warning: {error.damage}; the run is measured again", file=sys.stderr, flush=True)
+        return False
+    return True
 
 
 def _layer_costs(done: list[PlannedRun]) -> pd.DataFrame:
@@ -163,8 +181,17 @@ def _speed(study: Study, done: list[PlannedRun]) -> pd.DataFrame:
     hardware = {name: [device_name(s.device), str(s.dtype)] for name, s in settings.items()}
     key = config_hash({"version": VERSION, "shapes": shapes, "hardware": hardware})
     path = report.tables_folder(study.folder) / f"speed-{key}.csv"
-    if not path.is_file() or disturbed(report.read_table(path)):
+    if not _is_timed(path):
         rows = {name: Rows(study.name, name, None) for name in first}
         measure_speed(rows, {name: p.fresh_model() for name, p in first.items()}, settings)
         save_table(path, pd.concat([r.table() for r in rows.values()], ignore_index=True))
-    return report.read_table(path)
+    return read_table(path)
+
+
+def _is_timed(path: Path) -> bool:
+    """Tell if there is a whole table of times, undisturbed by other work; of a damaged one it says so."""
+    try:
+        return path.is_file() and not disturbed(read_table(path))
+    except DamagedTableError as error:
+        print(f"warning: {error.damage}; times are measured again", file=sys.stderr, flush=True)
+        return False

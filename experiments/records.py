@@ -5,7 +5,7 @@ What is no evidence, and why, is said in ``analysis.claims.RULE``.
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -15,9 +15,9 @@ import pandas as pd
 
 from analysis.evidence import Record, sort_evidence
 from experiments.catalogue import HOME, trained_studies
-from experiments.report import read_table
 from experiments.store.runs import config_hash
 from experiments.study import Study, load_study
+from experiments.tables import DamagedTableError, read_about, read_csv, read_table
 
 RESULTS = HOME / "results"
 OF_A_MACHINE = ("recipe.device", "recipe.precision")  # in the hash of a run, and no other training
@@ -25,7 +25,7 @@ OF_PLACES = ("--runs_root", "--device")  # flags of ``group-parallel`` that chan
 
 
 def find_records(study: str, runs: Path, results: Path = RESULTS, trials: bool = False) -> list[Record]:
-    """The records of a study, in ``runs`` and then in ``results``.
+    """The records of a study, in ``runs`` and then in ``results``; damaged ones are named and left out.
 
     Args:
         study: its name.
@@ -33,10 +33,18 @@ def find_records(study: str, runs: Path, results: Path = RESULTS, trials: bool =
         results: folder of the record.
         trials: whether a study that the command line changed is evidence.
     """
-    kept = read_record(study, "results", results / study)
+    kept = _whole_record(study, "results", results / study)
     known = set() if kept is None else set(_column(_runs(results / study), "data_hash"))
-    found = read_record(study, str(runs), runs / study / "tables", known, trials)
+    found = _whole_record(study, str(runs), runs / study / "tables", known, trials)
     return [record for record in (found, kept) if record is not None]
+
+
+def _whole_record(study: str, place: str, folder: Path, *more: Any) -> Record | None:
+    try:
+        return read_record(study, place, folder, *more)
+    except DamagedTableError as error:
+        print(f"warning: {error}; the ledger goes on without this record", file=sys.stderr, flush=True)
+        return None
 
 
 def read_record(
@@ -102,7 +110,7 @@ def _fewer(key: str, value: Any, study: Study) -> bool:
 
 def _overrides(path: Path) -> dict[str, Any]:
     """What the command line changed; of ``group-parallel`` a list of flags."""
-    given = json.loads(path.read_text()).get("overrides", {}) if path.is_file() else {}
+    given = read_about(path, []).get("overrides", {}) if path.is_file() else {}
     if isinstance(given, Mapping):
         return dict(given)
     pairs = [flag.removeprefix("--").partition("=") for flag in given if not flag.startswith(OF_PLACES)]
@@ -127,7 +135,7 @@ def _runs(folder: Path) -> pd.DataFrame:
 
 
 def _csv(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path, dtype=str) if path.is_file() else pd.DataFrame()
+    return read_csv(path, [], dtype=str) if path.is_file() else pd.DataFrame()
 
 
 def _column(table: pd.DataFrame, name: str) -> list[str]:

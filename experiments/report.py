@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from textwrap import wrap
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,8 +12,8 @@ from analysis.intervals import SEEDS_FOR_INTERVAL, UNBOUNDED, Bounds, measure_bo
 from analysis.tradeoff import COSTS, MORE_COSTS, disturbed, equal_pairs, front_probability, tradeoff_table
 from experiments.errors import UsageError
 from experiments.invocation import typed
-from experiments.measure.table import COLUMNS
 from experiments.store.runs import file_name, write_atomic
+from experiments.tables import read_about, read_arrays, read_csv, read_table
 
 LINES = 24  # of one table of the summary
 FRONT_AT_LEAST = 0.05  # share of resamplings from which a variant is named as on a front
@@ -57,8 +54,7 @@ def draw_figures(study_folder: Path) -> list[Path]:
     for variant in dict.fromkeys(table["variant"]):
         path = tables / f"{file_name(variant)}-seed{SEED_DRAWN}.npz"
         if path.is_file():
-            with np.load(path) as file:
-                arrays[variant] = dict(file)
+            arrays[variant] = read_arrays(path)
     folder = study_folder / "figures"
     return [
         *draw_measured(table, arrays, folder),
@@ -108,46 +104,6 @@ def read_measures(study_folder: Path) -> pd.DataFrame:
     return read_table(tables_folder(study_folder) / "measures.csv")
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """A long table as it was written: texts stay texts, also those such as ``null`` or ``4``."""
-    texts = [column for column in COLUMNS if column not in ("seed", "value")]
-    missing = {"seed": "", "value": ""}
-    table = read_csv(path, COLUMNS, dtype=dict.fromkeys(texts, str), keep_default_na=False, na_values=missing)
-    if not all(pd.api.types.is_numeric_dtype(table[column]) for column in ("seed", "value")):
-        raise damaged(path, "seeds or values are no numbers")
-    return table
-
-
-def read_csv(path: Path, columns: Sequence[str], **how: Any) -> pd.DataFrame:
-    """A table that this suite wrote.
-
-    Raises:
-        UsageError: it was changed or cut off since; says how to make it again.
-    """
-    try:
-        content = path.read_bytes()
-        if content.strip() and not content.endswith(b"\n"):
-            raise damaged(path, "its last line is cut off")
-        table = pd.read_csv(path, encoding="utf-8-sig", **how)
-    except FileNotFoundError:
-        raise damaged(path, "it is gone") from None
-    except pd.errors.EmptyDataError:
-        raise damaged(path, "it is empty") from None
-    except (ValueError, pd.errors.ParserError) as error:  # not UTF-8 is one too
-        raise damaged(path, " ".join(str(error).split())) from None
-    if lacking := [column for column in columns if column not in table]:
-        raise damaged(path, f"it has no column {lacking[0]}, or other separators than commas")
-    return table
-
-
-def damaged(path: Path, reason: str) -> UsageError:
-    """The error of a table that was damaged from outside."""
-    return UsageError(
-        f"{path}: damaged: {reason}; the command that made it makes it again from the finished runs, such as "
-        f"make experiment NAME={path.resolve().parent.parent.name}"
-    )
-
-
 def keep_results(study_folder: Path, results: Path, readme: Path) -> list[Path]:
     """Copy a study's tables and figures to the record, and its accuracy table into the README.
 
@@ -170,11 +126,11 @@ def keep_results(study_folder: Path, results: Path, readme: Path) -> list[Path]:
     table = read_measures(study_folder)
     text = results / name / "summary.txt"
     write_atomic(text, lambda file: file.write(f"{summary(table)}\n".encode()))
-    page = readme.read_text() if readme.is_file() else ""  # outside a checkout there is none
+    page = readme.read_text(encoding="utf-8") if readme.is_file() else ""  # outside a checkout there is none
     start, end = f"<!-- results {name} -->\n", f"<!-- end {name} -->"
     if start in page and end in page:
         before, rest = page.split(start, 1)
-        overrides = json.loads((tables_folder(study_folder) / "study.json").read_text())["overrides"]
+        overrides = read_about(tables_folder(study_folder) / "study.json", ["overrides"])["overrides"]
         block = markdown(table, read_csv(tables_folder(study_folder) / "runs.csv", ["variant", "device"]), overrides)
         page = before + start + block + end + rest.split(end, 1)[1]
         write_atomic(readme, lambda file: file.write(page.encode()))

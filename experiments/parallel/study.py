@@ -6,8 +6,8 @@ table, as everywhere, and the figure and the verdict are drawn from that.
 
 from __future__ import annotations
 
-import json
 import os
+import sys
 from argparse import ArgumentError
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -31,6 +31,7 @@ from experiments.report import read_measures, tables_folder
 from experiments.store.runs import config_hash, provenance, write_atomic, write_json
 from experiments.strict_yaml import read_yaml
 from experiments.study import parser_error, strict_parser
+from experiments.tables import DamagedTableError, read_about
 from experiments.training.setting import device_name
 
 VERSION = 1  # raise when what is measured changes
@@ -64,7 +65,7 @@ def run_group_parallel(flags: Sequence[str]) -> int:
     tables = tables_folder(study.folder)
     hardware = device_name(torch.device(study.device))
     key, kept = _key(study), tables / "study.json"
-    if not kept.is_file() or json.loads(kept.read_text()).get("key") != key:
+    if not _is_measured(study):
         kept.unlink(missing_ok=True)
         ranks = max(case.devices for case in study.cases)
         print(f"measuring {len(study.cases)} variants on {ranks} processes ({hardware}) …", flush=True)
@@ -96,11 +97,24 @@ def study_status(flags: Sequence[str]) -> dict[str, Any]:
     """Where the study stands, as ``experiments.status.study_status`` says it of a study whose variants are trained."""
     study = load(flags)
     kept = tables_folder(study.folder) / "study.json"
-    done = kept.is_file() and json.loads(kept.read_text()).get("key") == _key(study)
+    done = _is_measured(study)
     runs = [{"variant": case.name, "seed": 0, "state": "done" if done else "to do"} for case in study.cases]
     counts = {"done": len(runs) * done, "running": 0, "failed": 0, "to do": len(runs) * (not done)}
     other = int(kept.is_file() and not done)
     return {"study": GROUP_PARALLEL, "counts": counts, "runs": runs, "others": other, "others_running": []}
+
+
+def _is_measured(study: GroupParallel) -> bool:
+    """Tell if this was measured here and its table is whole; of what is damaged it says so."""
+    kept = tables_folder(study.folder) / "study.json"
+    try:
+        if not kept.is_file() or read_about(kept, []).get("key") != _key(study):
+            return False
+        read_measures(study.folder)
+    except DamagedTableError as error:
+        print(f"warning: {error.damage}; it is to be measured again", file=sys.stderr, flush=True)
+        return False
+    return True
 
 
 def _key(study: GroupParallel) -> str:

@@ -5,7 +5,6 @@ The figures are drawn from the saved tables only.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from textwrap import wrap
@@ -22,9 +21,11 @@ from experiments.store.runs import write_atomic, write_json
 from experiments.study import Study
 from experiments.sweep.engine import Point, shown
 from experiments.sweep.file import SweepFile
+from experiments.tables import read_about, read_csv
 
 LINES = 15  # of the table on the terminal
 BEST = "best.yaml"
+IMPORTANCE = ["parameter", "importance", "low", "high", "correlation", "p", "n", "explained"]  # columns
 
 
 def save_tables(sweep: SweepFile, points: list[Point], folder: Path) -> None:
@@ -53,7 +54,7 @@ def save_tables(sweep: SweepFile, points: list[Point], folder: Path) -> None:
     try:
         found = parameter_importance(table[table["state"] == "done"], list(scales), sweep.metric)
     except ValueError as error:
-        found = pd.DataFrame(columns=["parameter", "importance", "low", "high", "correlation", "p", "n", "explained"])
+        found = pd.DataFrame(columns=IMPORTANCE)
         write_atomic(tables / "importance.txt", lambda file, error=error: file.write(f"{error}\n".encode()))
     else:
         (tables / "importance.txt").unlink(missing_ok=True)
@@ -69,23 +70,24 @@ def _scale(parameter: dict[str, Any]) -> str:
 def read_table(folder: Path) -> pd.DataFrame:
     """The points of a sweep; categories are texts."""
     tables = tables_folder(folder)
-    scales = json.loads((tables / "sweep.json").read_text())["scales"]
-    texts = dict.fromkeys([name for name, scale in scales.items() if scale == "category"], str)
-    return pd.read_csv(tables / "sweep.csv", dtype=texts, keep_default_na=False, na_values=_numbers_missing(folder))
+    about = _about(folder)
+    texts = dict.fromkeys([name for name, scale in about["scales"].items() if scale == "category"], str)
+    missing = {about["metric"]: [""], "seconds": [""], "epochs": [""]}
+    columns = ["point", "state", *missing, *about["scales"]]
+    return read_csv(tables / "sweep.csv", columns, dtype=texts, keep_default_na=False, na_values=missing)
 
 
-def _numbers_missing(folder: Path) -> dict[str, list[str]]:
-    metric = json.loads((tables_folder(folder) / "sweep.json").read_text())["metric"]
-    return {metric: [""], "seconds": [""], "epochs": [""]}
+def _about(folder: Path) -> dict[str, Any]:
+    return read_about(tables_folder(folder) / "sweep.json", ["metric", "maximize", "method", "scales"])
 
 
 def draw_figures(folder: Path) -> list[Path]:
     """Draw both figures of a sweep from its saved tables; returns the files written."""
     from analysis.figures import importance, parallel_coordinates
 
-    about = json.loads((tables_folder(folder) / "sweep.json").read_text())
+    about = _about(folder)
     figures = folder / "figures"
-    found = pd.read_csv(tables_folder(folder) / "importance.csv")
+    found = read_csv(tables_folder(folder) / "importance.csv", IMPORTANCE)
     table = read_table(folder)
     return [
         *parallel_coordinates.draw(table, about["scales"], about["metric"], about["maximize"], figures),
@@ -145,8 +147,7 @@ def save_best(sweep: SweepFile, best: Point, points: list[Point], study: Study, 
 
 def summary(folder: Path) -> str:
     """The table on the terminal, from the saved tables."""
-    tables = tables_folder(folder)
-    about, table = json.loads((tables / "sweep.json").read_text()), read_table(folder)
+    about, table = _about(folder), read_table(folder)
     metric, names = about["metric"], list(about["scales"])
     states = ", ".join(f"{count} {state}" for state, count in table["state"].value_counts().items())
     order = table[metric].astype(float) * (-1 if about["maximize"] else 1) + np.where(table["state"] == "done", 0, 1e9)
@@ -172,8 +173,8 @@ def _importance_lines(folder: Path) -> list[str]:
 
     tables = tables_folder(folder)
     if (why_not := tables / "importance.txt").is_file():
-        return [why_not.read_text().strip()]
-    found = pd.read_csv(tables / "importance.csv")
+        return [why_not.read_text(encoding="utf-8").strip()]
+    found = read_csv(tables / "importance.csv", IMPORTANCE)
     n, explained = int(found["n"].iloc[0]), found["explained"].iloc[0]
     doubt = f"; below {RELIABLE_FROM} runs it is not reliable" if n < RELIABLE_FROM else ""
     share = f"{explained:.0%} of the variance" if explained > 0 else "no better than the mean, so this says nothing"

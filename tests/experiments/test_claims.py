@@ -15,7 +15,7 @@ from experiments.catalogue import CONFIGS, study_file, study_names
 from experiments.claims import print_claims
 from experiments.errors import UsageError
 from experiments.ledger import LEDGER, read_claims
-from experiments.report import read_table
+from experiments.tables import read_table
 
 CLAIMS = read_claims(LEDGER)
 

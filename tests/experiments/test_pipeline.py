@@ -162,6 +162,36 @@ def test_what_is_done_is_not_done_again(tmp_path, capsys, monkeypatch):
     pd.testing.assert_frame_equal(first, report.read_measures(study.folder))
 
 
+@pytest.mark.usefixtures("tiny", "no_figures")
+def test_a_damaged_table_is_named_and_made_again_from_the_run(tmp_path, capsys, monkeypatch):
+    study = small_study("quickstart", tmp_path, "--only=dense")
+    run_study(study)
+    first = report.read_measures(study.folder)
+    timed = first["measure"].str.contains("latency|memory|seconds")
+    monkeypatch.setattr("experiments.training.study.train_run", lambda *_: pytest.fail("trained again"))
+    tables, (of_run,) = report.tables_folder(study.folder), study.folder.glob("dense-*/measures.csv")
+    (speed,) = tables.glob("speed-*.csv")
+    for path, again in {
+        of_run: "the run is measured again",
+        of_run.with_name("notes.csv"): "the run is measured again",
+        of_run.with_name("arrays.npz"): "the run is measured again",
+        of_run.with_name("measured.json"): "the run is measured again",
+        speed: "times are measured again",
+    }.items():
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+        for of_study in ("measures.csv", "notes.csv", "runs.csv", "curves.csv", "study.json"):
+            (tables / of_study).write_text("broken")
+        capsys.readouterr()
+        assert run_study(study) == 0
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+        assert line.startswith(f"warning: {path}: damaged: ")
+        assert line.endswith(again)
+        found = report.read_measures(study.folder)
+        pd.testing.assert_frame_equal(first[~timed], found[~timed])
+        assert found["value"].notna().equals(first["value"].notna())
+
+
 @pytest.mark.usefixtures("tiny")
 def test_a_changed_configuration_is_another_run(tmp_path):
     first = {p.run.folder for p in plan(small_study("quickstart", tmp_path))}

@@ -143,3 +143,21 @@ def test_the_ledger_names_why_there_is_no_evidence(tmp_path, capsys):
         assert "runs/quickstart is no evidence: a trial (--recipe.epochs=1)" in finding.note
     print_claims([f"--runs_root={tmp_path / 'runs'}", "--trials"])
     assert "TRIAL: --recipe.epochs=1" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("name", ["measures.csv", "runs.csv", "study.json"])
+def test_a_damaged_record_is_named_and_the_ledger_goes_on_with_the_others(tmp_path, capsys, name):
+    write(tables(tmp_path))
+    write(tmp_path / "results" / "quickstart")
+    for place, command in ((tables(tmp_path), "experiment"), (tmp_path / "results" / "quickstart", "results")):
+        whole = (place / name).read_bytes()
+        (place / name).write_bytes(whole[: len(whole) // 2])
+        (record,) = records(tmp_path)
+        assert record.place == ("results" if command == "experiment" else str(tmp_path / "runs"))
+        said = capsys.readouterr().err
+        assert said.startswith(f"warning: {place / name}: damaged: ")
+        assert said.endswith(f"make {command} NAME=quickstart; the ledger goes on without this record\n")
+        assert said.count("\n") == 1
+        (place / name).write_bytes(whole)
+    assert len(records(tmp_path)) == 2
+    assert not capsys.readouterr().err

@@ -15,9 +15,9 @@ from experiments.errors import RunFailedError, UsageError
 from experiments.parallel import study as group_parallel
 from experiments.parallel.part import Moved, own_part, own_values
 from experiments.parallel.ranks import device_for, run_on_ranks
-from experiments.report import read_table
 from experiments.status import status_of
 from experiments.strict_yaml import read_yaml
+from experiments.tables import read_table
 from gconv.exchange import plan
 
 SINGLE, DOUBLE = torch.float32, torch.float64
