@@ -48,8 +48,8 @@ lint: $(READY) ## check style and types
 list: $(READY) ## list the studies
 	@$(RUN) -m experiments list $(ARGS)
 
-experiment: $(READY) ## run a study: NAME=quickstart [GPUS=4] [ARGS="--key=value …"]
-	@$(RUN) -m experiments run $(call quoted,NAME) $(if $(GPUS),--gpus=$(call quoted,GPUS)) $(ARGS)
+experiment: $(READY) ## run a study: NAME=quickstart [PROFILE=cpu] [GPUS=4] [ARGS="--key=value …"]
+	@$(RUN) -m experiments run $(call quoted,NAME) $(if $(PROFILE),--profile=$(call quoted,PROFILE)) $(if $(GPUS),--gpus=$(call quoted,GPUS)) $(ARGS)
 
 status: $(READY) ## what is done, running, failed, to do: [NAME=quickstart] [ARGS="--json"]
 	@$(RUN) -m experiments status $(call quoted,NAME) $(ARGS)

@@ -74,7 +74,11 @@ def _trial(study: str, folder: Path, runs: pd.DataFrame, known_data: set[str] | 
     overrides = _overrides(folder / "study.json")
     if study not in trained_studies():
         return _as_flags(overrides)
-    asked = load_study(study, [f"--{key}={overrides[key]}" for key in OF_A_MACHINE if key in overrides])
+    asked = load_study(study, [f"--{key}={overrides[key]}" for key in (*OF_A_MACHINE, "profile") if key in overrides])
+    if "profile" in overrides and {v.dataset for v in asked.variants} != {
+        v.dataset for v in load_study(study).variants
+    }:
+        return f"--profile={overrides['profile']}, which takes other images"
     changed = {
         key: value
         for key, value in overrides.items()

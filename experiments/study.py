@@ -44,6 +44,7 @@ OF_THIS_MACHINE = (
     "seeds_at_once",
 )
 # What a variant may override: all that decides the outcome of a run except its seed.
+OF_A_PROFILE = re.compile(r"(?:seeds|dataset)$|(?:data|model|recipe|measures)\.")  # what a profile may override
 OF_A_RUN = re.compile(r"dataset$|(?:data|model|recipe)\.")
 
 
@@ -154,10 +155,17 @@ def resolve(name: str, content: dict[str, Any], place: str, flags: list[str]) ->
     """Turn the content of a study's file and the command line into a study; raises as ``load_study``."""
     content = dict(content)
     variants = _variants(content.pop("variants", None) or {name: {}}, place)
+    profiles = _profiles(content.pop("profiles", None) or {}, place)
     base = flat_keys(content)
-    if "only" in base:
-        raise UsageError(f"{place}: unknown key only; it is a flag: --only=VARIANT,…")
+    for key in ("only", "profile"):
+        if key in base:
+            raise UsageError(f"{place}: unknown key {key}; it is a flag: --{key}=…")
     given = _parse_flags(_model_name([_flag_of_model(flags), base, *variants.values()], place), flags)
+    profile = given.pop("profile", "")
+    if profile and profile not in profiles:
+        known = f"there are: {', '.join(profiles)}" if profiles else f"{place} has none"
+        raise UsageError(f"--profile={profile}: no such profile of {name}; {known}")
+    base |= profiles.get(profile, {})
     only = given.pop("only", None)
     touched = {key for overrides in variants.values() for key in overrides} & given.keys()
     if only and touched:
@@ -203,8 +211,26 @@ def resolve(name: str, content: dict[str, Any], place: str, flags: list[str]) ->
         settled["on"],
         settled["cpus_per_run"],
         settled["precision"],
-        {key: value for key, value in given.items() if key not in OF_THIS_MACHINE},
+        ({"profile": profile} if profile else {})
+        | {key: value for key, value in given.items() if key not in OF_THIS_MACHINE},
     )
+
+
+def _profiles(content: Any, place: str) -> dict[str, dict[str, Any]]:
+    """The profiles of a study's file, as dotted keys: named sets of overrides of the study.
+
+    Raises:
+        UsageError: they are no mapping, or set what is no part of a study.
+    """
+    if not isinstance(content, dict) or not all(isinstance(profile, dict) for profile in content.values()):
+        raise UsageError(f"{place}: profiles: must map names to overrides such as {{recipe.epochs: 5}}")
+    profiles = {name: flat_keys(overrides) for name, overrides in content.items()}
+    for name, overrides in profiles.items():
+        for key in overrides:
+            if not OF_A_PROFILE.match(key):
+                allowed = "seeds, dataset, data.*, model.*, recipe.* and measures.*"
+                raise UsageError(f"{place}: profiles.{name}: {key} is not a profile's to set; {allowed} are")
+    return profiles
 
 
 def _variants(content: Any, place: str) -> dict[str, dict[str, Any]]:
@@ -237,6 +263,7 @@ def _parser(model: str) -> ArgumentParser:
     parser.add_argument("--dataset", type=str, default="photos", help="photos, cifar10, imagenette or folder:PATH.")
     parser.add_argument("--seeds", type=int, default=3, help="Runs of each variant.")
     parser.add_argument("--only", type=str, help="Comma-separated variants to run; all by default.")
+    parser.add_argument("--profile", type=str, default="", help="One of the profiles of the study's file.")
     parser.add_argument("--data_root", type=str, default="data", help="Folder of downloads and decoded images.")
     parser.add_argument("--runs_root", type=str, default="runs", help="Folder of the run store.")
     parser.add_argument("--download", type=bool, default=False, help="Fetch a dataset that is not there.")

@@ -187,3 +187,60 @@ def test_a_runs_hash_does_not_move(name, hashes):
     """Hashes as they were at commit a9ecd47: folders of runs made then go on."""
     found = [config_hash(v.run_config("key", 0)) for v in load_study(name).variants]
     assert found[:3] == hashes
+
+
+PROFILED = """
+question: "?"
+dataset: imagenette
+model: {name: small}
+recipe: {epochs: 9}
+seeds: 4
+profiles:
+  cpu: {data: {image_size: 64, crop_size: 64}, recipe.epochs: 2, seeds: 6}
+variants:
+  dense: {model.groups: 1}
+  long: {model.groups: 2, recipe.epochs: 5}
+"""
+
+
+def profiled(*flags, text=PROFILED):
+    return resolve("profiled", yaml.safe_load(text), "configs/profiled.yaml", list(flags))
+
+
+def test_a_profile_goes_before_the_file_and_behind_variants_and_flags():
+    whole, cpu, flagged = profiled(), profiled("--profile=cpu"), profiled("--profile=cpu", "--recipe.epochs=3")
+    assert [v.recipe.epochs for v in whole.variants] == [9, 5]
+    assert [v.recipe.epochs for v in cpu.variants] == [2, 5]
+    assert [v.recipe.epochs for v in flagged.variants] == [3]
+    assert (whole.seeds, cpu.seeds) == (4, 6)
+    assert cpu.variants[0].views.crop_size == 64
+    assert (whole.overrides, cpu.overrides) == ({}, {"profile": "cpu"})
+
+
+@pytest.mark.parametrize(
+    ("flags", "text", "words"),
+    [
+        (["--profile=gpu"], PROFILED, ["--profile=gpu", "there are: cpu"]),
+        ([], PROFILED.replace("seeds: 6", "runs_root: x"), ["profiles.cpu: runs_root", "recipe.*"]),
+        ([], PROFILED.replace("seeds: 4", "profile: cpu"), ["unknown key profile", "--profile="]),
+        (
+            [],
+            PROFILED.replace("{data: {image_size: 64, crop_size: 64}, recipe.epochs: 2, seeds: 6}", "3"),
+            ["profiles:"],
+        ),
+    ],
+    ids=["unknown", "of the machine", "in the file", "no mapping"],
+)
+def test_a_profile_that_is_none_is_one_line(flags, text, words):
+    with pytest.raises(UsageError) as error:
+        profiled(*flags, text=text)
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize("name", catalogue.trained_studies())
+def test_every_shipped_profile_is_a_study(name):
+    for profile in read_yaml(catalogue.study_file(name)).get("profiles", {}):
+        study = load_study(name, [f"--profile={profile}"])
+        assert study.variants and study.overrides == {"profile": profile}
