@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from analysis.figures import page
-from analysis.figures.estimates import Mark, draw_marks, side_by_side
+from analysis.figures.estimates import Mark, draw_beside
 
 MOST_TICKS = 8  # group numbers below a panel
 
@@ -34,30 +34,28 @@ def of_group(table: pd.DataFrame, pattern: str) -> pd.DataFrame:
     return rows[rows["group"].notna()].astype({"group": int})
 
 
-def draw_panel(panel: Axes, here: pd.DataFrame, styles: dict[str, Mark]) -> None:
+def draw_panel(panel: Axes, here: pd.DataFrame, styles: dict[str, Mark], within: tuple[float, float]) -> None:
     """Groups along x, one mark for each series of each group.
 
     Args:
         panel: where.
         here: group (1 …), series, mean, low, high, n.
         styles: the mark of each series, in the order in which they stand side by side.
+        within: ends of the axis of the values.
     """
     groups = sorted({int(group) for group in here["group"]})
     if not groups:
         panel.text(0.5, 0.5, "not measured", transform=panel.transAxes, fontsize=6, color="0.5", ha="center")
         panel.set_xticks([])
         return
-    order = [series for series in styles if series in set(here["series"])]
     size = 3 if len(groups) <= 8 else 2
-    for series, beside in zip(order, side_by_side(len(order), 0.6), strict=True):
-        rows = here[here["series"] == series]
-        draw_marks(panel, rows["group"].map(groups.index).to_numpy() + beside, rows, styles[series], "y", size)
+    draw_beside(panel, here["group"].map(groups.index), here, "series", styles, "y", size, within)
     step = -(-len(groups) // MOST_TICKS)
     panel.set_xticks(range(0, len(groups), step), [str(group) for group in groups[::step]])
     panel.set_xlim(-0.6, len(groups) - 0.4)
     for border in range(1, len(groups)):
         panel.axvline(border - 0.5, color="0.92", linewidth=0.5, zorder=0)
-    panel.margins(y=0.15)
+    panel.set_ylim(within)
     panel.yaxis.set_major_locator(MaxNLocator(3))
     panel.yaxis.set_major_formatter("{x:.3g}")
     panel.tick_params(labelsize=6)

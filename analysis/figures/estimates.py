@@ -6,7 +6,7 @@ The same null looks the same in every figure.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -20,11 +20,13 @@ from numpy.typing import ArrayLike, NDArray
 from analysis.figures.page import Colour
 from analysis.intervals import SEEDS_FOR_INTERVAL, UNBOUNDED, measure_bounds, seed_estimate
 
+MARGIN = 0.08  # of an axis, on either side
 ESTIMATE = ["mean", "low", "high", "n", "seeds", "undefined"]
 TRAINED = ""  # the null of what was measured
 KNOWN_NULLS = (  # in the order in which they are drawn; colours and marks go by it
     "untrained",
     "random filters",
+    "rotated filters",
     "arbitrary partition",
     "contiguous partition",
     "spectral partition",
@@ -145,9 +147,18 @@ def side_by_side(count: int, width: float) -> NDArray[np.float64]:
 
 
 def draw_marks(
-    axes: Axes, places: ArrayLike, estimates: pd.DataFrame, mark: Mark, along: str = "x", size: float = 3.5
+    axes: Axes,
+    places: ArrayLike,
+    estimates: pd.DataFrame,
+    mark: Mark,
+    along: str = "x",
+    size: float = 3.5,
+    within: tuple[float, float] = (-np.inf, np.inf),
 ) -> None:
-    """Estimates of one kind with their intervals, else the values of their seeds; values run along x or y."""
+    """Estimates of one kind with their intervals, else the values of their seeds; values run along x or y.
+
+    An interval that goes on beyond ``within``, the ends of the axis, ends there in an arrow.
+    """
     means = estimates["mean"].to_numpy()
     error = np.abs(estimates[["low", "high"]].to_numpy().T - means)  # NaN, which is not drawn, of few seeds
     for place, (_, row) in zip(np.asarray(places), estimates.iterrows(), strict=True):
@@ -170,3 +181,64 @@ def draw_marks(
         elinewidth=0.8,
         zorder=3 if mark.hollow else 4,
     )
+    for place, (_, row) in zip(np.asarray(places), estimates.iterrows(), strict=True):
+        for edge, beyond, arrow in zip(
+            within, (row["low"] < within[0], row["high"] > within[1]), ("<>" if along == "x" else "v^"), strict=True
+        ):
+            if beyond:
+                at = (edge, place) if along == "x" else (place, edge)
+                axes.plot(*at, arrow, color=mark.colour, markersize=size, markeredgewidth=0, clip_on=False, zorder=5)
+
+
+def draw_beside(
+    axes: Axes,
+    places: ArrayLike,
+    estimates: pd.DataFrame,
+    series: str,
+    styles: Mapping[str, Mark],
+    along: str,
+    size: float,
+    within: tuple[float, float],
+) -> None:
+    """Estimates of several series: those of one place side by side, in the middle of it.
+
+    Args:
+        axes: where.
+        places: of each estimate, the number of its row or group.
+        estimates: with ``ESTIMATE`` as columns.
+        series: column that names the series.
+        styles: mark of each series, in order.
+        along: the axis of the values.
+        size: of the marks.
+        within: ends of that axis.
+    """
+    at = np.asarray(places)
+    for place in np.unique(at):
+        here = estimates[at == place]
+        order = [name for name in styles if name in set(here[series])]
+        for name, beside in zip(order, side_by_side(len(order), 0.65), strict=True):
+            rows = here[here[series] == name]
+            draw_marks(axes, np.full(len(rows), place + beside), rows, styles[name], along, size, within)
+
+
+def axis_ends(estimates: pd.DataFrame, *also: float) -> tuple[float, float]:
+    """Ends of an axis on which all means and drawn seeds lie, and all intervals but those far longer than most.
+
+    An interval is cut where it goes beyond the means by more than these spread, or than most intervals are long.
+
+    Args:
+        estimates: with ``ESTIMATE`` as columns.
+        also: values that the axis holds whatever was measured.
+    """
+    few = estimates[estimates["low"].isna()]
+    points = np.concatenate([estimates["mean"], [value for seeds in few["seeds"] for value in seeds], also])
+    low, high = points.min(), points.max()
+    intervals = estimates[["low", "high"]].dropna().to_numpy()
+    if len(intervals):
+        room = max(high - low, float(np.median(intervals[:, 1] - intervals[:, 0])))
+        low, high = (
+            max(min(low, intervals[:, 0].min()), low - room),
+            min(max(high, intervals[:, 1].max()), high + room),
+        )
+    margin = MARGIN * (high - low) or 0.5
+    return float(low - margin), float(high + margin)

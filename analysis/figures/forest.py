@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from analysis.figures import page
-from analysis.figures.estimates import Mark, draw_marks, label, marks, side_by_side
+from analysis.figures.estimates import Mark, axis_ends, draw_beside, label, marks
 
 
 @dataclass(frozen=True)
@@ -51,29 +51,34 @@ def draw(
     variants = list(dict.fromkeys(cells["variant"]))
     styles = marks(cells["null"])
     line = min(0.3, (page.HEIGHT - 1 - 0.5 * len(quantities)) / (len(quantities) * len(variants)))
+    of_row = [_variants(cells, quantity) for quantity in quantities]
+    heights = [line * len(shown) + 0.3 for shown in of_row]
     figure, panels = plt.subplots(
         len(quantities),
         len(columns),
-        figsize=(page.WIDTH, 0.8 + len(quantities) * (line * len(variants) + 0.3)),
+        figsize=(page.WIDTH, 0.8 + sum(heights)),
+        height_ratios=heights,
         sharex="row",
-        sharey=True,
+        sharey="row",
         squeeze=False,
         layout="constrained",
     )
     names = page.short_names(variants, 22)
     longest = max(map(len, names.values()))
     width = (page.WIDTH - page.CHARACTER * 6.5 * longest) / len(columns) - 0.1
-    for row, quantity in zip(panels, quantities, strict=True):
+    for row, quantity, shown, height in zip(panels, quantities, of_row, heights, strict=True):
+        of_quantity = cells[cells["quantity"] == quantity.name]
+        within = axis_ends(of_quantity, *([] if quantity.zero is None else [quantity.zero]))
         for panel, column in zip(row, columns, strict=True):
-            here = cells[(cells["quantity"] == quantity.name) & (cells["column"] == column)]
-            _draw_panel(panel, here, variants, styles, quantity, line)
-            panel.margins(x=0.1)
+            here = of_quantity[of_quantity["column"] == column]
+            _draw_panel(panel, here, shown, styles, quantity, within, 3.5 if line > 0.2 else 2.5)
+            panel.set_xlim(within)
             panel.xaxis.set_major_locator(MaxNLocator(2 if width < 1 else 4))
             panel.xaxis.set_major_formatter("{x:.3g}")
             panel.tick_params(labelsize=6)
-        row[0].set_ylabel(page.wrapped(quantity.name, page.fitting(line * len(variants) + 0.3, 7), 3), fontsize=7)
-        row[0].set_yticks(range(len(variants)), list(names.values()), fontsize=6.5)
-        row[0].set_ylim(len(variants) - 0.5, -0.5)
+        row[0].set_ylabel(page.wrapped(quantity.name, page.fitting(height, 7), 3), fontsize=7)
+        row[0].set_yticks(range(len(shown)), [names[variant] for variant in shown], fontsize=6.5)
+        row[0].set_ylim(len(shown) - 0.5, -0.5)
     for panel, column in zip(panels[0], columns, strict=True):
         panel.set_title(page.wrapped(column, page.fitting(width, 6.5), 3), fontsize=6.5)
     figure.suptitle(title)
@@ -82,18 +87,26 @@ def draw(
     return page.save(figure, folder, name)
 
 
+def _variants(cells: pd.DataFrame, quantity: Quantity) -> list[str]:
+    """Those of which a quantity was measured."""
+    return list(dict.fromkeys(cells.loc[cells["quantity"] == quantity.name, "variant"]))
+
+
 def _draw_panel(
-    panel: Axes, here: pd.DataFrame, variants: list[str], styles: dict[str, Mark], quantity: Quantity, line: float
+    panel: Axes,
+    here: pd.DataFrame,
+    variants: list[str],
+    styles: dict[str, Mark],
+    quantity: Quantity,
+    within: tuple[float, float],
+    size: float,
 ) -> None:
+    if here.empty:
+        panel.text(0.5, 0.5, "not\nmeasured", transform=panel.transAxes, fontsize=6, color="0.5", ha="center")
+        panel.tick_params(bottom=False, labelbottom=False)
+        return
     if quantity.zero is not None:
         panel.axvline(quantity.zero, color="0.6", linewidth=0.7, zorder=1)
     for border in range(1, len(variants)):
         panel.axhline(border - 0.5, color="0.9", linewidth=0.5, zorder=0)
-    if here.empty:
-        panel.text(0.5, 0.5, "not\nmeasured", transform=panel.transAxes, fontsize=6, color="0.5", ha="center")
-        return
-    order = [null for null in styles if null in set(here["null"])]
-    for null, beside in zip(order, side_by_side(len(order), 0.7), strict=True):
-        rows = here[here["null"] == null]
-        places = rows["variant"].map(variants.index).to_numpy() + beside
-        draw_marks(panel, places, rows, styles[null], "x", 3.5 if line > 0.2 else 2.5)
+    draw_beside(panel, here["variant"].map(variants.index), here, "null", styles, "x", size, within)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from analysis.figures import page
 from analysis.figures.by_group import draw_panel, name_rows, of_group, row_height
-from analysis.figures.estimates import TRAINED, Mark, seed_estimates, seeds_note
+from analysis.figures.estimates import TRAINED, Mark, axis_ends, seed_estimates, seeds_note
 
 PATTERN = r"lesion_(?P<replacement>zero|mean)_group_(?P<group>\d+)_on_(?P<images>colour|grey)"
 REPLACEMENTS = {"zero": "silenced", "mean": "mean instead"}
@@ -72,10 +72,11 @@ def draw(table: pd.DataFrame, arrays: Mapping[str, Mapping[str, NDArray]], folde
     image = None
     for row, variant in zip(panels, variants, strict=True):
         row[1].sharey(row[0])
+        within = axis_ends(found[found["variant"] == variant], 0.0)
         for panel, replacement in zip(row, REPLACEMENTS, strict=False):
             chosen = (found["variant"] == variant) & (found["replacement"] == replacement)
             panel.axhline(0, color="0.6", linewidth=0.7, zorder=1)
-            draw_panel(panel, found[chosen], looks)
+            draw_panel(panel, found[chosen], looks, within)
         row[1].tick_params(labelleft=False)
         falls = maps[variant]
         if falls is None:

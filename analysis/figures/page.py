@@ -105,7 +105,7 @@ def legend(figure: Figure, handles: Sequence[Artist], names: Sequence[str]) -> N
     """One legend below the panels, in as many columns as its names leave room for."""
     if not names:
         return
-    size = 8 if len(names) <= 8 else 7
+    size = 6.5
     entry = 4.3 * size / 72  # handle and spaces
     shown = list(short_names(names, fitting(WIDTH / 2 - entry, size)).values())
 
@@ -123,6 +123,8 @@ def legend(figure: Figure, handles: Sequence[Artist], names: Sequence[str]) -> N
         fontsize=size,
         handlelength=1.8,
         columnspacing=1.2,
+        labelspacing=0.3,
+        borderpad=0.2,
     )
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from analysis.figures import page
 from analysis.figures.by_group import MOST_TICKS, name_rows, row_height
-from analysis.figures.estimates import TRAINED, Mark, draw_marks, label, marks, seed_estimates, seeds_note, side_by_side
+from analysis.figures.estimates import TRAINED, Mark, axis_ends, draw_beside, label, marks, seed_estimates, seeds_note
 
 ATTRIBUTES = {"colour_index": "colour index", "frequency": "frequency centroid\n(cycles per pixel)"}
 TESTED = ("colour", "frequency", "orientation")
@@ -106,26 +106,29 @@ def draw(table: pd.DataFrame, arrays: Mapping[str, Mapping[str, NDArray]], folde
         len(variants),
         wide,
         figsize=(page.WIDTH, 0.9 + height * len(variants)),
-        sharey="col",
         squeeze=False,
         layout="constrained",
         width_ratios=[1] * len(shown) + [0.9] * (wide - len(shown)),
     )
+    for column in range(len(shown)):
+        for panel in panels[1:, column]:
+            panel.sharey(panels[0, column])
     styles = marks(area["null"])
+    within = axis_ends(area, 0.5, 1.0) if len(area) else (0.0, 1.0)
     for row, variant in zip(panels, variants, strict=True):
         for panel, attribute in zip(row, shown, strict=False):
             here = points[(points["variant"] == variant) & (points["attribute"] == attribute)]
             _draw_strips(panel, here, means.get((variant, attribute), pd.Series(dtype=float)))
         if not area.empty:
-            _draw_areas(row[-1], area[area["variant"] == variant], styles, texts, variant)
-            row[-1].set_xlim(0.45, 1.03)
+            _draw_areas(row[-1], area[area["variant"] == variant], styles, texts, variant, within)
     name_rows(list(panels[:, 0]), variants, height)
     for panel, attribute in zip(panels[0], shown, strict=False):
         panel.set_title(ATTRIBUTES[attribute], fontsize=7)
         panels[-1, shown.index(attribute)].set_xlabel("read by group", fontsize=7)
     if not area.empty:
-        panels[0, -1].set_title("separation of the groups", fontsize=7)
-        panels[-1, -1].set_xlabel("AUC", fontsize=7)
+        shown_areas = [panel for panel in panels[:, -1] if panel.get_visible()]
+        shown_areas[0].set_title("separation of the groups", fontsize=7)
+        shown_areas[-1].set_xlabel("AUC", fontsize=7)
     figure.suptitle("First-layer filters by the group that reads them")
     page.legend(figure, [mark.handle() for mark in styles.values()], [label(null) for null in styles])
     text = (
@@ -176,18 +179,25 @@ def _draw_strips(panel: Axes, here: pd.DataFrame, means: pd.Series) -> None:
 
 
 def _draw_areas(
-    panel: Axes, here: pd.DataFrame, styles: dict[str, Mark], texts: Mapping[tuple[str, str], str], variant: str
+    panel: Axes,
+    here: pd.DataFrame,
+    styles: dict[str, Mark],
+    texts: Mapping[tuple[str, str], str],
+    variant: str,
+    within: tuple[float, float],
 ) -> None:
+    if here.empty:
+        panel.set_visible(False)
+        return
+    tested = [attribute for attribute in TESTED if attribute in set(here["attribute"])]
     panel.axvline(0.5, color="0.6", linewidth=0.7, zorder=1)
-    panel.set_ylim(len(TESTED) - 0.5, -0.5)
-    panel.set_yticks(range(len(TESTED)), TESTED)
+    panel.set_ylim(len(tested) - 0.5, -0.5)
+    panel.set_yticks(range(len(tested)), tested)
+    panel.set_xlim(within)
     panel.set_xticks([0.5, 0.75, 1])
     panel.xaxis.set_major_formatter("{x:.3g}")
     panel.tick_params(labelsize=6)
-    order = [null for null in styles if null in set(here["null"])]
-    for null, beside in zip(order, side_by_side(len(order), 0.6), strict=True):
-        rows = here[here["null"] == null]
-        draw_marks(panel, rows["attribute"].map(TESTED.index).to_numpy() + beside, rows, styles[null], "x", 3)
-    for place, attribute in enumerate(TESTED):
+    draw_beside(panel, here["attribute"].map(tested.index), here, "null", styles, "x", 3, within)
+    for place, attribute in enumerate(tested):
         text = texts.get((variant, attribute), "")
         panel.text(1.03, place, text, transform=panel.get_yaxis_transform(), fontsize=5, va="center")

@@ -211,14 +211,62 @@ def test_marks_stand_at_their_value_beside_each_other():
         [("b", "", 0.5, 0.25, 0.75, 3), ("a", "untrained", 0.125, np.nan, np.nan, 1)],
         columns=["variant", "null", "mean", "low", "high", "n"],
     )
-    forest._draw_panel(panel, cells, ["a", "b"], estimates.marks(cells["null"]), forest.Quantity("x", 0), 0.3)
-    trained, untrained = panel.containers
-    assert (trained[0].get_xdata().tolist(), trained[0].get_ydata().tolist()) == ([0.5], [1 - 0.175])
-    assert (untrained[0].get_xdata().tolist(), untrained[0].get_ydata().tolist()) == ([0.125], [0.175])
+    marks = estimates.marks(cells["null"])
+    forest._draw_panel(panel, cells, ["a", "b"], marks, forest.Quantity("x", 0), (0, 1), 3.5)
+    untrained, trained = panel.containers
+    assert (trained[0].get_xdata().tolist(), trained[0].get_ydata().tolist()) == ([0.5], [1]), "alone: on its row"
+    assert (untrained[0].get_xdata().tolist(), untrained[0].get_ydata().tolist()) == ([0.125], [0])
     (bar,) = trained[2]
     assert bar.get_segments()[0][:, 0].tolist() == [0.25, 0.75]
     assert np.isnan(untrained[2][0].get_segments()).any() or not len(untrained[2][0].get_segments()[0]), "no bar"
     plt.close(figure)
+
+
+def test_an_interval_longer_than_the_axis_ends_in_an_arrow():
+    """Most intervals are 0.2 long, means from 0.1 to 0.4; that of the last reaches from -2 to 2.5."""
+    cells = pd.DataFrame({"mean": [0.1, 0.4, 0.25], "low": [0.0, 0.3, -2], "high": [0.2, 0.5, 2.5], "n": 8})
+    cells = cells.assign(null="", seeds=[()] * 3)
+    low, high = estimates.axis_ends(cells)
+    assert -0.4 < low < 0.1 - 0.3, "means spread by 0.3, an interval is cut that far beyond them"
+    assert 0.4 + 0.3 < high < 0.9
+    assert estimates.axis_ends(cells[:2]) == pytest.approx((0 - 0.04, 0.5 + 0.04)), "intervals alike are whole"
+    figure, panel = plt.subplots()
+    estimates.draw_beside(panel, [0, 1, 2], cells, "null", estimates.marks([""]), "x", 3, (low, high))
+    arrows = {line.get_marker(): line.get_xydata().tolist() for line in panel.lines if line.get_marker() in "<>"}
+    assert arrows == {"<": [[low, 2]], ">": [[high, 2]]}
+    plt.close(figure)
+
+
+def test_marks_of_a_place_stand_in_its_middle():
+    cells = pd.DataFrame({"null": ["", "untrained", ""], "mean": 0.5, "low": np.nan, "high": np.nan, "n": 1})
+    figure, panel = plt.subplots()
+    estimates.draw_beside(panel, [0, 0, 1], cells, "null", estimates.marks(cells["null"]), "x", 3, (0, 1))
+    heights = [mark[0].get_ydata()[0] for mark in panel.containers]
+    assert heights[0] + heights[1] == pytest.approx(0) and heights[0] < 0
+    assert heights[2] == 1
+    plt.close(figure)
+
+
+def test_nothing_is_drawn_for_what_was_not_measured(tmp_path, monkeypatch):
+    """The dense network has no gap to its untrained self, and no frequency that groups split."""
+    drawn = {}
+    monkeypatch.setattr(page, "save", lambda figure, folder, name: drawn.update({name: figure}) or [])
+    nulls.draw(GAPS, tmp_path)
+    ticks = [[t.get_text() for t in panel.get_yticklabels()] for panel in drawn["nulls"].axes]
+    assert ticks[0] == ["dense", "g2"]
+    assert ticks[len(ticks) // 2] == ["g2"]
+    of_filters = {"colour_index": np.full(4, 0.5), "learned": np.ones(4, bool)}
+    rows = table(
+        ("dense", 0, "conv1", "separation_colour_auc", "spectral partition", 0.7),
+        *[("g2", 0, "conv1", f"separation_{a}_auc", "", 0.2) for a in separation.TESTED],
+    )
+    arrays = {"dense": of_filters, "g2": {**of_filters, "filter_groups": np.array([0, 0, 1, 1])}}
+    separation.draw(rows, arrays, tmp_path)
+    panels = drawn["separation"].axes
+    assert [t.get_text() for t in panels[1].get_yticklabels()] == ["colour"]
+    assert [t.get_text() for t in panels[3].get_yticklabels()] == list(separation.TESTED)
+    assert panels[3].get_xlim()[0] < 0.2
+    plt.close("all")
 
 
 def test_energy_on_the_blocks_is_named_with_its_nulls():
@@ -335,9 +383,9 @@ def test_probes_are_read_from_the_names_of_their_measures():
 def test_groups_stand_side_by_side_with_their_numbers():
     figure, panel = plt.subplots()
     here = pd.DataFrame({"group": [1, 12], "series": "", "mean": [0.5, 0.25], "low": np.nan, "high": np.nan, "n": 1})
-    by_group.draw_panel(panel, here, estimates.marks([""]))
-    assert panel.containers[0][0].get_xdata().tolist() == [0, 1]
-    assert panel.containers[0][0].get_ydata().tolist() == [0.5, 0.25]
+    by_group.draw_panel(panel, here, estimates.marks([""]), (0, 1))
+    places = [mark[0].get_xdata().tolist() + mark[0].get_ydata().tolist() for mark in panel.containers]
+    assert places == [[0, 0.5], [1, 0.25]]
     assert [text.get_text() for text in panel.get_xticklabels()] == ["1", "12"]
     plt.close(figure)
 
