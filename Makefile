@@ -43,7 +43,7 @@ soak: $(READY) ## kill, fill, damage and double, many times over (about 5 minute
 	@$(RUN) -m pytest -m soak tests/soak $(ARGS)
 
 lint: $(READY) ## check style and types
-	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/pyright
+	@.venv/bin/ruff check . && .venv/bin/ruff check --preview --select PLW1514 . && .venv/bin/ruff format --check . && .venv/bin/pyright
 
 list: $(READY) ## list the studies
 	@$(RUN) -m experiments list $(ARGS)

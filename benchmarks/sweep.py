@@ -58,7 +58,7 @@ def measure(points: int, method: str = "random") -> dict[str, float]:
 
     with tempfile.TemporaryDirectory() as root:
         path = Path(root) / "example.yaml"
-        path.write_text(FILE.replace("METHOD", method))
+        path.write_text(FILE.replace("METHOD", method), encoding="utf-8")
         sweep, place = read_sweep(path), Place("example", "quickstart", Path(root) / "sweeps")
         _, planned = plan_one(place, sweep.of_one_run(suggest(sweep, []) or {}, []))  # the images are decoded here
         evaluation = _evaluation(planned)

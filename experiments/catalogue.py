@@ -56,7 +56,7 @@ def studies(done: Mapping[str, int]) -> list[dict[str, Any]]:
 
     found = []
     for name in study_names():
-        content, text = read_yaml(study_file(name)), study_file(name).read_text()
+        content, text = read_yaml(study_file(name)), study_file(name).read_text(encoding="utf-8")
         head = text.split("# Time:", 1)[-1].split("# Result:", 1)[0].split("\nquestion:", 1)[0]
         time = " ".join(line.removeprefix("#").strip() for line in head.splitlines()).strip()
         time = f"Time: {time}" if "# Time:" in text else ""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from experiments.errors import UsageError
+from experiments.tables import read_about, read_csv
 
 
 def check_replaces(tables: Path, record: Path) -> None:
@@ -34,7 +32,7 @@ def check_replaces(tables: Path, record: Path) -> None:
 def _overrides(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    found = json.loads(path.read_text()).get("overrides") or {}
+    found = read_about(path, []).get("overrides") or {}
     return found if isinstance(found, dict) else dict.fromkeys(found, "")
 
 
@@ -42,7 +40,7 @@ def _seeds(path: Path) -> dict[str, int]:
     """How many seeds of each variant."""
     if not path.is_file():
         return {}
-    runs = pd.read_csv(path, dtype=str)
+    runs = read_csv(path, [], dtype=str)
     if not {"variant", "seed"} <= set(runs.columns):
         return {}
     return {str(variant): int(count) for variant, count in runs.groupby("variant")["seed"].nunique().items()}

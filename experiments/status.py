@@ -202,7 +202,7 @@ def _is(config: dict[str, Any], variant: Variant, seed: int) -> bool:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # begun this very moment, or no run
         return {}
     return content if isinstance(content, dict) else {}

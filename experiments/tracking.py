@@ -14,6 +14,8 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from configparser import ConfigParser
+from configparser import Error as ConfigParserError
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +26,7 @@ from experiments.errors import UsageError
 PROJECT = "grouped-convolution"
 START = 20  # seconds in which a server must answer before a run is kept offline
 PATIENCE = 60  # seconds for the last uploads of a run
+MODES = {"dryrun": "offline", "run": "online"}  # older names of wandb's modes
 LATER = "`wandb sync` sends it later"
 WandbMode = Literal["auto", "online", "offline", "off"]
 
@@ -75,10 +78,11 @@ class Tracker:
         """
         self._run: Any = None
         self._given_up = False
+        self._online = False
         if mode == "off":
             return
         wanted = _automatic() if mode == "auto" else mode
-        if wanted == "disabled":  # by WANDB_MODE: nothing is kept, so nothing may count as sent
+        if wanted == "disabled":  # by WANDB_MODE or `wandb disabled`: nothing is kept, so nothing may count as sent
             return
         if wanted == "online" and _kept_offline.is_set():
             wanted = "offline"
@@ -113,7 +117,9 @@ class Tracker:
         if wanted != "online":
             return begin(wanted)
         try:
-            return begin("online")
+            run = begin("online")
+            self._online = True
+            return run
         except Exception as error:
             _kept_offline.set()
             started.pop("resume", None)
@@ -199,7 +205,7 @@ def log_results(
 ) -> None:
     """Send what a study (or a sweep) found as a run of its own: every table and figure, beside its training runs.
 
-    The same results are sent once.
+    The same results are sent once; what was kept offline does not count as sent.
 
     Args:
         mode: where they are sent.
@@ -214,8 +220,9 @@ def log_results(
     digest = hashlib.sha256(study.encode())
     for path in tables:
         digest.update(path.read_bytes())
-    identity, sent = digest.hexdigest()[:12], folder / "wandb" / "results-sent"
-    if sent.is_file() and sent.read_text() == identity:
+    identity, notes = digest.hexdigest()[:12], folder / "wandb"
+    done = [notes / "results-sent"] if online(mode) else [notes / "results-sent", notes / "results-kept"]
+    if any(note.is_file() and note.read_text(encoding="utf-8", errors="replace") == identity for note in done):
         return
     name = f"{study} results"
     tracker = Tracker(mode, PROJECT, name, study, config, folder, kind="results", identity=identity)
@@ -225,8 +232,8 @@ def log_results(
     tracker.show({path.stem: path for path in tables}, shown)
     tracker.finish({"tables": len(tables), "figures": len(shown)})
     if tracker.on and not tracker._given_up:
-        sent.parent.mkdir(parents=True, exist_ok=True)
-        sent.write_text(identity)
+        notes.mkdir(parents=True, exist_ok=True)
+        (notes / ("results-sent" if tracker._online else "results-kept")).write_text(identity, encoding="utf-8")
 
 
 def online(mode: WandbMode) -> bool:
@@ -248,8 +255,23 @@ def _values(table: Any) -> list[list[Any]]:
 
 
 def _automatic() -> str:
-    """What ``auto`` means here: what WANDB_MODE says, else online where somebody is logged in."""
-    return os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline")
+    """What ``auto`` means here: what WANDB_MODE or wandb's settings say, else online where somebody is logged in."""
+    said = os.environ.get("WANDB_MODE") or _mode_in_settings()
+    return MODES.get(said, said) or ("online" if _logged_in() else "offline")
+
+
+def _mode_in_settings() -> str:
+    """``disabled`` or ``offline`` where the commands ``wandb disabled`` and ``wandb offline`` left it, else nothing."""
+    home = Path(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser()
+    here = Path(os.environ.get("WANDB_DIR", ".")).expanduser()
+    files = ConfigParser(interpolation=None)
+    for path in (home, here / ".wandb" if (here / ".wandb").is_dir() else here / "wandb"):
+        try:
+            files.read(path / "settings", encoding="utf-8")
+        except (ConfigParserError, UnicodeDecodeError):  # wandb itself tells
+            continue
+    said = files.get("default", "mode", fallback="")
+    return said if MODES.get(said, said) in ("disabled", "offline") else ""
 
 
 def check_account(mode: WandbMode) -> None:

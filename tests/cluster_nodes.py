@@ -76,7 +76,7 @@ class Guarded:
     def train_run(self, run, *rest):
         from experiments.training import study as training
 
-        with open(run.folder / "guard", "w") as guard:
+        with open(run.folder / "guard", "w", encoding="utf-8") as guard:
             try:
                 fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -87,7 +87,7 @@ class Guarded:
             return values
 
     def note(self, text):
-        with open(self.log, "a") as file:
+        with open(self.log, "a", encoding="utf-8") as file:
             file.write(f"{text}\n")
 
 

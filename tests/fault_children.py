@@ -137,11 +137,11 @@ def work(runs_root, log, flags=(), beat=leases.BEAT, expiry=leases.EXPIRY, host=
     trained = training.train_run
 
     def note(text):
-        with open(log, "a") as file:
+        with open(log, "a", encoding="utf-8") as file:
             file.write(f"{text}\n")
 
     def guarded(run, *rest):
-        with open(run.folder / "guard", "w") as guard:
+        with open(run.folder / "guard", "w", encoding="utf-8") as guard:
             try:
                 fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -151,7 +151,7 @@ def work(runs_root, log, flags=(), beat=leases.BEAT, expiry=leases.EXPIRY, host=
             return values
 
     training.train_run = guarded
-    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     small = ["--recipe.batch_size=8", "--recipe.device=cpu", "--wandb=off", "--model.width=4"]
     small += ["--data.image_size=16", "--data.crop_size=16", *flags]
     study = load_study("quickstart", [*small, f"--runs_root={runs_root}"])

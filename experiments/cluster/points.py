@@ -177,5 +177,5 @@ def begin_on(cluster: Cluster) -> Callable[[Place, Path, int], tuple[Trainer, Co
 
 def train_point(place: Place, flags: list[str], mail: Any, box: str, log: Path) -> None:
     """On a node: train the run that flags make, and tell how it goes."""
-    with open(log, "a") as file, redirect_stdout(file), redirect_stderr(file):
+    with open(log, "a", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
         train_flags(NodeLink(mail, box), place, flags)

@@ -134,7 +134,7 @@ def parse(name: str, flags: list[str], default: Any) -> tuple[Namespace, dict[st
 def _recorded(checkpoint: str, name: str) -> dict[str, Any]:
     """The flags under which a run of this suite would be measured, from its ``config.json``; empty if it is none."""
     try:
-        config = json.loads(Path(checkpoint).expanduser().with_name("config.json").read_text())
+        config = json.loads(Path(checkpoint).expanduser().with_name("config.json").read_text(encoding="utf-8"))
         if config["model"]["name"] != name:
             return {}
         views = config["views"]

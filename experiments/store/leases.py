@@ -222,7 +222,7 @@ def _is_free(path: Path) -> bool:
 def machine() -> str:
     """The booted system this process runs on and the space its process number counts in; containers differ."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return socket.gethostname()
@@ -231,7 +231,7 @@ def machine() -> str:
 def _born(pid: int) -> int | None:
     """When a process of this machine started, in ticks; None if it is dead, 0 where that cannot be read."""
     try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        state, *fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         return None if state in "ZX" else int(fields[18])
     except OSError:
         if os.path.isdir("/proc/self"):

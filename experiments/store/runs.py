@@ -248,7 +248,7 @@ def public(values: dict[str, Any]) -> dict[str, Any]:
 def _read_json(path: Path) -> dict[str, Any] | None:
     """What a JSON file holds; None where there is none, or one that was damaged from outside, which is told."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError:

@@ -192,7 +192,7 @@ def _check_identity(sweep: SweepFile, flags: list[str], folder: Path) -> None:
     ours = {"flags": flags, **{key: sweep.content.get(key) for key in IDENTITY}}
     path = folder / "begun.json"
     if path.is_file():
-        begun = json.loads(path.read_text())
+        begun = json.loads(path.read_text(encoding="utf-8"))
         changed = [key for key in ours if ours[key] != begun.get(key)]
         if changed:
             now, then = (content.get(changed[0]) for content in (ours, begun))

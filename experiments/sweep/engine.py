@@ -81,7 +81,7 @@ class Worker:
 def read_points(folder: Path) -> list[Point]:
     """The points of a sweep so far."""
     path = folder / POINTS
-    return [Point(**point) for point in json.loads(path.read_text())] if path.is_file() else []
+    return [Point(**point) for point in json.loads(path.read_text(encoding="utf-8"))] if path.is_file() else []
 
 
 def suggest(sweep: SweepFile, points: list[Point]) -> dict[str, Any] | None:

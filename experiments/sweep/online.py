@@ -39,7 +39,7 @@ def lead_agents(sweep: SweepFile, folder: Path, runs: int | None, workers: int) 
     """
     identity = hashlib.sha256(sweep.path.read_bytes()).hexdigest()
     record = folder / "online.json"
-    known = json.loads(record.read_text()) if record.is_file() else {}
+    known = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     if known.get("file") != identity:
         known = {"file": identity, "sweep": _create(sweep)}
         write_json(record, known)
@@ -63,7 +63,12 @@ def _create(sweep: SweepFile) -> str:
     hint = "; --local runs the same file on this machine"
     try:
         done = subprocess.run(
-            _wandb("sweep", str(sweep.path)), env=_environment(), capture_output=True, text=True, timeout=PATIENCE
+            _wandb("sweep", str(sweep.path)),
+            env=_environment(),
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=PATIENCE,
         )
     except subprocess.TimeoutExpired:
         raise UsageError(f"wandb's server did not take the sweep within {PATIENCE} s{hint}") from None

@@ -61,7 +61,7 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":
         try:
-            with open("/proc/cpuinfo") as file:
+            with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
                 model = next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
         except (OSError, StopIteration):
             model = "CPU"

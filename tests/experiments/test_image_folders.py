@@ -142,7 +142,7 @@ def test_names_that_are_no_utf_8_are_read_and_shown(tmp_path, image_folder, caps
         os.mkdir(place)
         paint(tmp_path / "one.png", len(split))
         shutil.copy(tmp_path / "one.png", os.fsdecode(place + b"/\xff.png"))
-        with open(place + b"/\xfe.txt", "w"):
+        with open(place + b"/\xfe.txt", "w", encoding="utf-8"):
             pass
     dataset = read(image_folder, tmp_path)
     assert dataset.classes == (r"caf\xe9", "cat", "dog")

@@ -305,3 +305,61 @@ def test_results_of_a_disabled_wandb_do_not_count_as_sent(monkeypatch, tmp_path)
     log_results("auto", "study", tmp_path, [table], [], {})
     assert not recorder.asked
     assert not (tmp_path / "wandb" / "results-sent").exists()
+
+
+@pytest.mark.parametrize("command", ["disabled", "offline"])
+def test_what_the_commands_of_wandb_set_holds_until_they_unset_it(monkeypatch, tmp_path, command):
+    """The commands of wandb itself write the settings."""
+    pytest.importorskip("wandb")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
+    monkeypatch.setenv("WANDB_API_KEY", "k")
+    assert tracking.online("auto")
+    wandb = [sys.executable, "-m", "wandb"]
+    subprocess.run([*wandb, command], check=True, capture_output=True)
+    asked = track(monkeypatch, tmp_path / "runs")
+    assert [named["mode"] for _, named in asked_for(asked, "init")] == ([] if command == "disabled" else ["offline"])
+    assert not tracking.online("auto")
+    assert tracking.online("online"), "a flag counts before the settings"
+    monkeypatch.setenv("WANDB_MODE", "online")
+    assert tracking.online("auto"), "as does the variable"
+    monkeypatch.delenv("WANDB_MODE")
+    subprocess.run([*wandb, {"disabled": "enabled", "offline": "online"}[command]], check=True, capture_output=True)
+    assert tracking.online("auto")
+
+
+@pytest.mark.parametrize(
+    "content", ["", "mode = disabled", "[default]\nmode", "[default]\nmode = \udcff", "[client]\n"]
+)
+def test_settings_of_wandb_that_cannot_be_read_count_as_none(monkeypatch, tmp_path, content):
+    (tmp_path / "settings").write_bytes(content.encode(errors="surrogateescape"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_API_KEY", "k")
+    assert tracking.online("auto")
+
+
+@pytest.mark.parametrize(("said", "mode"), [("dryrun", "offline"), ("run", "online")])
+def test_older_names_of_the_modes_are_known(monkeypatch, tmp_path, said, mode):
+    monkeypatch.setenv("WANDB_MODE", said)
+    ((_, init),) = asked_for(track(monkeypatch, tmp_path), "init")
+    assert init["mode"] == mode
+
+
+@pytest.mark.parametrize("server", ["none is asked", "refuses"])
+def test_results_kept_offline_do_not_count_as_sent(monkeypatch, tmp_path, server):
+    recorder = recorded(monkeypatch, ["online init"] if server == "refuses" else [])
+    monkeypatch.setattr(Tracker, "show", lambda *_: None)
+    table = tmp_path / "runs.csv"
+    table.write_text("a,b\n1,2\n", encoding="utf-8")
+
+    def send(mode):
+        monkeypatch.setattr(tracking, "_kept_offline", threading.Event())  # as in another process
+        before = len(asked_for(recorder.asked, "init"))
+        log_results(mode, "study", tmp_path, [table], [], {})
+        return [named["mode"] for _, named in asked_for(recorder.asked, "init")[before:]]
+
+    assert send("online" if server == "refuses" else "offline") == ["offline"]
+    assert send("offline") == [], "kept once"
+    recorder.breaks.clear()
+    assert send("online") == ["online"]
+    assert send("online") == send("offline") == [], "sent once"

@@ -15,6 +15,7 @@ from experiments import report
 from experiments.foreign.images import load_images
 from experiments.models import build_model
 from experiments.store.runs import write_json
+from experiments.tables import read_table
 from experiments.vision import import_torchvision
 
 QUICK = ["--measures.permutations=20", "--measures.draws=0"]
@@ -62,7 +63,7 @@ def weights(tmp_path):
 
 
 def table(folder):
-    return report.read_table(folder / "measures.csv")
+    return read_table(folder / "measures.csv")
 
 
 def value(folder, measure, null="", layer=""):

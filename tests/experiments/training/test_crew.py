@@ -501,8 +501,8 @@ def test_a_rank_that_dies_under_the_launcher_is_one_line_and_the_same_command_go
     while not any(path.stat().st_size for path in runs.glob("dense-*/metrics.jsonl")):
         assert os.waitpid(job, os.WNOHANG) == (0, 0)
         time.sleep(0.05)
-    children = Path(f"/proc/{job}/task/{job}/children").read_text().split()
-    ranks = {int(pid): Path(f"/proc/{pid}/environ").read_text().split("\0") for pid in children}
+    children = Path(f"/proc/{job}/task/{job}/children").read_text(encoding="utf-8").split()
+    ranks = {int(pid): Path(f"/proc/{pid}/environ").read_text(encoding="utf-8").split("\0") for pid in children}
     (victim,) = [pid for pid, environment in ranks.items() if "RANK=1" in environment]
     os.kill(victim, signal.SIGKILL)
     assert wait(job) == 1
