@@ -111,7 +111,7 @@ def draw(diagrams: list[Diagram], folder: Path) -> list[Path]:
     """
     rows = [diagrams[start : start + COLUMNS] for start in range(0, len(diagrams), COLUMNS)]
     heights = [HEAD + FOOT + GAP * max(len(d.layers) for d in row) for row in rows]
-    note = 0.36
+    note = 0.56
     figure = plt.figure(figsize=(page.WIDTH, sum(heights) + note))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, page.WIDTH), ylim=(sum(heights) + note, 0))
@@ -123,7 +123,8 @@ def draw(diagrams: list[Diagram], folder: Path) -> list[Path]:
         "Left of each pair: a row of pixels; right: the channels, coloured by group. Ringed: one output, and in full "
         "colour all\nit depends on. Dotted: moved, not multiplied. Arrow: the input is added. Second line of a title: "
         "multiply-accumulates.\nThird: pixel links (3 × 3) · channel links of one output pixel, in % of a standard 3×3 "
-        "with the same inputs and outputs."
+        "with the same inputs and outputs.\nH, W: height and width of the output; N: input channels; M: output "
+        "channels; B: inner channels of a block; K: width of the\nkernel; G: groups; n: logarithmic groups."
     )
     axes.text(0.06, sum(heights) + 0.02, text, fontsize=6, va="top", color="0.25", linespacing=1.3)
     return page.save(figure, folder, "layers")

@@ -42,34 +42,39 @@ def draw(arrays: Mapping[str, Mapping[str, NDArray]], folder: Path) -> list[Path
         strip.set_ylabel(page.wrapped(names[name], 13, 3), rotation=0, ha="right", va="center", fontsize=7)
     figure.suptitle("First-layer filters by the group that reads them, with their mean colour index")
     page.settle(figure)  # now every strip has its size
-    for strip, (edges, means) in zip(strips[:, 0], blocks.values(), strict=True):
+    for strip, (edges, means, counts) in zip(strips[:, 0], blocks.values(), strict=True):
         pixels = strip.transData.transform([(left, 0) for left, _ in edges] + [(edges[-1][1], 0)])[:, 0]
         starts = list(pixels / figure.dpi)
-        for (left, right), text in zip(edges, titles(starts, means), strict=True):
+        for (left, right), text in zip(edges, titles(starts, means, counts), strict=True):
             strip.text((left + right) / 2, -1, text, ha="center", va="bottom", fontsize=TITLE)
     page.caption(
         figure,
         "Each filter scaled to its own largest weight, the most coloured first. Over each group its number and the "
-        "mean colour index of its learned filters, –: none learned; left out where there is no room.",
+        "mean colour index of its learned filters, their number in brackets, –: none learned; left out where there is "
+        "no room.",
     )
     return page.save(figure, folder, "filters")
 
 
-def titles(starts: Sequence[float], means: Sequence[float]) -> list[str]:
+def titles(starts: Sequence[float], means: Sequence[float], counts: Sequence[tuple[int, int]]) -> list[str]:
     """What stands over the blocks of a strip: the longest form that fits over all of them, else over as many as fit.
 
     Args:
         starts: (G + 1,) inches at which the blocks start, and at which the last one ends.
         means: (G,) mean colour index; NaN where no filter of the group is learned.
+        counts: (G,) learned filters of a group, and all of them.
     """
     room = [page.fitting(right - left, TITLE) for left, right in pairwise(starts)]
     if len(means) == 1:
-        return [f"all: {'none learned' if isnan(means[0]) else f'{means[0]:.2f}'}"]
-    brief = ["–" if isnan(mean) else f"{mean:.2f}".removeprefix("0") for mean in means]
-    spoken = ["none learned" if isnan(mean) else f"{mean:.2f}" for mean in means]
+        return [f"all: {'–' if isnan(means[0]) else f'{means[0]:.2f}'} ({counts[0][0]} of {counts[0][1]})"]
+    brief = ["–" if isnan(mean) else f"{mean:.2f}" for mean in means]
     forms = [
-        [f"group {number}: {mean}" for number, mean in enumerate(spoken, 1)],
-        [f"{number}: {mean}" for number, mean in enumerate(brief, 1)],
+        [
+            f"group {g}: {mean} ({n} of {all_})"
+            for g, (mean, (n, all_)) in enumerate(zip(brief, counts, strict=True), 1)
+        ],
+        [f"{g}: {mean} ({n})" for g, (mean, (n, _)) in enumerate(zip(brief, counts, strict=True), 1)],
+        [f"{g}: {mean}" for g, mean in enumerate(brief, 1)],
         brief,
     ]
     for texts in forms:
@@ -78,18 +83,25 @@ def titles(starts: Sequence[float], means: Sequence[float]) -> list[str]:
     return [text if len(text) <= fits else "" for text, fits in zip(brief, room, strict=True)]
 
 
-def _draw_strip(strip: Axes, a: Mapping[str, NDArray]) -> tuple[list[tuple[int, int]], list[float]]:
-    """Draw the blocks of one variant; returns the left and the right edge of each, and its mean colour index."""
+def _draw_strip(
+    strip: Axes, a: Mapping[str, NDArray]
+) -> tuple[list[tuple[int, int]], list[float], list[tuple[int, int]]]:
+    """Draw the blocks of one variant.
+
+    Returns:
+        Of each block its left and its right edge, its mean colour index, and how many filters are learned and in all.
+    """
     groups = a.get("filter_groups", np.zeros(len(a["filters"]), dtype=int))
     kernel = a["filters"].shape[-1]
     rows = max(2, round(sqrt(len(a["filters"]) / 6)))  # of filters in a block
-    blocks, edges, means, left = [], [], [], 0
+    blocks, edges, means, counts, left = [], [], [], [], 0
     for group in np.unique(groups):
         member = np.flatnonzero(groups == group)
         ordered = member[np.argsort(-np.nan_to_num(a["colour_index"][member]))]
         blocks.append(_mosaic(a["filters"][ordered], rows))
         edges.append((left, left + blocks[-1].shape[1]))
         kept = member[a["learned"][member]]
+        counts.append((len(kept), len(member)))
         means.append(float(a["colour_index"][kept].mean()) if len(kept) else nan)
         left = edges[-1][1] + kernel
     gap = np.ones((blocks[0].shape[0], kernel, 3))
@@ -98,7 +110,7 @@ def _draw_strip(strip: Axes, a: Mapping[str, NDArray]) -> tuple[list[tuple[int, 
     strip.set(xticks=[], yticks=[])
     for spine in strip.spines.values():
         spine.set_visible(False)
-    return edges, means
+    return edges, means, counts
 
 
 def _mosaic(filters_O3KK: NDArray, rows: int) -> NDArray:

@@ -17,7 +17,7 @@ from analysis.tradeoff import COSTS, MORE_COSTS, disturbed, front_probability, t
 
 SHOWN = {**COSTS, **{cost: MORE_COSTS[cost] for cost in ("peak_memory", "energy")}}
 COLUMNS = 3
-FRONT = (0.95, 0.77, 0.2)
+SOMETIMES = 0.05  # share of resamplings from which a variant counts as sometimes on the front
 
 
 def costs_shown(summary: pd.DataFrame) -> list[str]:
@@ -28,7 +28,7 @@ def costs_shown(summary: pd.DataFrame) -> list[str]:
 def draw(table: pd.DataFrame, folder: Path) -> list[Path]:
     """One panel per cost; each variant a point with its 95% interval, and every seed a faint dot.
 
-    Variants on the Pareto front are ringed; the ring is filled the more the surer that is.
+    Variants on the Pareto front are ringed; a dotted ring means in some resamplings of the seeds alone.
 
     Args:
         table: the long table of a study.
@@ -55,28 +55,29 @@ def draw(table: pd.DataFrame, folder: Path) -> list[Path]:
         panel.set_visible(False)
     runs = table[table["measure"] == "test_accuracy"]
     notes: list[str] = []
-    surest = 0.0
+    dotted = False
     for panel, cost in zip(panels, costs, strict=False):
         front = front_probability(table, cost)
         notes += [f"{note[0].upper()}{note[1:]}." for note in front["note"] if note]
-        surest = max(surest, front["probability"].max())
-        _draw_front(panel, front)
+        dotted |= _draw_front(panel, front)
         for _, row in summary.iterrows():
             _draw_variant(panel, row, cost, runs.loc[runs["variant"] == row["variant"], "value"], styles)
-        panel.set_xlabel(page.wrapped(SHOWN[cost], page.fitting(page.WIDTH / wide - 0.4, 7)), fontsize=7)
+        panel.set_xlabel(
+            page.wrapped(SHOWN[cost].replace("(bytes)", "(MB)"), page.fitting(page.WIDTH / wide - 0.4, 7)), fontsize=7
+        )
         panel.margins(y=0.12)
         dearest = [float(summary[column].max()) for column in (cost, f"{cost}_upper") if column in summary]
         panel.set_xlim(0, 1.1 * max(dearest))
         panel.xaxis.set_major_locator(MaxNLocator(4))
-        panel.xaxis.set_major_formatter(FuncFormatter(_short))
+        panel.xaxis.set_major_formatter(FuncFormatter(_megabytes if "bytes" in SHOWN[cost] else _short))
     for row in grid:
         row[0].set_ylabel("test accuracy")
     figure.suptitle(f"Accuracy against cost ({_seeds(summary)})")
     handles, names = panels[0].get_legend_handles_labels()
     page.legend(figure, handles, names)
     text = "Ringed: on the Pareto front of the means (none is both cheaper and more accurate)."
-    if surest > 0:
-        text += " The deeper the yellow, the oftener it is on the front when the seeds are drawn again."
+    if dotted:
+        text += f" Dotted: on it in {SOMETIMES:.0%} or more of the resamplings of the seeds."
     if "latency" in costs:
         text += " Bars across: the middle half of the timed calls."
     if loud := disturbed(table):
@@ -93,13 +94,23 @@ def _seeds(summary: pd.DataFrame) -> str:
     return f"{seeds} seed{'s' if most > 1 else ''}{note}"
 
 
-def _draw_front(panel: Axes, front: pd.DataFrame) -> None:
+def _draw_front(panel: Axes, front: pd.DataFrame) -> bool:
+    """Ring those on the front; returns whether there is a dotted ring."""
+    dotted = False
     for _, point in front.iterrows():
-        sure = 0.0 if np.isnan(point["probability"]) else float(point["probability"])
-        if point["on_front"] or sure:
-            edge = "0.2" if point["on_front"] else "none"
-            face = (*FRONT, sure)
-            panel.scatter(point["cost"], point["value"], s=75, facecolors=[face], edgecolors=edge, linewidths=0.7)
+        if not point["on_front"] and not point["probability"] >= SOMETIMES:  # NaN of one seed
+            continue
+        dotted |= not point["on_front"]
+        panel.scatter(
+            point["cost"],
+            point["value"],
+            s=75,
+            facecolors="none",
+            edgecolors="0.2",
+            linewidths=0.7,
+            linestyles="solid" if point["on_front"] else "dotted",
+        )
+    return dotted
 
 
 def _draw_variant(panel: Axes, row: pd.Series, cost: str, seeds: pd.Series, styles: dict[str, Style]) -> None:
@@ -110,6 +121,10 @@ def _draw_variant(panel: Axes, row: pd.Series, cost: str, seeds: pd.Series, styl
     lower, upper = row.get(f"{cost}_lower", np.nan), row.get(f"{cost}_upper", np.nan)
     across = None if np.isnan(lower) or np.isnan(upper) else [[max(0.0, x - lower)], [max(0.0, upper - x)]]
     panel.errorbar(x, row["accuracy"], error, across, label=row["variant"], zorder=3, **mark)
+
+
+def _megabytes(value: float, _position: int) -> str:
+    return f"{value / 1e6:.3g}"
 
 
 def _short(value: float, _position: int) -> str:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.figures import correlation, curves, filters, matrices, page, tradeoff
+from analysis.figures import correlation, curves, filters, matrices, page, speed, tradeoff
 from analysis.figures.matrices import Matrix
 from figure_checks import checked, long_names
 
@@ -87,13 +87,14 @@ def test_without_rgb_filters_there_is_no_figure(tmp_path):
 
 def test_titles_of_groups_by_hand():
     """At 6 points a character takes 0.0522 inches."""
-    means = [0.66, np.nan]
-    assert filters.titles([0, 1.5, 3], means) == ["group 1: 0.66", "group 2: none learned"]
-    assert filters.titles([0, 0.8, 1.6], means) == ["1: .66", "2: –"], "short forms"
-    assert filters.titles([0, 0.25, 0.5], means) == [".66", "–"]
-    assert filters.titles([0, 0.1, 0.5], [0.66, 0.5]) == ["", ".50"], "none beyond what fits"
-    assert filters.titles([0, 0.4], [0.5]) == ["all: 0.50"]
-    assert filters.titles([0, 0.4], [1.0]) == ["all: 1.00"]
+    means, counts = [0.66, np.nan], [(3, 8), (0, 8)]
+    assert filters.titles([0, 1.5, 3], means, counts) == ["group 1: 0.66 (3 of 8)", "group 2: – (0 of 8)"]
+    assert filters.titles([0, 0.8, 1.6], means, counts) == ["1: 0.66 (3)", "2: – (0)"], "short forms"
+    assert filters.titles([0, 0.45, 0.9], means, counts) == ["1: 0.66", "2: –"]
+    assert filters.titles([0, 0.25, 0.5], means, counts) == ["0.66", "–"]
+    assert filters.titles([0, 0.1, 0.5], [0.66, 0.5], counts) == ["", "0.50"], "none beyond what fits"
+    assert filters.titles([0, 0.4], [0.5], [(3, 8)]) == ["all: 0.50 (3 of 8)"]
+    assert filters.titles([0, 0.4], [1.0], [(8, 8)]) == ["all: 1.00 (8 of 8)"]
 
 
 @pytest.mark.parametrize("groups", [8, 16])
@@ -194,15 +195,44 @@ def test_costs_are_shown_where_they_were_measured():
     assert tradeoff.costs_shown(summary.assign(latency=0.0, energy=np.nan)) == ["parameters", "macs"]
 
 
-def test_the_front_is_ringed_and_filled_by_how_sure_it_is(monkeypatch):
+def test_the_front_is_ringed_and_dotted_where_it_is_not_sure():
     figure, panel = plt.subplots()
-    rows = [(1.0, 0.5, True, 0.75), (2.0, 0.4, False, 0.25), (3.0, 0.3, False, 0.0)]
-    tradeoff._draw_front(panel, pd.DataFrame(rows, columns=["cost", "value", "on_front", "probability"]))
+    rows = [(1.0, 0.5, True, 0.75), (2.0, 0.4, False, 0.25), (3.0, 0.3, False, 0.01), (4.0, 0.2, False, np.nan)]
+    columns = ["cost", "value", "on_front", "probability"]
+    assert tradeoff._draw_front(panel, pd.DataFrame(rows, columns=columns))
     drawn = panel.collections
-    assert [c.get_offsets().tolist() for c in drawn] == [[[1.0, 0.5]], [[2.0, 0.4]]], "never on the front: no ring"
-    assert [c.get_facecolor()[0, 3] for c in drawn] == [0.75, 0.25]
-    assert [len(c.get_edgecolor()) for c in drawn] == [1, 0], "only those on the front of the means have an edge"
+    assert [c.get_offsets().tolist() for c in drawn] == [[[1.0, 0.5]], [[2.0, 0.4]]], "hardly ever: no ring"
+    assert [len(c.get_facecolor()) for c in drawn] == [0, 0], "nothing lies under a mark"
+    assert [c.get_linestyle()[0][1] is None for c in drawn] == [True, False]
+    assert not tradeoff._draw_front(panel, pd.DataFrame(rows[:1], columns=columns))
     plt.close(figure)
+
+
+def test_bytes_are_shown_in_megabytes(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(page, "save", lambda figure, *_: drawn.append(figure) or [])
+    tradeoff.draw(study(("dense", "groups-2"), 1, peak_memory=5e7), tmp_path)
+    panel = drawn[0].axes[3]
+    assert panel.get_xlabel() == "memory of a training step (MB)"
+    assert panel.xaxis.get_major_formatter()(5e7, 0) == "50"
+    plt.close("all")
+
+
+def test_layers_of_the_kernels_are_spelt_out():
+    assert speed.spoken("64@32") == "64 channels, 32×32"
+    assert speed.spoken("128@28/3x3/2") == "128 channels, 28×28, kernel 3×3, stride 2"
+
+
+def test_native_is_seen_where_another_way_takes_as_long(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(page, "save", lambda figure, *_: drawn.append(figure) or [])
+    rows = [("64@32", "2", "float32", "step", kernel, 1.0, 0.9, 1.1, 0.5) for kernel in ("dense", "native", "ours")]
+    columns = ["layer", "partition", "dtype", "op", "kernel", "median", "lower", "upper", "ideal"]
+    speed.draw(pd.DataFrame(rows, columns=columns), tmp_path)
+    native, ours = (container[0] for container in drawn[0].axes[0].containers)
+    assert native.get_markersize() > 1.5 * ours.get_markersize() and native.get_markerfacecolor() == "none"
+    assert native.get_zorder() > ours.get_zorder()
+    plt.close("all")
 
 
 def test_a_curve_is_the_mean_and_the_range_over_seeds():
