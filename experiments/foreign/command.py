@@ -88,7 +88,7 @@ def measure_checkpoint(flags: list[str]) -> None:
             "its run recorded, where no flag says otherwise: "
             + " ".join(f"{key}={value}" for key, value in recorded.items())
         )
-    print(f"measuring {name} on {len(dataset.test.labels)} images …", flush=True)
+    print(f"measuring {name} on {_images(dataset)} …", flush=True)
     if dataset.classes:
         right, shown = class_accuracy(subject.trained.to(device), Shown(setting, given.measures.images).labelled())
         rows.add("test_accuracy", right.sum() / shown.sum(), "fraction")
@@ -162,6 +162,13 @@ def _subject(name: str, given: Namespace, recorded: dict[str, Any], checkpoint: 
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     began_so = bool(recorded) and given.seed == recorded["seed"]
     return Subject(trained, untrained, began_so, outputs, checkpoint.published or default)
+
+
+def _images(dataset: Dataset) -> str:
+    """How many images, and how many class folders they lie in where these count."""
+    folders = len(dataset.test.labels.unique()) if dataset.classes else 0
+    counted = f" of {folders} class folder{'s' if folders > 1 else ''}" if folders else ""
+    return f"{len(dataset.test.labels)} images{counted}"
 
 
 def _classifier(name: str, classes: int, published: bool) -> nn.Module:

@@ -153,6 +153,18 @@ def test_where_the_initialisation_is_not_known_nothing_is_compared_with_it(run, 
     assert "not known" in notes(tmp_path / "out")["correlation_with_initialisation"]
 
 
+@pytest.mark.usefixtures("quick_figures")
+def test_an_image_beside_the_class_folders_is_named_and_the_classes_stay(run, tmp_path, weights, image_folder):
+    (image_folder / "val" / "stray.png").write_bytes(next(image_folder.rglob("*.png")).read_bytes())
+    flags = [f"--checkpoint={weights}", f"--data={image_folder}", f"--out={tmp_path}/out"]
+    code, out, err = run(*SMALL, *flags, *QUICK)
+    assert code == 0
+    assert err.count("\n") == 1
+    assert "1 left out, an image beside the class folders: val/stray.png" in err
+    assert "measuring small on 6 images of 2 class folders …" in out
+    assert "accuracy " in out
+
+
 OF_CLASSES = ["test_accuracy", "lesion", "probe_class"]
 
 
@@ -173,6 +185,7 @@ def test_images_without_classes_leave_out_what_needs_them(run, tmp_path, weights
     assert [said[measure] for measure in OF_CLASSES] == ["the images are in no class folders"] * 3
     assert "no train/" in said["training_…"]
     assert "the images are in no class folders" in out
+    assert "images …" in out
 
 
 @pytest.mark.usefixtures("quick_figures")
