@@ -163,6 +163,9 @@ def cost(arguments: list[str]) -> int:
 def figures(arguments: list[str]) -> int:
     """Draw the figures of a study again, or the connection diagrams, which belong to none."""
     name, flags = _name(arguments, "figures NAME")
+    from experiments.figure_flags import apply_figure_flags
+
+    flags = apply_figure_flags(flags)
     if name == CONNECTIONS:
         from experiments.connections import draw_connections
 
@@ -175,7 +178,7 @@ def figures(arguments: list[str]) -> int:
         near = get_close_matches(name, known, n=1, cutoff=0.4)
         hint = f"; did you mean {near[0]}? There are: " if near else "; there are: "
         raise UsageError(f"NAME={name}: no such figures{hint}{', '.join(known)}")
-    folder = _study_folder(arguments, "figures")
+    folder = _study_folder([name, *flags], "figures")
     if name == GROUP_PARALLEL:
         from experiments.parallel.study import draw_figures
     else:

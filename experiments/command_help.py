@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from experiments.figure_flags import HELP as FIGURE_FLAGS
+
 HELP = ("-h", "--help")
 CONNECTIONS = "connections"  # figures of no study
 START = "usage: python -m experiments "
@@ -29,7 +31,8 @@ USAGES = {
   cost MODEL [--key=value …]        parameters, MACs and activations of a model: one of the suite, or of torchvision
 """,
     "figures": """\
-  figures NAME [--runs_root=DIR]    draw a study's figures again from its saved tables
+  figures NAME [--runs_root=DIR] [--format=pdf,svg] [--width=column|page|CM] [--bare]
+                                    draw a study's figures again from its saved tables
   figures connections [--key=value …]
                                     draw what is connected to what, in layers and in a network
 """,
@@ -96,13 +99,14 @@ def command_help(command: str, arguments: Sequence[str]) -> str:
     if command == "figures" and name == CONNECTIONS:
         from experiments.connections import connections_help
 
-        return f"{usage}\n{connections_help(flags[1:])}"
+        return f"{usage}\n{FIGURE_FLAGS}\n{connections_help(flags[1:])}"
     if command in ("figures", "results"):
         if name:
             from experiments.catalogue import study_file
 
             study_file(name)
-        return f"{usage}\n  --runs_root=DIR  folder of the run store; runs by default\n\n{_studies()}"
+        more = FIGURE_FLAGS if command == "figures" else ""
+        return f"{usage}\n  --runs_root=DIR  folder of the run store; runs by default\n{more}\n{_studies()}"
     return usage
 
 

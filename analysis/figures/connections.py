@@ -20,7 +20,7 @@ from analysis.figures import page
 from analysis.links import CONVOLUTIONS, Link, channel_links, count_macs, cuts, inputs_seen, spatial_links
 from gconv.partition import Partition
 
-COLUMNS = 4
+DIAGRAM = 1.37  # width of one, at least
 PIXELS = 5  # in the row of pixels that is shown
 GAP = 0.43  # from one row of units to the next
 HEAD = 0.44  # three lines of text above a diagram
@@ -103,13 +103,14 @@ def count_lines(diagram: Diagram) -> Count:
 
 
 def draw(diagrams: list[Diagram], folder: Path) -> list[Path]:
-    """Four diagrams a row; of each its title, its formula, its count and its links in space and in the channels.
+    """As many diagrams a row as fit; of each title, formula, count and its links in space and in the channels.
 
     Args:
         diagrams: what to show, in reading order.
         folder: where the figure goes.
     """
-    rows = [diagrams[start : start + COLUMNS] for start in range(0, len(diagrams), COLUMNS)]
+    columns = max(1, int(page.WIDTH / DIAGRAM))
+    rows = [diagrams[start : start + columns] for start in range(0, len(diagrams), columns)]
     heights = [HEAD + FOOT + GAP * max(len(d.layers) for d in row) for row in rows]
     note = 0.56
     figure = plt.figure(figsize=(page.WIDTH, sum(heights) + note))
@@ -118,7 +119,7 @@ def draw(diagrams: list[Diagram], folder: Path) -> list[Path]:
     axes.set_axis_off()
     for number, row in enumerate(rows):
         for column, diagram in enumerate(row):
-            _draw_diagram(axes, diagram, column * page.WIDTH / COLUMNS, sum(heights[:number]))
+            _draw_diagram(axes, diagram, column * page.WIDTH / columns, sum(heights[:number]))
     text = (
         "Left of each pair: a row of pixels; right: the channels, coloured by group. Ringed: one output, and in full "
         "colour all\nit depends on. Dotted: moved, not multiplied. Arrow: the input is added. Second line of a title: "
@@ -126,7 +127,10 @@ def draw(diagrams: list[Diagram], folder: Path) -> list[Path]:
         "with the same inputs and outputs.\nH, W: height and width of the output; N: input channels; M: output "
         "channels; B: inner channels of a block; K: width of the\nkernel; G: groups; n: logarithmic groups."
     )
-    axes.text(0.06, sum(heights) + 0.02, text, fontsize=6, va="top", color="0.25", linespacing=1.3)
+    if page.BARE:
+        page.keep_text(figure, text)
+    else:
+        axes.text(0.06, sum(heights) + 0.02, text, fontsize=6, va="top", color="0.25", linespacing=1.3)
     return page.save(figure, folder, "layers")
 
 

@@ -54,6 +54,6 @@ def draw(curves: pd.DataFrame, folder: Path) -> list[Path]:
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     seeds = curves["seed"].nunique()
     spread = "band: range" if banded else f"range not shown of more than {BANDS} variants"
-    figure.suptitle(f"Learning curves (mean of {seeds} seeds, {spread})" if seeds > 1 else "Learning curves")
+    page.title(figure, f"Learning curves (mean of {seeds} seeds, {spread})" if seeds > 1 else "Learning curves")
     page.legend(figure, *panels[0].get_legend_handles_labels())
     return page.save(figure, folder, "learning-curves")

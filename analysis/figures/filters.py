@@ -40,7 +40,7 @@ def draw(arrays: Mapping[str, Mapping[str, NDArray]], folder: Path) -> list[Path
     for strip, (name, a) in zip(strips[:, 0], shown.items(), strict=True):
         blocks[name] = _draw_strip(strip, a)
         strip.set_ylabel(page.wrapped(names[name], 13, 3), rotation=0, ha="right", va="center", fontsize=7)
-    figure.suptitle("First-layer filters by the group that reads them, with their mean colour index")
+    page.title(figure, "First-layer filters by the group that reads them, with their mean colour index")
     page.settle(figure)  # now every strip has its size
     for strip, (edges, means, counts) in zip(strips[:, 0], blocks.values(), strict=True):
         pixels = strip.transData.transform([(left, 0) for left, _ in edges] + [(edges[-1][1], 0)])[:, 0]

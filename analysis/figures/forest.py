@@ -81,7 +81,7 @@ def draw(
         row[0].set_ylim(len(shown) - 0.5, -0.5)
     for panel, column in zip(panels[0], columns, strict=True):
         panel.set_title(page.wrapped(column, page.fitting(width, 6.5), 3), fontsize=6.5)
-    figure.suptitle(title)
+    page.title(figure, title)
     page.legend(figure, [mark.handle() for mark in styles.values()], [label(null) for null in styles])
     page.caption(figure, caption)
     return page.save(figure, folder, name)

@@ -89,12 +89,12 @@ def draw(table: pd.DataFrame, arrays: Mapping[str, Mapping[str, NDArray]], folde
         row[2].tick_params(labelsize=6)
     name_rows(list(panels[:, 0]), variants, height)
     for panel, replacement in zip(panels[0], REPLACEMENTS.values(), strict=False):
-        panel.set_title(replacement, fontsize=7)
+        panel.set_title(page.wrapped(replacement, page.fitting(page.WIDTH / 4, 7)), fontsize=7)
     if image is not None:
         _title_classes(figure, panels[:, 2], maps, image)
     for panel in panels[-1, :2]:
         panel.set_xlabel("group", fontsize=7)
-    figure.suptitle("Fall of the test accuracy without a group")
+    page.title(figure, "Fall of the test accuracy without a group")
     page.legend(figure, [mark.handle() for mark in looks.values()], list(looks))
     layers = ", ".join(dict.fromkeys(found["layer"]))
     page.caption(
@@ -108,7 +108,7 @@ def draw(table: pd.DataFrame, arrays: Mapping[str, Mapping[str, NDArray]], folde
 def _title_classes(figure: Figure, panels: NDArray, maps: Mapping[str, NDArray | None], image: AxesImage) -> None:
     shown = [panel for panel in panels if panel.get_visible()]
     count = next(falls.shape[1] for falls in maps.values() if falls is not None)
-    shown[0].set_title(f"{count} classes, mean instead", fontsize=7)
+    shown[0].set_title(page.wrapped(f"{count} classes, mean instead", page.fitting(page.WIDTH / 4, 7)), fontsize=7)
     bar = figure.colorbar(image, ax=list(panels), aspect=25, shrink=min(1.0, 3 / len(panels)))
     bar.set_label("fall of the class's accuracy", fontsize=6)
     bar.ax.tick_params(labelsize=6)

@@ -130,7 +130,10 @@ def draw(
         height = TOP + layout.heading + layout.pitch * len(shown)
         figure = plt.figure(figsize=(page.WIDTH, height))
         title = texts[0] if len(variants) <= layout.rows else f"{texts[0]} ({number})"
-        figure.text(0.5, 1 - 0.13 / height, title, fontsize=9, ha="center", va="center")
+        if page.BARE:
+            page.keep_text(figure, f"{title}.")
+        else:
+            figure.text(0.5, 1 - 0.13 / height, title, fontsize=9, ha="center", va="center")
         width = layout.side + GAP
         left = NAMES + max(0.0, (page.WIDTH - NAMES - BAR - width * len(columns)) / 2)
         image = None

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
+from weakref import WeakKeyDictionary
 
 import matplotlib
 
@@ -18,6 +19,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 from tueplots import axes, figsizes, fontsizes
 
 WIDTH = figsizes.neurips2024()["figure.figsize"][0]  # inches
@@ -28,7 +30,24 @@ COLOURS = 7  # of the palette; the eighth is grey
 MARKERS = "os^DvPX<>pd*h8"
 LINES = ("-", "--", ":", "-.")
 
+FORMATS = ("pdf", "png")
+BARE = False  # neither title nor caption inside
+
 Colour = tuple[float, float, float]
+
+_texts: WeakKeyDictionary[Figure, list[str]] = WeakKeyDictionary()  # of bare figures
+
+
+def set_output(formats: Sequence[str], width: float, bare: bool) -> None:
+    """Set how every figure that follows is written.
+
+    Args:
+        formats: suffixes of the files.
+        width: inches.
+        bare: whether title and caption go to a text file of the figure's name, and not into it.
+    """
+    global FORMATS, WIDTH, BARE
+    FORMATS, WIDTH, BARE = tuple(formats), width, bare
 
 
 def apply_style() -> None:
@@ -138,19 +157,42 @@ def settle(figure: Figure) -> None:
         below.set_bbox_to_anchor((0, 0, 1, 1), figure.transFigure)
 
 
+def title(figure: Figure, text: str) -> None:
+    """What a figure shows, above it."""
+    if BARE:
+        keep_text(figure, f"{text}.")
+    else:
+        figure.suptitle(fill(text, fitting(WIDTH, 9)))
+
+
+def keep_text(figure: Figure, text: str) -> None:
+    """Add to what is written beside a bare figure."""
+    _texts.setdefault(figure, []).append(" ".join(text.split()))
+
+
 def caption(figure: Figure, text: str) -> None:
     """How to read a figure, in small print below it; the last thing that is added."""
     settle(figure)
+    if BARE:
+        keep_text(figure, text)
+        return
     lines = fill(" ".join(text.split()), int(WIDTH / (0.9 * CHARACTER * 6)))
     figure.text(0.01, -0.01, lines, fontsize=6, va="top", color="0.25", linespacing=1.3)
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write a figure as PDF and PNG, no wider and higher than what it shows, and close it; returns both paths."""
+    """Write a figure in every format, no wider and higher than what it shows, and close it; returns the paths.
+
+    A bare figure is exactly as wide as was asked, if what it shows is not wider, and has its text next to it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     settle(figure)
-    box = figure.get_tightbbox().padded(MARGIN)
-    paths = [folder / f"{name}.pdf", folder / f"{name}.png"]
+    tight = figure.get_tightbbox()
+    box = tight.padded(MARGIN)
+    if BARE:
+        edge = MARGIN / 5
+        box = Bbox([[min(0, tight.x0), tight.y0 - edge], [max(WIDTH, tight.x1), tight.y1 + edge]])
+    paths = [folder / f"{name}.{suffix}" for suffix in FORMATS]
     for path in paths:
         fresh = path.with_name(f".{path.name}.{os.getpid()}")
         try:
@@ -159,4 +201,7 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
         finally:
             fresh.unlink(missing_ok=True)
     plt.close(figure)
+    if texts := _texts.pop(figure, None):
+        paths.append(folder / f"{name}.txt")
+        paths[-1].write_text(" ".join(texts) + "\n", encoding="utf-8")
     return paths

@@ -62,10 +62,15 @@ def draw(table: pd.DataFrame, folder: Path) -> list[Path]:
     name_rows(list(panels[:, 0]), names, height)
     for panel, target in zip(panels[0], targets, strict=True):
         unit = next(iter(found.loc[found["target"] == target, "unit"]))
-        panel.set_title(page.wrapped(f"{target} ({unit})" if unit else target, 20), fontsize=7)
+        panel.set_title(
+            page.wrapped(
+                f"{target} ({unit})" if unit else target, page.fitting(page.WIDTH / (len(targets) + 0.5), 7), 3
+            ),
+            fontsize=7,
+        )
     for panel in panels[-1]:
         panel.set_xlabel("group", fontsize=7)
-    figure.suptitle("What each group knows: linear probes")
+    page.title(figure, "What each group knows: linear probes")
     page.legend(figure, [mark.handle() for mark in styles.values()], [label(series) for series in styles])
     where = "" if several else f" of {rows[0][1]}"
     page.caption(

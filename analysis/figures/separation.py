@@ -17,9 +17,10 @@ from analysis.figures import page
 from analysis.figures.by_group import MOST_TICKS, name_rows, row_height
 from analysis.figures.estimates import TRAINED, Mark, axis_ends, draw_beside, label, marks, seed_estimates, seeds_note
 
-ATTRIBUTES = {"colour_index": "colour index", "frequency": "frequency centroid\n(cycles per pixel)"}
+ATTRIBUTES = {"colour_index": "colour index", "frequency": "frequency centroid (cycles per pixel)"}
 TESTED = ("colour", "frequency", "orientation")
 SIGNIFICANT = 0.05
+NARROW = 4.5  # inches: a narrower figure has fewer numbers below its panels
 
 
 def filter_points(arrays: Mapping[str, Mapping[str, NDArray]]) -> pd.DataFrame:
@@ -123,13 +124,13 @@ def draw(table: pd.DataFrame, arrays: Mapping[str, Mapping[str, NDArray]], folde
             _draw_areas(row[-1], area[area["variant"] == variant], styles, texts, variant, within)
     name_rows(list(panels[:, 0]), variants, height)
     for panel, attribute in zip(panels[0], shown, strict=False):
-        panel.set_title(ATTRIBUTES[attribute], fontsize=7)
+        panel.set_title(page.wrapped(ATTRIBUTES[attribute], page.fitting(page.WIDTH / 4, 7), 3), fontsize=7)
         panels[-1, shown.index(attribute)].set_xlabel("read by group", fontsize=7)
     if not area.empty:
         shown_areas = [panel for panel in panels[:, -1] if panel.get_visible()]
-        shown_areas[0].set_title("separation of the groups", fontsize=7)
+        shown_areas[0].set_title(page.wrapped("separation of the groups", page.fitting(page.WIDTH / 4, 7)), fontsize=7)
         shown_areas[-1].set_xlabel("AUC", fontsize=7)
-    figure.suptitle("First-layer filters by the group that reads them")
+    page.title(figure, "First-layer filters by the group that reads them")
     page.legend(figure, [mark.handle() for mark in styles.values()], [label(null) for null in styles])
     text = (
         "One dot per filter, of the first seed; faint: never left its initialisation, and not counted; line: mean of "
@@ -194,7 +195,7 @@ def _draw_areas(
     panel.set_ylim(len(tested) - 0.5, -0.5)
     panel.set_yticks(range(len(tested)), tested)
     panel.set_xlim(within)
-    panel.set_xticks([0.5, 0.75, 1])
+    panel.set_xticks([0.5, 0.75, 1] if page.WIDTH > NARROW else [0.5, 1])
     panel.xaxis.set_major_formatter("{x:.3g}")
     panel.tick_params(labelsize=6)
     draw_beside(panel, here["attribute"].map(tested.index), here, "null", styles, "x", 3, within)

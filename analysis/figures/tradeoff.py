@@ -72,7 +72,7 @@ def draw(table: pd.DataFrame, folder: Path) -> list[Path]:
         panel.xaxis.set_major_formatter(FuncFormatter(_megabytes if "bytes" in SHOWN[cost] else _short))
     for row in grid:
         row[0].set_ylabel("test accuracy")
-    figure.suptitle(f"Accuracy against cost ({_seeds(summary)})")
+    page.title(figure, f"Accuracy against cost ({_seeds(summary)})")
     handles, names = panels[0].get_legend_handles_labels()
     page.legend(figure, handles, names)
     text = "Ringed: on the Pareto front of the means (none is both cheaper and more accurate)."

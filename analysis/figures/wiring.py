@@ -25,7 +25,8 @@ ROW_COLUMNS = 20  # at most, in one row
 LEFT, RIGHT = 0.22, 0.1  # margins; the scale bar stands in the left one
 LANE = 0.065  # between two lines above the blocks
 STUB = 0.1  # of a ribbon that goes on in another row
-CHARACTER = 0.047  # width of one, about
+CHARACTER = page.CHARACTER * 6
+LABEL_SIZES = (6, 5, 4.5)  # of a block's name: the largest in which no part of it is cut
 NEUTRAL = (0.55, 0.55, 0.55)
 INK = "0.25"
 Colour = tuple[float, float, float]
@@ -96,8 +97,11 @@ def draw(scheme: Scheme, title: str, folder: Path, name: str) -> list[Path]:
 
     figure = plt.figure(figsize=(page.WIDTH, 1))
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.text(page.WIDTH / 2, 0.1, title, ha="center", va="center", fontsize=9)
-    y = 0.3
+    if page.BARE:
+        page.keep_text(figure, f"{title}.")
+    else:
+        axes.text(page.WIDTH / 2, 0.1, title, ha="center", va="center", fontsize=9)
+    y = 0.1 if page.BARE else 0.3
     for columns in rows:
         here = {b: lane for b, lane in lanes.items() if b.sources[0] < columns.stop and b.readers[-1] >= columns.start}
         top = y + LANE * (1 + max(here.values(), default=-1)) + (0.1 if here else 0)
@@ -253,16 +257,20 @@ def _draw_names(axes: Axes, row: Row, y: float) -> float:
         axes.text(x + 0.055, y, column.caption, fontsize=6, rotation=90, ha="center", va="top", color="0.4")
     longest = max(max(len(name), len(column.caption)) for (_, column), (_, name) in zip(shown, places, strict=True))
     y += CHARACTER * longest + 0.05
+    deepest = 0  # lines of a block's name
     for block, numbered in groupby(zip(row.columns, places, strict=True), key=lambda item: item[1][0]):
         members = [number for number, _ in numbered]
         if not block:
             continue
         left, right = row.edges(members[0])[0] - 0.06, row.edges(members[-1])[1] + 0.06
-        fitting = int((right - left) / CHARACTER)
-        label = block if len(block) <= fitting else f"…{block[len(block) - fitting + 1 :]}"
+        room = row.pitch * len(members)
+        longest = max(map(len, block.split("."))) + 1
+        size = next((s for s in LABEL_SIZES if page.fitting(room, s) >= longest), LABEL_SIZES[-1])
+        label = page.wrapped(block, page.fitting(room, size), 4)
+        deepest = max(deepest, label.count("\n") + 1)
         axes.plot([left, right], [y, y], color="0.6", linewidth=0.6)
-        axes.text((left + right) / 2, y + 0.02, label, fontsize=6, ha="center", va="top")
-    return y + (0.13 if any(block for block, _ in places) else 0)
+        axes.text((left + right) / 2, y + 0.02, label, fontsize=size, ha="center", va="top", linespacing=1.1)
+    return y + (0.04 + 0.09 * deepest if deepest else 0)
 
 
 def _block(name: str) -> str:
@@ -286,5 +294,9 @@ def _draw_note(axes: Axes, scheme: Scheme, lines_above: bool, y: float) -> float
         lines.append(
             "Line above: filters read further on. ● joins it; ▼ reads from all that joined before (shortcut, branch)."
         )
+    figure = axes.get_figure(root=True)
+    if page.BARE and figure is not None:
+        page.keep_text(figure, " ".join(lines))
+        return y
     axes.text(0.06, y, "\n".join(lines), fontsize=6, va="top", color=INK, linespacing=1.3)
     return y + 0.12 * len(lines) + 0.02

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from analysis.figures import correlation, curves, filters, matrices, page, speed, tradeoff
 from analysis.figures.matrices import Matrix
@@ -241,3 +242,28 @@ def test_a_curve_is_the_mean_and_the_range_over_seeds():
     found = curves.by_epoch(table, "a", "test_accuracy")
     assert found.index.tolist() == [2, 3], "epochs without evaluation are left out"
     assert found.loc[2].tolist() == pytest.approx([0.6, 0.5, 0.7])
+
+
+def test_a_bare_figure_is_as_wide_as_asked_and_has_its_text_in_a_file(tmp_path, monkeypatch):
+    for name in ("FORMATS", "WIDTH", "BARE"):
+        monkeypatch.setattr(page, name, getattr(page, name))
+    page.set_output(("svg", "png"), 3.25, True)
+    paths = tradeoff.draw(study(("dense", "groups-2"), 1), tmp_path)
+    assert [path.name for path in paths] == ["tradeoff.svg", "tradeoff.png", "tradeoff.txt"]
+    with Image.open(paths[1]) as image:
+        assert image.width == pytest.approx(3.25 * 200, abs=2)
+    assert paths[2].read_text().startswith("Accuracy against cost (1 seed, no interval). Ringed: on the Pareto front")
+    assert "Pareto" not in paths[0].read_text(), "no caption inside"
+
+
+@pytest.mark.parametrize("width", [3.25, 5.5])
+def test_no_figure_of_a_study_runs_over_a_column(tmp_path, monkeypatch, width):
+    for name in ("FORMATS", "WIDTH", "BARE"):
+        monkeypatch.setattr(page, name, getattr(page, name))
+    page.set_output(("png",), width, True)
+    both = {"dense": arrays(1), "log-3": arrays(3)}
+    drawn = [*filters.draw(both, tmp_path), *correlation.draw(both, tmp_path)]
+    drawn += curves.draw(history(("dense", "groups-2"), 2), tmp_path)
+    for path in [path for path in drawn if path.suffix == ".png"]:
+        with Image.open(path) as image:
+            assert image.width == pytest.approx(width * 200, abs=2)
