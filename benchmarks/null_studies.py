@@ -14,6 +14,10 @@ Columns of the table:
     part_alone the same for one part of the claim by itself
     effect     mean effect of each part over the pool, sd over runs
     power      rate of "supported" if every part had the smallest effect of interest, and the spread of the pool
+    runs, studies, seeds
+               runs in the pool, studies drawn from it, and seeds of each
+
+The page of claims (``make claims ARGS=--markdown``) shows the table in results/.
 
 Claims about accuracy alone have no networks here: their effects are normal numbers, with the spread of their pilot.
 Of "the same" and of "no gain", there is nothing to find at the margin: that is where the rate is taken.
@@ -59,6 +63,7 @@ from gconv.wiring import trace_wiring
 SIZE = 32
 MEASURES = Measures(images=110, permutations=300, draws=2, lesion_images=110)
 CLAIMED_ALONE = {"PARTITIONS": 5, "CUTS_OF_DENSE": {"": "~2"}}  # no other rows
+ACCURACY = "accuracy"  # the kind of effects that no network was simulated for
 SPREAD = 0.005  # of a difference of accuracies without a pilot
 PLACE = "simulated"
 NONE_MISSING = pd.DataFrame(columns=pd.Index(["variant", "seed", "status", "reason"]))
@@ -113,16 +118,17 @@ def main() -> None:
     parser.add_argument("--csv", type=Path)
     given = parser.parse_args()
     claims = read_claims(LEDGER)
-    tables = []
-    for kind in given.kinds.split(","):
-        effects = simulate_effects(claims, kind, given.runs, given.data_root, given.tables, given.processes)
-        tables.append(rates(claims, effects, given.studies, given.seeds).assign(kind=kind))
-        print(tables[-1].to_string(index=False), flush=True)
-    tables.append(rates(claims, accuracy_effects(claims), given.studies, given.seeds).assign(kind="accuracy"))
-    print(tables[-1].to_string(index=False), flush=True)
+    tables = {}
+    for kind in (*given.kinds.split(","), ACCURACY):
+        if kind == ACCURACY:
+            effects = accuracy_effects(claims)
+        else:
+            effects = simulate_effects(claims, kind, given.runs, given.data_root, given.tables, given.processes)
+        tables[kind] = rates(claims, effects, given.studies, given.seeds)
+        print(f"{kind}\n{tables[kind].to_string(index=False)}", flush=True)
     if given.csv:
         given.csv.parent.mkdir(parents=True, exist_ok=True)
-        save_table(given.csv, pd.concat(tables, ignore_index=True))
+        save_table(given.csv, pd.concat(tables, names=["kind"]).reset_index("kind").round(5))
 
 
 def simulate_effects(
@@ -259,7 +265,7 @@ def rates(claims: Sequence[Claim], effects: Effects, studies: int, seeds: int) -
     rows = []
     for (number, part), values in effects.items():
         k, found = [claim.number for claim in judged].index(number), values[np.isfinite(values)]
-        row = {"claim": number, "part": part, "runs": len(found)}
+        row = {"claim": number, "part": part, "runs": len(found), "studies": studies, "seeds": seeds}
         row |= {"effect": found.mean() if len(found) else np.nan, "sd": found.std(ddof=1) if len(found) > 1 else np.nan}
         row |= {"matters": _test(claims, (number, part)).matters, "part_alone": by_part[number, part].mean()}
         rows.append(row | {"alone": alone[:, k].mean(), "ledger": together[:, k].mean(), "power": power[:, k].mean()})

@@ -13,17 +13,18 @@ from textwrap import wrap
 from typing import Any, get_args
 
 from analysis.claims import RULE, Claim, Finding, Said, judge_claims
-from analysis.verdict import ALPHA, MOST_SEEDS, Part, Test, Verdict, seeds_to_find
+from analysis.verdict import ALPHA, Part, Verdict
 from experiments.catalogue import study_names
+from experiments.claims_page import EVERY, claimed, planned, read_rates, write_page
 from experiments.errors import UsageError
 from experiments.ledger import CLAIM_KEYS, LEDGER, read_claims
-from experiments.records import find_records, read_record
+from experiments.records import RESULTS, find_records, read_record
 
+RATES = RESULTS / "null-studies" / "rates.csv"
 FLAGS = "--json, --explain, --markdown, --trials, --runs_root=DIR"
 WIDTH = 120
 CLAIM, RIGHT = 40, 62  # columns of the ledger: the claim, and what was found
 VERDICT = 13
-EVERY = " (every study counts)"
 HEAD = f"{'effect [95% interval]':<26}{'q':>6}{'n':>4}{'needs':>6}  study"
 
 
@@ -46,7 +47,7 @@ def print_claims(flags: Sequence[str]) -> None:
             raise UsageError(f"claims: unknown flag {flag}; there are: {FLAGS}")
     claims = read_claims(LEDGER)
     if "--markdown" in given:
-        print(markdown(claims))
+        print(write_page(claims, read_rates(RATES)))
         return
     studies = dict.fromkeys(study for claim in claims for study in claim.studies)
     records = [record for study in studies for record in find_records(study, runs, trials="--trials" in given)]
@@ -96,49 +97,6 @@ def command(claim: Claim) -> str:
     if not known:
         return f"needs configs/{claim.studies[0]}.yaml; CONTRIBUTING.md says how"
     return f"make experiment NAME={known[0]}"
-
-
-def markdown(claims: Sequence[Claim]) -> str:
-    """The ledger as a page: what decides each claim, and the rule; without any result."""
-    lines = [
-        "# The ledger of claims",
-        "",
-        "Written by `make claims ARGS=--markdown > docs/claims.md` from `configs/claims.yaml`; do not edit it.",
-        "`make claims` prints the verdicts.",
-        "",
-        "*Seeds* is the number that finds the smallest effect of interest with a power of 80%, by the spread of a",
-        "pilot and before the correction for other claims. A study has 8 by default: they cannot decide a claim that",
-        "needs more.",
-        "",
-        "| # | claim | decided by | against | seeds | contradicted by |",
-        "|---|---|---|---|---|---|",
-    ]
-    for claim in claims:
-        terms = [term for test in claim.tests for term in (*test.metric.of, *test.metric.minus)]
-        measures = ", ".join(f"`{name}`" for name in dict.fromkeys(term.measure for term in terms))
-        parts = f" ({len(claim.tests)} parts)" if len(claim.tests) > 1 else ""
-        cells = (claim.claim, measures + parts, claim.against, _planned(claim), claim.contradicts)
-        lines.append(f"| {claim.number} | " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    lines += ["", "## The tests", ""]
-    for claim in claims:
-        lines.append(f"{claim.number}. {', '.join(claim.studies)}{EVERY if claim.decides == 'every' else ''}")
-        for test in claim.tests:
-            why = f"; holds by construction: {test.construction}" if test.construction else ""
-            lines.append(f"    - `{test.metric}`: {_claimed(test)}{why}")
-    return "\n".join([*lines, "", "## The rule", "", "```text", RULE.rstrip(), "```"])
-
-
-def _planned(claim: Claim) -> str:
-    """The seeds that a claim needs, from its pilots."""
-    open_ = [test for test in claim.tests if test.metric.per_seed and not test.construction]
-    if not open_:
-        return "none: no seed changes it"
-    known = [test for test in open_ if test.spread is not None or test.metric.kind == "share"]
-    if not known:
-        return "not known: no pilot"
-    seeds = [seeds_to_find(test, test.spread) for test in known]
-    most = f"more than {MOST_SEEDS}" if None in seeds else str(max(n for n in seeds if n is not None))
-    return most if len(known) == len(open_) else f"{most} or more: a part has no pilot"
 
 
 class _Places:
@@ -210,24 +168,14 @@ def _interval(part: Part) -> str:
     return f"{value} [{part.low:+.2g}, {part.high:+.2g}]"
 
 
-def _claimed(test: Test) -> str:
-    """The direction of a part and its smallest effect of interest, in words."""
-    if test.direction == "within":
-        return f"within {test.than:g} ± {test.matters:g}"
-    if test.direction == "no_greater":
-        return f"smaller than {test.than + test.matters:g}; there is something if it is above {test.than:g}"
-    away = test.matters if test.direction == "greater" else -test.matters
-    return f"{test.direction} than {test.than:g}; smallest of interest {test.than + away:.4g}"
-
-
 def _explained(claim: Claim, finding: Finding) -> str:
     """One claim with everything that the ledger knows of it."""
     lines = [f"{claim.number}. {claim.claim}", f"source     {claim.source}", f"against    {claim.against}"]
     lines += [f"contradict {claim.contradicts}", f"published  {claim.published or 'nothing'}"]
     lines += [f"studies    {', '.join(claim.studies)}{EVERY if claim.decides == 'every' else ''}"]
-    lines += [f"seeds      {_planned(claim)}"]
+    lines += [f"seeds      {planned(claim)}"]
     for number, test in enumerate(claim.tests, 1):
-        lines += [f"part {number:<5} {test.metric}", f"claimed    {_claimed(test)}"]
+        lines += [f"part {number:<5} {test.metric}", f"claimed    {claimed(test)}"]
         if test.construction:
             lines.append(f"           holds by construction: {test.construction}")
         for said in (*finding.said, *finding.others):

@@ -40,6 +40,12 @@ class Shown:
         """The same images without colour."""
         return replace(self, setting=replace(self.setting, views=replace(self.setting.views, colour="grey")))
 
+    def in_colour(self) -> Shown:
+        """The same images in colour, where they are shown in grey."""
+        views = self.setting.views
+        coloured = replace(views, colour="colour") if views.colour == "grey" else views
+        return replace(self, setting=replace(self.setting, views=coloured))
+
     def test(self) -> Iterator[Tensor]:
         """Inputs (N, 3, h, w) of test images, normalised."""
         return (self.normalised(x) for x in self.plain())

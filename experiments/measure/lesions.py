@@ -37,13 +37,14 @@ def measure_lesions(
             the range that it knows.
         model: trained.
         wiring: of the model.
-        shown: images, shown in colour and in grey.
+        shown: images, shown in colour and in grey, even where the network was trained on grey ones: it is the control.
         colours: colour index of the first layer's filters, and which of them are learned; they tell the colour group
             from the grey one.
         draws: of the null.
         permutations: of the labels, to tell whether the groups split by colour: ``lesion_interaction`` is 0 where they
             do not. A group may have a little more colour than another by chance, or because it has grown less, and that
-            little is missed more when the group is silenced as a whole.
+            little is missed more when the group is silenced as a whole. ``lesion_interaction_any_split`` is not set to
+            0: networks trained on grey images do not split, and show how much that little is missed.
 
     Returns:
         Fall of the accuracy of each class, (G, classes).
@@ -52,7 +53,7 @@ def measure_lesions(
     if apart is None:
         return {}
     layer, reader = apart
-    colour, grey = list(shown.labelled()), list(shown.grey().labelled())
+    colour, grey = list(shown.in_colour().labelled()), list(shown.grey().labelled())
     source = _feeding_module(model, reader, colour[0][0][:2])
     labels = reading_grouping(wiring[layer])
     if source is None:
@@ -77,17 +78,23 @@ def measure_lesions(
             for kind, group in extremes.items():
                 rows.add(f"lesion_{kind}_group_on_colour", by_group[group].colour_drop, "fraction")
                 rows.add(f"lesion_{kind}_group_on_grey", by_group[group].grey_drop, "fraction")
+            interaction = _interaction(found, means)
             split = separation(index, labels, learned, permutations).is_split
-            rows.add("lesion_interaction", _interaction(found, means) if split else 0.0, "fraction")
-            chance = []
+            rows.add("lesion_interaction", interaction if split else 0.0, "fraction")
+            rows.add("lesion_interaction_any_split", interaction, "fraction")
+            chance, chance_any = [], []
             for random_labels in permuted_labels(np.asarray(labels), draws, 0) if draws else ():
                 means = _mean_colours(random_labels.tolist(), *colours)
                 if len(means) > 1:
+                    of_draw = lesions(model, source, random_labels, colour, grey, replacement, 0)
+                    chance_any.append(_interaction(of_draw, means))
                     split = separation(index, random_labels, learned, permutations).is_split
-                    of_draw = lesions(model, source, random_labels, colour, grey, replacement, 0) if split else []
-                    chance.append(_interaction(of_draw, means) if split else 0.0)
+                    chance.append(chance_any[-1] if split else 0.0)
             if chance:
                 rows.add("lesion_interaction", float(np.mean(chance)), "fraction", "", "arbitrary partition")
+                rows.add(
+                    "lesion_interaction_any_split", float(np.mean(chance_any)), "fraction", "", "arbitrary partition"
+                )
     return arrays
 
 

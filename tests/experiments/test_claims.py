@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from scipy import stats
 
 from experiments import claims as command
 from experiments.catalogue import CONFIGS, study_file, study_names
 from experiments.claims import print_claims
+from experiments.claims_page import read_rates, write_page
 from experiments.errors import UsageError
 from experiments.ledger import LEDGER, read_claims
 from experiments.tables import read_table
@@ -139,6 +141,59 @@ def test_the_page_of_claims_is_the_one_that_the_command_writes(capsys):
     print_claims(["--markdown"])
     written = (Path(__file__).parents[2] / "docs" / "claims.md").read_text()
     assert capsys.readouterr().out == written, "make claims ARGS=--markdown > docs/claims.md"
+
+
+RATES = """\
+kind,claim,part,runs,studies,seeds,effect,sd,matters,part_alone,alone,ledger,power
+smooth,2,1,50,400,8,0.01,0.04,0.02,0.1,0.03,0,0.21
+smooth,2,2,50,400,8,0.01,0.01,0.02,0.1,0.03,0,0.21
+grey,2,1,50,400,8,0.01,0.02,0.02,0.1,0.01,0,0.44
+grey,2,2,50,400,8,0.01,0.01,0.02,0.1,0.01,0,0.44
+planted,2,1,50,400,8,0.01,0.02,0.02,1,1,1,0.4
+grey,8,1,50,400,8,0,0,0.15,0,0,0,0
+accuracy,13,1,20000,400,8,0,0.012,0.01,0.02,0.02,0,0.53
+accuracy,14,1,20000,400,8,0,0.012,0.007,0.02,0.04,0,0.99
+"""
+
+
+def t_test_power(effect, n):
+    """Of a one-sided t test at 2.5%, less the 2.5% in which an effect of just what matters seems too small."""
+    return stats.nct.sf(stats.t.isf(0.025, n - 1), n - 1, effect * np.sqrt(n)) - 0.025
+
+
+def page_of(tmp_path, numbers):
+    path = tmp_path / "rates.csv"
+    path.write_text(RATES)
+    page = write_page([claim for claim in CLAIMS if claim.number in numbers], read_rates(path))
+    rows = [[cell.strip() for cell in line.split(" | ")] for line in page.splitlines() if re.match(r"\| \d", line)]
+    return page, {int(row[0].strip("| ")): [cell.strip("| ") for cell in row[4:]] for row in rows}
+
+
+def test_the_table_of_claims_has_seeds_wrong_verdicts_and_power_of_each_kind(tmp_path):
+    """Seeds by hand: one-sided t tests of 80% power, 2.5% + 2.5%, at effect / SD of .02 / .04 and of .02 / .02."""
+    page, table = page_of(tmp_path, (2, 8, 13, 14, 25))
+    seeds, wrong, power = table[2]
+    assert seeds.startswith("11 (")  # of the pilot, in the ledger
+    least, most = map(int, re.findall(r"\((\d+)–(\d+)\)", seeds)[0])
+    assert t_test_power(1.0, least) >= 0.8 > t_test_power(1.0, least - 1)
+    assert t_test_power(0.5, most) >= 0.8 > t_test_power(0.5, most - 1)
+    assert (wrong, power) == ("3 · 1", "21–44")
+    assert table[8] == ["41", "0", "—"]  # equal values, no test: no power to speak of
+    assert table[13] == ["15", "2", "53"]
+    assert table[14][1:] == ["—", "—"]  # what matters has changed since the simulation
+    assert table[25] == ["—", "—", "—"]
+    limits = " ".join(page[page.index("## Limits") : page.index("## Each claim")].split())
+    assert f"2 (44%; seeds: {seeds})" in limits
+    assert "in more than 3.0% of the studies (claim 2)" in limits
+    assert "50 simulated runs" in limits
+
+
+def test_rates_that_are_not_there_or_too_old_are_one_line(tmp_path):
+    with pytest.raises(UsageError, match=r"--markdown needs .*rates\.csv.*benchmarks\.null_studies.* writes it"):
+        read_rates(tmp_path / "rates.csv")
+    (tmp_path / "rates.csv").write_text("kind,claim\nsmooth,2\n")
+    with pytest.raises(UsageError, match=r"rates\.csv has no column part, runs"):
+        read_rates(tmp_path / "rates.csv")
 
 
 def test_every_claim_says_what_would_contradict_it():

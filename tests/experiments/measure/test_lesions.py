@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from analysis.lesion import Lesion
 from experiments.augment import Views
@@ -40,3 +41,42 @@ def test_groups_that_do_not_split_by_colour_have_no_interaction(kept):
     table = rows.table().set_index(["measure", "null"])["value"]
     assert table["lesion_interaction", ""] == (0.5 if kept[1] == 0.9 else 0.0)
     assert table["lesion_interaction", "arbitrary partition"] == 0.0
+
+
+class ColourReader(nn.Module):
+    """Two groups: the first reads brightness and is not listened to, the second reads red − blue and decides alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 4, 1, bias=False)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(4, 2, 1, groups=2, bias=False)
+        self.average = nn.AdaptiveAvgPool2d(1)
+        self.classify = nn.Linear(2, 2)
+        red_blue = torch.tensor([[1.0, 0.0, -1.0], [-1.0, 0.0, 1.0]])
+        with torch.no_grad():
+            self.conv1.weight.copy_(torch.cat([torch.ones(2, 3), red_blue])[:, :, None, None])
+            self.conv2.weight.copy_(torch.tensor([[1.0, 1.0], [1.0, -1.0]])[:, :, None, None])
+            self.classify.weight.copy_(torch.tensor([[0.0, 1.0], [0.0, -1.0]]))
+            self.classify.bias.copy_(torch.tensor([0.1, 0.0]))  # red, where nothing is known
+
+    def forward(self, x):
+        return self.classify(self.average(self.conv2(self.relu1(self.conv1(x)))).flatten(1))
+
+
+@pytest.mark.parametrize("shown_as", ["colour", "grey"])
+def test_a_network_trained_on_grey_images_is_lesioned_on_colour_ones_too(shown_as):
+    """All 12 images are told right by colour, and half of them without it; grey ones are all called red."""
+    views = Views(image_size=12, crop_size=12, colour=shown_as)
+    setting = Setting.of(tiny_dataset(12), views, Recipe(device="cpu"))
+    model, rows = ColourReader().eval(), Rows("study", "variant", 0)
+    hardly_any_split = np.array([0.01, 0.02, 0.03, 0.02]), np.ones(4, dtype=bool)
+    wiring = trace_wiring(model, (3, 12, 12))
+    measure_lesions(rows, model, wiring, Shown(setting, 12), hardly_any_split, 2, 199)
+    table = rows.table().set_index(["measure", "null"])["value"]
+    assert table["lesion_colour_group_on_colour", ""] == 0.5
+    assert table["lesion_colour_group_on_grey", ""] == 0.0
+    assert table["lesion_grey_group_on_colour", ""] == table["lesion_grey_group_on_grey", ""] == 0.0
+    assert table["lesion_interaction_any_split", ""] == 0.5
+    assert table["lesion_interaction", ""] == 0.0
+    assert abs(table["lesion_interaction_any_split", "arbitrary partition"]) <= 0.5

@@ -1,0 +1,241 @@
+"""The ledger as a page: what decides each claim, the seeds that it needs, and how often the rule errs and finds.
+
+The rates are those of ``benchmarks.null_studies``: simulated networks, through the measures and the rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from textwrap import fill
+
+import numpy as np
+import pandas as pd
+
+from analysis.claims import RULE, Claim
+from analysis.effects import SLOT
+from analysis.verdict import ALPHA, MOST_SEEDS, POWER, Test, seeds_to_find
+from experiments.errors import UsageError
+
+EVERY = " (every study counts)"
+MEANINGS = {
+    "smooth": "smooth random filters, nothing left of the initialisation",
+    "clustered": "filters in six clusters that have nothing to do with groups",
+    "growth": "filters, and whole groups of them, that have grown unevenly",
+    "shared": "the initialisation, shared by all networks of a seed, holds most of what is there",
+    "grey": "networks trained on grey images, grown unevenly, part of the initialisation left",
+}
+PLANTED, ACCURACY = "planted", "accuracy"
+COLUMNS = ("kind", "claim", "part", "runs", "studies", "seeds", "sd", "matters", "part_alone", "alone", "power")
+WEAK = 0.5  # power below which a study of so many seeds will rather not find what matters
+
+
+def read_rates(path: Path) -> pd.DataFrame:
+    """The table that ``benchmarks.null_studies`` writes.
+
+    Raises:
+        UsageError: it is not there, or lacks a column.
+    """
+    how = f"python -m benchmarks.null_studies --csv={path}"
+    if not path.is_file():
+        raise UsageError(f"claims: --markdown needs {path}, which is not there; {how} writes it")
+    rates = pd.read_csv(path)
+    missing = [column for column in COLUMNS if column not in rates]
+    if missing:
+        raise UsageError(f"claims: {path} has no column {', '.join(missing)}; {how} writes it anew")
+    return rates
+
+
+def write_page(claims: Sequence[Claim], rates: pd.DataFrame) -> str:
+    """The page in Markdown, without any result of a study.
+
+    Args:
+        claims: of the ledger.
+        rates: of wrong verdicts and power; see ``read_rates``.
+    """
+    of_claims = [(claim, _of_claim(claim, rates)) for claim in claims]
+    simulated = rates[rates["kind"] != ACCURACY]
+    runs, studies, seeds = (int(simulated[column].max()) for column in ("runs", "studies", "seeds"))
+    head = f"""\
+# The ledger of claims
+
+Written by `make claims ARGS=--markdown > docs/claims.md` from `configs/claims.yaml` and the simulated rates in
+`results/null-studies/rates.csv`; do not edit it. `make claims` prints the verdicts.
+
+## All claims
+
+- **seeds**: with so many, the smallest effect of interest is found with a power of {POWER:.0%}, by the spread of a
+  pilot, in the part that varies most, and before the correction for other claims. In brackets: by the spreads of
+  simulated networks, the least and the most of all kinds.
+- **wrong**: how often the claim is *supported* where there is nothing, in percent of studies of {seeds} seeds, if it is
+  judged by itself. That is the worst case: the correction for all claims only lowers it. Five numbers are those of
+  five kinds of simulated networks, which went through the measures of the suite: {", ".join(MEANINGS)}.
+  One number: a claim about accuracy alone, for which no network was simulated. Its effects are normal numbers with
+  the spread of the pilot; of "the same" and of "no gain" they lie at the margin, where the claim is just false.
+- **power**: how often it is supported if each part has the smallest effect of interest, in percent of studies of
+  {seeds} seeds, judged by itself too; the least and the most of all kinds of networks.
+- A dash: nothing to simulate. Counts and timings have no seeds, and claim 1 holds by construction.
+
+| # | claim | decided by | against | seeds | wrong, % | power, % |
+|---|---|---|---|---|---|---|"""
+    lines = [head]
+    for claim, of_claim in of_claims:
+        cells = (claim.claim, _measures(claim), _null(claim), _seeds(claim, of_claim), _wrong(of_claim))
+        lines.append(f"| {claim.number} | " + " | ".join(_cell(cell) for cell in (*cells, _power(of_claim))) + " |")
+    lines += ["", "Kinds of networks in which nothing is planted:", ""]
+    lines += [f"- *{kind}*: {meaning}" for kind, meaning in MEANINGS.items()]
+    lines += ["", "## Limits", "", *_limits(of_claims, runs, studies, seeds), "", "## Each claim", ""]
+    for claim, of_claim in of_claims:
+        lines += [*_details(claim, of_claim), ""]
+    return "\n".join([*lines, "## The rule", "", "```text", RULE.rstrip(), "```"])
+
+
+def claimed(test: Test) -> str:
+    """The direction of a part and its smallest effect of interest, in words."""
+    if test.direction == "within":
+        return f"within {test.than:g} ± {test.matters:g}"
+    if test.direction == "no_greater":
+        return f"smaller than {test.than + test.matters:g}; there is something if it is above {test.than:g}"
+    away = test.matters if test.direction == "greater" else -test.matters
+    return f"{test.direction} than {test.than:g}; smallest of interest {test.than + away:.4g}"
+
+
+def planned(claim: Claim) -> str:
+    """The seeds that a claim needs, from its pilots."""
+    open_ = _open_parts(claim)
+    if not open_:
+        return "none: no seed changes it"
+    known = [test for test in open_ if test.spread is not None or test.metric.kind == "share"]
+    if not known:
+        return "not known: no pilot"
+    most = _number(_most_seeds([(test, test.spread) for test in known]))
+    return most if len(known) == len(open_) else f"{most} or more: a part has no pilot"
+
+
+def _open_parts(claim: Claim) -> list[Test]:
+    return [test for test in claim.tests if test.metric.per_seed and not test.construction]
+
+
+def _most_seeds(parts: Sequence[tuple[Test, float | None]]) -> int:
+    """The seeds of the part that needs most; one above ``MOST_SEEDS`` where that is more."""
+    return max(seeds_to_find(test, spread) or MOST_SEEDS + 1 for test, spread in parts)
+
+
+def _number(seeds: int) -> str:
+    return f"more than {MOST_SEEDS}" if seeds > MOST_SEEDS else str(seeds)
+
+
+def _of_claim(claim: Claim, rates: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a claim that fit it as it is today: a part that was changed since has no rates."""
+    rows = rates[(rates["claim"] == claim.number) & (rates["part"] <= len(claim.tests))]
+    today = [claim.tests[part - 1].matters for part in rows["part"]]
+    return rows[np.isclose(rows["matters"], today)]
+
+
+def _vary(of_claim: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the kinds of networks in which each part has a spread: without one there is no test."""
+    return of_claim[of_claim.groupby("kind")["sd"].transform("min") > 0]
+
+
+def _simulated_seeds(claim: Claim, of_claim: pd.DataFrame) -> list[int]:
+    """The seeds that a claim needs by the spreads of each kind of simulated networks, in rising order."""
+    by_kind = _vary(of_claim[of_claim["kind"] != ACCURACY]).groupby("kind")
+    found = []
+    for _, of_kind in by_kind:
+        parts = [claim.tests[part - 1] for part in of_kind["part"]]
+        found.append(_most_seeds(list(zip(parts, of_kind["sd"], strict=True))))
+    return sorted(found)
+
+
+def _seeds(claim: Claim, of_claim: pd.DataFrame) -> str:
+    pilot = planned(claim)
+    found = _simulated_seeds(claim, of_claim)
+    short = {"none: no seed changes it": "—", "not known: no pilot": "no pilot"}.get(pilot, pilot.split(" or more")[0])
+    short += "+" if "or more" in pilot else ""
+    if not found or _number(found[0]) == _number(found[-1]) == pilot:
+        return short
+    return f"{short} ({'–'.join(dict.fromkeys((_number(found[0]), _number(found[-1]))))})"
+
+
+def _wrong(of_claim: pd.DataFrame) -> str:
+    by_kind = of_claim.groupby("kind")["alone"].first()
+    kinds = [kind for kind in (*MEANINGS, ACCURACY) if kind in by_kind]
+    return " · ".join(f"{100 * by_kind[kind]:.3g}" for kind in kinds) or "—"
+
+
+def _power(of_claim: pd.DataFrame) -> str:
+    power = _vary(of_claim)["power"]
+    if power.empty:
+        return "—"
+    return "–".join(dict.fromkeys(f"{100 * x:.0f}" for x in (power.min(), power.max())))
+
+
+def _measures(claim: Claim) -> str:
+    terms = [term for test in claim.tests for term in (*test.metric.of, *test.metric.minus)]
+    parts = f" ({len(claim.tests)} parts)" if len(claim.tests) > 1 else ""
+    return ", ".join(f"`{name}`" for name in dict.fromkeys(term.measure for term in terms)) + parts
+
+
+def _null(claim: Claim) -> str:
+    """The nulls and the variants that a claim is compared with, by their names."""
+    nulls: dict[str, None] = {}
+    for test in claim.tests:
+        terms = (*test.metric.of, *test.metric.minus)
+        nulls |= dict.fromkeys(term.against for term in terms if term.against)
+        others = [v for term in terms for v in term.variants if v not in test.metric.of[0].variants]
+        nulls |= dict.fromkeys(f"`{v.replace(SLOT, name)}`" for v in others for name in test.metric.over or ("",))
+        if not test.metric.minus:
+            nulls[f"{'exponent' if test.metric.log else test.metric.kind} {test.than:g}"] = None
+    return "; ".join(nulls) or "nothing"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _limits(of_claims: Sequence[tuple[Claim, pd.DataFrame]], runs: int, studies: int, seeds: int) -> list[str]:
+    """What the rates mean for a study of so many seeds, in sentences."""
+    most = {
+        claim.number: (power.max(), f"{claim.number} ({power.max():.0%}; seeds: {_seeds(claim, of_claim)})")
+        for claim, of_claim in of_claims
+        if len(power := _vary(of_claim)["power"])
+    }
+    weak = [text for power, text in most.values() if power < WEAK]
+    fair = [text for power, text in most.values() if WEAK <= power < POWER]
+    wrong = {claim.number: of_claim.loc[of_claim["kind"] != PLANTED, "alone"].max() for claim, of_claim in of_claims}
+    number = max((n for n in wrong if wrong[n] >= 0), key=lambda n: wrong[n])
+    limits = [
+        f"**Too few seeds.** In a study of {seeds} seeds these claims stay *inconclusive* more often than not, even if "
+        f"what matters is there (power at most, and seeds needed): {'; '.join(weak)}. That is no evidence against "
+        f"them. Below {POWER:.0%}: {'; '.join(fair)}.",
+        f"**Wrong support.** Where nothing is planted, no claim is supported in more than {wrong[number]:.1%} of the "
+        f"studies (claim {number}). {studies} studies were drawn from {runs} simulated runs of each kind. They share "
+        "runs: a rate of 0 means below about 1%, and a rate of 5% may be 3% or 7%.",
+        "**Wrong contradiction.** A claim whose smallest effect of interest is there is contradicted in at most "
+        f"{ALPHA / 2:.1%} of studies, however many parts it has.",
+        "**Skew.** Both rates hold for effects that are about as likely to lie above their centre as below it. "
+        "Strongly skewed ones err in up to 12% of studies of 8 seeds, for the claim or against it; Student's t does, "
+        "too.",
+        "**Spread.** Simulated networks have the spread of their filters, not that of trained ones. After a study "
+        "`make claims` gives the seeds needed by the spread that was measured.",
+    ]
+    return [fill(f"- {text}", 118, subsequent_indent="  ", break_on_hyphens=False) for text in limits]
+
+
+def _details(claim: Claim, of_claim: pd.DataFrame) -> list[str]:
+    lines = [f"### {claim.number}. {claim.claim}", ""]
+    lines += [f"- source: {claim.source}", f"- against: {claim.against}", f"- contradicted by: {claim.contradicts}"]
+    lines += [f"- published: {claim.published or 'nothing'}"]
+    lines += [f"- studies: {', '.join(claim.studies)}{EVERY if claim.decides == 'every' else ''}"]
+    lines += [f"- seeds by the pilot: {planned(claim)}"]
+    for kind, of_kind in of_claim.groupby("kind", sort=False):
+        rate = of_kind.iloc[0]
+        found = "supported" if kind == PLANTED else "wrongly supported"
+        power = f"power {rate['power']:.1%}" if len(_vary(of_kind)) else "values without spread: no test"
+        spreads = ", ".join(f"{sd:.2g}" for sd in of_kind["sd"])
+        lines.append(f"- {kind}: {found} {rate['alone']:.1%}; {power}; SD over seeds {spreads}")
+    for number, test in enumerate(claim.tests, 1):
+        why = f"; holds by construction: {test.construction}" if test.construction else ""
+        part = f"part {number}: " if len(claim.tests) > 1 else ""
+        lines.append(f"- {part}`{test.metric}`: {claimed(test)}{why}")
+    return lines
