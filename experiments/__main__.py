@@ -18,6 +18,7 @@ from experiments.errors import UsageError
 from experiments.store.notice import take_notice
 from experiments.terminal import show_every_sign
 
+MEASURED = "measured.json"  # in a folder that ``measure`` wrote
 SUITE = (  # modules of the extra ``suite`` that no command goes without
     "PIL",
     "jsonargparse",
@@ -173,8 +174,22 @@ def figures(arguments: list[str]) -> int:
         return 0
     from experiments.catalogue import GROUP_PARALLEL, study_names
 
+    if Path(name, MEASURED).is_file():
+        from experiments.report import draw_measured_folder
+
+        if flags:
+            raise UsageError(f"figures {name}: unknown flag {flags[0]}")
+        print(*draw_measured_folder(Path(name)), sep="\n")
+        return 0
+    from experiments.sweep.file import sweep_names
+
+    if name in sweep_names() and name not in study_names():
+        from experiments.sweep.report import draw_figures as draw_sweep
+
+        print(*draw_sweep(_runs_root(flags, "figures") / "sweeps" / name), sep="\n")
+        return 0
     if name not in study_names():
-        known = [*study_names(), CONNECTIONS]
+        known = [*study_names(), *sweep_names(), CONNECTIONS]
         near = get_close_matches(name, known, n=1, cutoff=0.4)
         hint = f"; did you mean {near[0]}? There are: " if near else "; there are: "
         raise UsageError(f"NAME={name}: no such figures{hint}{', '.join(known)}")
@@ -183,7 +198,9 @@ def figures(arguments: list[str]) -> int:
         from experiments.parallel.study import draw_figures
     else:
         from experiments.report import draw_figures
-    print(*draw_figures(folder), sep="\n")
+    from experiments.latex import write_latex
+
+    print(*draw_figures(folder), *write_latex(folder / "tables"), sep="\n")
     return 0
 
 
@@ -227,13 +244,17 @@ def _study_folder(arguments: list[str], command: str) -> Path:
     from experiments.catalogue import study_file
 
     study_file(name)
+    return _runs_root(flags, command) / name
+
+
+def _runs_root(flags: list[str], command: str) -> Path:
     root = "runs"
     for flag in flags:
         key, _, value = flag.partition("=")
         if key != "--runs_root" or not value:
             raise UsageError(f"{command}: unknown flag {flag}; there is: --runs_root=DIR")
         root = value
-    return Path(root).expanduser() / name
+    return Path(root).expanduser()
 
 
 def _name(arguments: list[str], usage: str) -> tuple[str, list[str]]:

@@ -32,7 +32,9 @@ USAGES = {
 """,
     "figures": """\
   figures NAME [--runs_root=DIR] [--format=pdf,svg] [--width=column|page|CM] [--bare]
-                                    draw a study's figures again from its saved tables
+                                    draw the figures of a study or sweep again from its saved tables,
+                                    and write its LaTeX tables
+  figures FOLDER                    the same of a folder that measure wrote
   figures connections [--key=value …]
                                     draw what is connected to what, in layers and in a network
 """,
@@ -103,8 +105,10 @@ def command_help(command: str, arguments: Sequence[str]) -> str:
     if command in ("figures", "results"):
         if name:
             from experiments.catalogue import study_file
+            from experiments.sweep.file import sweep_names
 
-            study_file(name)
+            if command == "results" or name not in sweep_names():
+                study_file(name)
         more = FIGURE_FLAGS if command == "figures" else ""
         return f"{usage}\n  --runs_root=DIR  folder of the run store; runs by default\n{more}\n{_studies()}"
     return usage

@@ -99,6 +99,12 @@ def draw_measured(table: pd.DataFrame, arrays: dict[str, dict[str, np.ndarray]],
     ]
 
 
+def draw_measured_folder(folder: Path) -> list[Path]:
+    """Draw the figures of a folder that ``measure`` wrote again."""
+    table = read_table(folder / "measures.csv")
+    return draw_measured(table, {table["variant"].iloc[0]: read_arrays(folder / "arrays.npz")}, folder / "figures")
+
+
 def read_measures(study_folder: Path) -> pd.DataFrame:
     """The long table of a study."""
     return read_table(tables_folder(study_folder) / "measures.csv")

@@ -1,10 +1,14 @@
 """The flags of ``figures``: what they set, and what is refused."""
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from analysis.figures import page
+from experiments.__main__ import main
 from experiments.errors import UsageError
 from experiments.figure_flags import apply_figure_flags
+from experiments.measure.table import COLUMNS
 
 
 @pytest.fixture(autouse=True)
@@ -37,3 +41,16 @@ def test_wrong_flags_are_refused(flag, said):
         apply_figure_flags([flag])
     assert said in str(error.value)
     assert page.FORMATS == ("pdf", "png"), "nothing is set"
+
+
+def test_figures_of_a_measured_folder_are_drawn_again(tmp_path, capsys):
+    fixed = {"study": "", "variant": "net", "seed": 0, "layer": "conv2", "measure": "cka_between"}
+    rows = [{**dict.fromkeys(COLUMNS, ""), **fixed, "null": null, "groups": "2", "value": 0.5} for null in ("", "any")]
+    pd.DataFrame(rows).to_csv(tmp_path / "measures.csv", index=False)
+    np.savez(tmp_path / "arrays.npz", nothing=np.zeros(1))
+    (tmp_path / "measured.json").write_text("{}")
+    assert main(["figures", str(tmp_path), "--format=png"]) == 0
+    assert capsys.readouterr().out.split() == [str(tmp_path / "figures" / "similarity.png")]
+    assert (tmp_path / "figures" / "similarity.png").is_file()
+    with pytest.raises(UsageError, match="--more"):
+        main(["figures", str(tmp_path), "--more"])
