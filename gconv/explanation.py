@@ -109,7 +109,8 @@ class ModelExplanation:
             for name, e in self.layers.items()
         ]
         table = aligned(header, rows, texts=len(header) - 1)
-        return table + (f"\n{self.others} other convolutions: torch's own" if self.others else "")
+        others = f"{self.others} other convolution{'' if self.others == 1 else 's'}"
+        return table + (f"\n{others}: torch's own" if self.others else "")
 
 
 def explain(

@@ -41,7 +41,7 @@ def test_a_model_is_a_table_of_the_layers_that_it_calls(wrap):
     assert found.others == 1
     lines = str(found).splitlines()
     assert [line.split()[:3] for line in lines[1:3]] == [["1.0", "4", "4×8×8×9"], ["2", "log:3", "4×8×8×9"]]
-    assert lines[3] == "1 other convolutions: torch's own"
+    assert lines[3] == "1 other convolution: torch's own"
     with forced_kernel("loop"):
         assert lines[0].split()[:3] == ["layer", "groups", "input"]
         assert str(explain(model, (3, 17, 19))).splitlines()[2].split()[3:7] == ["loop"] * 4
