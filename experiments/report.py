@@ -26,7 +26,7 @@ TABLES = ("measures", "notes", "curves", "layers", "runs", "missing", "tradeoff"
 NULLS = {
     "cka_between": ("similarity of groups (CKA)", "arbitrary partition"),
     "clusters_are_groups_computed": ("clusters are the groups (ARI)", None),
-    "on_block_energy": ("between layers, on the blocks", "block areas"),
+    "on_block_share": ("between layers, beyond chance", "rotated filters"),
     "separation_colour_auc": ("groups told by colour (AUC)", "labels permuted"),
     "separation_frequency_auc": ("groups told by frequency (AUC)", "labels permuted"),
     "latent_colour_correlation": ("colour in the second layer", "labels permuted"),
@@ -266,6 +266,7 @@ def tradeoff_tables(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def _correlation_lines(table: pd.DataFrame) -> str:
     ratios = table[table["measure"].str.startswith("ratio_") & (table["null"] == "")]
+    ratios = ratios[ratios["measure"] != "ratio_input_of_dense"]  # some rows of ratio_input once more
     if ratios.empty:
         return ""
     keys, heading = ["variant", "layer", "measure"], "layer, groups by"
@@ -300,18 +301,27 @@ def _colour_lines(table: pd.DataFrame) -> str:
         return ""
     text = [
         "Colour: share of first-layer filters' energy off the grey axis, learned filters only",
-        f"{'variant':<24}{'learned filters':<24}{'colour index':<24}{'difference of groups':<26}p < .05",
+        f"{'variant':<24}{'learned filters':<22}{'colour index':<22}{'difference of groups':<22}{'by chance':<12}"
+        "split by colour",
     ]
     for variant, rows in learned.groupby("variant", sort=False):
-        index = table[(table["variant"] == variant) & (table["measure"] == "colour_index")]["value"]
-        difference = table[(table["variant"] == variant) & (table["measure"] == "colour_difference")]["value"]
+        of_variant = table[table["variant"] == variant].set_index(["measure", "null"])["value"]
+        index, difference, chance, split = (
+            of_variant[of_variant.index.isin([key])]
+            for key in (
+                ("colour_index", ""),
+                ("colour_difference", ""),
+                ("colour_difference", "labels permuted"),
+                ("colour_split", ""),
+            )
+        )
         share = measure_bounds("colour_index", "fraction")
-        p = table[(table["variant"] == variant) & (table["measure"] == "colour_difference_p")]["value"]
         colour = _short(index, share) if len(index) else "none learned"
         text.append(
-            f"{variant:<24}{_short(rows['value'], share):<24}{colour:<24}"
-            f"{_short(difference, measure_bounds('colour_difference')) if len(difference) else '-':<26}"
-            f"{f'{(p < 0.05).sum()} of {len(p)} seeds' if len(p) else ''}"
+            f"{variant:<24}{_short(rows['value'], share):<22}{colour:<22}"
+            f"{_short(difference, measure_bounds('colour_difference')) if len(difference) else '-':<22}"
+            f"{f'{chance.mean():.2f}' if len(chance) else '-':<12}"
+            f"{f'{split.sum():.0f} of {len(split)} seeds' if len(split) else '-'}"
         )
     return "\n".join(text)
 
