@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import gconv
+from run_make import run_make
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -99,12 +100,12 @@ def test_make_with_the_name_of_a_folder_is_a_command_or_an_error():
     folders = [name for name in tree.stdout.split() if name not in targets and name[0] != "."]
     assert folders or tree.returncode, "experiments/ at least"
     for folder in folders:
-        ran = subprocess.run(["make", folder], cwd=ROOT, capture_output=True, text=True)
+        ran = run_make(folder)
         assert ran.returncode == 2, f"Makefile: name what `make {folder}` may mean: MEANT_{folder}"
         assert "did you mean `make " in ran.stderr
 
 
 def test_make_bench_with_help_times_nothing():
-    ran = subprocess.run(["make", "-n", "bench", "ARGS=--help"], cwd=ROOT, capture_output=True, text=True)
+    ran = run_make("-n", "bench", "ARGS=--help")
     started = [line for line in ran.stdout.splitlines() if "-m benchmarks" in line]
     assert [line.split("benchmarks.")[1] for line in started] == ["kernels --help"]

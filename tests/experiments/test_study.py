@@ -1,6 +1,8 @@
+import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import yaml
@@ -159,7 +161,8 @@ def test_help_names_every_key_of_the_model():
         assert key in text
 
 
-def test_listing_loads_neither_torch_nor_pandas():
+def test_listing_loads_neither_torch_nor_pandas(tmp_path):
+    """Where nothing was run yet, as anyone does first; counting runs takes the whole configuration."""
     program = textwrap.dedent(
         """
         import sys
@@ -168,7 +171,10 @@ def test_listing_loads_neither_torch_nor_pandas():
         assert not {"torch", "numpy", "pandas", "jsonargparse"} & set(sys.modules), "heavy import"
         """
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     names = [entry["name"] for entry in yaml.safe_load(done.stdout)]
     assert names == catalogue.study_names()

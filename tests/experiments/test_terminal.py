@@ -10,6 +10,7 @@ import pytest
 
 from experiments.command_help import USAGES
 from experiments.terminal import shown
+from run_make import run_make
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -89,11 +90,11 @@ def test_help_of_a_study_in_a_file_and_of_one_that_there_is_not(tmp_path, capsys
     + [("experiment", "GPUS"), ("cost", "MODEL"), ("measure", "MODEL"), ("measure", "CHECKPOINT"), ("measure", "DATA")],
 )
 def test_make_passes_each_variable_on_as_one_word(name, target, variable):
-    said = subprocess.run(["make", "-n", target, f"{variable}={name}"], cwd=ROOT, capture_output=True, text=True)
+    said = run_make("-n", target, f"{variable}={name}")
     words = shlex.split(said.stdout.strip().splitlines()[-1])
     assert any(word in (name, f"--{variable.lower()}={name}") for word in words), words
 
 
 def test_make_passes_nothing_where_a_name_is_missing():
-    said = subprocess.run(["make", "-n", "status"], cwd=ROOT, capture_output=True, text=True)
+    said = run_make("-n", "status")
     assert shlex.split(said.stdout.strip().splitlines()[-1])[1:] == ["-m", "experiments", "status"]
