@@ -79,7 +79,7 @@ def _intent(study: Study, planned: list[PlannedRun]) -> str:
         for p in variants
     }
     where: dict[str, None] = {}
-    for recipe in (p.variant.recipe for p in variants):
+    for recipe in (p.recipe for p in variants):
         device = choose_device(recipe.device)
         dtype = str(choose_dtype(recipe.precision, device)).removeprefix("torch.")
         where[f"{device_name(device)}, {dtype}"] = None

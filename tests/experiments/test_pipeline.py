@@ -386,3 +386,13 @@ def test_runs_of_a_study_are_balanced_over_its_variants(tmp_path, tiny):
         ("log-4", 0),
         ("dense", 1),
     ]
+
+
+@pytest.mark.usefixtures("tiny", "no_figures")
+def test_the_start_line_names_the_precision_that_is_trained_in(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    study = small_study("quickstart", tmp_path, "--only=dense", "--precision=fp32")
+    assert run_study(study) == 0
+    start = capsys.readouterr().out.splitlines()[0]
+    assert "float32" in start and "bfloat16" not in start
+    assert plan(study)[0].run.result["precision"] == "float32"
