@@ -217,37 +217,33 @@ def resolve(name: str, content: dict[str, Any], place: str, flags: list[str]) ->
 
 
 def _profiles(content: Any, place: str) -> dict[str, dict[str, Any]]:
-    """The profiles of a study's file, as dotted keys: named sets of overrides of the study.
-
-    Raises:
-        UsageError: they are no mapping, or set what is no part of a study.
-    """
-    if not isinstance(content, dict) or not all(isinstance(profile, dict) for profile in content.values()):
-        raise UsageError(f"{place}: profiles: must map names to overrides such as {{recipe.epochs: 5}}")
-    profiles = {name: flat_keys(overrides) for name, overrides in content.items()}
-    for name, overrides in profiles.items():
-        for key in overrides:
-            if not OF_A_PROFILE.match(key):
-                allowed = "seeds, dataset, data.*, model.*, recipe.* and measures.*"
-                raise UsageError(f"{place}: profiles.{name}: {key} is not a profile's to set; {allowed} are")
-    return profiles
+    """Return the profiles of a study's file: named sets of overrides of the study; raises as ``_named_overrides``."""
+    allowed = "seeds, dataset, data.*, model.*, recipe.* and measures.*"
+    return _named_overrides(content, f"{place}: profiles", "a profile", "recipe.epochs: 5", OF_A_PROFILE, allowed)
 
 
 def _variants(content: Any, place: str) -> dict[str, dict[str, Any]]:
-    """The variants of a study's file, as dotted keys.
+    """Return the variants of a study's file; raises as ``_named_overrides``."""
+    allowed = "dataset, data.*, model.* and recipe.*"
+    return _named_overrides(content, f"{place}: variants", "a variant", "model.groups: 2", OF_A_RUN, allowed)
+
+
+def _named_overrides(
+    content: Any, place: str, owner: str, example: str, keys: re.Pattern[str], allowed: str
+) -> dict[str, dict[str, Any]]:
+    """Return named sets of overrides, as dotted keys.
 
     Raises:
-        UsageError: they are no mapping, or override what is not a variant's to decide.
+        UsageError: they are no mapping, or set a key that is not theirs.
     """
-    if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
-        raise UsageError(f"{place}: variants: must map names to overrides such as {{model.groups: 2}}")
-    variants = {name: flat_keys(overrides) for name, overrides in content.items()}
-    for name, overrides in variants.items():
+    if not isinstance(content, dict) or not all(isinstance(overrides, dict) for overrides in content.values()):
+        raise UsageError(f"{place}: must map names to overrides such as {{{example}}}")
+    named = {name: flat_keys(overrides) for name, overrides in content.items()}
+    for name, overrides in named.items():
         for key in overrides:
-            if not OF_A_RUN.match(key):
-                allowed = "dataset, data.*, model.* and recipe.*"
-                raise UsageError(f"{place}: variants.{name}: {key} is not a variant's to set; {allowed} are")
-    return variants
+            if not keys.match(key):
+                raise UsageError(f"{place}.{name}: {key} is not {owner}'s to set; {allowed} are")
+    return named
 
 
 def strict_parser(prog: str) -> ArgumentParser:
