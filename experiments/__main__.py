@@ -208,7 +208,7 @@ def results(arguments: list[str]) -> int:
     """Copy what a study found to the record."""
     folder = _study_folder([a for a in arguments if a != "--replace"], "results")
     from experiments.catalogue import GROUP_PARALLEL, HOME
-    from experiments.record import check_replaces
+    from experiments.replacement import check_replaces
 
     if "--replace" not in arguments:
         check_replaces(folder / "tables", HOME / "results" / folder.name)

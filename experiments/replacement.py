@@ -1,4 +1,4 @@
-"""Guard of the record in ``results/``: a trial replaces what more runs have found only where that is asked for."""
+"""Guard of the record in ``results/``: a trial, or fewer runs, replace it only where that is asked for."""
 
 from __future__ import annotations
 

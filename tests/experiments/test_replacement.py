@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from experiments.errors import UsageError
-from experiments.record import check_replaces
+from experiments.replacement import check_replaces
 
 
 def tables(folder, seeds, overrides):
