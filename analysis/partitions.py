@@ -20,6 +20,12 @@ from sklearn.cluster import KMeans
 from sklearn.manifold import spectral_embedding
 
 from analysis.correlation import GroupContrast, group_contrast, mean_contrast
+from analysis.nulls import (
+    ARBITRARY_PARTITION,
+    CONTIGUOUS_PARTITION,
+    SIZED_SPECTRAL_PARTITION,
+    SPECTRAL_PARTITION,
+)
 from analysis.stats import permuted_labels
 
 # Joins filters that do not correlate at all, since the embedding needs a graph in one piece.
@@ -67,10 +73,10 @@ def null_partitions(
     found = np.bincount(spectral[spectral >= 0], minlength=len(sizes)).tolist()
     differ = sorted(found) != sorted(sizes)
     cuts = {
-        "arbitrary partition": (permuted_labels(contiguous, draws, seed), ""),
-        "contiguous partition": (contiguous[None], ""),
-        "spectral partition": (spectral[None], f"groups of {found} instead of {list(sizes)} filters" if differ else ""),
-        "spectral partition, sizes kept": (sized_spectral_partition(matrix, sizes, seed)[None], ""),
+        ARBITRARY_PARTITION: (permuted_labels(contiguous, draws, seed), ""),
+        CONTIGUOUS_PARTITION: (contiguous[None], ""),
+        SPECTRAL_PARTITION: (spectral[None], f"groups of {found} instead of {list(sizes)} filters" if differ else ""),
+        SIZED_SPECTRAL_PARTITION: (sized_spectral_partition(matrix, sizes, seed)[None], ""),
     }
     return {
         name: NullPartition(labels, mean_contrast([group_contrast(matrix, row) for row in labels]), note)

@@ -5,7 +5,6 @@ The same null looks the same in every figure.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -19,23 +18,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from analysis.figures.page import Colour
 from analysis.intervals import SEEDS_FOR_INTERVAL, UNBOUNDED, measure_bounds, seed_estimate
+from analysis.nulls import NULLS, TRAINED
 
 MARGIN = 0.08  # of an axis, on either side
 ESTIMATE = ["mean", "low", "high", "n", "seeds", "undefined"]
-TRAINED = ""  # the null of what was measured
-KNOWN_NULLS = (  # in the order in which they are drawn; colours and marks go by it
-    "untrained",
-    "random filters",
-    "rotated filters",
-    "arbitrary partition",
-    "contiguous partition",
-    "spectral partition",
-    "spectral partition, sizes kept",
-    "random sets",
-    "labels permuted",
-    "chance",
-    "block areas",
-)
 MARKS = "sD^<vpPX>*d"
 INK: Colour = (0.0, 0.0, 0.0)
 
@@ -124,16 +110,11 @@ class Mark:
 def marks(nulls: Iterable[str]) -> dict[str, Mark]:
     """Of each null that occurs its mark; what was measured comes first."""
     found = set(nulls)
-    order = [null for null in KNOWN_NULLS if null in found] + sorted(found - {TRAINED, *KNOWN_NULLS})
+    order = [null for null in NULLS if null in found] + sorted(found - {TRAINED, *NULLS})
     palette = sns.color_palette("colorblind")[:7]
-    places = {null: k for k, null in enumerate([*KNOWN_NULLS, *sorted(found - {TRAINED, *KNOWN_NULLS})])}
+    places = {null: k for k, null in enumerate([*NULLS, *sorted(found - {TRAINED, *NULLS})])}
     styled = {null: Mark(palette[places[null] % 7], MARKS[places[null] % len(MARKS)], True) for null in order}
     return ({TRAINED: Mark(INK, "o", False)} if TRAINED in found else {}) | styled
-
-
-def without_cut(null: str) -> str:
-    """A null partition whatever the number of its parts: ``arbitrary partition, 4 groups`` is an arbitrary one."""
-    return re.sub(r", (\d+ groups|log:\d+)$", "", null)
 
 
 def label(null: str) -> str:

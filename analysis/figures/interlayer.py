@@ -10,8 +10,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.figures import matrices
-from analysis.figures.estimates import TRAINED, evenly, left_out_note, seed_estimates
+from analysis.figures.estimates import evenly, left_out_note, seed_estimates
 from analysis.figures.matrices import Matrix
+from analysis.nulls import BLOCK_AREAS, TRAINED, UNTRAINED
 
 PAIRS = 4  # of layers, side by side, at most
 BRIGHTEST = 0.995  # quantile of all entries at which the scale ends: a few stand out far
@@ -77,7 +78,7 @@ def draw(table: pd.DataFrame, arrays: Mapping[str, Mapping[str, NDArray]], folde
 def _title(energy: pd.DataFrame, variant: str, pair: str) -> tuple[str, ...]:
     """``on blocks 0.62``, ``chance 0.25``, ``untr. 0.40``: of these what was measured."""
     rows = energy[(energy["variant"] == variant) & (energy["layer"] == pair)].set_index("null")["mean"]
-    names = {TRAINED: "on blocks", "block areas": "chance", "untrained": "untr."}
+    names = {TRAINED: "on blocks", BLOCK_AREAS: "chance", UNTRAINED: "untr."}
     return tuple(f"{name} {rows[null]:.2f}" for null, name in names.items() if null in rows)
 
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from analysis.figures import page
 from analysis.figures.by_group import draw_panel, name_rows, of_group, row_height
-from analysis.figures.estimates import TRAINED, Mark, axis_ends, seed_estimates, seeds_note
+from analysis.figures.estimates import Mark, axis_ends, seed_estimates, seeds_note
+from analysis.nulls import TRAINED
 
 PATTERN = r"lesion_(?P<replacement>zero|mean)_group_(?P<group>\d+)_on_(?P<images>colour|grey)"
 REPLACEMENTS = {"zero": "silenced", "mean": "mean instead"}

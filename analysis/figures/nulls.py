@@ -7,8 +7,9 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.figures import forest
-from analysis.figures.estimates import TRAINED, evenly, left_out_note, seed_estimates, seeds_note, without_cut
+from analysis.figures.estimates import evenly, left_out_note, seed_estimates, seeds_note
 from analysis.figures.forest import Quantity
+from analysis.nulls import TRAINED, UNTRAINED, without_cut
 
 PLACES = 6  # layers side by side, at most
 GAP = Quantity("|r| within − between", 0)
@@ -38,7 +39,7 @@ def gaps(table: pd.DataFrame) -> pd.DataFrame:
 def rises(found: pd.DataFrame) -> pd.DataFrame:
     """Gap of the trained network − gap of the same one untrained, of the seeds that have both."""
     keys = ["variant", "layer", "side", "groups", "seed"]
-    trained, untrained = (found[found["null"] == null].set_index(keys)["value"] for null in (TRAINED, "untrained"))
+    trained, untrained = (found[found["null"] == null].set_index(keys)["value"] for null in (TRAINED, UNTRAINED))
     both = trained.index.intersection(untrained.index, sort=False)
     return (trained.loc[both] - untrained.loc[both]).rename("value").reset_index()
 

@@ -10,6 +10,7 @@ import pandas as pd
 from analysis.figures import page
 from analysis.figures.by_group import draw_panel, name_rows, of_group, row_height
 from analysis.figures.estimates import axis_ends, label, marks, seed_estimates, seeds_note
+from analysis.nulls import CHANCE
 
 PATTERN = r"probe_(?P<target>.+)_group_(?P<group>\d+)"
 
@@ -48,15 +49,15 @@ def draw(table: pd.DataFrame, folder: Path) -> list[Path]:
         squeeze=False,
         layout="constrained",
     )
-    styles = {series: mark for series, mark in marks(found["series"]).items() if series != "chance"}
+    styles = {series: mark for series, mark in marks(found["series"]).items() if series != CHANCE}
     ends = {target: axis_ends(found[found["target"] == target]) for target in targets}
     for row, (variant, layer) in zip(panels, rows, strict=True):
         for panel, target in zip(row, targets, strict=True):
             chosen = (found["variant"] == variant) & (found["layer"] == layer) & (found["target"] == target)
             here = found[chosen]
-            for chance in set(here.loc[here["series"] == "chance", "mean"]):
+            for chance in set(here.loc[here["series"] == CHANCE, "mean"]):
                 panel.axhline(chance, color="0.5", linewidth=0.7, linestyle=":", zorder=1)
-            draw_panel(panel, here[here["series"] != "chance"], styles, ends[target])
+            draw_panel(panel, here[here["series"] != CHANCE], styles, ends[target])
     several = len({layer for _, layer in rows}) > 1
     names = [f"{variant}, {layer}" if several else variant for variant, layer in rows]
     name_rows(list(panels[:, 0]), names, height)

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from analysis.figures import page
 from analysis.figures.by_group import MOST_TICKS, name_rows, row_height
-from analysis.figures.estimates import TRAINED, Mark, axis_ends, draw_beside, label, marks, seed_estimates, seeds_note
+from analysis.figures.estimates import Mark, axis_ends, draw_beside, label, marks, seed_estimates, seeds_note
+from analysis.nulls import LABELS_PERMUTED, TRAINED
 
 ATTRIBUTES = {"colour_index": "colour index", "frequency": "frequency centroid (cycles per pixel)"}
 TESTED = ("colour", "frequency", "orientation")
@@ -72,7 +73,7 @@ def verdicts(table: pd.DataFrame) -> dict[tuple[str, str], str]:
             measure = f"{attribute}_difference"
             rows = table[table["variant"] == variant]
             found = rows[(rows["measure"] == measure) & (rows["null"] == TRAINED)]["value"].dropna()
-            p = rows[(rows["measure"] == f"{measure}_p") & (rows["null"] == "labels permuted")]["value"].dropna()
+            p = rows[(rows["measure"] == f"{measure}_p") & (rows["null"] == LABELS_PERMUTED)]["value"].dropna()
             if found.empty:
                 continue
             text = f"Δ {found.mean():.2g}"

@@ -7,8 +7,9 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.figures import forest
-from analysis.figures.estimates import evenly, left_out_note, seed_estimates, seeds_note, without_cut
+from analysis.figures.estimates import evenly, left_out_note, seed_estimates, seeds_note
 from analysis.figures.forest import Quantity
+from analysis.nulls import without_cut
 
 LAYERS = 6  # side by side, at most
 SIMILARITIES = {

@@ -20,6 +20,7 @@ from analysis.figures import (
     separation,
     similarity,
 )
+from analysis.nulls import without_cut
 from figure_checks import checked, long_names
 
 T_975_5 = 2.570582  # 97.5% quantile of Student's t with five degrees of freedom, from a table
@@ -167,7 +168,7 @@ def test_partitions_into_several_numbers_of_parts_are_one_null_with_a_mark_each(
     nulls.draw(pd.concat(parts), tmp_path)
     assert cells[0]["null"].tolist() == ["arbitrary partition"] * 3
     assert cells[0]["n"].tolist() == [2, 2, 2], "cuts are no seeds"
-    assert estimates.without_cut("spectral partition, sizes kept, log:4") == "spectral partition, sizes kept"
+    assert without_cut("spectral partition, sizes kept, log:4") == "spectral partition, sizes kept"
 
 
 def test_gaps_and_rises_are_what_is_drawn(tmp_path, monkeypatch):
