@@ -34,7 +34,7 @@ test: $(READY) ## run the tests (under 4 minutes on two cores)
 
 test-avx2: $(READY) ## run the operator's tests as on a CPU without AVX-512 and without bf16 units (within a minute)
 	@OMP_NUM_THREADS=1 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(RUN) -m pytest --numprocesses=auto \
-		-m "not slow and not soak" tests/gconv/test_conv.py tests/gconv/test_ops.py tests/gconv/test_block.py tests/gconv/test_choose.py
+		-m "not slow and not soak" tests/gconv/test_conv.py tests/gconv/operator/test_ops.py tests/gconv/test_block.py tests/gconv/kernels/test_choose.py
 
 test-all: $(READY) ## run the slow tests too
 	@$(RUN) -m pytest -m "not soak"

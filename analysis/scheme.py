@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from analysis.links import CONVOLUTIONS, cuts
-from gconv.origins import set_bits
 from gconv.wiring import LayerWiring, trace_wiring
+from gconv.wiring.origins import set_bits
 
 MAX_UNITS = 16
 

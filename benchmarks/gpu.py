@@ -31,11 +31,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gconv import GroupedConv2d, dispatch, forced_kernel
+from gconv import GroupedConv2d, forced_kernel
 from gconv.explanation import floor_of, seconds_of
-from gconv.geometry import Geometry
 from gconv.kernels import CANDIDATES, OPS, find, runnable, table
 from gconv.kernels.choose import APART, pixel_bits
+from gconv.kernels.geometry import Geometry
+from gconv.operator import dispatch
 
 LAYERS = ("64@32", "256@14", "128@16", "512@7", "64@56", "128@28", "256@8", "256@14/1x1", "128@28/3x3/2")
 PARTITIONS = ("log:4", "8", "32", "log:3", "2", "log:5", "4")

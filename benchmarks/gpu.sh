@@ -64,8 +64,8 @@ standin=${STANDIN:+--standin}
 case $PART in
 1)
 	parallel=$("$PYTHON" -c 'import xdist; print("-n8")' 2>/dev/null || true)
-	tests="tests/gconv/test_band.py tests/gconv/test_programs.py tests/gconv/test_inductor.py"
-	[ -z "$STANDIN" ] || { tests=tests/gconv/test_band_tiles.py parallel=; }
+	tests="tests/gconv/kernels/test_band.py tests/gconv/operator/test_programs.py tests/gconv/operator/test_inductor.py"
+	[ -z "$STANDIN" ] || { tests=tests/gconv/kernels/test_band_tiles.py parallel=; }
 	stage cold 150 $gpu cold --to="$TO" $standin
 	stage ceilings 60 $gpu ceilings --to="$TO" $standin
 	stage tests 300 "$PYTHON" -m pytest $tests -q $parallel -p no:cacheprovider

@@ -31,12 +31,13 @@ from analysis.figures import speed
 from experiments.store.runs import provenance
 from experiments.terminal import show_every_sign
 from experiments.training.setting import choose_device, device_name
-from gconv import GroupedConv2d, dispatch, forced_kernel
+from gconv import GroupedConv2d, forced_kernel
 from gconv.cost import Latency, measure_latencies
 from gconv.explanation import floor_of, seconds_of, share_of_dense
-from gconv.geometry import Geometry
 from gconv.kernels import OPS, find, runnable, table
 from gconv.kernels.choose import APART, pixel_bits
+from gconv.kernels.geometry import Geometry
+from gconv.operator import dispatch
 
 LAYERS = {
     "cpu": "64@32,128@16,256@8",

@@ -3,7 +3,7 @@
 from gconv.block import Block, fuse, run_block
 from gconv.conv import GroupedConv2d
 from gconv.explanation import explain
-from gconv.ops import forced_kernel, grouped_conv2d
+from gconv.operator.ops import forced_kernel, grouped_conv2d
 from gconv.partition import Partition
 from gconv.regroup import regroup
 from gconv.shuffle import ChannelPermutation, ChannelShuffle, channel_shuffle

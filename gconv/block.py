@@ -33,11 +33,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gconv import dispatch
 from gconv.conv import GroupedConv2d
-from gconv.geometry import Geometry
-from gconv.normalization import fold, normalize, normalize_by_aten
-from gconv.ops import conv2d_statistics, grouped_conv2d
+from gconv.kernels.geometry import Geometry
+from gconv.operator import dispatch
+from gconv.operator.normalization import fold, normalize, normalize_by_aten
+from gconv.operator.ops import conv2d_statistics, grouped_conv2d
 from gconv.partition import Partition
 
 Conv = nn.Conv2d | GroupedConv2d

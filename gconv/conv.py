@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn.common_types import _size_2_t
 
-from gconv.geometry import Geometry
-from gconv.group_weight import PerGroup, check_reparametrisations, fill, refuse_fan_in
-from gconv.library import InputError
-from gconv.ops import grouped_conv2d, spelled_out
+from gconv.kernels.geometry import Geometry
+from gconv.operator.fx import leaf
+from gconv.operator.group_weight import PerGroup, check_reparametrisations, fill, refuse_fan_in
+from gconv.operator.library import InputError
+from gconv.operator.ops import grouped_conv2d, spelled_out
 from gconv.partition import Partition, Spec
-from gconv.tracing import leaf
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 

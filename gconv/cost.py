@@ -22,8 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from gconv.meta import Shape, image_shape, raise_if_closed, run_on_meta, unwrapped
-from gconv.table import MOST_ROWS, aligned
+from gconv.wiring.meta import Shape, image_shape, raise_if_closed, run_on_meta, unwrapped
+from gconv.wiring.text_table import MOST_ROWS, aligned
 
 PARAMETRISATIONS = ".parametrizations."
 

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from gconv import dispatch
 from gconv.conv import GroupedConv2d
-from gconv.geometry import Geometry
 from gconv.kernels import OPS
 from gconv.kernels.aten import is_channels_last
 from gconv.kernels.choose import APART, choose, pixel_bits, together
-from gconv.meta import Shape, image_shape, raise_if_closed, run_on_meta, unwrapped
-from gconv.table import aligned
+from gconv.kernels.geometry import Geometry
+from gconv.operator import dispatch
+from gconv.wiring.meta import Shape, image_shape, raise_if_closed, run_on_meta, unwrapped
+from gconv.wiring.text_table import aligned
 
 # Multiply-accumulates per second of 16-bit matrices and bytes per second of a copy: of the H200 as measured, of the
 # others 0.8 and 0.9 of their data sheets, the share that the H200 reaches.

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from gconv.assignment import assign_channels
-from gconv.carried import carried_obstacle, carry, carry_marks, copied, held_elsewhere, obstacle
 from gconv.conv import GroupedConv2d
 from gconv.cost import Cost, count_cost
-from gconv.meta import Shape, unwrapped
 from gconv.partition import Partition, Spec
 from gconv.shuffle import ChannelPermutation
-from gconv.table import aligned
+from gconv.wiring.assignment import assign_channels
+from gconv.wiring.carried import carried_obstacle, carry, carry_marks, copied, held_elsewhere, obstacle
+from gconv.wiring.meta import Shape, unwrapped
+from gconv.wiring.text_table import aligned
 
 Keep = Literal["slice", "energy"]
 Where: TypeAlias = "str | Sequence[str] | Callable[[str, nn.Module], bool] | None"

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
+from gconv.operator.fx import leaf
 from gconv.partition import Partition, Spec
-from gconv.tracing import leaf
 
 
 @lru_cache(maxsize=1024)

@@ -12,7 +12,7 @@ from torch import nn
 from experiments.models import build_model
 from experiments.parallel.part import counted, own_part, own_values
 from gconv import GroupedConv2d
-from gconv.exchange import plan
+from gconv.placement import plan
 
 BATCH = 6
 

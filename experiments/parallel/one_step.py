@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from experiments.models import build_model
 from experiments.parallel.part import counted, own_part, own_values
 from gconv.cost import Latency, measure_latencies, measure_peak_memory
-from gconv.exchange import Plan, plan
+from gconv.placement import Plan, plan
 
 SEED = 0
 STEPS = 2  # of which the second finds momentum and gradients in place, as every later one does

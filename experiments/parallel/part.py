@@ -23,9 +23,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from gconv import GroupedConv2d, Partition
-from gconv.exchange import Move, Plan
-from gconv.geometry import Geometry
-from gconv.placement import Owners
+from gconv.kernels.geometry import Geometry
+from gconv.placement import Move, Owners, Plan
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from types import ModuleType
 
 import torch
 
-from gconv.geometry import Geometry
+from gconv.kernels.geometry import Geometry
 
 NAMES = ("reference", "native", "loop", "merged", "tails", "packed", "nested", "masked", "widened", "band")
 OPS = ("conv2d", "input_gradient", "weight_gradient")

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from gconv.geometry import Geometry
+from gconv.kernels.geometry import Geometry
 
 # ATen's name for oneDNN, if torch is built with it.
 ONEDNN: Any = torch._C._ConvBackend.Mkldnn if hasattr(torch.ops.mkldnn, "_convolution_pointwise") else None  # pyright: ignore[reportAttributeAccessIssue]

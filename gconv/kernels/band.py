@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gconv.geometry import Geometry
 from gconv.kernels.aten import is_channels_last
 from gconv.kernels.band_tiles import (
     STEP_BYTES,
@@ -32,6 +31,7 @@ from gconv.kernels.band_tiles import (
     weight_jobs,
     weight_places,
 )
+from gconv.kernels.geometry import Geometry
 from gconv.kernels.kept import in_a_thread
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -129,7 +129,7 @@ def _or_the_next_kernel(op: Callable[..., Any]) -> Callable[..., Any]:
         warnings.warn(
             f"kernel 'band' for {geometry}: {_failures[geometry, dtype, device]}; another is used", stacklevel=2
         )
-        from gconv import dispatch  # which chooses among all kernels, this one too
+        from gconv.operator import dispatch  # which chooses among all kernels, this one too
 
         dispatch.forget()
         return getattr(dispatch, op.__name__)(*arguments)

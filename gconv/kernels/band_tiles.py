@@ -18,7 +18,7 @@ from math import gcd
 import torch
 from torch import Tensor
 
-from gconv.geometry import Geometry
+from gconv.kernels.geometry import Geometry
 from gconv.partition import Partition
 
 VECTOR = 8  # channels in 16 bytes of a 16-bit format

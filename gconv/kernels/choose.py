@@ -12,9 +12,9 @@ from functools import cache, lru_cache
 
 import torch
 
-from gconv.geometry import Geometry
 from gconv.kernels import CANDIDATES, DIFFERENTIABLE, OPS, refusal
 from gconv.kernels import table as tables
+from gconv.kernels.geometry import Geometry
 
 ALIKE = 1.03  # times within 3% are taken for equal
 APART = "apart"  # in the table: a step whose ops each have the kernel of their own choice

@@ -8,9 +8,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from gconv.geometry import Geometry
 from gconv.kernels import packed
-from gconv.packing import Packing
+from gconv.kernels.geometry import Geometry
+from gconv.kernels.packing import Packing
 
 
 def conv2d(x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str = "none") -> Tensor:

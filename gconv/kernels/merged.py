@@ -13,9 +13,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from gconv.geometry import Geometry, geometry_of
 from gconv.kernels import packed
-from gconv.packing import equal_neighbours
+from gconv.kernels.geometry import Geometry, geometry_of
+from gconv.kernels.packing import equal_neighbours
 
 MANY = 16  # calls beyond which sorting the groups costs less
 

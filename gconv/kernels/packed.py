@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gconv.geometry import Geometry, geometry_of
 from gconv.kernels import aten, loop
+from gconv.kernels.geometry import Geometry, geometry_of
 from gconv.kernels.kept import in_a_thread
-from gconv.packing import Packing
+from gconv.kernels.packing import Packing
 
 
 def conv2d(x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str = "none") -> Tensor:

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from gconv.geometry import Geometry
+from gconv.kernels.geometry import Geometry
 
 SHIPPED = Path(__file__).parent / "tables"
 HEAD = "# gconv kernel table 1"  # the number is that of the format

@@ -12,9 +12,9 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from gconv.geometry import Geometry
 from gconv.kernels import find
 from gconv.kernels.aten import is_channels_last
+from gconv.kernels.geometry import Geometry
 
 
 def conv2d(x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str = "none") -> Tensor:

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from benchmarks import kernels
-from gconv import GroupedConv2d, dispatch
+from gconv import GroupedConv2d
 from gconv.kernels import OPS, choose, find, table
+from gconv.operator import dispatch
 
 SMALL = ["--layers=16@6", "--partitions=2,log:3", "--dtypes=float32", "--batch=2", "--repeats=2"]
 

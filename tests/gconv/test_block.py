@@ -11,19 +11,10 @@ from torch import nn
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.utils.flop_counter import FlopCounterMode
 
-from gconv import (
-    Block,
-    ChannelShuffle,
-    GroupedConv2d,
-    Partition,
-    block,
-    fuse,
-    grouped_conv2d,
-    library,
-    run_block,
-)
+from gconv import Block, ChannelShuffle, GroupedConv2d, Partition, block, fuse, grouped_conv2d, run_block
 from gconv.block import run_at, way_of
 from gconv.cost import count_cost
+from gconv.operator import library
 from gconv.wiring import trace_wiring
 
 ops = torch.ops.gconv

@@ -9,7 +9,7 @@ from torch import nn
 
 from gconv import GroupedConv2d, Partition, forced_kernel
 from gconv.kernels import runnable
-from gconv.packing import cheapest_packing
+from gconv.kernels.packing import cheapest_packing
 
 EVERY_KERNEL = ("loop", "merged", "tails", "packed", "nested", "masked")  # of uneven groups
 

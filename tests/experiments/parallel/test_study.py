@@ -18,7 +18,7 @@ from experiments.parallel.ranks import device_for, run_on_ranks
 from experiments.status import status_of
 from experiments.strict_yaml import read_yaml
 from experiments.tables import read_table
-from gconv.exchange import plan
+from gconv.placement import plan
 
 SINGLE, DOUBLE = torch.float32, torch.float64
 LOG = {"groups": "log:4", "width": 16, "size": 32}

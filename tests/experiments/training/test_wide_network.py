@@ -155,8 +155,9 @@ def test_dense_networks_side_by_side_have_the_choice_of_kernels():
     """Each dense convolution becomes a grouped one: a forced kernel computes all of them."""
     from unittest import mock
 
-    from gconv import dispatch, forced_kernel
+    from gconv import forced_kernel
     from gconv.kernels import packed
+    from gconv.operator import dispatch
 
     def dense():
         return nn.Sequential(nn.Conv2d(3, 4, 3, padding="same"), nn.ReLU(), nn.Conv2d(4, 4, 3, stride=2, bias=False))

@@ -1,0 +1,203 @@
+"""The three bilinear ops of a grouped convolution, each computed by the kernel that suits it; no autograd here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, lru_cache
+from threading import local
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gconv.kernels import DIFFERENTIABLE, NAMES, OPS, find, refusal, runnable
+from gconv.kernels.aten import is_channels_last
+from gconv.kernels.choose import choose, forget_choices, pixel_bits, together
+from gconv.kernels.geometry import Geometry
+
+SIZES = range(4, 32, 2)  # pixel_bits of inputs
+VARIABLE = "GCONV_KERNEL"  # environment variable: computes everything with one kernel, for debugging
+
+
+class _Forced(local):
+    """The kernel that is forced on what a thread computes."""
+
+    name: str | None = os.environ.get(VARIABLE) or None
+
+
+_forced = _Forced()
+
+
+@contextmanager
+def forced_kernel(name: str) -> Iterator[None]:
+    """Compute every grouped convolution of this thread inside the block with one kernel, for comparing and counting.
+
+    Derivatives of what is computed inside are computed by the same kernel, in whatever thread torch does so, unless
+    another one is forced there.
+
+    Raises:
+        ValueError: there is no kernel of this name.
+    """
+    if name not in NAMES:
+        raise ValueError(f"no kernel {name!r}; there are {', '.join(NAMES)}")
+    before, _forced.name = _forced.name, name
+    try:
+        yield
+    finally:
+        _forced.name = before
+
+
+def forced_name() -> str | None:
+    """The name of the kernel that is forced on this thread; None if none is."""
+    return _forced.name
+
+
+class Kernels(NamedTuple):
+    """What computes the three ops of a layer.
+
+    And what only some have: the forward pass that torch differentiates alone, if that pays, and the one whose epilogue
+    counts what it writes.
+    """
+
+    conv2d: Callable[..., Tensor]
+    input_gradient: Callable[..., Tensor]
+    weight_gradient: Callable[..., Tensor]
+    together: Callable[..., Tensor] | None
+    statistics: Callable[..., tuple[Tensor, Tensor, Tensor]] | None
+
+
+def kernels_for(x: Tensor, geometry: Geometry, input_size: Sequence[int]) -> Kernels:
+    """The kernels of a layer.
+
+    Args:
+        x: the input, or the gradient of the output: batch, dtype, device and layout count.
+        geometry: of the layer.
+        input_size: (H, W) of the input.
+
+    Raises:
+        ValueError: a kernel is forced that cannot run here.
+    """
+    if _forced.name is not None:
+        name = forced(geometry, x.dtype, x.device) or ""
+        return _named((name,) * 3, name if name in DIFFERENTIABLE else None)
+    return _chosen(
+        geometry, x.dtype, x.device, is_channels_last(x), pixel_bits(x.shape[0], input_size[0], input_size[1])
+    )
+
+
+def transformable_kernels(geometry: Geometry) -> Kernels:
+    """Kernels of ATen calls that all have rules for ``torch.func``, whatever else would be faster."""
+    name = "native" if geometry.is_uniform else "loop"
+    return _named((name,) * 3, name)
+
+
+@lru_cache(maxsize=16384)
+def _chosen(geometry: Geometry, dtype: torch.dtype, device: torch.device, channels_last: bool, bits: int) -> Kernels:
+    case = (geometry, dtype, device, channels_last, bits)
+    return _named(tuple(choose(op, *case).kernel for op in OPS), together(*case))
+
+
+@cache
+def _named(names: tuple[str, ...], one: str | None) -> Kernels:
+    forward, input_gradient, weight_gradient = (getattr(find(name), op) for name, op in zip(names, OPS, strict=True))
+    statistics = getattr(find(names[0]), "conv2d_statistics", None)
+    return Kernels(forward, input_gradient, weight_gradient, None if one is None else find(one).conv2d, statistics)
+
+
+def forget() -> None:
+    """Read the tables of measured kernels again, and choose anew."""
+    forget_choices()
+    _chosen.cache_clear()
+
+
+def forced(geometry: Geometry, dtype: torch.dtype, device: torch.device) -> str | None:
+    """The name of the kernel that is forced on everything; None if none is.
+
+    Raises:
+        ValueError: there is no such kernel, or it cannot compute the layer; names those that can.
+    """
+    name = _forced.name
+    if name is None:
+        return None
+    if name not in NAMES:
+        raise ValueError(f"{VARIABLE}={name}: no such kernel; there are {', '.join(NAMES)}")
+    why_not = refusal(name, geometry, dtype, device)
+    if why_not is not None:
+        others = ", ".join(runnable(geometry, dtype, device))
+        raise ValueError(f"kernel {name!r} cannot compute {geometry}: {why_not}; {others} can")
+    return name
+
+
+def conv2d(x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str = "none") -> Tensor:
+    """The forward pass, (N, O, H', W')."""
+    if x_NCHW.is_complex():  # ATen splits it into convolutions of real numbers
+        return transformable_kernels(geometry).conv2d(x_NCHW, weight, bias, geometry, activation)
+    return kernels_for(x_NCHW, geometry, x_NCHW.shape[2:]).conv2d(x_NCHW, weight, bias, geometry, activation)
+
+
+def _of_parts(op: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> Tensor:
+    """A bilinear op of complex numbers by three of real ones, as ATen convolves; it has no gradients of them."""
+    a, b = a.resolve_conj(), b.resolve_conj()
+    real = op(a.real.contiguous(), b.real.contiguous())
+    imaginary = op(a.imag.contiguous(), b.imag.contiguous())
+    sums = op(a.real + a.imag, b.real + b.imag)
+    return torch.complex(real - imaginary, sums - real - imaginary)
+
+
+def conv2d_statistics(
+    x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The forward pass, and mean and biased variance (O,) of every channel that it puts out, at least in fp32."""
+    kernels = kernels_for(x_NCHW, geometry, x_NCHW.shape[2:])
+    if kernels.statistics is not None:
+        return kernels.statistics(x_NCHW, weight, bias, geometry)
+    y = kernels.conv2d(x_NCHW, weight, bias, geometry)
+    wide = y if y.dtype == torch.float64 else y.float()
+    var, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
+    return y, mean, var
+
+
+def may_count(geometry: Geometry, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether for some size of input the forward pass has an epilogue, which activates or counts what it writes.
+
+    Asked while a program is traced, when sizes may still be unknown.
+    """
+    name = forced(geometry, dtype, device)
+    names = {name} if name else {choose("conv2d", geometry, dtype, device, True, bits).kernel for bits in SIZES}
+    return any(hasattr(find(name), "conv2d_statistics") for name in names)
+
+
+def by_compiler(geometry: Geometry, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a compiler is given ATen's own convolution of equal groups, which it knows, fuses and tunes itself.
+
+    Not where no way of ATen's is the choice for some size: the band kernel, fp32 in place of emulated 16-bit types.
+    Asked while a program is traced.
+    """
+    name = forced(geometry, dtype, device)
+    if name is not None:
+        return name == "native"
+    cases = ((op, last, bits) for op in OPS for last in (True, False) for bits in SIZES)
+    return all(
+        choose(op, geometry, dtype, device, last, bits).kernel not in ("band", "widened") for op, last, bits in cases
+    )
+
+
+# What torch.compiler.assume_constant_result does, which would load the whole compiler with this file: seconds.
+for _asked in (may_count, by_compiler):
+    _asked._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def input_gradient(dy_NOHW: Tensor, weight: Tensor, geometry: Geometry, input_size: Sequence[int]) -> Tensor:
+    """The gradient of the input, (N, C, H, W) with (H, W) = ``input_size``."""
+    if dy_NOHW.is_complex():
+        return _of_parts(lambda dy, w: input_gradient(dy, w, geometry, input_size), dy_NOHW, weight)
+    return kernels_for(dy_NOHW, geometry, input_size).input_gradient(dy_NOHW, weight, geometry, input_size)
+
+
+def weight_gradient(dy_NOHW: Tensor, x_NCHW: Tensor, geometry: Geometry) -> Tensor:
+    """The gradient of the weight, of ``geometry.weight_shape``."""
+    if dy_NOHW.is_complex():
+        return _of_parts(lambda dy, x: weight_gradient(dy, x, geometry), dy_NOHW, x_NCHW)
+    return kernels_for(x_NCHW, geometry, x_NCHW.shape[2:]).weight_gradient(dy_NOHW, x_NCHW, geometry)

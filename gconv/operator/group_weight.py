@@ -1,0 +1,142 @@
+"""The weight of unequal groups as tools outside see it: initialisation, parametrisation and pruning per filter.
+
+Legend: O_g, C_g output and input channels of group g, K kernel, L links of all groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+
+from gconv.kernels.geometry import Geometry
+
+HINT = "the weight of unequal groups holds one (O_g, C_g, Kh, Kw) per group, not filters of one shape"
+
+
+class WholeSize:
+    """The method ``size`` of a weight (L, Kh, Kw) of unequal groups, which has no fan-in of its own.
+
+    ``torch.nn.init`` asks for the length of single dimensions to find the fan-in; here that raises.
+    """
+
+    def __init__(self, shape: torch.Size) -> None:
+        self.shape = shape
+
+    def __call__(self, dim: int | None = None) -> torch.Size:
+        """The shape.
+
+        Raises:
+            ValueError: a single dimension is asked for.
+        """
+        if dim is None:
+            return self.shape
+        raise ValueError(
+            f"{HINT}, so it has no fan-in; write layer.initialise(nn.init.kaiming_normal_, …), which fills each group "
+            f"by its own, or weight.shape[{dim}] for the length of this dimension"
+        )
+
+
+def refuse_fan_in(weight: nn.Parameter) -> None:
+    """Have initialisers that need a fan-in raise on the weight of unequal groups.
+
+    An attribute, not a class of its own: optimizers and others ask for the very class ``nn.Parameter``.
+    """
+    weight.size = WholeSize(weight.shape)  # type: ignore[method-assign,assignment]
+
+
+def fill(parameter: Tensor, draw: Callable[[Tensor], None]) -> None:
+    """Have ``draw`` fill a parameter through views of it; one that is spread over several devices gets a copy."""
+    with torch.no_grad():
+        mesh = getattr(parameter, "device_mesh", None)  # that of a DTensor, whose views are copies
+        if mesh is None:
+            draw(parameter.detach())
+            return
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        assert isinstance(parameter, DTensor)
+        if parameter.is_meta:
+            return
+        whole = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.to_local().device)
+        draw(whole)
+        parameter.copy_(distribute_tensor(whole, mesh, parameter.placements))
+
+
+class PerGroup(nn.Module):
+    """Parametrisation of a weight that is one of each group's weight.
+
+    Args:
+        geometry: of the layer.
+        weight: of ``geometry.weight_shape``.
+        parametrise: registers a parametrisation on the weight of an ``nn.Conv2d``.
+
+    Raises:
+        ValueError: it registers none.
+    """
+
+    def __init__(self, geometry: Geometry, weight: Tensor, parametrise: Callable[[nn.Conv2d], object]) -> None:
+        super().__init__()
+        self.geometry = geometry
+        self.groups = nn.ModuleList()
+        self.counts: list[int] = []  # numbers of original tensors of each group; 0 for one that is no sequence
+        for part in geometry.group_weights(weight.detach()):
+            conv = nn.Conv2d(part.shape[1], part.shape[0], geometry.kernel_size, bias=False, device="meta")
+            conv.weight = nn.Parameter(part.clone())
+            parametrise(conv)
+            if not hasattr(conv, "parametrizations"):
+                raise ValueError(f"{parametrise}: registers no parametrisation, as torch.nn.utils.parametrizations do")
+            (chain,) = conv.parametrizations.values()  # type: ignore[union-attr,operator]
+            self.groups.append(chain[0])  # type: ignore[arg-type]
+
+    def forward(self, *originals: Tensor) -> Tensor:
+        """The weight, of ``geometry.weight_shape``."""
+        if any(self.counts):
+            rest = iter(originals)
+            given = [tuple(islice(rest, count)) for count in self.counts]
+        else:
+            given = [(weight,) for weight in self.geometry.group_weights(originals[0])]
+        parts = [group(*own) for group, own in zip(self.groups, given, strict=True)]
+        return torch.cat(parts) if self.geometry.is_uniform else torch.cat([part.flatten(0, 1) for part in parts])
+
+    def right_inverse(self, weight: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """The original tensors of all groups one after the other, or one weight where each group has one."""
+        found = [
+            group.right_inverse(part)  # type: ignore[operator]
+            for group, part in zip(self.groups, self.geometry.group_weights(weight.detach()), strict=True)
+        ]
+        if isinstance(found[0], Tensor):
+            self.counts = [0] * len(found)
+            parts = found if self.geometry.is_uniform else [part.flatten(0, 1) for part in found]
+            return torch.cat(parts)
+        self.counts = [len(part) for part in found]
+        return tuple(original for part in found for original in part)
+
+
+def check_reparametrisations(layer: nn.Module) -> None:
+    """Refuse what works filter by filter on a weight that has none.
+
+    Raises:
+        ValueError: weight or spectral normalisation, orthogonality or structured pruning on the weight of unequal
+            groups.
+    """
+    if layer.geometry.is_uniform:  # type: ignore[union-attr]
+        return
+    from torch.nn.utils import prune
+    from torch.nn.utils.parametrizations import _Orthogonal, _SpectralNorm, _WeightNorm
+    from torch.nn.utils.spectral_norm import SpectralNorm
+    from torch.nn.utils.weight_norm import WeightNorm
+
+    of_filters = _Orthogonal, _SpectralNorm, _WeightNorm, SpectralNorm, WeightNorm
+    chains = getattr(layer, "parametrizations", {})
+    chain: Iterable[object] = chains["weight"] if "weight" in chains else ()  # noqa: SIM401 - a ModuleDict has no get
+    watchers = [*chain, *layer._forward_pre_hooks.values()]
+    for watcher in watchers:
+        methods = watcher._pruning_methods if isinstance(watcher, prune.PruningContainer) else [watcher]
+        for method in methods:
+            if isinstance(method, of_filters) or getattr(method, "PRUNING_TYPE", "") == "structured":
+                raise ValueError(
+                    f"{type(method).__name__.lstrip('_')} works on filters, but {HINT}; write "
+                    "layer.parametrise(torch.nn.utils.parametrizations.weight_norm), or prune single weights"
+                )

@@ -1,0 +1,149 @@
+"""The operator as Inductor sees it: which kernels it may choose between, and what it inlines.
+
+Without this file an op of ``library.py`` is one call that Inductor cannot look into. With it, where torch has the
+autotuning of custom ops (``torch._inductor.kernel.custom_op``, here with torch 2.13) and sizes are known:
+
+- ``mode="max-autotune"``: Inductor times the kernels for each op and shape on the user's own device. The op as it is,
+  with its own choice, is one of the candidates.
+- other modes, on CUDA: the choice of the operator, from its table or by its rule, without timing. On a CPU the op stays
+  one call there: inlined it was no faster (two layers of 128@16, log:4: 49.6 and 49.5 ms a step; in eager mode 31.2).
+
+A kernel of ATen calls is inlined: splits, concatenations, padding and casts fuse with what surrounds them, batch norm
+and ReLU say; a convolution itself stays a call. The band kernel stays one call with its epilogue inside. On a CPU only
+kernels without zeros between groups are candidates, so that nothing infinite crosses groups.
+
+Where torch lacks the interface, or sizes are symbols, everything stays one call.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gconv.kernels import find, refusal
+from gconv.kernels.aten import is_channels_last
+from gconv.kernels.choose import choose, pixel_bits
+from gconv.kernels.geometry import Geometry
+from gconv.operator import dispatch, library
+
+INLINED = {"cpu": ("loop", "merged"), "cuda": ("merged", "packed", "masked")}  # that trace into ATen calls
+CALLED = {"cpu": (), "cuda": ("band",)}  # that stay a call of ``gconv::compute``
+MANY = 16  # groups beyond which a call for each is no candidate
+NUMBERS = ("in_sizes", "out_sizes", "kernel_size", "stride", "padding", "dilation")
+
+library.definitions.define(
+    "compute(str op, str kernel, Tensor[] tensors, Tensor? bias, int[] in_sizes, int[] out_sizes, int[2] kernel_size, "
+    "int[2] stride, int[2] padding, int[2] dilation, str activation, SymInt[] input_size) -> Tensor"
+)
+
+
+def _compute(op: str, kernel: str, tensors: list[Tensor], bias: Tensor | None, *rest: Any) -> Tensor:
+    """One op by one kernel."""
+    geometry, (activation, input_size), (first, second) = library._geometry(rest), rest[6:], tensors
+    if op == "conv2d":
+        return find(kernel).conv2d(first, second, bias, geometry, activation)
+    if op == "input_gradient":
+        return find(kernel).input_gradient(first, second, geometry, tuple(input_size))
+    return find(kernel).weight_gradient(first, second, geometry)
+
+
+def _fake(op: str, kernel: str, tensors: list[Tensor], bias: Tensor | None, *rest: Any) -> Tensor:
+    *numbers, activation, input_size = rest
+    if op == "conv2d":
+        return library._fake_conv2d(*tensors, bias, *numbers, activation)
+    if op == "input_gradient":
+        return library._fake_input_gradient(*tensors, *numbers, input_size)
+    return library._fake_weight_gradient(*tensors, *numbers)
+
+
+library.definitions.impl("compute", _compute, "CompositeExplicitAutograd")
+torch.library.register_fake("gconv::compute", _fake, lib=library.definitions)
+
+
+@cache
+def register() -> bool:
+    """Have Inductor lower the ops so; whether it can. Costs nothing where Inductor is not in use."""
+    try:
+        from torch._inductor.kernel.custom_op import _lower_single_impl, autotune_custom_op
+        from torch._inductor.lowering import user_lowerings
+    except ImportError:
+        return False
+    for op in ("conv2d", "input_gradient", "weight_gradient"):
+        user_lowerings[getattr(library.ops, op).default] = partial(_lower, op, autotune_custom_op, _lower_single_impl)
+    return True
+
+
+def offer() -> bool:
+    """``register`` where Inductor is loaded; asked while a program is traced."""
+    return "torch._inductor" in sys.modules and register()
+
+
+offer._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def _lower(op: str, autotune: Callable[..., Any], inline: Callable[..., Any], *arguments: Any) -> Any:
+    """What an op becomes in Inductor's program; None: one call, as without this file."""
+    from torch._inductor import config
+    from torch._inductor.ir import ir_node_to_tensor
+    from torch._inductor.virtualized import V
+
+    bias, numbers = (arguments[2], arguments[3:]) if op == "conv2d" else (None, arguments[2:])
+    nodes = [*arguments[:2], *([] if bias is None else [bias])]
+    with V.fake_mode:
+        fakes = [ir_node_to_tensor(node) for node in nodes]
+    if any(type(size) is not int for fake in fakes for size in fake.shape):
+        return None
+    geometry = library._geometry(numbers)
+    names = candidates(op, geometry, fakes, numbers, config.max_autotune)
+    last = "activation" if op == "conv2d" else "input_size"
+    given: dict[str, Any] = dict(zip((*NUMBERS, last), numbers, strict=False))  # a weight gradient has no last one
+    if op == "conv2d" and bias is None:
+        given["bias"] = None
+    if not names:
+        return None
+    ways = [_way(op, name) for name in names]
+    if config.max_autotune:
+        overload = getattr(library.ops, op).default
+        return autotune(f"gconv_{op}", ways, nodes, [given] * len(ways), overload)[0]
+    return inline(ways[0], {}, given, nodes, f"gconv_{op}")
+
+
+def candidates(
+    op: str, geometry: Geometry, tensors: list[Tensor], numbers: tuple[Any, ...], all_of_them: bool
+) -> tuple[str, ...]:
+    """Names of the kernels that Inductor may use in place of a call: all that can, or the operator's own choice."""
+    x, device = tensors[0], tensors[0].device
+    inlined, called = INLINED.get(device.type, ()), CALLED.get(device.type, ())
+    input_size = numbers[6] if op == "input_gradient" else tensors[op == "weight_gradient"].shape[2:]
+    name = dispatch.forced(geometry, x.dtype, device)
+    if all_of_them and name is None:
+        found = (name for name in (*inlined, *called) if refusal(name, geometry, x.dtype, device) is None)
+        return tuple(name for name in found if name != "loop" or geometry.groups <= MANY)
+    if device.type == "cpu" and not all_of_them:
+        return ()
+    if name is None:
+        bits = pixel_bits(x.shape[0], *input_size)
+        name = choose(op, geometry, x.dtype, device, is_channels_last(x), bits).kernel
+    return (name,) if name in inlined else ()
+
+
+def _way(op: str, kernel: str) -> Callable[..., Tensor]:
+    """One op by one kernel, as Inductor traces it: tensors first, numbers by name."""
+
+    def way(
+        first: Tensor, second: Tensor, bias: Tensor | None = None, *, activation="none", input_size=(), **cut: Any
+    ) -> Tensor:
+        numbers = [cut[name] for name in NUMBERS]
+        if kernel in CALLED[first.device.type]:
+            return library.ops.compute.default(op, kernel, [first, second], bias, *numbers, activation, input_size)
+        y = _compute(op, kernel, [first, second], bias, *numbers, "none", input_size)
+        y = y.relu() if activation == "relu" else y
+        return y.contiguous(memory_format=library._layout(first, second)) if op != "weight_gradient" else y.contiguous()
+
+    way.__name__ = f"{op}_{kernel}"
+    return way

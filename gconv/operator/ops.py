@@ -1,0 +1,195 @@
+"""The operator: grouped 2-D convolution with groups of any sizes.
+
+Three ways lead to the kernels. Where one ATen kernel computes a layer, torch differentiates it by itself. Where each
+op has a kernel of its own, an autograd function joins them. Where ``torch.compile`` traces a program, the ops of
+torch's library stand in for them, whole (``library.py``); but equal groups that ATen computes anyway are its
+convolution, which compilers know. An exported program has ATen's convolutions alone, and needs nothing of this package.
+``torch.func`` gets what it can transform.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+from torch.compiler import is_compiling, is_exporting
+
+from gconv.kernels import native
+from gconv.kernels.geometry import Geometry
+from gconv.operator import autograd, dispatch, inductor, library
+from gconv.operator.dispatch import forced_kernel, kernels_for, transformable_kernels
+from gconv.operator.library import InputError
+from gconv.operator.sharding import is_distributed, teach
+
+__all__ = ["forced_kernel", "grouped_conv2d"]
+
+ACTIVATIONS = ("none", "relu")
+
+
+def grouped_conv2d(
+    x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str = "none"
+) -> Tensor:
+    """Convolve input group g with the weights of group g, for every g.
+
+    Args:
+        x_NCHW: (N, C, H, W) with C = ``geometry.in_groups.channels``; any floating dtype, layout and device.
+        weight: of ``geometry.weight_shape``.
+        bias: (O,) or None.
+        activation: what follows inside the operator: ``"none"`` or ``"relu"``.
+
+    Returns:
+        (N, O, H', W'), channels_last where the input is; differentiable any number of times.
+
+    Raises:
+        InputError: arguments that do not fit the geometry or each other: a ``RuntimeError``, as torch raises, and a
+            ``ValueError``.
+        ValueError: an unknown activation; a forced kernel that cannot compute them.
+    """
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation {activation!r}: must be one of {', '.join(ACTIVATIONS)}")
+    if is_compiling():
+        return _traced(x_NCHW, weight, bias, geometry, activation)
+    if torch._C._is_any_autocast_enabled():
+        (x_NCHW,) = library.cast(x_NCHW)
+        if _left_to_autocast(x_NCHW, weight, geometry):
+            return spelled_out(x_NCHW, weight, bias, geometry, activation)
+        weight, bias = library.cast(weight, bias)
+    if x_NCHW.dtype != weight.dtype or (bias is not None and bias.dtype != weight.dtype):
+        raise InputError(library.complaint(x_NCHW, weight, bias, geometry))
+    if is_distributed(weight):
+        teach()
+        return library.conv2d(x_NCHW, weight, bias, geometry, activation)
+    try:
+        return _conv2d(x_NCHW, weight, bias, geometry, activation)
+    except (RuntimeError, IndexError, ValueError) as error:
+        complaint = library.complaint(x_NCHW, weight, bias, geometry)
+        if complaint is None:
+            raise
+        raise InputError(complaint) from error
+
+
+def _left_to_autocast(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
+    """Whether a layer is ATen's convolution anyway: autocast casts its weight once for all calls in a block."""
+    if not (geometry.is_uniform and weight.requires_grad and torch.is_grad_enabled()):
+        return False
+    if x.dim() != 4 or not x.is_floating_point() or x.shape[1] != geometry.in_groups.channels:
+        return False
+    return kernels_for(x, geometry, x.shape[2:]).together is native.conv2d
+
+
+def spelled_out(
+    x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str = "none"
+) -> Tensor:
+    """The same in ATen's operators alone: one convolution where groups are equal, else one per group."""
+    window = geometry.stride, geometry.padding, geometry.dilation
+    if geometry.is_uniform:
+        y = F.conv2d(x_NCHW, weight, bias, *window, geometry.groups)
+        return F.relu(y) if activation == "relu" else y
+    parts, first = [], [0, 0, 0]
+    for in_size, out_size, links in zip(
+        geometry.in_groups.sizes, geometry.out_groups.sizes, geometry.links, strict=True
+    ):
+        x_g, weight_g = x_NCHW.narrow(1, first[0], in_size), weight.narrow(0, first[2], links)
+        bias_g = None if bias is None else bias.narrow(0, first[1], out_size)
+        parts.append(F.conv2d(x_g, weight_g.view(out_size, in_size, *geometry.kernel_size), bias_g, *window))
+        first = [first[0] + in_size, first[1] + out_size, first[2] + links]
+    y = torch.cat(parts, 1)
+    return F.relu(y) if activation == "relu" else y
+
+
+def _traced(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str) -> Tensor:
+    """What a compiler or an exporter is given."""
+    # A compiler cannot transform the library's op.
+    if is_exporting() or torch._C._are_functorch_transforms_active():
+        return spelled_out(x, weight, bias, geometry, activation)
+    x, weight, bias = library.cast(x, weight, bias)
+    if geometry.is_uniform and dispatch.by_compiler(geometry, x.dtype, x.device):
+        return spelled_out(x, weight, bias, geometry, activation)
+    inductor.offer()
+    return library.conv2d(x, weight, bias, geometry, activation)
+
+
+def conv2d_statistics(
+    x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The convolution, and mean and biased variance of each channel that it puts out, for the norm that follows.
+
+    Args:
+        x_NCHW, weight, bias, geometry: as of ``grouped_conv2d``.
+
+    Returns:
+        y (N, O, H', W') as of ``grouped_conv2d``; mean and variance (O,) over N, H' and W', float32 or float64, NaN
+        where there is nothing; all differentiable.
+    """
+    x_NCHW, weight, bias = library.cast(x_NCHW, weight, bias)
+    return library.conv2d_statistics(x_NCHW, weight, bias, geometry)
+
+
+def _recorded(*tensors: Tensor | None) -> bool:
+    """Whether autograd must remember a call."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str = "none") -> Tensor:
+    plain = x.is_complex() or torch._C._are_functorch_transforms_active()
+    kernels = transformable_kernels(geometry) if plain else kernels_for(x, geometry, x.shape[2:])
+    if kernels.together is not None and torch.is_grad_enabled():
+        return kernels.together(x, weight, bias, geometry, activation)
+    if not _recorded(x, weight, bias):
+        return kernels.conv2d(x, weight, bias, geometry, activation)
+    return _Conv2d.apply(x, weight, bias, geometry, activation)
+
+
+def _input_gradient(dy: Tensor, weight: Tensor, geometry: Geometry, input_size: Sequence[int]) -> Tensor:
+    if _recorded(dy, weight):
+        return _InputGradient.apply(dy, weight, geometry, input_size)
+    return dispatch.input_gradient(dy, weight, geometry, input_size)
+
+
+def _weight_gradient(dy: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
+    if _recorded(dy, x):
+        return _WeightGradient.apply(dy, x, geometry)
+    return dispatch.weight_gradient(dy, x, geometry)
+
+
+EAGER = autograd.Ops(_conv2d, _input_gradient, _weight_gradient)
+
+
+class _Conv2d(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str
+    ) -> Tensor:
+        y = dispatch.conv2d(x, weight, bias, geometry, activation)
+        autograd.save(ctx, (x, weight), geometry, y if activation == "relu" else None)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return *autograd.of_conv2d(EAGER, ctx, dy), None, None
+
+
+class _InputGradient(Function):
+    @staticmethod
+    def forward(ctx: Any, dy: Tensor, weight: Tensor, geometry: Geometry, input_size: Sequence[int]) -> Tensor:
+        autograd.save(ctx, (dy, weight), geometry)
+        return dispatch.input_gradient(dy, weight, geometry, input_size)
+
+    @staticmethod
+    def backward(ctx: Any, ddx: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return *autograd.of_input_gradient(EAGER, ctx, ddx), None, None
+
+
+class _WeightGradient(Function):
+    @staticmethod
+    def forward(ctx: Any, dy: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
+        autograd.save(ctx, (dy, x), geometry)
+        return dispatch.weight_gradient(dy, x, geometry)
+
+    @staticmethod
+    def backward(ctx: Any, ddw: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return *autograd.of_weight_gradient(EAGER, ctx, ddw), None

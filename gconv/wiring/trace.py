@@ -1,0 +1,335 @@
+"""Which filters feed which group, traced through a whole model.
+
+"The group of a filter" is not always the group that computes it: AlexNet's conv1 is not grouped, its filters belong to
+the group of conv2 that *reads* them. The model is traced once (torch.fx) and run on the meta device; beside every
+tensor goes an origin, which tells for each element which filters it comes from (``origins.py``), and every operation
+does to the origin what it does to the channels (``flow.py``).
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from gconv.conv import GroupedConv2d
+from gconv.partition import Partition
+from gconv.shuffle import ChannelPermutation, ChannelShuffle, channel_shuffle
+from gconv.wiring.flow import Flow, NotFollowedError, Traced, traced_in
+from gconv.wiring.meta import (
+    Alike,
+    Shape,
+    first_line,
+    image_shape,
+    input_dtype,
+    left_as_it_was,
+    own_line,
+    raise_if_closed,
+    unwrapped,
+)
+from gconv.wiring.origins import FilterSet, set_bits
+from gconv.wiring.text_table import aligned
+
+STILL_WORKS = "still to be had without wiring: count_cost, and computing_groups (the group that computes each filter)"
+
+
+@dataclass(frozen=True)
+class LayerWiring:
+    """The wiring of one convolution.
+
+    Attributes:
+        name: of the module.
+        computed_by: group that computes each filter.
+        inputs_read_by: group that reads each input channel.
+        sources: the filters that each input channel comes from; empty where it comes from the network's input.
+        read_by: for each convolution that reads any of the filters, in the order of computation, the set of its groups
+            that read each filter.
+    """
+
+    name: str
+    computed_by: tuple[int, ...]
+    inputs_read_by: tuple[int, ...]
+    sources: tuple[FilterSet, ...]
+    read_by: dict[str, list[frozenset[int]]] = field(default_factory=dict)
+
+    def reading_sets(self, reader: str | None = None) -> list[frozenset[int]]:
+        """All groups that read each filter: the empty set where none does, several where several do.
+
+        Args:
+            reader: which convolution reads; by default the first that cuts these filters into several groups, else the
+                first at all. Beside a residual sum or a concatenation ``read_by`` tells of the others.
+
+        Raises:
+            KeyError: ``reader`` reads none of the filters.
+        """
+        reader = reader or self.first_reader()
+        if reader and reader not in self.read_by:
+            raise KeyError(f"{reader} reads no filter of {self.name}; read by: {', '.join(self.read_by) or 'none'}")
+        return self.read_by[reader] if reader else [frozenset()] * len(self.computed_by)
+
+    def reading_groups(self, reader: str | None = None) -> list[int | None]:
+        """The one group that reads each filter; None where several groups read it, or none does.
+
+        ``reading_sets`` tells these two apart, takes the same reader and raises the same error.
+        """
+        return [next(iter(groups)) if len(groups) == 1 else None for groups in self.reading_sets(reader)]
+
+    def first_reader(self) -> str | None:
+        """The first convolution in which more than one group reads these filters, else the first reader, if any."""
+        for reader, groups in self.read_by.items():
+            if len(frozenset().union(*groups)) > 1:
+                return reader
+        return next(iter(self.read_by), None)
+
+
+class Wiring(dict[str, LayerWiring]):
+    """The wiring of each convolution, by module name, in the order of computation; printed as a table."""
+
+    def __missing__(self, name: object) -> LayerWiring:
+        near = get_close_matches(str(name), self, n=3, cutoff=0.4) or list(self)[:3]
+        raise KeyError(f"no convolution {name!r} was traced; near it: {', '.join(near)}")
+
+    def __str__(self) -> str:
+        header = ["convolution", "first read by", "filters", "groups", "groups that read"]
+        rows = []
+        for name, layer in self.items():
+            reader = layer.first_reader()
+            reading = len(frozenset().union(*layer.reading_sets())) if reader else 0
+            others = f" (+{len(layer.read_by) - 1})" if len(layer.read_by) > 1 else ""
+            filters, groups = len(layer.computed_by), len(set(layer.computed_by))
+            rows.append([name, f"{reader or 'none'}{others}", f"{filters:,}", f"{groups:,}", f"{reading:,}"])
+        return aligned(header, rows, texts=2)
+
+
+def computing_groups(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The group that computes each filter, for every ``nn.Conv2d`` and ``GroupedConv2d``; needs no tracing."""
+    return {name: _cuts(m)[1].labels for name, m in model.named_modules() if isinstance(m, nn.Conv2d | GroupedConv2d)}
+
+
+def trace_wiring(model: nn.Module, input_shape: Shape) -> Wiring:
+    """Trace which group computes and which group reads every filter of every convolution.
+
+    A filter is read by a group if changing it changes what the group reads. Two exceptions: a normalisation that
+    scales by other channels does not count, and a stretch of space is not told from another after pooling. Convolutions
+    are ``nn.Conv2d`` and ``GroupedConv2d``; linear layers, other convolutions and attention pass on what they mix.
+    What runs only in training (auxiliary heads) is traced if the model is in training mode.
+
+    Args:
+        model: any module whose convolutions torch.fx can reach; it may be on the meta device. It is not changed. Of
+            one in ``torch.compile``, ``DataParallel`` or ``DistributedDataParallel`` the model inside is traced.
+        input_shape: of one image, (C, H, W); or a batch of images, or its shape.
+
+    Returns:
+        The wiring of each convolution, by module name, in the order of computation.
+
+    Raises:
+        TypeError: arguments that are no model or no shape.
+        ValueError: the model cannot be traced, does not take such images, or a convolution reads what comes of an
+            operation that does not tell where its channels come from. One line: which operation, and what still works.
+    """
+    model = unwrapped(model, "trace_wiring")
+    raise_if_closed(model, "trace_wiring")
+    shape, kind, tracer = image_shape(input_shape, model), type(model).__name__, _Tracer()
+    try:
+        # fx hangs constants on the model while it traces
+        with torch.device("cpu"), torch.no_grad(), left_as_it_was(model), _uncompiled():
+            graph = tracer.trace(model, _defaults(model))
+            walk = _Walk(model, graph)
+            with Alike():
+                walk.run(walk.flow.traced(torch.empty(1, *shape, dtype=input_dtype(model), device="meta")))
+    except _UntraceableError as error:
+        raise ValueError(f"{kind}, images of {shape}: {error}; {STILL_WORKS}") from None
+    except Exception as error:
+        where = own_line(reversed(list(traceback.walk_tb(error.__traceback__))))
+        inside = f" {tracer.innermost}" if tracer.innermost else ""
+        reason = f"torch.fx cannot trace{inside}{where}: {_plainly(error)}"
+        raise ValueError(f"{kind}: {reason}; {STILL_WORKS}") from None
+    return _connect(model, walk.reads)
+
+
+def _plainly(error: Exception) -> str:
+    if "not installed as a submodule" in str(error):
+        return "a module that it calls is held in a plain list or dict; hold it in an nn.ModuleList or nn.ModuleDict"
+    return first_line(error)
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Have fx open what ``torch.compile`` wraps, as if it were not there."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    return torch._dynamo.config.patch(error_on_nested_fx_trace=False)  # type: ignore[attr-defined]
+
+
+def _connect(model: nn.Module, reads: dict[str, list[FilterSet]]) -> Wiring:
+    """Turn what every input channel comes from into who reads every filter."""
+    layers = Wiring()
+    for name, sources in reads.items():
+        in_groups, out_groups = _cuts(model.get_submodule(name))
+        layers[name] = LayerWiring(name, out_groups.labels, in_groups.labels, tuple(sources))
+    for reader, sources in reads.items():
+        reading = layers[reader].inputs_read_by
+        members: list[set[FilterSet]] = [set() for _ in range(1 + max(reading))]
+        for group, filters in zip(reading, sources, strict=True):
+            members[group].add(filters)
+        # Of each source, which groups read the same of its channels: many, where a layer before mixes them all.
+        alike: dict[str, dict[int, list[int]]] = {}
+        for group, sets in enumerate(members):
+            for source, bits in FilterSet.union(sets).channels.items():
+                alike.setdefault(source, {}).setdefault(bits, []).append(group)
+        for source, groups_of in alike.items():
+            read = [frozenset[int]()] * len(layers[source].computed_by)
+            for bits, groups in groups_of.items():
+                same = frozenset(groups)
+                for channel in set_bits(bits):
+                    read[channel] = read[channel] | same if read[channel] else same
+            layers[source].read_by[reader] = read
+    return layers
+
+
+def _cuts(module: nn.Module) -> tuple[Partition, Partition]:
+    """How a convolution cuts its inputs and its outputs."""
+    if isinstance(module, GroupedConv2d):
+        return module.geometry.in_groups, module.geometry.out_groups
+    assert isinstance(module, nn.Conv2d)
+    uniform = Partition.uniform
+    return uniform(module.in_channels, module.groups), uniform(module.out_channels, module.groups)
+
+
+def _defaults(model: nn.Module) -> dict[str, Any] | None:
+    """Arguments of ``forward`` that need not be given, as they are then."""
+    parameters = list(inspect.signature(model.forward).parameters.values())[1:]
+    return {p.name: p.default for p in parameters if p.default is not p.empty} or None
+
+
+class _UntraceableError(Exception):
+    """One line: what is not followed, and where."""
+
+
+class _Tracer(fx.Tracer):
+    """Opens all modules, torch's layers too, down to functions; what cannot be opened stays whole if it can."""
+
+    def __init__(self) -> None:
+        super().__init__(autowrap_functions=(channel_shuffle,))
+        self.innermost = ""  # the module in which tracing failed
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, nn.Conv2d | GroupedConv2d | ChannelShuffle | ChannelPermutation | _NormBase)
+
+    def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        stack = self.module_stack.copy()
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            self.innermost = self.innermost or self.path_of_module(m)
+            if computing_groups(m):
+                raise
+            self.innermost, self.module_stack = "", stack
+            return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        node.meta["line"] = own_line(traceback.walk_stack(None), trace_wiring.__code__)
+        return node
+
+
+class _Walk(fx.Interpreter):
+    """Runs the graph on traced tensors and notes what every convolution reads."""
+
+    def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(model, graph=graph)
+        self.extra_traceback = False
+        self.flow = Flow()
+        self.reads: dict[str, list[FilterSet]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        lost = _lost_in((args, kwargs))
+        if n.op == "output":
+            return None
+        try:
+            if lost is None:
+                self.flow.check_age(traced_in((args, kwargs)))
+                return super().run_node(n)
+        except NotFollowedError as error:
+            lost = _Lost(f"the wiring is not followed through {_place(n)}: {error}")
+        except Exception as error:
+            raise _UntraceableError(f"does not take such images at {_place(n)}: {first_line(error)}") from error
+        if n.op == "call_module" and computing_groups(self.fetch_attr(str(n.target))):
+            raise _UntraceableError(f"{lost.reason}, and {n.target} reads what comes of it")
+        return lost
+
+    def get_attr(self, target: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        return self.flow.constant(self.fetch_attr(target))
+
+    def call_module(self, target: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        module = self.fetch_attr(target)
+        x = next(traced_in((args, kwargs)), None)
+        if isinstance(module, nn.Conv2d | GroupedConv2d) and x is not None:
+            return self._convolve(target, module, x)
+        if isinstance(module, _NormBase) and x is not None:
+            return self.flow.follow("batch_norm", torch.empty_like, (x,), {})
+        if isinstance(module, ChannelShuffle | ChannelPermutation):
+            return self.flow.move(module, args, kwargs)
+        raise NotFollowedError("torch.fx cannot look into it")
+
+    def call_function(self, target: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        library = str(getattr(target, "__module__", None)).partition(".")[0]
+        known = library in ("torch", "torchvision", "gconv", "_operator", "builtins")  # add() may be anybody's
+        return self.flow.follow(target.__name__ if known else "", target, args, kwargs)
+
+    def call_method(self, target: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        def method(x: Any, *rest: Any, **named: Any) -> Any:
+            name = "reshape" if target == "view" else target  # an origin has strides that no view can take
+            return getattr(x, name)(*rest, **named)
+
+        return self.flow.follow(target, method, args, kwargs)
+
+    def _convolve(self, name: str, module: nn.Conv2d | GroupedConv2d, x: Traced) -> Traced:
+        channels = x.origin.dim() - 3
+        others = [dim for dim in range(x.origin.dim()) if dim != channels]
+        numbers = self.flow.origins.union_over(x.origin, others).flatten().tolist()
+        sources = [self.flow.origins.sets[number] for number in numbers]
+        if name in self.reads:  # called again: one module, several inputs
+            sources = [FilterSet.union(pair) for pair in zip(self.reads[name], sources, strict=True)]
+        self.reads[name] = sources
+        value = _on_meta(module, x.value)
+        own = self.flow.origins.filters_of(name, module.out_channels)
+        return self.flow.traced(value, own.view(-1, 1, 1).expand(value.shape))
+
+
+@dataclass(frozen=True)
+class _Lost:
+    """What comes of an operation that is not followed. It only matters if a convolution reads it."""
+
+    reason: str
+
+
+def _lost_in(tree: Any) -> _Lost | None:
+    if isinstance(tree, _Lost):
+        return tree
+    items = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ()
+    return next((lost for lost in map(_lost_in, items) if lost), None)
+
+
+def _on_meta(module: nn.Module, x: Tensor) -> Tensor:
+    """Run one module on the meta device without moving its parameters."""
+    tensors = {n: t.to("meta") for n, t in (*module.named_parameters(), *module.named_buffers())}
+    return torch.func.functional_call(module, tensors, (x,))
+
+
+def _place(node: fx.Node) -> str:
+    """Node, module and source line, for people: "'sort' in head (net.py:12: x = torch.sort(x))"."""
+    modules = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path]
+    if node.op == "call_module":
+        modules.append(str(node.target))
+    inside = f" in {modules[-1]}" if modules else ""
+    return f"{node.name!r}{inside}{node.meta.get('line', '')}"

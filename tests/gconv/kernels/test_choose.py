@@ -1,0 +1,264 @@
+"""Which kernel computes a layer: tables on disk, the choice from them, the rule without them, and the explanation."""
+
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gconv import GroupedConv2d, explain, explanation, forced_kernel
+from gconv.kernels import CANDIDATES, OPS, choose, table
+from gconv.kernels.geometry import Geometry
+from gconv.kernels.table import Kind, TableError
+from gconv.operator import dispatch
+from gconv.partition import Partition
+
+CPU = torch.device("cpu")
+FAMILY = table.device_family(CPU)
+LOG = Geometry(Partition.of("log:4", 64), Partition.of("log:4", 64), (3, 3), padding=(1, 1))
+UNIFORM = Geometry(Partition.of(8, 64), Partition.of(8, 64), (3, 3), padding=(1, 1))
+BITS = choose.pixel_bits(64, 32, 32)
+
+
+@pytest.fixture
+def own_table(tmp_path, monkeypatch):
+    """No table but the one that a test writes."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(table, "SHIPPED", tmp_path / "none")
+    dispatch.forget()
+    yield table.user_path()
+    monkeypatch.undo()
+    dispatch.forget()
+
+
+def kind_of(op, geometry=LOG, dtype=torch.float32, bits=BITS, channels_last=True):
+    return Kind.of(op, geometry, dtype, FAMILY, channels_last, bits)
+
+
+def names(geometry=LOG, dtype=torch.float32, bits=BITS, channels_last=True):
+    return tuple(choose.choose(op, geometry, dtype, CPU, channels_last, bits).kernel for op in OPS)
+
+
+kinds = st.builds(
+    Kind,
+    family=st.sampled_from(["cpu-avx512", "cuda-sm90"]),
+    dtype=st.sampled_from(["float32", "bfloat16"]),
+    layout=st.sampled_from(["channels_last", "contiguous"]),
+    op=st.sampled_from(OPS),
+    cut=st.sampled_from(["uniform", "uneven"]),
+    kernel=st.sampled_from(["1x1", "KxK"]),
+    stride=st.integers(1, 2),
+    **dict.fromkeys(("channels", "widest", "narrowest", "groups", "pixels"), st.integers(0, 14)),
+)
+times = st.dictionaries(st.sampled_from([*CANDIDATES, "dense"]), st.floats(1e-7, 10), min_size=1)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.dictionaries(kinds, times, max_size=8), st.dictionaries(kinds, times, max_size=3))
+def test_a_table_reads_back_as_written_and_extends(tmp_path_factory, first, second):
+    path = tmp_path_factory.mktemp("table") / "deep" / "kernels.csv"
+    table.write(path, first)
+    table.extend(path, second.items())
+    back = table.read(path, fresh=True)
+    assert back.keys() == first.keys() | second.keys()
+    for kind, seconds in (first | second).items():
+        assert back[kind] == pytest.approx(seconds, rel=1e-3)
+
+
+@pytest.mark.parametrize("path", sorted(table.SHIPPED.glob("*.csv")), ids=lambda path: path.stem)
+def test_shipped_tables_can_be_read_and_name_kernels_of_their_family(path):
+    for kind, seconds in table.read(path).items():
+        assert kind.family == path.stem
+        assert set(seconds) <= {*CANDIDATES, "dense", *(["apart"] if kind.op == "step" else [])}
+
+
+def test_the_fastest_measured_kernel_is_chosen_for_each_op(own_table):
+    fastest = dict(zip(OPS, ("masked", "nested", "packed"), strict=True))
+    table.write(own_table, {kind_of(op): {"loop": 2.0, "native": 0.1, "dense": 0.1, fastest[op]: 1.0} for op in OPS})
+    dispatch.forget()
+    assert names() == ("masked", "nested", "packed")  # neither native, which cannot, nor dense, which is no kernel
+    assert names(channels_last=False) == names(bits=0)  # another layout, an unknown size: the rule
+
+
+@pytest.mark.parametrize(
+    ("step", "together"),
+    [
+        ({"loop": 1.00, "packed": 1.10, "apart": 1.20, "dense": 0.1}, "loop"),
+        ({"loop": 1.02, "packed": 1.10, "apart": 1.00}, "loop"),  # as fast, and simpler
+        ({"loop": 1.10, "packed": 1.20, "apart": 1.00}, None),
+        ({"widened": 1.00, "apart": 1.00, "packed": 3.00}, None),
+        ({"native": 0.50, "merged": 1.00}, "merged"),  # native cannot
+        ({"packed": 0.50, "merged": 1.00}, None),  # torch would let an infinite gradient cross its groups
+        ({}, None),  # no step is measured, and the ops differ
+    ],
+    ids=["loop", "alike", "apart", "widened", "uneven", "zeros", "silent"],
+)
+def test_one_kernel_computes_a_step_where_that_is_as_fast_as_three(own_table, step, together):
+    rows = {kind_of(op): {"loop": 1.0 + i % 2, "packed": 1.5} for i, op in enumerate(OPS)}
+    table.write(own_table, rows | ({kind_of("step"): step} if step else {}))
+    dispatch.forget()
+    assert choose.together(LOG, torch.float32, CPU, True, BITS) == together
+    assert names() == ("loop", "packed", "loop")
+
+
+def test_a_measured_layer_speaks_for_near_ones_and_not_for_far_ones(own_table):
+    table.write(own_table, {kind_of(op): {"masked": 1.0, "loop": 2.0} for op in OPS})
+    dispatch.forget()
+    near = choose.pixel_bits(32, 32, 32)
+    assert names(bits=near) == ("masked",) * 3
+    assert "1 steps" in choose.choose("conv2d", LOG, torch.float32, CPU, True, BITS - 2).reason
+    assert names(bits=choose.pixel_bits(1, 4, 4)) != ("masked",) * 3
+    many = Geometry(Partition((32, *[1] * 32)), Partition((32, *[1] * 32)), (3, 3), padding=(1, 1))
+    assert names(many) != ("masked",) * 3  # as wide a group, but many calls for a loop
+    assert names(replace(LOG, kernel_size=(1, 1), padding=(0, 0))) != ("masked",) * 3
+    assert names(replace(LOG, stride=(2, 2))) != ("masked",) * 3
+
+
+def test_the_users_table_wins_over_the_shipped_one(own_table, tmp_path, monkeypatch):
+    shipped = tmp_path / "shipped"
+    monkeypatch.setattr(table, "SHIPPED", shipped)
+    table.write(shipped / f"{FAMILY}.csv", {kind_of(op): {"loop": 1.0, "masked": 2.0} for op in OPS})
+    dispatch.forget()
+    assert names() == ("loop",) * 3
+    table.write(own_table, {kind_of(op): {"loop": 2.0, "masked": 1.0} for op in OPS})
+    dispatch.forget()
+    assert names() == ("masked",) * 3
+    own_table.unlink()
+    dispatch.forget()
+    assert names() == ("loop",) * 3
+
+
+HEAD = f"{table.HEAD}; torch {torch.__version__}\n"
+COLUMNS = "family,dtype,layout,op,cut,kernel,stride,channels,widest,narrowest,groups,pixels,computed_by,seconds\n"
+ROW = f"{FAMILY},float32,channels_last,conv2d,uneven,KxK,1,6,5,3,2,8,loop,"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("family,dtype\n", "begins with"),
+        (f"{table.HEAD}; torch 1.0\n{COLUMNS}", "torch 1.0"),
+        (f"{HEAD}family,seconds\n", "columns"),
+        (f"{HEAD}{COLUMNS}{ROW}fast\n", "line 3"),
+        (f"{HEAD}{COLUMNS}{ROW}nan\n", "line 3"),
+        (f"{HEAD}{COLUMNS}{ROW}1.0\n{ROW[:-9]}\n", "line 4"),
+        (b"\xff\xfe\x00", "no text"),
+    ],
+    ids=["no head", "stale", "columns", "word", "nan", "cut off", "binary"],
+)
+def test_a_file_that_cannot_be_used_warns_once_and_is_rebuilt_on_request(own_table, text, says):
+    own_table.parent.mkdir(parents=True)
+    own_table.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(TableError, match=says):
+        table.read(own_table, fresh=True)
+    layer, x = GroupedConv2d(16, 16, 3, groups="log:3"), torch.randn(2, 16, 8, 8)
+    with pytest.warns(UserWarning, match=f"(?s){own_table.name}.*{says}.*make bench-kernels"):
+        layer(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer(x)
+        GroupedConv2d(16, 16, 3, groups="log:4")(x)
+    table.extend(own_table, [(kind_of("conv2d"), {"masked": 1.0})])
+    assert table.read(own_table, fresh=True) == {kind_of("conv2d"): {"masked": 1.0}}
+
+
+def test_a_folder_in_the_place_of_the_table_is_no_obstacle(own_table):
+    own_table.mkdir(parents=True)
+    with pytest.warns(UserWarning, match="ignored"):
+        GroupedConv2d(16, 16, 3, groups="log:3")(torch.randn(2, 16, 8, 8))
+
+
+@pytest.fixture
+def cpu(own_table, monkeypatch):
+    """Pretend to be another CPU, with nothing measured."""
+
+    def set_units(bf16: bool, matrix: bool) -> None:
+        monkeypatch.setattr(choose, "_computes", lambda dtype: bf16 and dtype == torch.bfloat16)
+        monkeypatch.setattr(choose, "_has_matrix_units", lambda: matrix)
+        dispatch.forget()
+
+    return set_units
+
+
+MANY = Geometry(Partition((24, *[1, 3] * 10)), Partition((24, *[1, 3] * 10)), (3, 3), padding=(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("bf16", "matrix", "dtype", "uneven", "uniform"),
+    [
+        (False, False, torch.float32, "merged", "native"),
+        (True, True, torch.float32, "merged", "native"),
+        (True, False, torch.bfloat16, "merged", "native"),
+        (True, True, torch.bfloat16, "packed", "native"),
+        (False, False, torch.bfloat16, "widened", "widened"),
+        (True, True, torch.float16, "widened", "widened"),
+    ],
+)
+def test_without_a_table_aten_computes_by_rule_on_every_cpu(cpu, bf16, matrix, dtype, uneven, uniform):
+    cpu(bf16, matrix)
+    for geometry in (LOG, MANY):
+        assert names(geometry, dtype) == (uneven,) * 3
+    assert names(UNIFORM, dtype) == (uniform,) * 3
+    assert "no such layer is measured" in choose.choose("conv2d", LOG, dtype, CPU, True, BITS).reason
+
+
+def test_nothing_is_timed_in_a_training_step(own_table, monkeypatch):
+    def clock():
+        raise AssertionError("a training step looked at the clock")
+
+    monkeypatch.setattr("time.perf_counter", clock)
+    monkeypatch.setattr("time.time", clock)
+    GroupedConv2d(16, 16, 3, groups="log:3")(torch.randn(2, 16, 8, 8)).sum().backward()
+    assert not own_table.exists()
+
+
+def test_the_table_lies_in_the_cache_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert table.user_path() == tmp_path / "gconv" / "kernels.csv"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert table.user_path() == tmp_path / ".cache" / "gconv" / "kernels.csv"
+
+
+def test_explain_says_what_why_and_how_far_from_the_floor(own_table):
+    layer = GroupedConv2d(64, 64, 3, padding=1, groups="log:4", bias=False)
+    rows = {kind_of(op): {"masked": 0.8, "loop": 1.2, "dense": 1.0} for op in (*OPS, "step")}
+    table.write(own_table, rows)
+    dispatch.forget()
+    found = explain(layer, (64, 64, 32, 32))
+    links = 32 * 32 + 16 * 16 + 2 * 8 * 8
+    assert found.share == links / 64**2 == 0.34375
+    assert [op.op for op in found.ops] == [*OPS, "step"]
+    for op in found.ops[:3]:
+        assert op.kernel == "masked"
+        assert op.macs == 64 * 32 * 32 * 9 * links
+        assert op.bytes == 4 * (2 * 64 * 64 * 32 * 32 + 9 * links)
+        assert op.of_dense == pytest.approx(0.8)
+        assert op.floor is None  # nobody knows the peaks of this CPU
+    assert found.ops[3].kernel == "apart"
+    assert found.ops[3].macs == 3 * found.ops[0].macs
+    text = str(found)
+    for words in (
+        "log:4",
+        "each op by its own kernel",
+        "ideal share of the dense time: 0.344",
+        "fastest measured",
+        "loop 1.50 × as long",
+    ):
+        assert words in text
+    with forced_kernel("packed"):
+        assert "packed    forced" in str(explain(layer, (64, 32, 32)))
+    with pytest.raises(ValueError, match=r"\(3, 32, 32\).*64 -> 64 channels in groups log:4"):
+        explain(layer, (3, 32, 32))
+
+
+def test_floors_of_a_known_device_are_those_worked_out_by_hand(monkeypatch):
+    """bf16 3×3, batch 256, 64 channels at 56: dense is bound by arithmetic (74.9 µs), two groups by memory (47.8)."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    for groups, microseconds in ((1, 74.9), (2, 47.8), ("log:5", 47.8)):
+        geometry = GroupedConv2d(64, 64, 3, padding=1, groups=groups, device="meta").geometry
+        macs, numbers = explanation.floor_of(geometry, (256, 64, 56, 56))
+        seconds = explanation.seconds_of(macs, 2 * numbers, torch.bfloat16, torch.device("cuda"))
+        assert 1e6 * seconds == pytest.approx(microseconds, rel=0.01)

@@ -1,0 +1,138 @@
+"""The kernels made of uniform convolutions: infinities stay in their group, no weight is stale, equal groups share."""
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from gconv import GroupedConv2d, forced_kernel
+from gconv.kernels import merged, packed, runnable, tails
+from gconv.kernels.packing import equal_neighbours, narrow_neighbours
+
+PARTITIONS = {"log": "log:4", "irregular": "5,3,4,4", "equal": 4, "many": [1, 2] * 4 + [4], "halves": 2}
+
+
+@pytest.fixture(params=PARTITIONS, ids=str)
+def layer(request):
+    torch.manual_seed(0)
+    return GroupedConv2d(16, 16, 3, padding=1, groups=PARTITIONS[request.param])
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("-inf"), float("nan")])
+def test_infinities_stay_in_their_group_whatever_computes_it(layer, number):
+    """One number of the last group is not finite: all other groups have the bits that they have without it."""
+    sizes = layer.geometry.out_groups.sizes
+    clean = layer.out_channels - sizes[-1]
+    x = torch.randn(2, 16, 6, 6)
+    dy = torch.randn(2, 16, 6, 6)
+    bad_x, bad_dy = x.clone(), dy.clone()
+    bad_x[0, -1, 2, 2] = bad_dy[1, -1, 3, 3] = number
+    for kernel in runnable(layer.geometry, x.dtype, "cpu"):
+        results = []
+        for image, gradient in ((x, dy), (bad_x, dy), (x, bad_dy), (bad_x, bad_dy)):
+            image = image.clone().requires_grad_()
+            with forced_kernel(kernel):
+                y = layer(image)
+                dx, dw = torch.autograd.grad(y, [image, layer.weight], gradient)
+            weights = torch.cat([part.flatten() for part in layer.geometry.group_weights(dw)[:-1]])
+            results.append((y.detach()[:, :clean], dx[:, :clean], weights))
+        for right, *others in zip(*results, strict=True):
+            for other in others:
+                assert torch.allclose(other, right, atol=1e-5), kernel
+
+
+def test_infinities_stay_in_their_group_when_compiled():
+    layer = GroupedConv2d(16, 16, 3, padding=1, groups="log:4")
+    x = torch.randn(2, 16, 6, 6)
+    x[:, -1] = float("inf")
+    with forced_kernel("packed"), torch.no_grad():
+        y = torch.compile(layer, backend="aot_eager", fullgraph=True)(x)
+    assert y[:, :14].isfinite().all()
+    assert not y[:, 14:].isfinite().all()
+
+
+@pytest.mark.parametrize("kernel", ["tails", "packed", "nested", "masked"])
+@pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
+def test_no_result_is_that_of_an_old_weight(kernel, guard):
+    """However the weight is changed, and by other layers of the same geometry."""
+    torch.manual_seed(1)
+    layer, other = (GroupedConv2d(16, 16, 3, groups="log:4", bias=False) for _ in range(2))
+    x = torch.randn(1, 16, 5, 5)
+
+    def changed_by_numpy():
+        layer.weight.detach().numpy()[:] *= 2
+
+    changes = {
+        "nothing": lambda: None,
+        "in place": lambda: nn.init.normal_(layer.weight),
+        "data in place": lambda: layer.weight.data.mul_(3),
+        "other data": lambda: setattr(layer.weight, "data", torch.randn(layer.weight.shape)),
+        "other parameter": lambda: setattr(layer, "weight", nn.Parameter(torch.randn(layer.weight.shape))),
+        "numpy": changed_by_numpy,
+        "another layer": lambda: other(x),
+    }
+    with guard(), forced_kernel(kernel):
+        for how, change in changes.items():
+            change()
+            y = layer(x)
+            with forced_kernel("reference"):
+                assert torch.allclose(y.double(), layer(x), atol=1e-5), how
+    with forced_kernel(kernel):  # what inference kept must not get into training
+        other(x.requires_grad_()).sum().backward()
+
+
+def test_threads_do_not_share_a_weight():
+    layers = [GroupedConv2d(16, 16, 3, groups="log:4", bias=False) for _ in range(4)]
+    x = torch.randn(1, 16, 5, 5)
+    with torch.no_grad(), forced_kernel("reference"):
+        right = [layer(x).float() for layer in layers]
+    wrong = []
+
+    def run(number):
+        with torch.no_grad():
+            for _ in range(200):
+                y = packed.conv2d(x, layers[number].weight, None, layers[number].geometry)
+                if not torch.allclose(y, right[number], atol=1e-5):
+                    wrong.append(number)
+
+    threads = [threading.Thread(target=run, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_equal_neighbours_share_a_call():
+    sizes = (32, 16, 8, 4, 4)
+    calls = equal_neighbours(sizes, sizes)
+    assert [call.bins for call in calls] == [((0, 1),), ((1, 2),), ((2, 3),), ((3, 4), (4, 5))]
+    assert [call.in_capacity for call in calls] == [32, 16, 8, 4]
+    assert [call.links for call in calls] == [1024, 256, 64, 32]
+    assert len(equal_neighbours((4, 4, 4), (2, 4, 4))) == 2  # outputs must be equal too
+
+
+def test_narrow_neighbours_share_a_bin_of_at_most_16_channels():
+    sizes = (32, 16, 8, 4, 4)
+    calls = narrow_neighbours(sizes, sizes)
+    assert [call.bins for call in calls] == [((0, 1),), ((1, 2), (2, 5))]  # and the bin the call of the 16
+    assert [call.in_capacity for call in calls] == [32, 16]
+    assert calls[-1].links == 2 * 256
+    twice = narrow_neighbours((8, 4, 4, 8, 4, 4), (8, 4, 4, 8, 4, 4))
+    assert [call.bins for call in twice] == [((0, 3), (3, 6))]  # two equal bins in one call
+    layer = GroupedConv2d(96, 96, 3, groups="48,24,24")
+    assert "no narrow groups" in (tails.refuses(layer.geometry, torch.float32, "cpu") or "")
+
+
+def test_many_unequal_groups_are_sorted_so_that_a_size_is_a_call(monkeypatch):
+    layer = GroupedConv2d(54, 36, 3, padding=1, groups=[1, 2, 1] * 9, in_groups=[1, 2, 3] * 9)
+    calls = []
+    convolve = packed.aten.convolve
+    monkeypatch.setattr(packed.aten, "convolve", lambda *args: calls.append(args[4]) or convolve(*args))
+    x = torch.randn(2, 54, 5, 5).to(memory_format=torch.channels_last)
+    y = merged.conv2d(x, layer.weight.detach(), layer.bias, layer.geometry)
+    assert calls == [9, 9, 9]
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    with forced_kernel("reference"):
+        torch.testing.assert_close(y.double(), layer(x), rtol=1e-5, atol=1e-5)
