@@ -77,7 +77,7 @@ bench: $(READY) ## time every kernel side by side, then whole training steps, th
 	@$(if $(filter -h --help,$(ARGS)),,$(RUN) -m benchmarks.steps)
 	@$(if $(filter -h --help,$(ARGS)),,$(RUN) -m benchmarks.training --model=lognet)
 
-bench-kernels: $(READY) ## measure this machine's kernels into ~/.cache/gconv/kernels.csv, for the choice between them
+bench-kernels: $(READY) ## measure this machine's kernels into ~/.cache/gconv/kernels/, for the choice between them
 	@$(RUN) -m benchmarks.kernels --learn $(ARGS)
 
 bench-blocks: $(READY) ## convolution, batch norm, ReLU and shuffle: one after the other, and as one block

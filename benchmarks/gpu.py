@@ -36,6 +36,7 @@ from gconv.explanation import floor_of, seconds_of
 from gconv.kernels import CANDIDATES, OPS, find, runnable, table
 from gconv.kernels.choose import APART, pixel_bits
 from gconv.kernels.geometry import Geometry
+from gconv.kernels.machine import device_family, this_machine
 from gconv.operator import dispatch
 
 LAYERS = ("64@32", "256@14", "128@16", "512@7", "64@56", "128@28", "256@8", "256@14/1x1", "128@28/3x3/2")
@@ -112,7 +113,7 @@ class Rows:
     def __init__(self, path: Path, device: torch.device) -> None:
         self._path = path
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "stand-in"
-        self._everywhere = {"device": name, "torch": torch.__version__, "family": table.device_family(device)}
+        self._everywhere = {"device": name, "torch": torch.__version__, "family": device_family(device)}
 
     def add(self, **values: object) -> None:
         """Write a row; the first of a file names the columns."""
@@ -179,7 +180,7 @@ def learn(given: argparse.Namespace) -> None:
                     print(f"time is up before {layer} {partition} {dtype}", flush=True)
                     return
                 learn_case(Case(layer, partition, getattr(torch, dtype), batch, given.device), rows)
-    print(f"table: {table.user_path()}")
+    print(f"table: {table.own_path(this_machine(given.device))}")
 
 
 def learn_case(case: Case, rows: Rows) -> None:
@@ -187,9 +188,9 @@ def learn_case(case: Case, rows: Rows) -> None:
     layer = case.grouped()
     x, _ = case.images(layer.geometry, 1)
     bits = pixel_bits(case.batch, *x.shape[2:])
-    family = table.device_family(case.device)
+    machine = this_machine(case.device)
     for op in (*OPS, "step"):
-        kind = table.Kind.of(op, layer.geometry, case.dtype, family, True, bits)
+        kind = table.Kind.of(op, layer.geometry, case.dtype, True, bits)
         try:
             times = dict(time_op(case, op, layer))
         except Exception as error:  # the other cases go on
@@ -207,7 +208,7 @@ def learn_case(case: Case, rows: Rows) -> None:
                 **{"floor": "" if floor is None else amount * floor, "failed": ""},
             )
         known = {name: statistics.median(times[way]) for way, name in _learned(times, op)}
-        table.extend(table.user_path(), [(kind, known)])
+        table.extend(machine, [(kind, known)])
         dispatch.forget()
 
 

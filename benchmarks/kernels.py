@@ -37,6 +37,7 @@ from gconv.explanation import floor_of, seconds_of, share_of_dense
 from gconv.kernels import OPS, find, runnable, table
 from gconv.kernels.choose import APART, pixel_bits
 from gconv.kernels.geometry import Geometry
+from gconv.kernels.machine import device_family, this_machine
 from gconv.operator import dispatch
 
 LAYERS = {
@@ -104,7 +105,7 @@ def main() -> None:
         for case in cases:
             learn(case, given.repeats)
             print(f"{case.layer} {case.partition} {case.dtype} × {case.batch}", flush=True)
-        print(f"table: {table.user_path()}")
+        print(f"table: {table.own_path(this_machine(device))}")
         return
     rows = []
     for case in cases:
@@ -272,7 +273,7 @@ def measure(case: Case, repeats: int) -> list[dict[str, object]]:
                     "macs": amount * macs,
                     "ideal": share_of_dense(geometry),
                     "floor": None if floor is None else amount * floor,
-                    "family": table.device_family(case.device),
+                    "family": device_family(case.device),
                     "threads": torch.get_num_threads(),
                     "case": case,
                 }
@@ -283,18 +284,16 @@ def measure(case: Case, repeats: int) -> list[dict[str, object]]:
 def learn(case: Case, repeats: int) -> None:
     """Extend the user's table by one case: first each op apart, then the step, which depends on what was chosen."""
     layer, _, x, _ = case.build()
-    bits, family = pixel_bits(x.shape[0], *x.shape[2:]), table.device_family(case.device)
-    kinds = {
-        op: table.Kind.of(op, layer.geometry, case.dtype, family, case.channels_last, bits) for op in (*OPS, "step")
-    }
+    bits, machine = pixel_bits(x.shape[0], *x.shape[2:]), this_machine(case.device)
+    kinds = {op: table.Kind.of(op, layer.geometry, case.dtype, case.channels_last, bits) for op in (*OPS, "step")}
     times: dict[table.Kind, dict[str, float]] = {kinds["step"]: {}}
     for op in OPS:
         times[kinds[op]] = {name: latency.median for name, latency, *_ in time_op(case, op, repeats, with_ours=False)}
-    table.extend(table.user_path(), times.items())
+    table.extend(machine, times.items())
     dispatch.forget()
     step = {name: latency.median for name, latency, *_ in time_op(case, "step", repeats)}
     step[APART] = step.pop("ours")
-    table.extend(table.user_path(), [(kinds["step"], step)])
+    table.extend(machine, [(kinds["step"], step)])
     dispatch.forget()
 
 

@@ -6,15 +6,15 @@ forward pass, the gradient of the input and that of the weight may be computed b
 
 from __future__ import annotations
 
-import platform
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 
 import torch
 
-from gconv.kernels import CANDIDATES, DIFFERENTIABLE, OPS, refusal
+from gconv.kernels import CANDIDATES, DIFFERENTIABLE, OPS, machine, refusal
 from gconv.kernels import table as tables
 from gconv.kernels.geometry import Geometry
+from gconv.kernels.machine import this_machine
 
 ALIKE = 1.03  # times within 3% are taken for equal
 APART = "apart"  # in the table: a step whose ops each have the kernel of their own choice
@@ -46,7 +46,6 @@ def pixel_bits(batch: int, height: int, width: int) -> int:
     return pixels.bit_length() if type(pixels) is int else 0
 
 
-@lru_cache(maxsize=16384)
 def choose(
     op: str, geometry: Geometry, dtype: torch.dtype, device: torch.device, channels_last: bool, bits: int
 ) -> Choice:
@@ -60,6 +59,13 @@ def choose(
         channels_last: whether its input is.
         bits: ``pixel_bits`` of its input.
     """
+    return _choose(op, geometry, dtype, device, channels_last, bits, torch.get_num_threads())
+
+
+@lru_cache(maxsize=16384)
+def _choose(
+    op: str, geometry: Geometry, dtype: torch.dtype, device: torch.device, channels_last: bool, bits: int, threads: int
+) -> Choice:
     if device.type == "meta":  # nothing is computed, costs are counted: these multiply connected channels alone
         return Choice("native" if geometry.is_uniform else "loop", "nothing is computed on the meta device")
     found = _measured(op, geometry, dtype, device, channels_last, bits)
@@ -70,7 +76,6 @@ def choose(
     return _by_rule(op, geometry, dtype, device)
 
 
-@lru_cache(maxsize=16384)
 def together(
     geometry: Geometry, dtype: torch.dtype, device: torch.device, channels_last: bool, bits: int
 ) -> str | None:
@@ -79,6 +84,13 @@ def together(
     One kernel costs least beside the arithmetic, and computes both gradients in one call: it is preferred where it is
     as fast. Where no step is measured, it must be the choice of each op.
     """
+    return _together(geometry, dtype, device, channels_last, bits, torch.get_num_threads())
+
+
+@lru_cache(maxsize=16384)
+def _together(
+    geometry: Geometry, dtype: torch.dtype, device: torch.device, channels_last: bool, bits: int, threads: int
+) -> str | None:
     choices = {choose(op, geometry, dtype, device, channels_last, bits).kernel for op in OPS}
     if device.type != "meta":
         found = _measured("step", geometry, dtype, device, channels_last, bits)
@@ -91,7 +103,8 @@ def together(
 
 def forget_choices() -> None:
     """Read the tables again at the next choice."""
-    for cached in (together, choose, tables.load):
+    tables.forget()
+    for cached in (_together, _choose):
         cached.cache_clear()
 
 
@@ -101,8 +114,8 @@ def _measured(
     """What the table says of the nearest layer: seconds of all, of what can be chosen here, and steps to that layer."""
     if not bits:
         return None
-    kind = tables.Kind.of(op, geometry, dtype, tables.device_family(device), channels_last, bits)
-    table = tables.load(kind.family)
+    kind = tables.Kind.of(op, geometry, dtype, channels_last, bits)
+    table = tables.load(this_machine(device))
     found = tables.nearest(table, kind)
     if found is None:
         return None
@@ -119,24 +132,10 @@ def _by_rule(op: str, geometry: Geometry, dtype: torch.dtype, device: torch.devi
     """
     silent = "no such layer is measured; by rule "
     on_cpu = device.type == "cpu"
-    if on_cpu and dtype in (torch.bfloat16, torch.float16) and not _computes(dtype):
+    if on_cpu and dtype in (torch.bfloat16, torch.float16) and not machine.computes(dtype):
         return Choice("widened", f"{silent}fp32 inside, since this CPU only emulates {dtype}")
     if geometry.is_uniform:
         return Choice("native", f"{silent}ATen's own grouped convolution")
-    if not on_cpu or (dtype == torch.bfloat16 and _has_matrix_units()):
+    if not on_cpu or (dtype == torch.bfloat16 and machine.has_matrix_units()):
         return Choice("packed", f"{silent}one call, with zeros between the groups")
     return Choice("merged", f"{silent}one call for equal groups, no zeros")
-
-
-def _has_matrix_units() -> bool:
-    return torch.cpu._is_amx_tile_supported()
-
-
-@cache
-def _computes(dtype: torch.dtype) -> bool:
-    """Whether this CPU has arithmetic of a 16-bit type. Where torch does not tell (no x86), it is taken to."""
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return True
-    if dtype == torch.bfloat16:
-        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return torch.cpu._is_amx_fp16_supported()

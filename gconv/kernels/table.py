@@ -1,8 +1,9 @@
-"""The measured table: how long each kernel took on layers of one kind, on devices of one family.
+"""The measured table: how long each kernel took on layers of one kind, on one machine.
 
-One CSV per device family is shipped in ``tables/``; what ``make bench-kernels`` measures on a user's own machine goes
-into one more, in the cache folder, which wins where both speak. Both are plain text, one row per kind of layer and
-kernel: read them, share them, delete them.
+Its first line names the machine: device, family of instructions, torch, threads. Tables are shipped in ``tables/``, one
+per family and number of threads, and hold for all devices of it. What is measured on a user's own machine goes into a
+file of the cache folder, one per machine, which wins where both speak. All are plain text, one row per kind of layer
+and kernel: read them, share them, delete them.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import csv
 import io
 import math
 import os
-import platform
+import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -22,9 +24,10 @@ from typing import Any
 import torch
 
 from gconv.kernels.geometry import Geometry
+from gconv.kernels.machine import Machine
 
 SHIPPED = Path(__file__).parent / "tables"
-HEAD = "# gconv kernel table 1"  # the number is that of the format
+HEAD = "# gconv kernel table 2"  # the number is that of the format
 REACH = 2  # steps, halvings or doublings of a size, from which a measured kind may still speak for another
 
 
@@ -33,7 +36,6 @@ class Kind:
     """Layers that are taken for alike: what a row of the table speaks for. Sizes are rounded powers of two.
 
     Attributes:
-        family: of the device, ``cpu-avx512`` or ``cuda-sm90``.
         dtype, layout: ``bfloat16`` and the like; ``channels_last`` or ``contiguous``.
         op: ``conv2d``, ``input_gradient``, ``weight_gradient``, or ``step``: all three, through autograd.
         cut: ``uniform`` or ``uneven``.
@@ -45,7 +47,6 @@ class Kind:
         pixels: log4 of batch · height · width of the input.
     """
 
-    family: str
     dtype: str
     layout: str
     op: str
@@ -59,14 +60,11 @@ class Kind:
     pixels: int
 
     @classmethod
-    def of(
-        cls, op: str, geometry: Geometry, dtype: torch.dtype, family: str, channels_last: bool, pixel_bits: int
-    ) -> Kind:
+    def of(cls, op: str, geometry: Geometry, dtype: torch.dtype, channels_last: bool, pixel_bits: int) -> Kind:
         """The kind of one layer."""
         channels = geometry.in_groups.channels * geometry.out_groups.channels
         links = geometry.links
         return cls(
-            family,
             str(dtype).removeprefix("torch."),
             "channels_last" if channels_last else "contiguous",
             op,
@@ -83,11 +81,11 @@ class Kind:
     @property
     def sort(self) -> tuple:
         """What must agree for two kinds to be comparable."""
-        return astuple(self)[:7]
+        return astuple(self)[:6]
 
     def distance(self, other: Kind) -> int:
         """Steps between two comparable kinds."""
-        return sum(abs(a - b) for a, b in zip(astuple(self)[7:], astuple(other)[7:], strict=True))
+        return sum(abs(a - b) for a, b in zip(astuple(self)[6:], astuple(other)[6:], strict=True))
 
 
 Table = dict[Kind, dict[str, float]]  # seconds of each kernel
@@ -108,34 +106,50 @@ def nearest(table: Table, kind: Kind) -> tuple[Kind, int] | None:
     return other, steps
 
 
+def shipped_path(machine: Machine) -> Path:
+    """The shipped table for a machine: of its family and number of threads."""
+    return SHIPPED / f"{machine.family}{f'-threads-{machine.threads}' if machine.threads else ''}.csv"
+
+
+def own_path(machine: Machine) -> Path:
+    """The user's own table for a machine, in ``$XDG_CACHE_HOME/gconv/kernels``, by default under ``~/.cache``."""
+    cache_folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = re.sub(r"[^\w.+]+", "-", str(machine)).strip("-")
+    return cache_folder / "gconv" / "kernels" / f"{name}.csv"
+
+
+_pinned: Table | None = None
+
+
+@contextmanager
+def pinned(table: Table) -> Iterator[None]:
+    """Have a table speak inside the block, in all threads, and no other."""
+    global _pinned
+    before, _pinned = _pinned, table
+    try:
+        yield
+    finally:
+        _pinned = before
+
+
+def load(machine: Machine) -> Table:
+    """The table that speaks for a machine: the shipped one, and over it the user's own.
+
+    A file that cannot be used, or was made on another machine, warns once and is ignored.
+    """
+    return _load(machine) if _pinned is None else _pinned
+
+
 @cache
-def device_family(device: torch.device) -> str:
-    """The family of a device: CPUs by their vector units, GPUs by their compute capability."""
-    if device.type == "cuda":
-        return "cuda-sm{}{}".format(*torch.cuda.get_device_capability(device))
-    if device.type != "cpu":
-        return device.type
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return f"cpu-{platform.machine().lower()}"
-    units = torch.backends.cpu.get_cpu_capability().lower()
-    if units == "avx512":
-        units = "amx" if torch.cpu._is_amx_tile_supported() else units
-        units = "avx512bf16" if units == "avx512" and torch.cpu._is_avx512_bf16_supported() else units
-    return f"cpu-{units}"
-
-
-def user_path() -> Path:
-    """Where the user's own measurements lie: ``$XDG_CACHE_HOME/gconv/kernels.csv``, by default under ``~/.cache``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gconv" / "kernels.csv"
-
-
-@cache
-def load(family: str) -> Table:
-    """The shipped table of a device family, and the user's own over it. A file that cannot be used warns once."""
+def _load(machine: Machine) -> Table:
     table: Table = {}
-    for path, own in ((SHIPPED / f"{family}.csv", False), (user_path(), True)):
+    for path in (shipped_path(machine), own_path(machine)):
         try:
-            table |= {kind: times for kind, times in read(path, fresh=own).items() if kind.family == family}
+            made_on, times = read(path)
+            wanted = (machine.family, machine.threads)
+            if (made_on.family, made_on.threads) != wanted or (path == own_path(machine) and made_on != machine):
+                raise TableError(f"it was made on {made_on}, and this is {machine}")
+            table |= times
         except FileNotFoundError:
             pass
         except (TableError, OSError) as error:
@@ -143,68 +157,90 @@ def load(family: str) -> Table:
     return table
 
 
-def read(path: Path, fresh: bool = False) -> Table:
-    """Read a table.
+def forget() -> None:
+    """Read the files again at the next look into a table."""
+    _load.cache_clear()
 
-    Args:
-        path: of the file.
-        fresh: whether only measurements of the installed torch count.
+
+COLUMNS = [*(field.name for field in fields(Kind)), "computed_by", "seconds"]
+TEXTS = 5  # columns, from the left
+FIRST_LINE = re.compile(
+    re.escape(HEAD)
+    + r"; device (?P<device>.+); family (?P<family>[\w-]+); torch (?P<torch>\S+); threads (?P<threads>\d+)"
+)
+
+
+def read(path: Path) -> tuple[Machine, Table]:
+    """Read a table, and the machine that it was measured on.
 
     Raises:
-        TableError: the file is broken, of another format, or (``fresh``) stale.
+        TableError: the file is broken or of another format.
         FileNotFoundError: there is none.
     """
     try:
-        head, _, body = path.read_text(encoding="utf-8").partition("\n")
+        return parse(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
         raise TableError("it is no text") from None
-    form, _, version = head.partition("; torch ")
-    if form != HEAD:
+
+
+def parse(text: str) -> tuple[Machine, Table]:
+    """``read`` of a file's text."""
+    head, _, body = text.partition("\n")
+    if not head.startswith(f"{HEAD};"):
         raise TableError(f"it begins with {head[:40]!r}, not with {HEAD!r}")
-    if fresh and version != torch.__version__:
-        raise TableError(f"it was measured with torch {version}, not with {torch.__version__}")
+    named = FIRST_LINE.fullmatch(head)
+    if named is None:
+        raise TableError(f"its first line does not name device, family, torch and threads: {head!r}")
+    machine = Machine(named["device"], named["family"], named["torch"], int(named["threads"]))
     rows = csv.DictReader(io.StringIO(body))
-    columns = [*(field.name for field in fields(Kind)), "computed_by", "seconds"]
-    if rows.fieldnames != columns:
-        raise TableError(f"its columns are not {','.join(columns)}")
+    if rows.fieldnames != COLUMNS:
+        raise TableError(f"its columns are not {','.join(COLUMNS)}")
     table: Table = {}
     for number, row in enumerate(rows, start=3):
         try:
-            values: list[Any] = [row[name] for name in columns[:6]] + [int(row[name]) for name in columns[6:-2]]
-            kind = Kind(*values)
+            values: list[Any] = [row[name] for name in COLUMNS[:TEXTS]]
+            kind = Kind(*values, *(int(row[name]) for name in COLUMNS[TEXTS:-2]))
             seconds = float(row["seconds"])
         except (TypeError, ValueError):
             raise TableError(f"line {number} cannot be read") from None
         if not (0 < seconds < math.inf) or not row["computed_by"]:
             raise TableError(f"line {number} has no time of a kernel")
         table.setdefault(kind, {})[row["computed_by"]] = seconds
-    return table
+    return machine, table
 
 
-def write(path: Path, table: Mapping[Kind, Mapping[str, float]]) -> None:
-    """Write a table, whole or not at all."""
+def text_of(machine: Machine, table: Mapping[Kind, Mapping[str, float]]) -> str:
+    """A table as the text of a file."""
     text = io.StringIO()
-    text.write(f"{HEAD}; torch {torch.__version__}\n")
+    about = f"device {machine.device}; family {machine.family}; torch {machine.torch}; threads {machine.threads}"
+    text.write(f"{HEAD}; {about}\n")
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow([*(field.name for field in fields(Kind)), "computed_by", "seconds"])
+    rows.writerow(COLUMNS)
     for kind in sorted(table, key=astuple):
         rows.writerows([*astuple(kind), name, f"{seconds:.3e}"] for name, seconds in sorted(table[kind].items()))
+    return text.getvalue()
+
+
+def write(path: Path, machine: Machine, table: Mapping[Kind, Mapping[str, float]]) -> None:
+    """Write a table, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.{os.getpid()}")
-    new.write_text(text.getvalue(), encoding="utf-8")
+    new.write_text(text_of(machine, table), encoding="utf-8")
     new.replace(path)
 
 
-def extend(path: Path, measured: Iterable[tuple[Kind, Mapping[str, float]]]) -> Table:
-    """Add measurements to a file, instead of what it said of the same kinds; no times remove a kind.
+def extend(machine: Machine, measured: Iterable[tuple[Kind, Mapping[str, float]]]) -> Table:
+    """Add measurements to the user's own table, instead of what it said of the same kinds; no times remove a kind.
 
     A file that cannot be used is rebuilt.
     """
+    path = own_path(machine)
     try:
-        table = read(path, fresh=True)
+        made_on, table = read(path)
+        table = table if made_on == machine else {}
     except (TableError, FileNotFoundError):
         table = {}
     table |= {kind: dict(times) for kind, times in measured}
     table = {kind: times for kind, times in table.items() if times}
-    write(path, table)
+    write(path, machine, table)
     return table

@@ -82,9 +82,8 @@ def kernels_for(x: Tensor, geometry: Geometry, input_size: Sequence[int]) -> Ker
     if _forced.name is not None:
         name = forced(geometry, x.dtype, x.device) or ""
         return _named((name,) * 3, name if name in DIFFERENTIABLE else None)
-    return _chosen(
-        geometry, x.dtype, x.device, is_channels_last(x), pixel_bits(x.shape[0], input_size[0], input_size[1])
-    )
+    bits = pixel_bits(x.shape[0], input_size[0], input_size[1])
+    return _chosen(geometry, x.dtype, x.device, is_channels_last(x), bits, torch.get_num_threads())
 
 
 def transformable_kernels(geometry: Geometry) -> Kernels:
@@ -94,7 +93,9 @@ def transformable_kernels(geometry: Geometry) -> Kernels:
 
 
 @lru_cache(maxsize=16384)
-def _chosen(geometry: Geometry, dtype: torch.dtype, device: torch.device, channels_last: bool, bits: int) -> Kernels:
+def _chosen(
+    geometry: Geometry, dtype: torch.dtype, device: torch.device, channels_last: bool, bits: int, threads: int
+) -> Kernels:
     case = (geometry, dtype, device, channels_last, bits)
     return _named(tuple(choose(op, *case).kernel for op in OPS), together(*case))
 

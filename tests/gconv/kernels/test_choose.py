@@ -1,5 +1,6 @@
 """Which kernel computes a layer: tables on disk, the choice from them, the rule without them, and the explanation."""
 
+import re
 import warnings
 from dataclasses import replace
 
@@ -9,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gconv import GroupedConv2d, explain, explanation, forced_kernel
-from gconv.kernels import CANDIDATES, OPS, choose, table
+from gconv.kernels import CANDIDATES, OPS, choose, machine, table
 from gconv.kernels.geometry import Geometry
+from gconv.kernels.machine import Machine, this_machine
 from gconv.kernels.table import Kind, TableError
 from gconv.operator import dispatch
 from gconv.partition import Partition
 
 CPU = torch.device("cpu")
-FAMILY = table.device_family(CPU)
 LOG = Geometry(Partition.of("log:4", 64), Partition.of("log:4", 64), (3, 3), padding=(1, 1))
 UNIFORM = Geometry(Partition.of(8, 64), Partition.of(8, 64), (3, 3), padding=(1, 1))
 BITS = choose.pixel_bits(64, 32, 32)
@@ -28,13 +29,13 @@ def own_table(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(table, "SHIPPED", tmp_path / "none")
     dispatch.forget()
-    yield table.user_path()
+    yield table.own_path(this_machine(CPU))
     monkeypatch.undo()
     dispatch.forget()
 
 
 def kind_of(op, geometry=LOG, dtype=torch.float32, bits=BITS, channels_last=True):
-    return Kind.of(op, geometry, dtype, FAMILY, channels_last, bits)
+    return Kind.of(op, geometry, dtype, channels_last, bits)
 
 
 def names(geometry=LOG, dtype=torch.float32, bits=BITS, channels_last=True):
@@ -43,7 +44,6 @@ def names(geometry=LOG, dtype=torch.float32, bits=BITS, channels_last=True):
 
 kinds = st.builds(
     Kind,
-    family=st.sampled_from(["cpu-avx512", "cuda-sm90"]),
     dtype=st.sampled_from(["float32", "bfloat16"]),
     layout=st.sampled_from(["channels_last", "contiguous"]),
     op=st.sampled_from(OPS),
@@ -55,13 +55,24 @@ kinds = st.builds(
 times = st.dictionaries(st.sampled_from([*CANDIDATES, "dense"]), st.floats(1e-7, 10), min_size=1)
 
 
+machines = st.builds(
+    Machine,
+    device=st.sampled_from(["AMD EPYC", "Intel(R) Xeon(R) Processor @ 2.50GHz", "A; family B"]),
+    family=st.sampled_from(["cpu-avx512-bf16", "cuda-sm90"]),
+    torch=st.just("2.13.0+cpu"),
+    threads=st.integers(0, 64),
+)
+
+
 @settings(max_examples=30, deadline=None)
-@given(st.dictionaries(kinds, times, max_size=8), st.dictionaries(kinds, times, max_size=3))
-def test_a_table_reads_back_as_written_and_extends(tmp_path_factory, first, second):
-    path = tmp_path_factory.mktemp("table") / "deep" / "kernels.csv"
-    table.write(path, first)
-    table.extend(path, second.items())
-    back = table.read(path, fresh=True)
+@given(machines, st.dictionaries(kinds, times, max_size=8), st.dictionaries(kinds, times, max_size=3))
+def test_a_table_reads_back_as_written_and_extends(tmp_path_factory, made_on, first, second):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("table") / "deep"))
+        table.write(table.own_path(made_on), made_on, first)
+        table.extend(made_on, second.items())
+        named, back = table.read(table.own_path(made_on))
+    assert named == made_on
     assert back.keys() == first.keys() | second.keys()
     for kind, seconds in (first | second).items():
         assert back[kind] == pytest.approx(seconds, rel=1e-3)
@@ -69,14 +80,16 @@ def test_a_table_reads_back_as_written_and_extends(tmp_path_factory, first, seco
 
 @pytest.mark.parametrize("path", sorted(table.SHIPPED.glob("*.csv")), ids=lambda path: path.stem)
 def test_shipped_tables_can_be_read_and_name_kernels_of_their_family(path):
-    for kind, seconds in table.read(path).items():
-        assert kind.family == path.stem
+    made_on, times = table.read(path)
+    assert table.shipped_path(made_on) == path
+    for kind, seconds in times.items():
         assert set(seconds) <= {*CANDIDATES, "dense", *(["apart"] if kind.op == "step" else [])}
 
 
 def test_the_fastest_measured_kernel_is_chosen_for_each_op(own_table):
     fastest = dict(zip(OPS, ("masked", "nested", "packed"), strict=True))
-    table.write(own_table, {kind_of(op): {"loop": 2.0, "native": 0.1, "dense": 0.1, fastest[op]: 1.0} for op in OPS})
+    rows = {kind_of(op): {"loop": 2.0, "native": 0.1, "dense": 0.1, fastest[op]: 1.0} for op in OPS}
+    table.write(own_table, this_machine(CPU), rows)
     dispatch.forget()
     assert names() == ("masked", "nested", "packed")  # neither native, which cannot, nor dense, which is no kernel
     assert names(channels_last=False) == names(bits=0)  # another layout, an unknown size: the rule
@@ -97,14 +110,14 @@ def test_the_fastest_measured_kernel_is_chosen_for_each_op(own_table):
 )
 def test_one_kernel_computes_a_step_where_that_is_as_fast_as_three(own_table, step, together):
     rows = {kind_of(op): {"loop": 1.0 + i % 2, "packed": 1.5} for i, op in enumerate(OPS)}
-    table.write(own_table, rows | ({kind_of("step"): step} if step else {}))
+    table.write(own_table, this_machine(CPU), rows | ({kind_of("step"): step} if step else {}))
     dispatch.forget()
     assert choose.together(LOG, torch.float32, CPU, True, BITS) == together
     assert names() == ("loop", "packed", "loop")
 
 
 def test_a_measured_layer_speaks_for_near_ones_and_not_for_far_ones(own_table):
-    table.write(own_table, {kind_of(op): {"masked": 1.0, "loop": 2.0} for op in OPS})
+    table.write(own_table, this_machine(CPU), {kind_of(op): {"masked": 1.0, "loop": 2.0} for op in OPS})
     dispatch.forget()
     near = choose.pixel_bits(32, 32, 32)
     assert names(bits=near) == ("masked",) * 3
@@ -119,10 +132,11 @@ def test_a_measured_layer_speaks_for_near_ones_and_not_for_far_ones(own_table):
 def test_the_users_table_wins_over_the_shipped_one(own_table, tmp_path, monkeypatch):
     shipped = tmp_path / "shipped"
     monkeypatch.setattr(table, "SHIPPED", shipped)
-    table.write(shipped / f"{FAMILY}.csv", {kind_of(op): {"loop": 1.0, "masked": 2.0} for op in OPS})
+    elsewhere = replace(this_machine(CPU), device="another of the family", torch="1.0")
+    table.write(table.shipped_path(elsewhere), elsewhere, {kind_of(op): {"loop": 1.0, "masked": 2.0} for op in OPS})
     dispatch.forget()
     assert names() == ("loop",) * 3
-    table.write(own_table, {kind_of(op): {"loop": 2.0, "masked": 1.0} for op in OPS})
+    table.write(own_table, this_machine(CPU), {kind_of(op): {"loop": 2.0, "masked": 1.0} for op in OPS})
     dispatch.forget()
     assert names() == ("masked",) * 3
     own_table.unlink()
@@ -130,38 +144,103 @@ def test_the_users_table_wins_over_the_shipped_one(own_table, tmp_path, monkeypa
     assert names() == ("loop",) * 3
 
 
-HEAD = f"{table.HEAD}; torch {torch.__version__}\n"
-COLUMNS = "family,dtype,layout,op,cut,kernel,stride,channels,widest,narrowest,groups,pixels,computed_by,seconds\n"
-ROW = f"{FAMILY},float32,channels_last,conv2d,uneven,KxK,1,6,5,3,2,8,loop,"
+def test_a_table_made_elsewhere_is_ignored(own_table, tmp_path, monkeypatch):
+    """By another number of threads, on another family; for a file of the user's own: on any other machine."""
+    here = this_machine(CPU)
+    times = {kind_of(op): {"masked": 1.0, "loop": 2.0} for op in OPS}
+    monkeypatch.setattr(table, "SHIPPED", tmp_path / "shipped")
+    others = [replace(here, threads=here.threads + 1), replace(here, family="cpu-avx9")]
+    for other in others:  # files of their own, that nobody reads here
+        table.write(table.own_path(other), other, times)
+        table.write(table.shipped_path(other), other, times)
+    dispatch.forget()
+    assert "no such layer is measured" in choose.choose("conv2d", LOG, torch.float32, CPU, True, BITS).reason
+    for other in (*others, replace(here, device="another"), replace(here, torch="1.0")):  # copied over the own one
+        table.write(own_table, other, times)
+        dispatch.forget()
+        with pytest.warns(UserWarning, match=r"is ignored: it was made on .*, and this is "):
+            assert names() != ("masked",) * 3
+    assert table.extend(here, [(kind_of("conv2d"), {"loop": 1.0})]) == {kind_of("conv2d"): {"loop": 1.0}}
+
+
+def test_the_number_of_threads_counts_at_once(own_table):
+    threads = torch.get_num_threads()
+    table.write(own_table, this_machine(CPU), {kind_of(op): {"masked": 1.0, "loop": 2.0} for op in OPS})
+    dispatch.forget()
+    assert names() == ("masked",) * 3
+    try:
+        torch.set_num_threads(threads + 1)
+        assert names() != ("masked",) * 3
+    finally:
+        torch.set_num_threads(threads)
+    assert names() == ("masked",) * 3
+
+
+def test_a_pinned_table_alone_speaks(own_table):
+    table.write(own_table, this_machine(CPU), {kind_of(op): {"masked": 1.0, "loop": 2.0} for op in OPS})
+    dispatch.forget()
+    with table.pinned({kind_of(op): {"masked": 2.0, "loop": 1.0} for op in OPS}):
+        dispatch.forget()
+        assert names() == ("loop",) * 3
+    dispatch.forget()
+    assert names() == ("masked",) * 3
+
+
+@pytest.mark.parametrize(
+    ("limit", "family", "bf16", "matrix"),
+    [
+        ("", "amx", True, True),
+        ("ALL", "amx", True, True),
+        ("avx512_core_bf16", "avx512-bf16", True, False),
+        ("AVX512_CORE_AMX", "amx", True, True),
+        ("AVX512_CORE_VNNI", "avx512", False, False),
+        ("AVX2", "avx2", False, False),
+    ],
+)
+def test_the_family_is_that_of_the_instructions_that_may_be_used(monkeypatch, limit, family, bf16, matrix):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    for units in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, units, lambda: True)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert machine.device_family(CPU) == f"cpu-{family}"
+    assert (machine.computes(torch.bfloat16), machine.has_matrix_units()) == (bf16, matrix)
+
+
+HERE = f"device AMD EPYC; family cpu-avx512; torch {torch.__version__}; threads 2"
+HEAD = f"{table.HEAD}; {HERE}\n"
+COLUMNS = "dtype,layout,op,cut,kernel,stride,channels,widest,narrowest,groups,pixels,computed_by,seconds\n"
+ROW = "float32,channels_last,conv2d,uneven,KxK,1,6,5,3,2,8,loop,"
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         ("family,dtype\n", "begins with"),
-        (f"{table.HEAD}; torch 1.0\n{COLUMNS}", "torch 1.0"),
+        ("# gconv kernel table 1; torch 2.13.0\n", "begins with '# gconv kernel table 1"),
+        (f"{table.HEAD}; torch 1.0\n{COLUMNS}", "does not name device"),
         (f"{HEAD}family,seconds\n", "columns"),
         (f"{HEAD}{COLUMNS}{ROW}fast\n", "line 3"),
         (f"{HEAD}{COLUMNS}{ROW}nan\n", "line 3"),
         (f"{HEAD}{COLUMNS}{ROW}1.0\n{ROW[:-9]}\n", "line 4"),
         (b"\xff\xfe\x00", "no text"),
     ],
-    ids=["no head", "stale", "columns", "word", "nan", "cut off", "binary"],
+    ids=["no head", "old format", "no machine", "columns", "word", "nan", "cut off", "binary"],
 )
 def test_a_file_that_cannot_be_used_warns_once_and_is_rebuilt_on_request(own_table, text, says):
     own_table.parent.mkdir(parents=True)
     own_table.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(TableError, match=says):
-        table.read(own_table, fresh=True)
+        table.read(own_table)
     layer, x = GroupedConv2d(16, 16, 3, groups="log:3"), torch.randn(2, 16, 8, 8)
-    with pytest.warns(UserWarning, match=f"(?s){own_table.name}.*{says}.*make bench-kernels"):
+    with pytest.warns(UserWarning, match=f"(?s){re.escape(own_table.name)}.*{says}.*make bench-kernels"):
         layer(x)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         layer(x)
         GroupedConv2d(16, 16, 3, groups="log:4")(x)
-    table.extend(own_table, [(kind_of("conv2d"), {"masked": 1.0})])
-    assert table.read(own_table, fresh=True) == {kind_of("conv2d"): {"masked": 1.0}}
+    table.extend(this_machine(CPU), [(kind_of("conv2d"), {"masked": 1.0})])
+    assert table.read(own_table)[1] == {kind_of("conv2d"): {"masked": 1.0}}
 
 
 def test_a_folder_in_the_place_of_the_table_is_no_obstacle(own_table):
@@ -175,8 +254,8 @@ def cpu(own_table, monkeypatch):
     """Pretend to be another CPU, with nothing measured."""
 
     def set_units(bf16: bool, matrix: bool) -> None:
-        monkeypatch.setattr(choose, "_computes", lambda dtype: bf16 and dtype == torch.bfloat16)
-        monkeypatch.setattr(choose, "_has_matrix_units", lambda: matrix)
+        monkeypatch.setattr(machine, "computes", lambda dtype: bf16 and dtype == torch.bfloat16)
+        monkeypatch.setattr(machine, "has_matrix_units", lambda: matrix)
         dispatch.forget()
 
     return set_units
@@ -216,16 +295,18 @@ def test_nothing_is_timed_in_a_training_step(own_table, monkeypatch):
 
 def test_the_table_lies_in_the_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert table.user_path() == tmp_path / "gconv" / "kernels.csv"
+    made_on = Machine("AMD EPYC", "cpu-avx2", "2.13.0+cpu", 2)
+    name = "AMD-EPYC-cpu-avx2-2-threads-torch-2.13.0+cpu.csv"
+    assert table.own_path(made_on) == tmp_path / "gconv" / "kernels" / name
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert table.user_path() == tmp_path / ".cache" / "gconv" / "kernels.csv"
+    assert table.own_path(made_on) == tmp_path / ".cache" / "gconv" / "kernels" / name
 
 
 def test_explain_says_what_why_and_how_far_from_the_floor(own_table):
     layer = GroupedConv2d(64, 64, 3, padding=1, groups="log:4", bias=False)
     rows = {kind_of(op): {"masked": 0.8, "loop": 1.2, "dense": 1.0} for op in (*OPS, "step")}
-    table.write(own_table, rows)
+    table.write(own_table, this_machine(CPU), rows)
     dispatch.forget()
     found = explain(layer, (64, 64, 32, 32))
     links = 32 * 32 + 16 * 16 + 2 * 8 * 8
