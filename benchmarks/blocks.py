@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from benchmarks.kernels import parse_layer
 from experiments.store.runs import provenance
 from experiments.terminal import show_every_sign
-from experiments.training.setting import choose_device, device_name
+from experiments.training.run_context import choose_device, device_name
 from gconv import Block, GroupedConv2d
 from gconv.cost import Latency, measure_latencies
 

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from analysis.figures import speed
 from experiments.store.runs import provenance
 from experiments.terminal import show_every_sign
-from experiments.training.setting import choose_device, device_name
+from experiments.training.run_context import choose_device, device_name
 from gconv import GroupedConv2d, forced_kernel
 from gconv.cost import Latency, measure_latencies
 from gconv.explanation import floor_of, seconds_of, share_of_dense

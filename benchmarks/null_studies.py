@@ -57,7 +57,7 @@ from experiments.measure.lesions import measure_lesions
 from experiments.measure.table import Rows, save_table
 from experiments.models import build_model
 from experiments.training.recipe import Recipe
-from experiments.training.setting import Setting
+from experiments.training.run_context import RunContext
 from gconv.wiring import trace_wiring
 
 SIZE = 32
@@ -185,14 +185,14 @@ def run_table(kind: str, seed: int, data_root: Path) -> pd.DataFrame:
     """The long table of all networks of one simulated seed."""
     tables = []
     for stream, variant in enumerate(VARIANTS):
-        shown_as = setting(data_root, variant.colour)
+        shown_as = context(data_root, variant.colour)
         of_kind = trained_on(KINDS[kind], variant.colour)
         rows = _measured(variant, of_kind, seed, stream, shown_as)
         tables += [rows.assign(study=study) for study in variant.studies]
     return pd.concat(tables, ignore_index=True)
 
 
-def _measured(variant: Variant, kind: Kind, seed: int, stream: int, shown_as: Setting) -> pd.DataFrame:
+def _measured(variant: Variant, kind: Kind, seed: int, stream: int, shown_as: RunContext) -> pd.DataFrame:
     """One network, measured by the rooms of ``experiments.measure`` that the claims need."""
     images, classes = Shown(shown_as, MEASURES.images), len(shown_as.dataset.classes)
     trained, untrained = network_pair(partial(_build, variant.model, classes), kind, seed, stream, images)
@@ -224,11 +224,11 @@ def _build(model: tuple[str, Any], classes: int) -> nn.Module:
 
 
 @cache
-def setting(data_root: Path, colour: Literal["colour", "grey", "hue-scrambled"]) -> Setting:
+def context(data_root: Path, colour: Literal["colour", "grey", "hue-scrambled"]) -> RunContext:
     """The photographs that ship with the dependencies, at 32 pixels."""
     dataset = load("photos", SIZE, data_root)
     views = Views(image_size=SIZE, crop_size=SIZE, colour=colour)
-    return Setting.of(dataset, views, Recipe(device="cpu", precision="fp32"))
+    return RunContext.of(dataset, views, Recipe(device="cpu", precision="fp32"))
 
 
 def accuracy_effects(claims: Sequence[Claim], runs: int = 20_000) -> Effects:

@@ -39,7 +39,7 @@ from experiments.terminal import show_every_sign
 from experiments.tracking import Tracker
 from experiments.training.recipe import Recipe
 from experiments.training.run import train_run
-from experiments.training.setting import Setting, device_name
+from experiments.training.run_context import RunContext, device_name
 
 BATCH = 4
 # part -> methods whose time is its own; what one of them spends inside another counts once, for the outermost
@@ -72,7 +72,7 @@ def measure(folder: Path, rate: float, epochs: int, steps: int, width: int) -> p
     """Train once and return, for each part, seconds in the training loop and their share of it."""
     spent: dict[str, float] = defaultdict(float)
     recipe = Recipe(epochs=epochs, batch_size=BATCH, device="cpu", precision="fp32", evaluate_every=epochs)
-    setting = Setting.of(_images(BATCH * steps), Views(16, 16), recipe)
+    context = RunContext.of(_images(BATCH * steps), Views(16, 16), recipe)
     model = build_model("small", classes=2, groups=1, width=width)
     pace = _Pace(1 / rate)
     run = Run.of(folder, "overhead", {"seed": 0, "data": "noise"})
@@ -87,7 +87,7 @@ def measure(folder: Path, rate: float, epochs: int, steps: int, width: int) -> p
         held.begin()
         model.register_full_backward_hook(lambda *_: pace.keep())
         start = time.perf_counter()
-        values = train_run(held, model, setting, tracker)
+        values = train_run(held, model, context, tracker)
         whole = time.perf_counter() - start
         held.finish("done", values, "cpu")
     tracker.finish({})
@@ -102,7 +102,9 @@ def measure(folder: Path, rate: float, epochs: int, steps: int, width: int) -> p
     )
     table = pd.DataFrame(rows, columns=["part", "seconds", "percent"])
     return table.assign(
-        steps_per_second=epochs * steps / whole, checkpoint_MiB=size / 2**20, share_of_checkpoints=progress.SHARE
+        steps_per_second=epochs * steps / whole,
+        checkpoint_MiB=size / 2**20,
+        share_of_checkpoints=progress.MAX_CHECKPOINT_SHARE,
     )
 
 

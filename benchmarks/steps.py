@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from experiments.models import build_model
 from experiments.store.runs import provenance
 from experiments.terminal import show_every_sign
-from experiments.training.setting import choose_device, choose_dtype, device_name
+from experiments.training.run_context import choose_device, choose_dtype, device_name
 from gconv import forced_kernel
 from gconv.cost import measure_latencies
 

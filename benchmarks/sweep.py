@@ -79,12 +79,12 @@ def measure(points: int, method: str = "random") -> dict[str, float]:
 
 def _evaluation(planned: Any) -> float:
     """Seconds in which a run looks at its test images."""
-    setting, model = planned.setting(), planned.fresh_model()
-    model.to(setting.device, memory_format=torch.channels_last)
+    context, model = planned.context(), planned.fresh_model()
+    model.to(context.device, memory_format=torch.channels_last)
     seconds = []
     for _ in range(4):
         begun = time.perf_counter()
-        evaluate(model, setting)
+        evaluate(model, context)
         seconds.append(time.perf_counter() - begun)
     return median(seconds[1:])
 

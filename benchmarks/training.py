@@ -36,12 +36,12 @@ from experiments.models import build_model
 from experiments.store.runs import provenance
 from experiments.terminal import show_every_sign
 from experiments.tracking import Tracker
-from experiments.training.epoch import Stream, evaluate, train_epoch
+from experiments.training.epoch import EpochBatches, evaluate, train_epoch
 from experiments.training.learner import Learner
+from experiments.training.multi_seed import MultiSeedLearner
 from experiments.training.recipe import Recipe
 from experiments.training.run import choose_kernels
-from experiments.training.seeds import Stack
-from experiments.training.setting import Setting, choose_device, device_name
+from experiments.training.run_context import RunContext, choose_device, device_name
 from gconv import GroupedConv2d
 
 SILENT = Tracker("off", "", "", "", {}, Path())
@@ -101,10 +101,10 @@ def ways_to_train(
     """How many networks each way trains at once, and a call that trains them for ``steps`` steps."""
     arguments, views, test_share = MODELS[name]
     images = random_images(batch * steps, views.image_size, test_share)
-    setting = Setting.of(images, views, Recipe(epochs=1000, batch_size=batch))
+    context = RunContext.of(images, views, Recipe(epochs=1000, batch_size=batch))
     size = views.crop_size
-    x = torch.randn(batch, 3, size, size, device=setting.device)
-    y = torch.randint(10, (batch,), device=setting.device)
+    x = torch.randn(batch, 3, size, size, device=context.device)
+    y = torch.randint(10, (batch,), device=context.device)
 
     def fresh() -> nn.Module:
         return build_model(name, size, classes=10, groups=groups, **arguments)
@@ -115,7 +115,7 @@ def ways_to_train(
         def train() -> None:
             model.train()
             for _ in range(steps):
-                with torch.autocast(setting.device.type, setting.dtype, enabled=autocast):
+                with torch.autocast(context.device.type, context.dtype, enabled=autocast):
                     loss = F.cross_entropy(model(x).float(), y, label_smoothing=0.1)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
@@ -125,27 +125,29 @@ def ways_to_train(
         return train
 
     def ours(count: int) -> Callable[[], None]:
-        total = setting.recipe.epochs * steps
+        total = context.recipe.epochs * steps
         several = count > 1
         learner = (
-            Stack([fresh() for _ in range(count)], setting, total) if several else Learner(fresh(), setting, total)
+            MultiSeedLearner([fresh() for _ in range(count)], context, total)
+            if several
+            else Learner(fresh(), context, total)
         )
         epochs = 0
 
         def train() -> None:
             nonlocal epochs
-            streams = [Stream(setting, seed, epochs) for seed in range(count)]
+            streams = [EpochBatches(context, seed, epochs) for seed in range(count)]
             train_epoch(learner, streams, epochs, "bench", trackers=[SILENT] * count)
             epochs += 1
             for network in learner.networks:
-                evaluate(network, setting)  # waits for the device
+                evaluate(network, context)  # waits for the device
 
         return train
 
-    fast = fresh().to(setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    mixed = setting.dtype != torch.float32
+    fast = fresh().to(context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    mixed = context.dtype != torch.float32
     ways = {
-        "plain": (1, bare(as_plain_torch(fresh()).to(setting.device), x, autocast=False)),
+        "plain": (1, bare(as_plain_torch(fresh()).to(context.device), x, autocast=False)),
         "bare": (1, bare(fast, x.to(memory_format=torch.channels_last), autocast=mixed)),
     }
     return ways | {f"ours × {k}" if k > 1 else "ours": (k, ours(k)) for k in seeds}

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from experiments.command_help import CONNECTIONS, HELP, USAGE, command_help, wants_help
 from experiments.errors import UsageError
-from experiments.store.notice import take_notice
+from experiments.store.stop_signal import install_handlers
 from experiments.terminal import show_every_sign
 
 MEASURED = "measured.json"  # in a folder that ``measure`` wrote
@@ -269,7 +269,7 @@ def _name(arguments: list[str], usage: str) -> tuple[str, list[str]]:
 def entry() -> int:
     """``main`` with every expected failure told in one line."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # repeatable matrix products on CUDA
-    take_notice()
+    install_handlers()
     show_every_sign()
     try:
         return main(sys.argv[1:])

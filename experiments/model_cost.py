@@ -18,7 +18,7 @@ from torch import nn
 from experiments.errors import UsageError
 from experiments.named_model import add_model_arguments, build_named_model, full_name
 from experiments.study import parser_error, strict_parser
-from experiments.training.setting import choose_device
+from experiments.training.run_context import choose_device
 from gconv.cost import Cost, count_cost, measure_latencies, measure_peak_memory
 from gconv.regroup import Regrouped, RegroupedLayer, regroup
 

@@ -23,8 +23,8 @@ from experiments.store.runs import config_hash, file_name, public, write_json
 from experiments.study import Study
 from experiments.tables import DamagedTableError, read_about, read_arrays, read_csv, read_table
 from experiments.tracking import log_results
-from experiments.training.crew import ALONE, Crew
-from experiments.training.setting import choose_device, choose_dtype, device_name
+from experiments.training.process_group import SINGLE_PROCESS, ProcessGroup
+from experiments.training.run_context import choose_device, choose_dtype, device_name
 from experiments.training.study import train_all
 from gconv.cost import count_cost
 
@@ -36,11 +36,11 @@ def run_study(study: Study) -> int:
     return run_planned(study, plan(study))
 
 
-def run_planned(study: Study, planned: list[PlannedRun], crew: Crew = ALONE) -> int:
-    """``run_study`` of what is planned; a crew is let go before anything is measured."""
+def run_planned(study: Study, planned: list[PlannedRun], process_group: ProcessGroup = SINGLE_PROCESS) -> int:
+    """``run_study`` of what is planned; a process group is let go before anything is measured."""
     print(_intent(study, planned), flush=True)
-    with crew.at_work():
-        failed = train_all(study, planned, crew)
+    with process_group.joined():
+        failed = train_all(study, planned, process_group)
     done = [p for p in planned if (p.run.result or {}).get("status") == "done"]
     missing = _missing(planned)
     if done:
@@ -108,7 +108,7 @@ def measure_all(study: Study, done: list[PlannedRun]) -> None:
         if not _is_measured(p, key):
             measured.unlink(missing_ok=True)
             rows = Rows(study.name, p.variant.name, p.run.seed)
-            arrays = measure_run(rows, p.run, p.trained_model(), p.fresh_model(), p.setting(), study.measures)
+            arrays = measure_run(rows, p.run, p.trained_model(), p.fresh_model(), p.context(), study.measures)
             save_arrays(p.run.folder / "arrays.npz", arrays)
             save_table(p.run.folder / "notes.csv", rows.notes())
             save_table(p.run.folder / "measures.csv", rows.table())
@@ -176,14 +176,14 @@ def _speed(study: Study, done: list[PlannedRun]) -> pd.DataFrame:
     first: dict[str, PlannedRun] = {}
     for p in done:
         first.setdefault(p.variant.name, p)
-    settings = {name: p.setting() for name, p in first.items()}
+    contexts = {name: p.context() for name, p in first.items()}
     shapes = {name: [p.variant.model, asdict(p.variant.views), len(p.dataset.classes)] for name, p in first.items()}
-    hardware = {name: [device_name(s.device), str(s.dtype)] for name, s in settings.items()}
+    hardware = {name: [device_name(s.device), str(s.dtype)] for name, s in contexts.items()}
     key = config_hash({"version": VERSION, "shapes": shapes, "hardware": hardware})
     path = report.tables_folder(study.folder) / f"speed-{key}.csv"
     if not _is_timed(path):
         rows = {name: Rows(study.name, name, None) for name in first}
-        measure_speed(rows, {name: p.fresh_model() for name, p in first.items()}, settings)
+        measure_speed(rows, {name: p.fresh_model() for name, p in first.items()}, contexts)
         save_table(path, pd.concat([r.table() for r in rows.values()], ignore_index=True))
     return read_table(path)
 

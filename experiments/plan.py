@@ -16,7 +16,7 @@ from experiments.store.runs import Run, check_writable
 from experiments.study import Study, Variant
 from experiments.tracking import check_account
 from experiments.training.recipe import Precision, Recipe
-from experiments.training.setting import Setting, choose_device, choose_dtype
+from experiments.training.run_context import RunContext, choose_device, choose_dtype
 from experiments.training.wide_network import refusal
 from gconv.cost import count_cost
 from gconv.wiring import trace_wiring
@@ -52,9 +52,9 @@ class PlannedRun:
         model.load_state_dict(checkpoint["model"])
         return model
 
-    def setting(self) -> Setting:
+    def context(self) -> RunContext:
         """Images, views and recipe on their device."""
-        return Setting.of(self.dataset, self.variant.views, self.recipe)
+        return RunContext.of(self.dataset, self.variant.views, self.recipe)
 
     @property
     def recipe(self) -> Recipe:

@@ -25,7 +25,7 @@ from experiments.nearest import hint
 from experiments.strict_yaml import StrictLoader, place_of, read_yaml
 from experiments.tracking import WandbMode
 from experiments.training.recipe import Precision, Recipe
-from experiments.training.setting import Compile
+from experiments.training.run_context import Compile
 
 # jsonargparse reads the values of flags with this loader; there is no public way to give it another for plain types.
 _loaders_dumpers.yaml_default_loader = StrictLoader

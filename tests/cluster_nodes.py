@@ -40,12 +40,12 @@ def lead(log, flags):
     from experiments.cluster import runs
     from experiments.errors import UsageError
     from experiments.plan import plan
-    from experiments.store.notice import take_notice
+    from experiments.store.stop_signal import install_handlers
     from experiments.study import load_study
     from experiments.training import study as training
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` turns it off
-    take_notice()
+    install_handlers()
     os.environ["GUARD_LOG"] = log
     runs.train_one = Guarded(log)
     study = load_study("quickstart", flags)

@@ -26,7 +26,7 @@ from experiments.tracking import Tracker
 from experiments.training import study as training
 from experiments.training.recipe import Recipe
 from experiments.training.run import train_run
-from experiments.training.setting import Setting
+from experiments.training.run_context import RunContext
 from tiny_images import tiny_dataset
 
 SILENT = Tracker("off", "", "", "", {}, None)  # type: ignore[arg-type]
@@ -79,7 +79,7 @@ def a_run(folder, name="run", epochs=6):
 def train(run, epochs=6, slow=0.0, train_images=24):
     """Train a run to its end, under its lease and with dropout, as a study does; ``slow`` seconds a step longer."""
     recipe = Recipe(epochs=epochs, batch_size=8, lr=0.05, device="cpu", precision="fp32", evaluate_every=2)
-    setting = Setting.of(tiny_dataset(12, train_images), VIEWS, recipe)
+    context = RunContext.of(tiny_dataset(12, train_images), VIEWS, recipe)
     torch.manual_seed(0)
     model = nn.Sequential(build_model("small", classes=2, groups=2, width=4), nn.Dropout(0.2))
     if slow:
@@ -89,7 +89,7 @@ def train(run, epochs=6, slow=0.0, train_images=24):
         if run.result is None:
             held = replace(run, lease=lease)
             held.begin()
-            values = train_run(held, model, setting, SILENT)
+            values = train_run(held, model, context, SILENT)
             held.finish("done", values, "cpu")
 
 

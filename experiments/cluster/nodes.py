@@ -282,11 +282,11 @@ def _on_node(meeting: Meeting, cpus: int, function: Callable[..., Any], argument
 @contextmanager
 def _attentive() -> Iterator[None]:
     """Ray stops a call as Ctrl-C would, and a node that is shut down sends SIGTERM: both are notices to save."""
-    from experiments.store.notice import take_notice
+    from experiments.store.stop_signal import install_handlers
 
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     signal.signal(signal.SIGINT, signal.default_int_handler)  # off where a shell started the node by `&`
-    take_notice()
+    install_handlers()
     try:
         yield
     finally:

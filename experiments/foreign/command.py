@@ -31,7 +31,7 @@ from experiments.models import MODELS, build_model
 from experiments.named_model import TIMM, TORCHVISION, import_timm
 from experiments.store.runs import file_name, provenance, write_json
 from experiments.training.recipe import Recipe
-from experiments.training.setting import Setting, device_name
+from experiments.training.run_context import RunContext, device_name
 from experiments.vision import import_torchvision
 from gconv.cost import count_cost
 from gconv.wiring import trace_wiring
@@ -82,7 +82,7 @@ def measure_checkpoint(flags: list[str]) -> None:
     dataset = _shown_to(subject, dataset, given.normalise, rows)
     given.measures = replace(given.measures, images=len(dataset.test.labels))
     views = Views(given.image_size, given.input_size, colour=given.colour)
-    setting = Setting.of(dataset, views, Recipe(precision="fp32", device=str(device)))
+    context = RunContext.of(dataset, views, Recipe(precision="fp32", device=str(device)))
     if recorded:
         print(
             "its run recorded, where no flag says otherwise: "
@@ -90,14 +90,14 @@ def measure_checkpoint(flags: list[str]) -> None:
         )
     print(f"measuring {name} on {_images(dataset)} …", flush=True)
     if dataset.classes:
-        right, shown = class_accuracy(subject.trained.to(device), Shown(setting, given.measures.images).labelled())
+        right, shown = class_accuracy(subject.trained.to(device), Shown(context, given.measures.images).labelled())
         rows.add("test_accuracy", right.sum() / shown.sum(), "fraction")
     try:
         arrays = measure_network(
             rows,
             subject.trained,
             subject.untrained,
-            setting,
+            context,
             given.measures,
             bool(dataset.classes),
             subject.began_so,
@@ -105,7 +105,7 @@ def measure_checkpoint(flags: list[str]) -> None:
     except ValueError as error:
         raise UsageError(f"measure {name}: {error}") from None
     table = _table(rows, subject, dataset)
-    figures = _write(out, table, rows.notes(), arrays, _record(given, name, checkpoint, setting))
+    figures = _write(out, table, rows.notes(), arrays, _record(given, name, checkpoint, context))
     print(_summary(table, rows.notes(), f"{name}, {checkpoint.name}", dataset))
     print(f"\ntables:  {out}\nfigures: " + "\n         ".join(str(path) for path in figures if path.suffix == ".png"))
 
@@ -209,9 +209,9 @@ def _table(rows: Rows, subject: Subject, dataset: Dataset) -> pd.DataFrame:
     return table
 
 
-def _record(given: Namespace, name: str, checkpoint: Checkpoint, setting: Setting) -> dict[str, Any]:
+def _record(given: Namespace, name: str, checkpoint: Checkpoint, context: RunContext) -> dict[str, Any]:
     """What was measured and how, without the places of this machine."""
-    weights, dataset = hashlib.sha256(), setting.dataset
+    weights, dataset = hashlib.sha256(), context.dataset
     for key, weight in sorted(checkpoint.weights.items()):
         weights.update(key.encode())
         weights.update(weight.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
@@ -223,10 +223,10 @@ def _record(given: Namespace, name: str, checkpoint: Checkpoint, setting: Settin
         "images": len(dataset.test.labels),
         "mean": dataset.mean.tolist(),
         "std": dataset.std.tolist(),
-        "views": asdict(setting.views),
+        "views": asdict(context.views),
         "seed": given.seed,
         "measures": asdict(given.measures),
-        **provenance(device_name(setting.device)),
+        **provenance(device_name(context.device)),
     }
 
 

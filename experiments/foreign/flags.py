@@ -15,7 +15,7 @@ from experiments.measure import Measures
 from experiments.models import MODELS, model_builder
 from experiments.named_model import TORCHVISION, full_name
 from experiments.study import parser_error, strict_parser
-from experiments.training.setting import choose_device
+from experiments.training.run_context import choose_device
 from experiments.vision import import_torchvision
 
 USAGE = """python -m experiments measure --model=NAME --checkpoint=WEIGHTS --data=FOLDER [--key=value …]

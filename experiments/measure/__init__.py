@@ -24,7 +24,7 @@ from experiments.measure.lesions import measure_lesions
 from experiments.measure.probes import measure_probes
 from experiments.measure.table import Rows
 from experiments.store.runs import Run
-from experiments.training.setting import Setting
+from experiments.training.run_context import RunContext
 from gconv.cost import count_cost
 from gconv.partition import Partition
 from gconv.wiring import trace_wiring
@@ -58,7 +58,7 @@ class Measures:
 
 
 def measure_run(
-    rows: Rows, run: Run, trained: nn.Module, untrained: nn.Module, setting: Setting, measures: Measures
+    rows: Rows, run: Run, trained: nn.Module, untrained: nn.Module, context: RunContext, measures: Measures
 ) -> dict[str, np.ndarray]:
     """Measure one run of a study, and its network untrained; returns the arrays that figures need."""
     result = run.result
@@ -66,17 +66,17 @@ def measure_run(
     for name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy"):
         rows.add(name, result[name], "fraction" if "accuracy" in name else "nats")
     rows.add("training_time", result["seconds"], "s")
-    trained_with = setting.with_labels(run.seed)
-    right, images = class_accuracy(trained.to(setting.device), Shown(trained_with, CLEAN_IMAGES).labelled_training())
+    trained_with = context.with_labels(run.seed)
+    right, images = class_accuracy(trained.to(context.device), Shown(trained_with, CLEAN_IMAGES).labelled_training())
     rows.add("clean_train_accuracy", right.sum() / images.sum(), "fraction")
-    return measure_network(rows, trained, untrained, setting, measures)
+    return measure_network(rows, trained, untrained, context, measures)
 
 
 def measure_network(
     rows: Rows,
     trained: nn.Module,
     untrained: nn.Module,
-    setting: Setting,
+    context: RunContext,
     measures: Measures,
     classes: bool = True,
     initial_known: bool = True,
@@ -86,7 +86,7 @@ def measure_network(
     Args:
         rows: where values and notes go.
         trained, untrained: of one architecture.
-        setting: images, how they are shown, and the device.
+        context: images, how they are shown, and the device.
         measures: what is measured.
         classes: whether the labels of the images are the classes that the network tells apart; without them groups
             are neither lesioned nor probed for the class.
@@ -95,7 +95,7 @@ def measure_network(
     Returns:
         The arrays that figures need.
     """
-    size = setting.views.crop_size
+    size = context.views.crop_size
     cost = count_cost(trained, (3, size, size))
     rows.add("parameters", cost.parameters, "parameters")
     rows.add("macs", cost.macs, "MACs")
@@ -104,8 +104,8 @@ def measure_network(
     for name, layer in wiring.items():
         rows.groups[name] = str(Partition(tuple(Counter(layer.computed_by).values())))
     for model in (trained, untrained):
-        model.to(setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    shown, permutations, draws = Shown(setting, measures.images), measures.permutations, measures.draws
+        model.to(context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    shown, permutations, draws = Shown(context, measures.images), measures.permutations, measures.draws
     calibrate(untrained, shown.training())
     arrays = measure_groups(rows, trained, untrained, wiring, shown, permutations, draws)
     arrays |= measure_first_layer(rows, trained, untrained, wiring, shown, permutations, initial_known)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from experiments.augment import evaluation_batch, normalise
 from experiments.data import Images
-from experiments.training.setting import Setting
+from experiments.training.run_context import RunContext
 
 PIXELS_AT_ONCE = 128 * 112**2  # of images, so that large ones take no more memory
 
@@ -20,17 +20,17 @@ class Shown:
     """So many images of a setting, evenly spaced, since they lie class after class; centre crops, never augmented.
 
     Attributes:
-        setting: of the run.
+        context: of the run.
         count: images that are shown, at most.
     """
 
-    setting: Setting
+    context: RunContext
     count: int
 
     @property
     def batch(self) -> int:
         """Images at once."""
-        return max(1, min(128, PIXELS_AT_ONCE // self.setting.views.crop_size**2))
+        return max(1, min(128, PIXELS_AT_ONCE // self.context.views.crop_size**2))
 
     def few(self, count: int) -> Shown:
         """Fewer of them."""
@@ -38,13 +38,13 @@ class Shown:
 
     def grey(self) -> Shown:
         """The same images without colour."""
-        return replace(self, setting=replace(self.setting, views=replace(self.setting.views, colour="grey")))
+        return replace(self, context=replace(self.context, views=replace(self.context.views, colour="grey")))
 
     def in_colour(self) -> Shown:
         """The same images in colour, where they are shown in grey."""
-        views = self.setting.views
+        views = self.context.views
         coloured = replace(views, colour="colour") if views.colour == "grey" else views
-        return replace(self, setting=replace(self.setting, views=coloured))
+        return replace(self, context=replace(self.context, views=coloured))
 
     def test(self) -> Iterator[Tensor]:
         """Inputs (N, 3, h, w) of test images, normalised."""
@@ -52,43 +52,43 @@ class Shown:
 
     def training(self) -> Iterator[Tensor]:
         """Inputs (N, 3, h, w) of training images, normalised."""
-        return (self.normalised(x) for x in self._plain(self.setting.dataset.train))
+        return (self.normalised(x) for x in self._plain(self.context.dataset.train))
 
     def labelled(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The inputs of test images with their labels (N,)."""
         labels = self.labels.split(self.batch)
-        return ((x, of_x.to(self.setting.device)) for x, of_x in zip(self.test(), labels, strict=True))
+        return ((x, of_x.to(self.context.device)) for x, of_x in zip(self.test(), labels, strict=True))
 
     def labelled_training(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The inputs of training images, clean and not augmented, with the labels (N,) that were trained on."""
-        labels = self.setting.dataset.train.labels.cpu()
+        labels = self.context.dataset.train.labels.cpu()
         of_images = labels[self._index(len(labels))].split(self.batch)
-        return ((x, y.to(self.setting.device)) for x, y in zip(self.training(), of_images, strict=True))
+        return ((x, y.to(self.context.device)) for x, y in zip(self.training(), of_images, strict=True))
 
     @property
     def labels(self) -> Tensor:
         """Labels of the test images, in their order."""
-        labels = self.setting.dataset.test.labels.cpu()
+        labels = self.context.dataset.test.labels.cpu()
         return labels[self._index(len(labels))]
 
     def plain(self) -> Iterator[Tensor]:
         """The test images (N, 3, h, w) of values 0 to 1."""
-        return self._plain(self.setting.dataset.test)
+        return self._plain(self.context.dataset.test)
 
     def plain_at(self, places: Tensor) -> Tensor:
         """Test images (N, 3, h, w) of values 0 to 1, by their places among those shown."""
-        images = self.setting.dataset.test
+        images = self.context.dataset.test
         index = self._index(len(images.labels))[places]
-        return evaluation_batch(images.pixels, index, self.setting.views).to(self.setting.device).float() / 255
+        return evaluation_batch(images.pixels, index, self.context.views).to(self.context.device).float() / 255
 
     def normalised(self, x_NCHW: Tensor) -> Tensor:
         """Images of values 0 to 1 as the network takes them, in single precision."""
-        dataset = self.setting.dataset
+        dataset = self.context.dataset
         return normalise(x_NCHW, dataset.mean / 255, dataset.std / 255, torch.float32)
 
     def _plain(self, images: Images) -> Iterator[Tensor]:
         for index in self._index(len(images.labels)).split(self.batch):
-            yield evaluation_batch(images.pixels, index, self.setting.views).to(self.setting.device).float() / 255
+            yield evaluation_batch(images.pixels, index, self.context.views).to(self.context.device).float() / 255
 
     def _index(self, available: int) -> Tensor:
         taken = min(self.count, available)

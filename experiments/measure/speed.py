@@ -11,7 +11,7 @@ from torch import nn
 
 from analysis.tradeoff import DISTURBED
 from experiments.measure.table import Rows
-from experiments.training.setting import Setting
+from experiments.training.run_context import RunContext
 from gconv.cost import Latency, measure_latencies, measure_peak_memory
 from gconv.energy import energy_meter, measure_energies
 
@@ -21,24 +21,24 @@ TRIES = 4  # of a measurement that other work disturbs
 WAIT_S = 2.0  # between them
 
 
-def measure_speed(rows: dict[str, Rows], models: dict[str, nn.Module], settings: dict[str, Setting]) -> None:
+def measure_speed(rows: dict[str, Rows], models: dict[str, nn.Module], contexts: dict[str, RunContext]) -> None:
     """Latency and, where the hardware tells it, energy of inference; peak memory of a training step.
 
     All variants in turn, each in its own setting. Where other work disturbed the calls, they are timed again.
     """
-    inputs, device = {}, next(iter(settings.values())).device
-    for name, setting in settings.items():
-        size = setting.views.crop_size
-        x = torch.randn(LATENCY_BATCH, 3, size, size, device=setting.device)
+    inputs, device = {}, next(iter(contexts.values())).device
+    for name, context in contexts.items():
+        size = context.views.crop_size
+        x = torch.randn(LATENCY_BATCH, 3, size, size, device=context.device)
         inputs[name] = x.to(memory_format=torch.channels_last)
-        models[name].to(setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        models[name].to(context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def infer(name: str) -> None:
-        with torch.no_grad(), settings[name].autocast():
+        with torch.no_grad(), contexts[name].autocast():
             models[name].eval()(inputs[name])
 
     def step(name: str) -> None:
-        with settings[name].autocast():
+        with contexts[name].autocast():
             loss = models[name].train()(inputs[name]).float().sum()
         loss.backward()
         models[name].zero_grad(set_to_none=True)

@@ -24,14 +24,14 @@ from experiments.errors import RunFailedError, UsageError
 from experiments.parallel.ranks import GRACE, ending
 from experiments.pipeline import run_planned, run_study
 from experiments.plan import PlannedRun, plan
-from experiments.store import notice
+from experiments.store import stop_signal
 from experiments.study import Study
 from experiments.tracking import Tracker
 from experiments.training.data_parallel import whole_batch
+from experiments.training.distributed import DistributedProcessGroup, ProcessGroupLostError, backend_for
 from experiments.training.epoch import DivergedError
-from experiments.training.process_group import CrewLostError, Rank, backend_for
 from experiments.training.run import train_run
-from experiments.training.setting import choose_device
+from experiments.training.run_context import choose_device
 
 TIMEOUT = 600.0  # seconds that a rank waits for another in the midst of training before it counts as lost
 USED_WRONGLY, INTERRUPTED = 2, 130
@@ -163,42 +163,42 @@ def _be_a_rank(study: Study) -> int:
         raise
     gc.freeze()  # else collecting what torch has loaded takes seconds at the end, of which a notice leaves few
     kinds = [choose_device(v.recipe.device).type for v in study.variants]
-    crew = Rank(rank, size, backend_for(kinds), TIMEOUT, here=here)
+    process_group = DistributedProcessGroup(rank, size, backend_for(kinds), TIMEOUT, here=here)
     try:
-        return follow(planned, crew) if rank else int(run_planned(study, planned, crew) > 0)
-    except CrewLostError as error:
+        return follow(planned, process_group) if rank else int(run_planned(study, planned, process_group) > 0)
+    except ProcessGroupLostError as error:
         return _leave(rank, size) if error.by_another else 1  # else it has told its own fault
 
 
-def follow(planned: list[PlannedRun], crew: Rank) -> int:
+def follow(planned: list[PlannedRun], process_group: DistributedProcessGroup) -> int:
     """Train what rank 0 says, and write nothing; returns the exit code."""
     by_name = {p.run.folder.name: p for p in planned}
     try:
-        with notice.looking_out(together=True, aloud=False), crew.at_work():
-            for name in crew.orders():
-                with crew.training(name):
+        with stop_signal.deferred(together=True, aloud=False), process_group.joined():
+            for name in process_group.announced_runs():
+                with process_group.training(name):
                     if name not in by_name:
                         raise RunFailedError(f"{name} is not planned here: other images or another version", False)
-                    _follow(by_name[name], crew)
+                    _follow(by_name[name], process_group)
     except (RunFailedError, OSError) as error:
-        who = f"rank {crew.rank} of {crew.size} on {socket.gethostname()}"
+        who = f"rank {process_group.rank} of {process_group.size} on {socket.gethostname()}"
         print(f"error: {who}: {error}; all are stopped, and the same command goes on", file=sys.stderr, flush=True)
         return 1
     return 0
 
 
-def _follow(p: PlannedRun, crew: Rank) -> None:
+def _follow(p: PlannedRun, process_group: DistributedProcessGroup) -> None:
     silent = Tracker("off", "", "", "", {}, p.run.folder)
     with suppress(DivergedError):  # rank 0 records it, and goes on to the next run
-        train_run(p.run, p.fresh_model(), p.setting(), silent, crew)
+        train_run(p.run, p.fresh_model(), p.context(), silent, process_group)
 
 
 def _leave(rank: int, size: int) -> int:
     """End after another rank was lost; whoever started the ranks knows which, and has some seconds to stop this one."""
     try:
-        with notice.looking_out(together=True, aloud=False):
+        with stop_signal.deferred(together=True, aloud=False):
             deadline = time.monotonic() + GRACE
-            while time.monotonic() < deadline and not notice.heard():
+            while time.monotonic() < deadline and not stop_signal.received():
                 time.sleep(0.05)
     except KeyboardInterrupt:
         return 1

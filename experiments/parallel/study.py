@@ -32,7 +32,7 @@ from experiments.store.runs import config_hash, provenance, write_atomic, write_
 from experiments.strict_yaml import read_yaml
 from experiments.study import parser_error, strict_parser
 from experiments.tables import DamagedTableError, read_about
-from experiments.training.setting import device_name
+from experiments.training.run_context import device_name
 
 VERSION = 1  # raise when what is measured changes
 LEAST = {"input_size": 1, "batch_size": 1, "repeats": 1, "devices": 1, "timeout": 1}

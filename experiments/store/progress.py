@@ -12,15 +12,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from experiments.store import notice
+from experiments.store import stop_signal
 from experiments.store.runs import Run
 
-SHARE = 0.02  # of the time, that checkpoints may take
-LONG = 300.0  # seconds of an epoch after which its part is saved
+MAX_CHECKPOINT_SHARE = 0.02  # of the time, that checkpoints may take
+SAVE_INTERVAL_S = 300.0  # seconds of an epoch after which its part is saved
 
 
 @dataclass(frozen=True)
-class Part:
+class PartialEpoch:
     """The part of an epoch that is trained already.
 
     Attributes:
@@ -36,7 +36,7 @@ class Part:
     seconds: float
 
 
-class Learns(Protocol):
+class Stateful(Protocol):
     """What can be saved and can go on: networks in training, told apart by their places."""
 
     def state(self, place: int) -> dict[str, Any]:
@@ -55,7 +55,7 @@ class Progress:
         history: the metrics of every whole epoch.
     """
 
-    def __init__(self, run: Run, learner: Learns, place: int = 0, together: int = 1) -> None:
+    def __init__(self, run: Run, learner: Stateful, place: int = 0, together: int = 1) -> None:
         """Begin where the run is.
 
         Args:
@@ -67,7 +67,7 @@ class Progress:
         self.history: list[dict[str, float]] = []
         self._run, self._learner, self._place, self._together = run, learner, place, together
         self._device = torch.device("cpu")
-        self._part: Part | None = None
+        self._part: PartialEpoch | None = None
         self._at: tuple[int, Tensor, torch.Generator] | None = None
         self._started = 0.0
         self._saved, self._cost = time.monotonic(), 0.0
@@ -86,10 +86,10 @@ class Progress:
             self._learner.restore(self._place, checkpoint)
             _set_rng_state(checkpoint["rng"], self._device)
             self.history = checkpoint["history"]
-            self._part = Part(**checkpoint["part"]) if checkpoint.get("part") else None
+            self._part = PartialEpoch(**checkpoint["part"]) if checkpoint.get("part") else None
         self._run.write_metrics(self.history)  # it may tell of epochs after the checkpoint, or end in half a line
 
-    def begin_epoch(self) -> Part | None:
+    def begin_epoch(self) -> PartialEpoch | None:
         """The part of the next epoch that is trained already, if any."""
         part, self._part, self._at = self._part, None, None
         self._started = time.perf_counter() - (part.seconds if part else 0.0) * self._together
@@ -103,9 +103,11 @@ class Progress:
         """Note where the epoch stands after a step."""
         self._at = step, total, generator
 
-    def look_out(self) -> None:
+    def save_if_due(self) -> None:
         """Save on notice or after long, between two steps or two batches of an evaluation."""
-        if notice.given() or time.monotonic() - self._saved > max(LONG, self._cost / SHARE):
+        if stop_signal.pending() or time.monotonic() - self._saved > max(
+            SAVE_INTERVAL_S, self._cost / MAX_CHECKPOINT_SHARE
+        ):
             self.save()
 
     def save(self) -> None:
@@ -117,13 +119,13 @@ class Progress:
         """Add a whole epoch; save it if it is the last, or if the time since the last checkpoint allows for another."""
         self.history.append(metrics)
         self._at = None
-        if last or time.monotonic() - self._saved >= self._cost / SHARE:
+        if last or time.monotonic() - self._saved >= self._cost / MAX_CHECKPOINT_SHARE:
             self._save(None)
         self._run.add_metrics(metrics)
 
     def _save(self, at: tuple[int, Tensor, torch.Generator] | None) -> None:
         start = time.monotonic()
-        part = asdict(Part(at[0], at[1].cpu(), at[2].get_state(), self.seconds())) if at else None
+        part = asdict(PartialEpoch(at[0], at[1].cpu(), at[2].get_state(), self.seconds())) if at else None
         saved = {"rng": _rng_state(self._device), "history": self.history, "part": part}
         self._run.save_checkpoint({**self._learner.state(self._place), **saved})
         self._saved = time.monotonic()

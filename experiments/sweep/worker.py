@@ -93,7 +93,7 @@ def train_one(study: Any, planned: Any) -> dict[str, Any]:
 
 def record_stop(planned: Any) -> dict[str, Any]:
     """Record that a run was ended early; returns the record."""
-    from experiments.training.setting import choose_device, device_name
+    from experiments.training.run_context import choose_device, device_name
 
     last = (planned.run.metrics() or [{"epoch": 0}])[-1]
     values = {**last, "reason": f"stopped early after epoch {last['epoch']:.0f}"}
@@ -151,10 +151,10 @@ def _attend(log: Path) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    from experiments.store.notice import take_notice
+    from experiments.store.stop_signal import install_handlers
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    take_notice()
+    install_handlers()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     parent = parent_process()
     if parent is not None:

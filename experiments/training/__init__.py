@@ -1,1 +1,1 @@
-"""Training: ``recipe`` and ``setting`` say how and with what; ``epoch`` and ``run`` have ``learner`` take steps."""
+"""Training: ``recipe`` and ``run_context`` say how and with what; ``epoch`` and ``run`` have ``learner`` take steps."""

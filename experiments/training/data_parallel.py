@@ -13,15 +13,17 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from experiments.data import Dataset
-from experiments.store import notice
+from experiments.store import stop_signal
 from experiments.store.runs import Run
-from experiments.training.crew import ALONE, Crew
 from experiments.training.learner import Batch, Learner
+from experiments.training.process_group import SINGLE_PROCESS, ProcessGroup
 from experiments.training.recipe import Recipe
-from experiments.training.setting import Setting
-from experiments.training.sync_batch_norm import over_whole_batches
+from experiments.training.run_context import RunContext
+from experiments.training.sync_batch_norm import synchronise_batch_norms
 
-AGREE_EVERY = 25  # steps between looks at whether a process was told to stop, where a look must not wait for the device
+STOP_CHECK_STEPS = (
+    25  # steps between looks at whether a process was told to stop, where a look must not wait for the device
+)
 
 
 class DataParallelLearner(Learner):
@@ -31,19 +33,21 @@ class DataParallelLearner(Learner):
     depends on seed, step and rank alone. A notice to any rank stops all of them at the same step.
     """
 
-    def __init__(self, model: nn.Module, setting: Setting, steps: int, crew: Crew, seed: int) -> None:
+    def __init__(
+        self, model: nn.Module, context: RunContext, steps: int, process_group: ProcessGroup, seed: int
+    ) -> None:
         """Meet the replicas of the other ranks.
 
         Args:
             model: freshly built under the run's seed.
-            setting: what it is trained with.
+            context: what it is trained with.
             steps: in the whole training.
-            crew: the processes.
+            process_group: the processes.
             seed: of the run.
         """
-        super().__init__(over_whole_batches(model, crew, setting.device), setting, steps)
-        self.crew, self._seed, self._taken = crew, seed, 0
-        self._whole = whole_batch(setting.recipe, setting.dataset)
+        super().__init__(synchronise_batch_norms(model, process_group, context.device), context, steps)
+        self.process_group, self._seed, self._taken = process_group, seed, 0
+        self._whole = whole_batch(context.recipe, context.dataset)
         self._asked: tuple[Tensor, torch.cuda.Event] | None = None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # its new name is not in all torch versions that are allowed
@@ -64,18 +68,20 @@ class DataParallelLearner(Learner):
             (1, 2): loss and accuracy of the whole batch, on the device.
         """
         ((x, y),) = batches
-        torch.manual_seed((self._seed * 1_000_003 + self._schedule.last_epoch) * 4096 + self.crew.rank)
+        torch.manual_seed((self._seed * 1_000_003 + self._schedule.last_epoch) * 4096 + self.process_group.rank)
         self._optimizer.zero_grad(set_to_none=True)
-        with self._setting.autocast():
+        with self._context.autocast():
             logits = self._replica(x)
-            smoothing = self._setting.recipe.label_smoothing
+            smoothing = self._context.recipe.label_smoothing
             loss = F.cross_entropy(logits.float(), y, label_smoothing=smoothing, reduction="sum") / self._whole
-        (loss * self.crew.size).backward()  # the mean over ranks, which gradients become, is then the sum of shares
+        (
+            loss * self.process_group.size
+        ).backward()  # the mean over ranks, which gradients become, is then the sum of shares
         self._optimizer.step()
         self._schedule.step()
         right = (logits.argmax(1) == y).sum() / self._whole
-        told = torch.full_like(right, float(notice.heard()))
-        totals = self.crew.add(torch.stack([loss.detach(), right, told]))
+        told = torch.full_like(right, float(stop_signal.received()))
+        totals = self.process_group.all_reduce(torch.stack([loss.detach(), right, told]))
         self._agree(totals[2])
         return totals[:2].unsqueeze(0)
 
@@ -84,13 +90,13 @@ class DataParallelLearner(Learner):
         self._taken += 1
         if not told.is_cuda:
             if told > 0:
-                notice.agree()
-        elif self._taken % AGREE_EVERY == 0:
+                stop_signal.confirm()
+        elif self._taken % STOP_CHECK_STEPS == 0:
             if self._asked is not None:
                 before, arrived = self._asked
                 arrived.synchronize()  # long ago: it is the answer of the look before
                 if before > 0:
-                    notice.agree()
+                    stop_signal.confirm()
             event = torch.cuda.Event()
             self._asked = told.to("cpu", non_blocking=True), event
             event.record()
@@ -108,28 +114,28 @@ class SharedRun(Run):
     A checkpoint is that of one process and says nothing of ranks: any number of them goes on from it.
     """
 
-    crew: Crew = ALONE
+    process_group: ProcessGroup = SINGLE_PROCESS
 
     @classmethod
-    def shared(cls, run: Run, crew: Crew) -> SharedRun:
-        """The same run in the hands of a crew."""
-        return cls(run.variant, run.config, run.folder, run.lease, crew)
+    def shared(cls, run: Run, process_group: ProcessGroup) -> SharedRun:
+        """The same run in the hands of a process group."""
+        return cls(run.variant, run.config, run.folder, run.lease, process_group)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """That of rank 0."""
-        return self.crew.hand_out(super().load_checkpoint() if self.crew.rank == 0 else None)
+        return self.process_group.broadcast(super().load_checkpoint() if self.process_group.rank == 0 else None)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write it on rank 0."""
-        if self.crew.rank == 0:
+        if self.process_group.rank == 0:
             super().save_checkpoint(state)
 
     def write_metrics(self, epochs: list[dict[str, float]]) -> None:
         """Write them on rank 0."""
-        if self.crew.rank == 0:
+        if self.process_group.rank == 0:
             super().write_metrics(epochs)
 
     def add_metrics(self, epoch: dict[str, float]) -> None:
         """Write them on rank 0."""
-        if self.crew.rank == 0:
+        if self.process_group.rank == 0:
             super().add_metrics(epoch)

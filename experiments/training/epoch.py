@@ -15,13 +15,13 @@ from tqdm import tqdm
 
 from experiments.errors import RunFailedError
 from experiments.memory import is_out_of_memory
-from experiments.store.progress import Part
+from experiments.store.progress import PartialEpoch
 from experiments.tracking import Tracker
-from experiments.training.crew import ALONE, Crew
 from experiments.training.learner import Batch, Learner
-from experiments.training.setting import Setting, epoch_generator
+from experiments.training.process_group import SINGLE_PROCESS, ProcessGroup
+from experiments.training.run_context import RunContext, epoch_generator
 
-CHECK_EVERY = 25  # steps between looks at the loss
+LOSS_CHECK_STEPS = 25  # steps between looks at the loss
 EVALUATION_BATCH = 512
 
 
@@ -37,41 +37,41 @@ class DivergedError(RunFailedError):
         self.place = place
 
 
-class Stream:
+class EpochBatches:
     """The batches of one epoch of one run.
 
     Order and augmentation depend on (seed, epoch) alone, so that a resumed run sees the batches it would have seen.
     """
 
-    def __init__(self, setting: Setting, seed: int, epoch: int, part: Part | None = None) -> None:
+    def __init__(self, context: RunContext, seed: int, epoch: int, part: PartialEpoch | None = None) -> None:
         """Draw the order of the images.
 
         Args:
-            setting: images, views, recipe.
+            context: images, views, recipe.
             seed, epoch: of the run.
             part: of the epoch, that was trained before.
         """
-        recipe, count = setting.recipe, len(setting.dataset.train.labels)
-        self._setting, self.generator = setting, epoch_generator(seed, epoch)
+        recipe, count = context.recipe, len(context.dataset.train.labels)
+        self._context, self.generator = context, epoch_generator(seed, epoch)
         batches = torch.randperm(count, generator=self.generator).split(recipe.batch_size)
         if len(batches) > 1 and len(batches[-1]) < recipe.batch_size:
             batches = batches[:-1]  # a short batch would have other batch statistics and another noise scale
         self._batches = batches
-        self.done, self.total = 0, torch.zeros(2, device=setting.device)
+        self.done, self.total = 0, torch.zeros(2, device=context.device)
         if part is not None:
-            self.done, self.total = part.step, part.total.to(setting.device, copy=True)
+            self.done, self.total = part.step, part.total.to(context.device, copy=True)
             self.generator.set_state(part.generator)
 
     def __len__(self) -> int:
         return len(self._batches)
 
-    def batch(self, step: int, crew: Crew) -> Batch:
+    def batch(self, step: int, process_group: ProcessGroup) -> Batch:
         """The next batch, that of a step counted from 1: this process's share of it."""
         index = self._batches[step - 1]
-        return self._setting.training_inputs(index, self.generator, crew.share(len(index)))
+        return self._context.training_inputs(index, self.generator, process_group.share(len(index)))
 
 
-class Look:
+class PendingLosses:
     """Losses and accuracies on their way from the device, and the step that they are from."""
 
     def __init__(self, step: int, rate: float, totals: Tensor) -> None:
@@ -95,7 +95,7 @@ class Look:
 
 def train_epoch(
     learner: Learner,
-    streams: Sequence[Stream],
+    streams: Sequence[EpochBatches],
     epoch: int,
     title: str,
     after_step: Callable[[int, Tensor], None] = lambda *_: None,
@@ -116,18 +116,18 @@ def train_epoch(
     """
     done, steps = streams[0].done, len(streams[0])
     totals = torch.stack([stream.total for stream in streams])
-    alone, leads = learner.crew.size == 1, learner.crew.rank == 0
-    looks: list[Look] = []
+    alone, leads = learner.process_group.size == 1, learner.process_group.rank == 0
+    looks: list[PendingLosses] = []
     learner.begin_epoch(epoch)
     before, seen = totals[:, 0].tolist(), done  # at the last look at the loss
     with tqdm(
         range(done + 1, steps + 1), title, steps, initial=done, disable=None if leads else True, leave=False
     ) as progress:
         for step in progress:
-            totals += learner.step([stream.batch(step, learner.crew) for stream in streams])
+            totals += learner.step([stream.batch(step, learner.process_group) for stream in streams])
             after_step(step, totals)
-            if step % CHECK_EVERY == 1 or step == steps:
-                looks.append(Look(step, learner.rate, totals))
+            if step % LOSS_CHECK_STEPS == 1 or step == steps:
+                looks.append(PendingLosses(step, learner.rate, totals))
             # Processes that train together look at the same steps, so that they stop at the same one.
             while looks and (len(looks) > 1 or step == steps or (alone and looks[0].arrived())):
                 look = looks.pop(0)
@@ -147,23 +147,23 @@ def train_epoch(
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    setting: Setting,
+    context: RunContext,
     batch: int = EVALUATION_BATCH,
     after_batch: Callable[[], None] = lambda: None,
-    crew: Crew = ALONE,
+    process_group: ProcessGroup = SINGLE_PROCESS,
 ) -> dict[str, float]:
     """Loss and accuracy on the test images, ``batch`` at a time, or fewer where memory is short.
 
-    Each process of a crew takes its share of the images.
+    Each process of a process group takes its share of the images.
     """
     model.eval()
-    count = len(setting.dataset.test.labels)
-    total = torch.zeros(2, device=setting.device)
+    count = len(context.dataset.test.labels)
+    total = torch.zeros(2, device=context.device)
     try:
-        own = torch.arange(count)[crew.share(count)]
+        own = torch.arange(count)[process_group.share(count)]
         for index in own.split(batch) if len(own) else ():
-            x, y = setting.test_inputs(index)
-            with setting.autocast():
+            x, y = context.test_inputs(index)
+            with context.autocast():
                 logits = model(x).float()
             total += torch.stack([F.cross_entropy(logits, y, reduction="sum"), (logits.argmax(1) == y).sum()])
             after_batch()
@@ -171,6 +171,6 @@ def evaluate(
         if batch == 1 or not is_out_of_memory(error):
             raise
     else:
-        loss, right = crew.add(total).tolist()
+        loss, right = process_group.all_reduce(total).tolist()
         return {"test_loss": loss / count, "test_accuracy": right / count}
-    return evaluate(model, setting, batch // 2, after_batch, crew)
+    return evaluate(model, context, batch // 2, after_batch, process_group)

@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.memory import is_out_of_memory
-from experiments.training.crew import ALONE, Crew
+from experiments.training.process_group import SINGLE_PROCESS, ProcessGroup
 from experiments.training.recipe import make_optimizer
-from experiments.training.setting import Setting
+from experiments.training.run_context import RunContext
 
 Batch = tuple[Tensor, Tensor]  # inputs (B, 3, h, w), labels (B,)
-COMPILER: dict[str, Any] = {"mode": "reduce-overhead", "dynamic": False}  # of torch.compile: with CUDA graphs
-COMPILER_STEPS = 8  # first steps, in which the compiler builds both passes, warms them up and records CUDA graphs
-ARCHITECTURES = 256  # of one process, at most; torch goes back to eager mode from the eighth on
+COMPILE_OPTIONS: dict[str, Any] = {"mode": "reduce-overhead", "dynamic": False}  # of torch.compile: with CUDA graphs
+COMPILE_WARMUP_STEPS = 8  # first steps, in which the compiler builds both passes, warms them up and records CUDA graphs
+MAX_COMPILED_ARCHITECTURES = 256  # of one process, at most; torch goes back to eager mode from the eighth on
 
 
 class Learner:
@@ -26,25 +26,25 @@ class Learner:
 
     Attributes:
         networks: that are trained, in the order of their batches: one here.
-        crew: the processes that train together.
+        process_group: the processes that train together.
         compile_error: why the compiled step was given up; None while it works, and where none was asked for.
     """
 
-    crew: Crew = ALONE
+    process_group: ProcessGroup = SINGLE_PROCESS
     compile_error: str | None = None
 
-    def __init__(self, model: nn.Module, setting: Setting, steps: int) -> None:
+    def __init__(self, model: nn.Module, context: RunContext, steps: int) -> None:
         """Move a network to the device of a setting.
 
         Args:
             model: freshly built under the run's seed.
-            setting: what it is trained with.
+            context: what it is trained with.
             steps: in the whole training.
         """
-        model.to(setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._model, self._setting = model, setting
-        self._optimizer, self._schedule = make_optimizer(model, setting.recipe, steps)
-        self._outcome: Callable[..., tuple[Tensor, Tensor]] | None = None if setting.compiled else self._losses
+        model.to(context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._model, self._context = model, context
+        self._optimizer, self._schedule = make_optimizer(model, context.recipe, steps)
+        self._outcome: Callable[..., tuple[Tensor, Tensor]] | None = None if context.compiled else self._losses
         self._compiled_steps = 0
 
     @property
@@ -70,7 +70,7 @@ class Learner:
             (S, 2): loss and accuracy of each, on the device.
         """
         xs, y_SN = [x for x, _ in batches], torch.stack([y for _, y in batches])
-        if self.compile_error is None and self._setting.compiled:
+        if self.compile_error is None and self._context.compiled:
             losses_S, accuracies_S = self._compiled_gradients(xs, y_SN)
         else:
             losses_S, accuracies_S = self._gradients(xs, y_SN)
@@ -94,7 +94,7 @@ class Learner:
         may count in them twice.
         """
         self._compiled_steps += 1
-        buffers = list(self._model.buffers()) if self._compiled_steps <= COMPILER_STEPS else []
+        buffers = list(self._model.buffers()) if self._compiled_steps <= COMPILE_WARMUP_STEPS else []
         before = [buffer.clone() for buffer in buffers]
         try:
             return self._gradients(xs, y_SN)
@@ -115,16 +115,16 @@ class Learner:
     @property
     def compilation(self) -> dict[str, Any]:
         """Whether the step was compiled, and why no longer, for the record of a run; nothing where not asked for."""
-        if not self._setting.compiled:
+        if not self._context.compiled:
             return {}
         failed = self.compile_error is not None
         return {"compiled": not failed, **({"compile_error": self.compile_error} if failed else {})}
 
     def _losses(self, xs: list[Tensor], y_SN: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and accuracy of each network."""
-        with self._setting.autocast():
+        with self._context.autocast():
             logits_SNC = self._logits(xs)
-            smoothing = self._setting.recipe.label_smoothing
+            smoothing = self._context.recipe.label_smoothing
             losses = F.cross_entropy(
                 logits_SNC.float().flatten(0, 1), y_SN.flatten(), reduction="none", label_smoothing=smoothing
             )
@@ -156,8 +156,8 @@ def _compiled(losses: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tup
     """Compiled once for each architecture: another seed of one finds it done."""
     import torch._dynamo  # takes seconds, and few need it
 
-    torch._dynamo.config.recompile_limit = ARCHITECTURES
-    return torch.compile(losses, **COMPILER)
+    torch._dynamo.config.recompile_limit = MAX_COMPILED_ARCHITECTURES
+    return torch.compile(losses, **COMPILE_OPTIONS)
 
 
 def _reason(error: Exception) -> str:

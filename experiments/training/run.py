@@ -13,31 +13,33 @@ from torch import Tensor, nn
 
 from experiments.errors import RunFailedError
 from experiments.memory import advice, is_out_of_memory
-from experiments.store import notice
+from experiments.store import stop_signal
 from experiments.store.leases import LeaseLostError
 from experiments.store.progress import Progress
 from experiments.store.runs import Run
 from experiments.store.siblings import how_far
 from experiments.tracking import Tracker
-from experiments.training.crew import ALONE, Crew
 from experiments.training.data_parallel import DataParallelLearner, SharedRun
-from experiments.training.epoch import DivergedError, Stream, evaluate, train_epoch
+from experiments.training.epoch import DivergedError, EpochBatches, evaluate, train_epoch
 from experiments.training.learner import Learner
-from experiments.training.seeds import Stack
-from experiments.training.setting import Setting
+from experiments.training.multi_seed import MultiSeedLearner
+from experiments.training.process_group import SINGLE_PROCESS, ProcessGroup
+from experiments.training.run_context import RunContext
 
-PULSE_S = 30.0
+PROGRESS_LINE_INTERVAL_S = 30.0
 
 
-def train_run(run: Run, model: nn.Module, setting: Setting, tracker: Tracker, crew: Crew = ALONE) -> dict[str, Any]:
+def train_run(
+    run: Run, model: nn.Module, context: RunContext, tracker: Tracker, process_group: ProcessGroup = SINGLE_PROCESS
+) -> dict[str, Any]:
     """Train ``model`` from its last checkpoint, or from the start, to the end of the recipe.
 
     Args:
         run: where checkpoints and metrics go.
         model: freshly built under the run's seed.
-        setting: what to train it with.
+        context: what to train it with.
         tracker: told the metrics of every epoch.
-        crew: the processes that train it together and all call this; rank 0 alone reads and writes the run.
+        process_group: the processes that train it together and all call this; rank 0 alone reads and writes the run.
 
     Returns:
         The metrics of the last epoch, the seconds spent in training, and whether its steps were compiled.
@@ -49,25 +51,25 @@ def train_run(run: Run, model: nn.Module, setting: Setting, tracker: Tracker, cr
     """
     choose_kernels()
     try:
-        with notice.looking_out(together=crew.size > 1):
-            if crew.size == 1:
-                learner = Learner(model, setting, setting.steps)
+        with stop_signal.deferred(together=process_group.size > 1):
+            if process_group.size == 1:
+                learner = Learner(model, context, context.steps)
             else:
-                learner = DataParallelLearner(model, setting, setting.steps, crew, run.seed)
-                run = SharedRun.shared(run, crew)
-            (ended,) = _train([run], learner, setting, [tracker])
+                learner = DataParallelLearner(model, context, context.steps, process_group, run.seed)
+                run = SharedRun.shared(run, process_group)
+            (ended,) = _train([run], learner, context, [tracker])
             assert isinstance(ended, dict), "alone, a lost lease is raised"
             return ended
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise RunFailedError(advice(setting.recipe.batch_size, setting.device), lasting=False) from None
+        raise RunFailedError(advice(context.recipe.batch_size, context.device), lasting=False) from None
 
 
 def train_at_once(
     runs: Sequence[Run],
     fresh: Sequence[Callable[[], nn.Module]],
-    setting: Setting,
+    context: RunContext,
     trackers: Sequence[Tracker],
 ) -> list[dict[str, Any] | Exception]:
     """Train runs of one variant side by side, each as ``train_run`` would.
@@ -78,7 +80,7 @@ def train_at_once(
     Args:
         runs: their seeds differ and nothing else.
         fresh: build the network of each, under its seed.
-        setting: what to train them with.
+        context: what to train them with.
         trackers: one for each.
 
     Returns:
@@ -95,15 +97,15 @@ def train_at_once(
         group = [k for k in left if k not in apart and how_far(runs[k]) == reached][:most] or [first]
         if len(group) == 1:
             try:
-                ends[first] = train_run(runs[first], fresh[first](), setting, trackers[first])
+                ends[first] = train_run(runs[first], fresh[first](), context, trackers[first])
             except (RunFailedError, LeaseLostError) as error:
                 ends[first] = error
             continue
         choose_kernels()
         try:
-            with notice.looking_out():
-                learner = Stack([fresh[k]() for k in group], setting, setting.steps)
-                found = _train([runs[k] for k in group], learner, setting, [trackers[k] for k in group])
+            with stop_signal.deferred():
+                learner = MultiSeedLearner([fresh[k]() for k in group], context, context.steps)
+                found = _train([runs[k] for k in group], learner, context, [trackers[k] for k in group])
             ends |= dict(zip(group, found, strict=True))
         except DivergedError as error:
             apart.add(group[error.place])
@@ -111,7 +113,7 @@ def train_at_once(
             if not is_out_of_memory(error):
                 raise
             most = len(group) // 2
-            told = f"warning: out of memory on {setting.device} with {len(group)} seeds at once; going on with {most}"
+            told = f"warning: out of memory on {context.device} with {len(group)} seeds at once; going on with {most}"
             print(told, file=sys.stderr, flush=True)
         learner = None  # what it holds is free for the next
     return [ends[k] for k in range(len(runs))]
@@ -123,13 +125,13 @@ def choose_kernels() -> None:
 
 
 def _train(
-    runs: Sequence[Run], learner: Learner, setting: Setting, trackers: Sequence[Tracker]
+    runs: Sequence[Run], learner: Learner, context: RunContext, trackers: Sequence[Tracker]
 ) -> list[dict[str, Any] | LeaseLostError]:
     """Train runs side by side, all equally far; returns the last metrics of each, and its seconds.
 
     Where another process takes one over, its network is trained on unseen, for the sake of the others.
     """
-    recipe, settings = setting.recipe, [setting.with_labels(run.seed) for run in runs]
+    recipe, contexts = context.recipe, [context.with_labels(run.seed) for run in runs]
     saved = [Progress(run, learner, place, len(runs)) for place, run in enumerate(runs)]
     lost: dict[int, LeaseLostError] = {}
 
@@ -143,25 +145,27 @@ def _train(
                 if len(lost) == len(saved):
                     raise
 
-    def look_out() -> None:
-        each(lambda _, progress: progress.look_out())
-        notice.heed()
+    def save_if_due() -> None:
+        each(lambda _, progress: progress.save_if_due())
+        stop_signal.raise_if_stopping()
 
     def save_beside(diverged: int) -> None:
         each(lambda k, progress: progress.save() if k != diverged and _is_finite(learner.networks[k]) else None)
 
-    each(lambda _, progress: progress.restore(setting.device))
+    each(lambda _, progress: progress.restore(context.device))
 
     label = runs[0].folder.name.rsplit("-", 1)[0]
     try:
         for epoch in range(len(saved[0].history), recipe.epochs):
             parts, last = [progress.begin_epoch() for progress in saved], epoch + 1 == recipe.epochs
-            streams = [Stream(s, run.seed, epoch, part) for s, run, part in zip(settings, runs, parts, strict=True)]
+            streams = [
+                EpochBatches(s, run.seed, epoch, part) for s, run, part in zip(contexts, runs, parts, strict=True)
+            ]
 
-            def after_step(step: int, totals: Tensor, streams: list[Stream] = streams) -> None:
+            def after_step(step: int, totals: Tensor, streams: list[EpochBatches] = streams) -> None:
                 for progress, total, stream in zip(saved, totals, streams, strict=True):
                     progress.note_step(step, total, stream.generator)
-                look_out()
+                save_if_due()
 
             title = f"{label} epoch {epoch + 1}/{recipe.epochs}"
             trained = train_epoch(learner, streams, epoch, title, after_step, trackers)
@@ -171,7 +175,7 @@ def _train(
             ]
             for place, (network, metrics) in enumerate(zip(learner.networks, ended, strict=True)):
                 if (epoch + 1) % recipe.evaluate_every == 0 or last:
-                    metrics |= evaluate(network, setting, after_batch=look_out, crew=learner.crew)
+                    metrics |= evaluate(network, context, after_batch=save_if_due, process_group=learner.process_group)
                 # The last step may have gone wrong after the last look at the loss.
                 if not (_is_finite(network) and math.isfinite(metrics.get("test_loss", 0.0))):
                     reason = f"the weights or the test loss are no longer finite after epoch {epoch + 1}"
@@ -182,9 +186,11 @@ def _train(
                 trackers[place].log(ended[place])
 
             each(end)
-            if learner.crew.rank == 0 and not last:
+            if learner.process_group.rank == 0 and not last:
                 left = (recipe.epochs - epoch - 1) * sum(metrics["seconds"] for metrics in ended)
-                _pulse(f"{title}: loss {ended[0]['train_loss']:.3f}, about {left / 60:.0f} min of this run left")
+                _print_progress(
+                    f"{title}: loss {ended[0]['train_loss']:.3f}, about {left / 60:.0f} min of this run left"
+                )
     except DivergedError as error:
         save_beside(error.place)
         raise
@@ -196,15 +202,15 @@ def _train(
     ]
 
 
-def _pulse(text: str) -> None:
+def _print_progress(text: str) -> None:
     """Print a line where no progress bar is seen, at most each half minute."""
-    global _last_pulse
-    if not sys.stderr.isatty() and time.monotonic() - _last_pulse >= PULSE_S:
+    global _last_line_at
+    if not sys.stderr.isatty() and time.monotonic() - _last_line_at >= PROGRESS_LINE_INTERVAL_S:
         print(text, flush=True)
-        _last_pulse = time.monotonic()
+        _last_line_at = time.monotonic()
 
 
-_last_pulse = time.monotonic()
+_last_line_at = time.monotonic()
 
 
 def _is_finite(network: nn.Module) -> bool:

@@ -15,13 +15,13 @@ from experiments.store.runs import Run, config_hash, public
 from experiments.store.siblings import siblings
 from experiments.study import Study
 from experiments.tracking import Tracker
-from experiments.training.crew import ALONE, Crew
+from experiments.training.process_group import SINGLE_PROCESS, ProcessGroup
 from experiments.training.run import train_at_once, train_run
-from experiments.training.seeds_trial import how_many
-from experiments.training.setting import Setting, choose_device, device_name
+from experiments.training.run_context import RunContext, choose_device, device_name
+from experiments.training.seeds_at_once import choose_seeds_at_once
 
 
-def train_all(study: Study, planned: list[PlannedRun], crew: Crew = ALONE) -> int:
+def train_all(study: Study, planned: list[PlannedRun], process_group: ProcessGroup = SINGLE_PROCESS) -> int:
     """Train what is not trained yet, alone or beside other processes on the study; returns how many runs failed."""
 
     def say(k: int, text: str) -> None:
@@ -33,11 +33,13 @@ def train_all(study: Study, planned: list[PlannedRun], crew: Crew = ALONE) -> in
     def train(k: int, run: Run) -> dict[str, Any]:
         lead = replace(planned[k], run=run)
         others = {j: p.run for j, p in enumerate(planned) if j != k and p.variant == lead.variant}
-        others = {} if crew.size > 1 else {j: other for j, other in others.items() if j not in over | beside.keys()}
+        others = (
+            {} if process_group.size > 1 else {j: other for j, other in others.items() if j not in over | beside.keys()}
+        )
         most = _at_once(study, lead, 1 + len(others), lambda text: say(k, text))
         with siblings(run, others, most) as held:
             if not held:
-                return train_planned(study, lead, crew)
+                return train_planned(study, lead, process_group)
             group = {k: lead} | {j: replace(planned[j], run=other) for j, other in held.items()}
             ends = dict(zip(group, _train_together(study, list(group.values())), strict=True))
             for j, end in ends.items():
@@ -73,33 +75,33 @@ def train_all(study: Study, planned: list[PlannedRun], crew: Crew = ALONE) -> in
     return failed
 
 
-def train_planned(study: Study, p: PlannedRun, crew: Crew = ALONE) -> dict[str, Any]:
-    """Train one run to its end and record it; rank 0 of a crew does so with the others."""
+def train_planned(study: Study, p: PlannedRun, process_group: ProcessGroup = SINGLE_PROCESS) -> dict[str, Any]:
+    """Train one run to its end and record it; rank 0 of a process group does so with the others."""
     p.run.begin()
-    setting = p.setting().with_compiler(study.compile if crew.size == 1 else "never")
+    context = p.context().with_compiler(study.compile if process_group.size == 1 else "never")
     model, tracker = p.fresh_model(), _tracker(study, p)
     end: dict[str, Any] | Exception
     try:
-        with crew.training(p.run.folder.name):
-            end = train_run(p.run, model, setting, tracker, crew)
+        with process_group.training(p.run.folder.name):
+            end = train_run(p.run, model, context, tracker, process_group)
     except Exception as error:
         end = error
-    each = f"{crew.size} ranks, each " if crew.size > 1 else ""
-    return _record(p, setting, tracker, end, each + device_name(setting.device))
+    each = f"{process_group.size} ranks, each " if process_group.size > 1 else ""
+    return _record(p, context, tracker, end, each + device_name(context.device))
 
 
 def _train_together(study: Study, group: list[PlannedRun]) -> list[dict[str, Any] | Exception]:
     """Train seeds of a variant side by side and record each; in place of a record, why there is none this time."""
     for p in group:
         p.run.begin()
-    setting, trackers = group[0].setting().with_compiler(study.compile), [_tracker(study, p) for p in group]
+    context, trackers = group[0].context().with_compiler(study.compile), [_tracker(study, p) for p in group]
     runs, fresh = [p.run for p in group], [p.fresh_model for p in group]
     ends: list[dict[str, Any] | Exception] = []
-    for p, tracker, end in zip(group, trackers, train_at_once(runs, fresh, setting, trackers), strict=True):
+    for p, tracker, end in zip(group, trackers, train_at_once(runs, fresh, context, trackers), strict=True):
         if isinstance(end, dict):
             end |= {"seeds_at_once": len(group)}
         try:
-            record = _record(p, setting, tracker, end, device_name(setting.device))
+            record = _record(p, context, tracker, end, device_name(context.device))
         except Exception as error:
             record = error
         ends.append(record)
@@ -115,7 +117,7 @@ def _at_once(study: Study, p: PlannedRun, most: int, say: Callable[[str], None])
     v = p.variant
     key = config_hash({"model": v.model, "views": asdict(v.views), "recipe": asdict(v.recipe), "most": most})
     if key not in _tried:
-        _tried[key], faster = how_many(p.fresh_model, p.setting().with_compiler(study.compile), most)
+        _tried[key], faster = choose_seeds_at_once(p.fresh_model, p.context().with_compiler(study.compile), most)
         if _tried[key] > 1:
             say(f"{_tried[key]} seeds at once are {faster:.1f} times as fast as one after the other")
     return _tried[key]
@@ -130,7 +132,7 @@ def _tracker(study: Study, p: PlannedRun) -> Tracker:
 
 
 def _record(
-    p: PlannedRun, setting: Setting, tracker: Tracker, end: dict[str, Any] | Exception, device: str
+    p: PlannedRun, context: RunContext, tracker: Tracker, end: dict[str, Any] | Exception, device: str
 ) -> dict[str, Any]:
     """Record how a training ended, done or diverged; raises what does not last, since the next start tries again."""
     values, status = end, "done"
@@ -142,7 +144,7 @@ def _record(
     values |= {
         "dataset": p.variant.dataset,
         "broken_images": len(p.dataset.broken),
-        "precision": str(setting.dtype).removeprefix("torch."),
+        "precision": str(context.dtype).removeprefix("torch."),
     }
     result = p.run.finish(status, values, device)
     tracker.finish(public(result), failed=status != "done")

@@ -15,15 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from experiments.training.crew import Crew
+from experiments.training.process_group import ProcessGroup
 
 
-def over_whole_batches(model: nn.Module, crew: Crew, device: torch.device) -> nn.Module:
+def synchronise_batch_norms(model: nn.Module, process_group: ProcessGroup, device: torch.device) -> nn.Module:
     """Have the batch normalisations of a model take their statistics from all processes, in place.
 
     Args:
         model: whose parameters stay the same tensors.
-        crew: the processes, each with at least one image.
+        process_group: the processes, each with at least one image.
         device: that it is trained on.
     """
     if device.type == "cuda":
@@ -31,24 +31,24 @@ def over_whole_batches(model: nn.Module, crew: Crew, device: torch.device) -> nn
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, _BatchNorm):
-                setattr(module, name, SyncBatchNorm2d(child, crew))
+                setattr(module, name, SyncBatchNorm2d(child, process_group))
     return model
 
 
 class SyncBatchNorm2d(_BatchNorm):
     """Batch normalisation over the images of all processes (Ioffe & Szegedy 2015, arXiv 1502.03167)."""
 
-    def __init__(self, norm: _BatchNorm, crew: Crew) -> None:
+    def __init__(self, norm: _BatchNorm, process_group: ProcessGroup) -> None:
         """Take the place of a layer.
 
         Args:
             norm: whose parameters and running statistics it shares.
-            crew: the processes.
+            process_group: the processes.
         """
         assert norm.track_running_stats and norm.momentum is not None, "as torch makes them by default"
         super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, device="meta")
         self._parameters, self._buffers = norm._parameters, norm._buffers
-        self.crew = crew
+        self.process_group = process_group
         self.train(norm.training)
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -59,15 +59,15 @@ class SyncBatchNorm2d(_BatchNorm):
         if not self.training:
             return super().forward(input)
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
-        mean_C, variance_C, count = whole_moments(input.detach(), self.crew)
+        mean_C, variance_C, count = global_moments(input.detach(), self.process_group)
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean_C, self.momentum)  # type: ignore[arg-type]
             self.running_var.lerp_(variance_C * (count / (count - 1)), self.momentum)  # type: ignore[arg-type]
-        return _Normalise.apply(input, self.weight, self.bias, mean_C, variance_C, count, self.eps, self.crew)
+        return _Normalise.apply(input, self.weight, self.bias, mean_C, variance_C, count, self.eps, self.process_group)
 
 
-def whole_moments(x: Tensor, crew: Crew) -> tuple[Tensor, Tensor, float]:
+def global_moments(x: Tensor, process_group: ProcessGroup) -> tuple[Tensor, Tensor, float]:
     """Mean and biased variance of each channel over all processes, (C,) each, and the number of values of a channel.
 
     Each process sends count, mean and variance, and all combine them in the same order (Chan, Golub & LeVeque 1983,
@@ -78,7 +78,7 @@ def whole_moments(x: Tensor, crew: Crew) -> tuple[Tensor, Tensor, float]:
     mean_C, variance_C = torch.batch_norm_update_stats(x, scratch[0], scratch[1], 0.0)
     count = x.numel() // channels
     own = torch.cat([mean_C, variance_C, mean_C.new_tensor([count])])
-    of_all = crew.gather(own).double()
+    of_all = process_group.all_gather(own).double()
     mean_RC, variance_RC, count_R1 = of_all[:, :channels], of_all[:, channels:-1], of_all[:, -1:]
     total = count_R1.sum()
     mean = (count_R1 * mean_RC).sum(0) / total
@@ -99,10 +99,10 @@ class _Normalise(torch.autograd.Function):
         variance: Tensor,
         count: float,
         eps: float,
-        crew: Crew,
+        process_group: ProcessGroup,
     ) -> Tensor:
         ctx.save_for_backward(x, weight, mean, variance)
-        ctx.count, ctx.eps, ctx.crew = count, eps, crew
+        ctx.count, ctx.eps, ctx.process_group = count, eps, process_group
         return F.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
 
     @staticmethod
@@ -114,7 +114,7 @@ class _Normalise(torch.autograd.Function):
             dy.contiguous(memory_format=torch.channels_last) if dy.dim() == 4 else dy.contiguous(),
             x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True],
         )  # fmt: skip
-        sum_dyx, sum_dy = ctx.crew.add(torch.stack([own_dyx, own_dy])) / ctx.count
+        sum_dyx, sum_dy = ctx.process_group.all_reduce(torch.stack([own_dyx, own_dy])) / ctx.count
         s = (variance + ctx.eps).rsqrt()
         slope = weight * s * s * sum_dyx
         shift = weight * s * sum_dy - slope * mean

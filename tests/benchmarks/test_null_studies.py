@@ -12,10 +12,10 @@ from benchmarks.null_networks import KINDS, NULLS, fit_readout, network_pair, pr
 from benchmarks.null_studies import (
     VARIANTS,
     accuracy_effects,
+    context,
     rates,
     run_effects,
     run_table,
-    setting,
     simulate_effects,
     simulated_parts,
 )
@@ -64,7 +64,7 @@ def test_uneven_growth_is_that_of_whole_groups():
 
 
 def test_networks_of_one_seed_share_their_initialisation_and_nothing_else(data_root):
-    shown = Shown(setting(data_root, "colour"), 22)
+    shown = Shown(context(data_root, "colour"), 22)
     (first, start), (second, begin) = (
         network_pair(lambda: thin_alexnet(2, 11), KINDS["shared"], 3, stream, shown) for stream in (0, 1)
     )
@@ -74,7 +74,7 @@ def test_networks_of_one_seed_share_their_initialisation_and_nothing_else(data_r
 
 def test_the_readout_beats_chance(data_root):
     network, _ = trained("smooth")
-    assert fit_readout(network, Shown(setting(data_root, "colour"), 330)) > 2 / 11
+    assert fit_readout(network, Shown(context(data_root, "colour"), 330)) > 2 / 11
 
 
 @pytest.mark.slow

@@ -56,4 +56,4 @@ def reference(tmp_path_factory):
 @pytest.fixture
 def save_always(monkeypatch):
     """Tiny epochs are saved one by one, whatever that costs."""
-    monkeypatch.setattr("experiments.store.progress.SHARE", 1e9)
+    monkeypatch.setattr("experiments.store.progress.MAX_CHECKPOINT_SHARE", 1e9)

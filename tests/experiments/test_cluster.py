@@ -77,7 +77,7 @@ def told(capsys, *arguments):
 def arguments(monkeypatch):
     """``sys.argv`` and the handlers of signals are put back."""
     monkeypatch.setattr(sys, "argv", [])
-    monkeypatch.setattr(command_line, "take_notice", lambda: None)
+    monkeypatch.setattr(command_line, "install_handlers", lambda: None)
 
 
 COMMANDS = [("run", "quickstart"), ("sweep", "photos-bayes")]

@@ -6,7 +6,7 @@ import torch
 from experiments.augment import Views
 from experiments.training.epoch import evaluate
 from experiments.training.recipe import Recipe
-from experiments.training.setting import Setting
+from experiments.training.run_context import RunContext
 from fault_children import a_run, run_small, train
 from tiny_images import tiny_dataset
 
@@ -55,7 +55,7 @@ def test_an_evaluation_that_does_not_fit_is_done_in_smaller_batches(monkeypatch)
                 torch.empty(1 << 50)
             return torch.stack([x[:, 0].mean((1, 2)), x[:, 2].mean((1, 2))], 1) * 10
 
-    setting = Setting.of(tiny_dataset(), Views(image_size=12, crop_size=12), Recipe(device="cpu", precision="fp32"))
-    assert evaluate(Narrow(5), setting)["test_accuracy"] == evaluate(Narrow(99), setting)["test_accuracy"] == 1.0
+    context = RunContext.of(tiny_dataset(), Views(image_size=12, crop_size=12), Recipe(device="cpu", precision="fp32"))
+    assert evaluate(Narrow(5), context)["test_accuracy"] == evaluate(Narrow(99), context)["test_accuracy"] == 1.0
     with pytest.raises(RuntimeError, match="allocate"):
-        evaluate(Narrow(0), setting)
+        evaluate(Narrow(0), context)

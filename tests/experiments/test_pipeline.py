@@ -19,7 +19,7 @@ from experiments.store import leases
 from experiments.store.runs import Run
 from experiments.study import load_study
 from experiments.training.recipe import Recipe
-from experiments.training.setting import Setting
+from experiments.training.run_context import RunContext
 from experiments.training.study import train_all
 from gconv import GroupedConv2d
 from gconv.cost import count_cost
@@ -293,8 +293,8 @@ def test_measured_values_are_those_of_the_trained_network(tmp_path):
     model = planned.trained_model().eval()
     with np.load(planned.run.folder / "arrays.npz") as arrays:
         assert np.array_equal(arrays["filters"], model.conv1.weight.detach().numpy())
-        setting = planned.setting()
-        x = setting.test_inputs(torch.arange(12))[0]
+        context = planned.context()
+        x = context.test_inputs(torch.arange(12))[0]
         with torch.no_grad():
             responses = model.conv1(x).movedim(1, 0).flatten(1).double()
         assert np.allclose(arrays["correlation conv1"], torch.corrcoef(responses), atol=1e-4)
@@ -305,12 +305,12 @@ def test_measured_values_are_those_of_the_trained_network(tmp_path):
 
 @pytest.mark.parametrize("images", [5, 6, 12, 99])
 def test_measured_images_are_spread_over_all_of_them(images):
-    setting = Setting.of(tiny_dataset(), Views(12, 12), Recipe(device="cpu"))
-    shown = Shown(setting, images)
+    context = RunContext.of(tiny_dataset(), Views(12, 12), Recipe(device="cpu"))
+    shown = Shown(context, images)
     inputs, labels = zip(*shown.labelled(), strict=True)
     assert sum(map(len, inputs)) == len(torch.cat(labels)) == min(images, 12)
     assert any(
-        torch.allclose(inputs[-1][-1], setting.test_inputs(torch.tensor([k]))[0][0], atol=1e-5) for k in (9, 10, 11)
+        torch.allclose(inputs[-1][-1], context.test_inputs(torch.tensor([k]))[0][0], atol=1e-5) for k in (9, 10, 11)
     )
     places = torch.tensor([3, 0, 4])
     assert torch.equal(shown.normalised(shown.plain_at(places)), torch.cat(inputs)[places])

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.store import notice, progress
+from experiments.store import progress, stop_signal
 from fault_children import a_run, assert_same, divided, fork, kill, left, train, train_until_operation, wait, work
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1200)]
@@ -45,7 +45,7 @@ def reference(tmp_path_factory):
 def test_twenty_kills_at_random_moments_of_twenty_runs(tmp_path, reference, monkeypatch, saving):
     """Each run is killed at a moment anywhere from its first to its last, then goes on to the end."""
     if saving == "every epoch":
-        monkeypatch.setattr(progress, "SHARE", 1e9)
+        monkeypatch.setattr(progress, "MAX_CHECKPOINT_SHARE", 1e9)
     (whole, seconds), rng, recovered, epochs = reference, random.Random(20), 0, []
     while recovered < KILLS:
         run = a_run(tmp_path, f"run-{recovered}", EPOCHS)
@@ -74,7 +74,7 @@ def test_one_run_killed_twenty_times(tmp_path, reference):
 
 
 def test_killed_before_each_file_operation(tmp_path, reference, monkeypatch):
-    monkeypatch.setattr(progress, "SHARE", 1e9)
+    monkeypatch.setattr(progress, "MAX_CHECKPOINT_SHARE", 1e9)
     for number in count(1):
         run = a_run(tmp_path, f"run-{number}")
         code = wait(fork(train_until_operation, run, number))
@@ -91,7 +91,7 @@ def test_killed_before_each_file_operation(tmp_path, reference, monkeypatch):
 
 
 def train_on_notice(run):
-    notice.take_notice()
+    stop_signal.install_handlers()
     try:
         train(run, EPOCHS, slow=0.01)
     except KeyboardInterrupt:
@@ -147,7 +147,7 @@ def fill(place):
 @pytest.mark.parametrize("room", [0, 3_000, 30_000, 60_000])
 def test_a_disk_that_is_really_full(tmp_path, monkeypatch, room):
     """A tmpfs with so many bytes left: training stops, and with room it goes on to the same bits."""
-    monkeypatch.setattr(progress, "SHARE", 1e9)
+    monkeypatch.setattr(progress, "MAX_CHECKPOINT_SHARE", 1e9)
     assert wait(fork(train, a_run(tmp_path, "whole"))) == 0
     disk = tmp_path / "disk"
     disk.mkdir()

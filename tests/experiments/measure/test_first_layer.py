@@ -10,7 +10,7 @@ from experiments.measure.images import Shown
 from experiments.measure.table import Rows
 from experiments.models import build_model
 from experiments.training.recipe import Recipe
-from experiments.training.setting import Setting
+from experiments.training.run_context import RunContext
 from gconv.wiring import trace_wiring
 from tiny_images import tiny_dataset
 
@@ -37,10 +37,10 @@ def measured(filters, groups, initial=0.0, known=True):
     with torch.no_grad():
         untrained.conv1.weight.copy_(start)
         trained.conv1.weight.copy_(torch.as_tensor(np.stack(filters)) + initial * start)
-    setting = Setting.of(tiny_dataset(SIZE), Views(image_size=SIZE, crop_size=SIZE), Recipe(device="cpu"))
+    context = RunContext.of(tiny_dataset(SIZE), Views(image_size=SIZE, crop_size=SIZE), Recipe(device="cpu"))
     rows = Rows("study", "variant", 0)
     wiring = trace_wiring(trained, (3, SIZE, SIZE))
-    measure_first_layer(rows, trained, untrained, wiring, Shown(setting, 8), 199, known)
+    measure_first_layer(rows, trained, untrained, wiring, Shown(context, 8), 199, known)
     table = rows.table()
     return {(row["measure"], row["null"]): row["value"] for _, row in table.iterrows()}, rows.notes()
 

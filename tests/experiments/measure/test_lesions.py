@@ -12,7 +12,7 @@ from experiments.measure.lesions import _interaction, measure_lesions
 from experiments.measure.table import Rows
 from experiments.models import build_model
 from experiments.training.recipe import Recipe
-from experiments.training.setting import Setting
+from experiments.training.run_context import RunContext
 from gconv.wiring import trace_wiring
 from tiny_images import tiny_dataset
 
@@ -32,12 +32,12 @@ def test_groups_that_do_not_split_by_colour_have_no_interaction(kept):
     """The same network, its first filters called colour or grey by group, or in turn: only the first is a split."""
     torch.manual_seed(0)
     model = build_model("small", classes=2, groups=2, width=8).eval()
-    setting = Setting.of(tiny_dataset(12), Views(image_size=12, crop_size=12), Recipe(device="cpu"))
+    context = RunContext.of(tiny_dataset(12), Views(image_size=12, crop_size=12), Recipe(device="cpu"))
     rows, wiring = Rows("study", "variant", 0), trace_wiring(model, (3, 12, 12))
     colours = np.array(kept), np.ones(8, dtype=bool)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("experiments.measure.lesions._interaction", lambda found, means: 0.5)
-        measure_lesions(rows, model, wiring, Shown(setting, 8), colours, 2, 199)
+        measure_lesions(rows, model, wiring, Shown(context, 8), colours, 2, 199)
     table = rows.table().set_index(["measure", "null"])["value"]
     assert table["lesion_interaction", ""] == (0.5 if kept[1] == 0.9 else 0.0)
     assert table["lesion_interaction", "arbitrary partition"] == 0.0
@@ -68,11 +68,11 @@ class ColourReader(nn.Module):
 def test_a_network_trained_on_grey_images_is_lesioned_on_colour_ones_too(shown_as):
     """All 12 images are told right by colour, and half of them without it; grey ones are all called red."""
     views = Views(image_size=12, crop_size=12, colour=shown_as)
-    setting = Setting.of(tiny_dataset(12), views, Recipe(device="cpu"))
+    context = RunContext.of(tiny_dataset(12), views, Recipe(device="cpu"))
     model, rows = ColourReader().eval(), Rows("study", "variant", 0)
     hardly_any_split = np.array([0.01, 0.02, 0.03, 0.02]), np.ones(4, dtype=bool)
     wiring = trace_wiring(model, (3, 12, 12))
-    measure_lesions(rows, model, wiring, Shown(setting, 12), hardly_any_split, 2, 199)
+    measure_lesions(rows, model, wiring, Shown(context, 12), hardly_any_split, 2, 199)
     table = rows.table().set_index(["measure", "null"])["value"]
     assert table["lesion_colour_group_on_colour", ""] == 0.5
     assert table["lesion_colour_group_on_grey", ""] == 0.0

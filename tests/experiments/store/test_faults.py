@@ -17,7 +17,7 @@ import pytest
 from experiments import pipeline
 from experiments.measure.table import save_table
 from experiments.plan import plan
-from experiments.store import notice, progress
+from experiments.store import progress, stop_signal
 from experiments.store.runs import Run
 from experiments.study import load_study
 from experiments.training import study as training
@@ -63,7 +63,7 @@ def test_killed_before_any_file_operation_it_ends_with_the_same_bits(tmp_path, r
 
 
 def train_on_notice(run):
-    notice.take_notice()
+    stop_signal.install_handlers()
     try:
         train(run, slow=0.03)
     except KeyboardInterrupt:
@@ -92,13 +92,13 @@ def test_on_sigterm_the_step_is_finished_and_saved_and_it_goes_on_in_the_middle_
 @pytest.mark.parametrize("moment", ["step", "evaluation"])
 def test_a_notice_at_any_step_or_in_an_evaluation_leads_to_the_same_bits(tmp_path, reference, monkeypatch, moment):
     run, looks = a_run(tmp_path), 0
-    name = "note_step" if moment == "step" else "look_out"
+    name = "note_step" if moment == "step" else "save_if_due"
     look = getattr(progress.Progress, name)
 
     def noticed(self, *arguments):
         nonlocal looks
         looks += 1
-        notice._given = True
+        stop_signal._received = True
         look(self, *arguments)
 
     with monkeypatch.context() as patch:
@@ -112,13 +112,13 @@ def test_a_notice_at_any_step_or_in_an_evaluation_leads_to_the_same_bits(tmp_pat
 
 
 def test_a_second_notice_stops_at_once():
-    with notice.looking_out():
-        notice._handle(signal.SIGTERM, None)
+    with stop_signal.deferred():
+        stop_signal._handle(signal.SIGTERM, None)
         with pytest.raises(KeyboardInterrupt):
-            notice._handle(signal.SIGTERM, None)
-        notice._given = False
+            stop_signal._handle(signal.SIGTERM, None)
+        stop_signal._received = False
     with pytest.raises(KeyboardInterrupt):
-        notice._handle(signal.SIGTERM, None)
+        stop_signal._handle(signal.SIGTERM, None)
 
 
 # Full and read-only

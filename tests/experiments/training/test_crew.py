@@ -22,18 +22,18 @@ from experiments.errors import RunFailedError, UsageError
 from experiments.models import build_model
 from experiments.parallel import launch
 from experiments.plan import plan
-from experiments.store import notice, progress
+from experiments.store import progress, stop_signal
 from experiments.store.runs import Run
 from experiments.study import load_study, resolve
 from experiments.training import data_parallel
 from experiments.training import study as training
-from experiments.training.crew import ALONE, Crew
-from experiments.training.epoch import Stream, evaluate
+from experiments.training.distributed import DistributedProcessGroup, ProcessGroupLostError, backend_for
+from experiments.training.epoch import EpochBatches, evaluate
 from experiments.training.learner import Learner
-from experiments.training.process_group import CrewLostError, Rank, backend_for
+from experiments.training.process_group import SINGLE_PROCESS, ProcessGroup
 from experiments.training.recipe import Recipe
 from experiments.training.run import train_run
-from experiments.training.setting import Setting
+from experiments.training.run_context import RunContext
 from experiments.training.sync_batch_norm import SyncBatchNorm2d
 from fault_children import SILENT, fork, wait
 from tiny_images import tiny_dataset
@@ -47,15 +47,15 @@ meetings = count()
 
 
 def begin(folder, size, job, *arguments, timeout=20.0):
-    """Fork the ranks of a crew; each calls ``job(crew, *arguments)``. Their process numbers."""
+    """Fork the ranks of a process group; each calls ``job(process group, *arguments)``. Their process numbers."""
     meeting = f"file://{folder}/meeting-{next(meetings)}"
 
     def work(rank):
-        crew = Rank(rank, size, "gloo", timeout, meeting)
+        process_group = DistributedProcessGroup(rank, size, "gloo", timeout, meeting)
         try:
-            with crew.at_work():
-                job(crew, *arguments)
-        except CrewLostError:
+            with process_group.joined():
+                job(process_group, *arguments)
+        except ProcessGroupLostError:
             return LOST
         except KeyboardInterrupt:
             return NOTICED
@@ -64,14 +64,14 @@ def begin(folder, size, job, *arguments, timeout=20.0):
     return [fork(work, rank) for rank in range(size)]
 
 
-def in_a_crew(folder, size, job, *arguments):
-    """Run a job on the ranks of a crew, and see that all end well."""
+def on_ranks(folder, size, job, *arguments):
+    """Run a job on the ranks of a process group, and see that all end well."""
     assert [wait(child) for child in begin(folder, size, job, *arguments)] == [0] * size
 
 
-def setting(train=24, test=12, **recipe):
+def context(train=24, test=12, **recipe):
     recipe = {"epochs": 3, "batch_size": 8, "lr": 0.05, "device": "cpu", "precision": "fp32", **recipe}
-    return Setting.of(tiny_dataset(12, train, test), VIEWS, Recipe(**recipe))
+    return RunContext.of(tiny_dataset(12, train, test), VIEWS, Recipe(**recipe))
 
 
 def model():
@@ -83,10 +83,10 @@ def a_run(folder, name="run"):
     return Run.of(Path(folder) / name, "tiny", {"seed": 0, "data": "tiny"})
 
 
-def as_crew(crew, run, given, net=model):
-    """Train a run as one of a crew; a rank that does not lead has another folder, which must stay empty."""
-    own = run if crew.rank == 0 else replace(run, folder=run.folder.parent / f"of-rank-{crew.rank}")
-    train_run(own, net(), given, SILENT, crew)
+def as_process_group(process_group, run, given, net=model):
+    """Train a run as one of a process group; a rank that does not lead has another folder, which must stay empty."""
+    own = run if process_group.rank == 0 else replace(run, folder=run.folder.parent / f"of-rank-{process_group.rank}")
+    train_run(own, net(), given, SILENT, process_group)
 
 
 def assert_close(found, expected, tolerance):
@@ -108,22 +108,24 @@ def nudged(seed):
     return net
 
 
-def fifty_steps(crew, given, path, net=model):
+def fifty_steps(process_group, given, path, net=model):
     """Losses and accuracies of fifty steps, and the network after them."""
     learner = (
         Learner(net(), given, 50)
-        if crew is ALONE
-        else data_parallel.DataParallelLearner(net(), given, 50, crew, seed=0)
+        if process_group is SINGLE_PROCESS
+        else data_parallel.DataParallelLearner(net(), given, 50, process_group, seed=0)
     )
     seen = []
     for epoch in count():
-        stream = Stream(given, 0, epoch)
+        stream = EpochBatches(given, 0, epoch)
         learner.begin_epoch(epoch)
         for step in range(1, len(stream) + 1):
             if len(seen) == 50:
-                torch.save((torch.cat(seen), learner.state(0)["model"]), path / f"{crew.rank}-of-{crew.size}")
+                torch.save(
+                    (torch.cat(seen), learner.state(0)["model"]), path / f"{process_group.rank}-of-{process_group.size}"
+                )
                 return
-            seen.append(learner.step([stream.batch(step, crew)]))
+            seen.append(learner.step([stream.batch(step, process_group)]))
 
 
 @pytest.mark.parametrize("batch_size", [16, 17])
@@ -132,9 +134,9 @@ def test_two_processes_have_the_losses_of_one_over_fifty_steps(tmp_path, batch_s
 
     The weights, the running statistics and the other process likewise.
     """
-    given = setting(train=100, batch_size=batch_size)
-    fifty_steps(ALONE, given, tmp_path)
-    in_a_crew(tmp_path, 2, fifty_steps, given, tmp_path)
+    given = context(train=100, batch_size=batch_size)
+    fifty_steps(SINGLE_PROCESS, given, tmp_path)
+    on_ranks(tmp_path, 2, fifty_steps, given, tmp_path)
     alone, first, second = (torch.load(tmp_path / name) for name in ("0-of-1", "0-of-2", "1-of-2"))
     assert alone[0].shape == (50, 2)
     assert alone[0][-5:, 0].mean() < 0.8 * alone[0][:5, 0].mean(), "something was learned"
@@ -144,7 +146,7 @@ def test_two_processes_have_the_losses_of_one_over_fifty_steps(tmp_path, batch_s
 
     by_rounding = []
     for seed in range(3):
-        fifty_steps(ALONE, given, tmp_path, partial(nudged, seed))
+        fifty_steps(SINGLE_PROCESS, given, tmp_path, partial(nudged, seed))
         by_rounding.append(distance(torch.load(tmp_path / "0-of-1")))
     allowed = max(1e-4, 10 * max(by_rounding))
     assert allowed < 1e-2, "training amplifies rounding too much for this comparison"
@@ -158,38 +160,41 @@ def test_two_processes_have_the_losses_of_one_over_fifty_steps(tmp_path, batch_s
 
 def test_in_double_precision_nothing_but_rounding_is_left_even_where_training_amplifies_it(tmp_path, monkeypatch):
     """At a rate at which a network nudged by 1e-7 is soon another one, the losses stay the same to ten digits."""
-    monkeypatch.setattr(Setting, "autocast", lambda _: nullcontext())
+    monkeypatch.setattr(RunContext, "autocast", lambda _: nullcontext())
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # losses are not rounded either
-    given = replace(setting(train=100, batch_size=17, lr=0.4), dtype=torch.float64)
+    given = replace(context(train=100, batch_size=17, lr=0.4), dtype=torch.float64)
     double = partial(fifty_steps, net=lambda: model().double())
-    double(ALONE, given, tmp_path)
-    in_a_crew(tmp_path, 2, double, given, tmp_path)
+    double(SINGLE_PROCESS, given, tmp_path)
+    on_ranks(tmp_path, 2, double, given, tmp_path)
     alone, first = (torch.load(tmp_path / name)[0][:, 0] for name in ("0-of-1", "0-of-2"))
     assert alone.dtype == torch.float64
     assert ((first - alone) / alone).abs().max() < 1e-10
 
 
-def normalised(crew, path):
+def normalised(process_group, path):
     """A batch normalisation on this rank's share of seven images, in double precision."""
     torch.manual_seed(5)
     x, weights = torch.randn(2, 7, 3, 4, 5, dtype=torch.float64) + 1000
     norm = nn.BatchNorm2d(3, dtype=torch.float64)
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
-    if crew is not ALONE:
-        norm = SyncBatchNorm2d(norm, crew)
-    share = crew.share(7)
+    if process_group is not SINGLE_PROCESS:
+        norm = SyncBatchNorm2d(norm, process_group)
+    share = process_group.share(7)
     own = x[share].clone().requires_grad_()
     for _ in range(2):
         y = norm(own)
     (y.square() * (weights[share] - 1000)).sum().backward()
-    gradients = [crew.add(p.grad) for p in norm.parameters()]
-    torch.save((y.detach(), own.grad, gradients, norm.state_dict()), path / f"norm-{crew.rank}-of-{crew.size}")
+    gradients = [process_group.all_reduce(p.grad) for p in norm.parameters()]
+    torch.save(
+        (y.detach(), own.grad, gradients, norm.state_dict()),
+        path / f"norm-{process_group.rank}-of-{process_group.size}",
+    )
 
 
 def test_batch_normalisation_over_uneven_shares_is_torchs_on_the_whole_batch(tmp_path):
-    normalised(ALONE, tmp_path)
-    in_a_crew(tmp_path, 3, normalised, tmp_path)
+    normalised(SINGLE_PROCESS, tmp_path)
+    on_ranks(tmp_path, 3, normalised, tmp_path)
     alone = torch.load(tmp_path / "norm-0-of-1")
     ranks = [torch.load(tmp_path / f"norm-{rank}-of-3") for rank in range(3)]
     for place in (0, 1):  # outputs and gradients of images
@@ -213,24 +218,24 @@ def test_the_shares_of_a_batch_make_it_up_whatever_the_augmentation(images, size
     views = Views(12, 10, padding, flip, cutout, colour)
     pixels, index = tiny_dataset(12).train.pixels, torch.arange(images) * 2
 
-    def share(crew, state):
+    def share(process_group, state):
         generator = torch.Generator().manual_seed(state)
-        x = training_batch(pixels, index, views, generator, crew.share(images))
+        x = training_batch(pixels, index, views, generator, process_group.share(images))
         return x, generator.get_state()
 
-    whole, after = share(ALONE, 3)
-    crews = [Crew() for _ in range(size)]
-    for rank, crew in enumerate(crews):
-        crew.rank, crew.size = rank, size
-    parts = [share(crew, 3) for crew in crews]
+    whole, after = share(SINGLE_PROCESS, 3)
+    process_groups = [ProcessGroup() for _ in range(size)]
+    for rank, process_group in enumerate(process_groups):
+        process_group.rank, process_group.size = rank, size
+    parts = [share(process_group, 3) for process_group in process_groups]
     assert all(torch.equal(state, after) for _, state in parts), "the next batch is the same, too"
     # The product of a turn of hues is rounded as the number of images has it.
     assert torch.allclose(torch.cat([x for x, _ in parts]).float(), whole.float(), rtol=0, atol=1e-3)
 
 
-def noise(crew, path):
+def noise(process_group, path):
     """Where dropout lets a one through, on this rank, in two steps."""
-    given, kept = setting(batch_size=8), []
+    given, kept = context(batch_size=8), []
 
     class Kept(nn.Module):
         def __init__(self):
@@ -241,16 +246,16 @@ def noise(crew, path):
             kept.append(self.drop(torch.ones(64)))
             return self.head(x.mean((1, 2, 3))[:, None].float())
 
-    learner = data_parallel.DataParallelLearner(Kept(), given, 4, crew, seed=0)
-    stream = Stream(given, 0, 0)
+    learner = data_parallel.DataParallelLearner(Kept(), given, 4, process_group, seed=0)
+    stream = EpochBatches(given, 0, 0)
     learner.begin_epoch(0)
     for step in (1, 2):
-        learner.step([stream.batch(step, crew)])
-    torch.save(torch.stack(kept), path / f"noise-{crew.rank}")
+        learner.step([stream.batch(step, process_group)])
+    torch.save(torch.stack(kept), path / f"noise-{process_group.rank}")
 
 
 def test_every_rank_and_every_step_has_noise_of_its_own(tmp_path):
-    in_a_crew(tmp_path, 2, noise, tmp_path)
+    on_ranks(tmp_path, 2, noise, tmp_path)
     seen = [tuple(row.tolist()) for rank in range(2) for row in torch.load(tmp_path / f"noise-{rank}")]
     assert len(set(seen)) == 4
 
@@ -258,7 +263,7 @@ def test_every_rank_and_every_step_has_noise_of_its_own(tmp_path):
 # Evaluation
 
 
-def evaluated(crew, images, path):
+def evaluated(process_group, images, path):
     """Evaluate where rank 1 has memory for three images at a time."""
 
     class Small(nn.Module):
@@ -268,18 +273,18 @@ def evaluated(crew, images, path):
 
         def forward(self, x):
             assert len(x) > 0
-            if crew.rank == 1 and len(x) > 3:
+            if process_group.rank == 1 and len(x) > 3:
                 raise torch.OutOfMemoryError("out of memory")
             return self.inner(x)
 
-    found = evaluate(Small(), setting(test=images), crew=crew)
-    (path / f"{images}-{crew.rank}-of-{crew.size}").write_text(json.dumps(found))
+    found = evaluate(Small(), context(test=images), process_group=process_group)
+    (path / f"{images}-{process_group.rank}-of-{process_group.size}").write_text(json.dumps(found))
 
 
 @pytest.mark.parametrize("images", [1, 11])
 def test_an_evaluation_is_that_of_one_process_with_fewer_images_than_ranks_or_little_memory_on_one(tmp_path, images):
-    evaluated(ALONE, images, tmp_path)
-    in_a_crew(tmp_path, 2, evaluated, images, tmp_path)
+    evaluated(SINGLE_PROCESS, images, tmp_path)
+    on_ranks(tmp_path, 2, evaluated, images, tmp_path)
     alone, first, second = (
         json.loads((tmp_path / f"{images}-{name}").read_text()) for name in ("0-of-1", "0-of-2", "1-of-2")
     )
@@ -290,18 +295,18 @@ def test_an_evaluation_is_that_of_one_process_with_fewer_images_than_ranks_or_li
 # Going on
 
 
-def stopped_at(run_count, crew, run, given, rank):
+def stopped_at(run_count, process_group, run, given, rank):
     """Train until one rank is told to stop, at a step of the second epoch."""
-    if crew.rank == rank:
+    if process_group.rank == rank:
         note, seen = progress.Progress.note_step, count(1)
 
         def noticed(self, *arguments):
             if next(seen) == run_count:
-                notice._given = True
+                stop_signal._received = True
             note(self, *arguments)
 
         progress.Progress.note_step = noticed
-    as_crew(crew, run, given)
+    as_process_group(process_group, run, given)
 
 
 @pytest.fixture(scope="module")
@@ -310,7 +315,7 @@ def uninterrupted(tmp_path_factory):
     run = a_run(tmp_path_factory.mktemp("uninterrupted"))
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    train_run(run, model(), setting(), SILENT)
+    train_run(run, model(), context(), SILENT)
     torch.set_num_threads(before)
     return run.load_checkpoint()
 
@@ -319,10 +324,10 @@ def uninterrupted(tmp_path_factory):
 def test_a_notice_to_any_rank_stops_all_at_one_step_and_any_number_goes_on(
     tmp_path, uninterrupted, before, told, after
 ):
-    run, given = a_run(tmp_path), setting()
+    run, given = a_run(tmp_path), context()
     job = partial(stopped_at, 4)
     if before == 1:
-        child = fork(lambda: job(ALONE, run, given, 0))
+        child = fork(lambda: job(SINGLE_PROCESS, run, given, 0))
         assert wait(child) == 1  # KeyboardInterrupt
     else:
         assert [wait(child) for child in begin(tmp_path, before, job, run, given, told)] == [NOTICED] * before
@@ -333,7 +338,7 @@ def test_a_notice_to_any_rank_stops_all_at_one_step_and_any_number_goes_on(
     if after == 1:
         train_run(run, model(), given, SILENT)
     else:
-        in_a_crew(tmp_path, after, as_crew, run, given)
+        on_ranks(tmp_path, after, as_process_group, run, given)
     found = run.load_checkpoint()
     assert found is not None
     assert_close(found["model"], uninterrupted["model"], 1e-3)
@@ -344,7 +349,7 @@ def test_a_notice_to_any_rank_stops_all_at_one_step_and_any_number_goes_on(
 
 def test_rank_0_alone_writes_and_what_it_writes_is_the_checkpoint_of_one_process(tmp_path, uninterrupted):
     run = a_run(tmp_path)
-    in_a_crew(tmp_path, 2, as_crew, run, setting())
+    on_ranks(tmp_path, 2, as_process_group, run, context())
     assert not (tmp_path / "of-rank-1").exists()
     assert [line["epoch"] for line in run.metrics()] == [1, 2, 3]
     found = run.load_checkpoint()
@@ -366,7 +371,7 @@ STUDY = {
 }
 
 
-def of_study(crew, folder, *flags, slow=0.0):
+def of_study(process_group, folder, *flags, slow=0.0):
     """What each rank of a study does."""
     study = resolve("tiny", STUDY, "here", [f"--runs_root={folder}", *flags])
     planned = plan(study)
@@ -378,18 +383,20 @@ def of_study(crew, folder, *flags, slow=0.0):
             return trained(run, net, *rest)
 
         launch.train_run = training.train_run = slowly
-    return training.train_all(study, planned, crew) if crew.rank == 0 else follow(planned, crew)
+    return (
+        training.train_all(study, planned, process_group) if process_group.rank == 0 else follow(planned, process_group)
+    )
 
 
-def follow(planned, crew):
-    for name in crew.orders():
-        with crew.training(name):
-            launch._follow({p.run.folder.name: p for p in planned}[name], crew)
+def follow(planned, process_group):
+    for name in process_group.announced_runs():
+        with process_group.training(name):
+            launch._follow({p.run.folder.name: p for p in planned}[name], process_group)
 
 
 @pytest.mark.usefixtures("tiny")
 def test_a_run_that_diverges_is_recorded_once_and_all_go_on_to_the_next(tmp_path, capfd):
-    in_a_crew(tmp_path, 2, of_study, tmp_path / "runs")
+    on_ranks(tmp_path, 2, of_study, tmp_path / "runs")
     results = {path.parent.name[:4]: json.loads(path.read_text()) for path in tmp_path.glob("runs/tiny/*/result.json")}
     assert results["wild"]["status"] == "diverged"
     assert results["calm"]["status"] == "done"
@@ -414,27 +421,27 @@ def test_a_rank_that_is_killed_ends_the_others_and_frees_the_run_which_then_goes
     assert not (folder / "failure.json").exists()
     if victim == 1:
         assert '"released": true' in next(folder.glob("lease-*")).read_text()
-    assert of_study(ALONE, tmp_path / "runs", "--only=calm", "--recipe.epochs=60") == 0
+    assert of_study(SINGLE_PROCESS, tmp_path / "runs", "--only=calm", "--recipe.epochs=60") == 0
 
 
 @pytest.mark.usefixtures("tiny")
 def test_rank_0_lets_the_others_go_if_it_fails_before_it_trains(tmp_path):
-    def fail_or_follow(crew):
-        if crew.rank == 0:
+    def fail_or_follow(process_group):
+        if process_group.rank == 0:
             raise UsageError("not now")
-        assert list(crew.orders()) == []
+        assert list(process_group.announced_runs()) == []
 
     first, second = begin(tmp_path, 2, fail_or_follow)
     assert (wait(first), wait(second, 10)) == (1, 0)
 
 
 def test_a_failure_of_its_own_breaks_the_crew_and_one_that_all_see_does_not():
-    crew = Rank(1, 2, "gloo", 1.0)
-    with pytest.raises(RunFailedError), crew.training("a run"):
+    process_group = DistributedProcessGroup(1, 2, "gloo", 1.0)
+    with pytest.raises(RunFailedError), process_group.training("a run"):
         raise RunFailedError("diverged")
-    with pytest.raises(RunFailedError), crew.training("the next"):
+    with pytest.raises(RunFailedError), process_group.training("the next"):
         raise RunFailedError("out of memory", lasting=False)
-    with pytest.raises(CrewLostError), crew.training("the one after"):
+    with pytest.raises(ProcessGroupLostError), process_group.training("the one after"):
         pytest.fail("nothing can be trained any more")
 
 

@@ -11,21 +11,21 @@ from experiments.models import build_model
 from experiments.store.runs import Run
 from experiments.tracking import Tracker
 from experiments.training import learner
-from experiments.training.crew import ALONE
-from experiments.training.epoch import Stream, evaluate
+from experiments.training.epoch import EpochBatches, evaluate
 from experiments.training.learner import Learner
+from experiments.training.multi_seed import MultiSeedLearner
+from experiments.training.process_group import SINGLE_PROCESS
 from experiments.training.recipe import Recipe, make_optimizer
 from experiments.training.run import train_run
-from experiments.training.seeds import Stack
-from experiments.training.setting import Setting, choose_device, choose_dtype
+from experiments.training.run_context import RunContext, choose_device, choose_dtype
 from tiny_images import tiny_dataset
 
 SILENT = Tracker("off", "", "", "", {}, None)  # type: ignore[arg-type]
 
 
-def setting(**recipe):
+def context(**recipe):
     recipe = {"epochs": 3, "batch_size": 8, "lr": 0.05, "device": "cpu", "precision": "fp32", **recipe}
-    return Setting.of(tiny_dataset(), Views(image_size=12, crop_size=12), Recipe(**recipe))
+    return RunContext.of(tiny_dataset(), Views(image_size=12, crop_size=12), Recipe(**recipe))
 
 
 def model():
@@ -39,7 +39,7 @@ def a_run(folder, name="run"):
 
 def test_it_learns_and_records_every_epoch(tmp_path):
     run = a_run(tmp_path)
-    result = train_run(run, model(), setting(epochs=6), SILENT)
+    result = train_run(run, model(), context(epochs=6), SILENT)
     assert result["test_accuracy"] > 0.9
     assert [line["epoch"] for line in run.metrics()] == [1, 2, 3, 4, 5, 6]
     assert all("test_accuracy" in line for line in run.metrics())
@@ -47,15 +47,15 @@ def test_it_learns_and_records_every_epoch(tmp_path):
 
 def test_the_same_seed_gives_the_same_network_to_the_bit(tmp_path):
     first, second = model(), model()
-    train_run(a_run(tmp_path, "a"), first, setting(), SILENT)
-    train_run(a_run(tmp_path, "b"), second, setting(), SILENT)
+    train_run(a_run(tmp_path, "a"), first, context(), SILENT)
+    train_run(a_run(tmp_path, "b"), second, context(), SILENT)
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name]), name
 
 
 @pytest.mark.parametrize("labels", ["stored", "permuted"])
 def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch, labels):
-    given = replace(setting(), views=Views(image_size=12, crop_size=12, labels=labels))
+    given = replace(context(), views=Views(image_size=12, crop_size=12, labels=labels))
     straight, resumed = model(), model()
     train_run(a_run(tmp_path, "straight"), straight, given, SILENT)
 
@@ -83,7 +83,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch, la
 
 
 def with_permuted_labels(**recipe):
-    return replace(setting(**recipe), views=Views(image_size=12, crop_size=12, labels="permuted"))
+    return replace(context(**recipe), views=Views(image_size=12, crop_size=12, labels="permuted"))
 
 
 def test_permuted_labels_keep_images_class_counts_and_the_test_set():
@@ -116,13 +116,13 @@ def test_a_seed_has_its_labels_and_another_seed_others_whatever_was_drawn_before
 
 
 def test_stored_labels_are_trained_on_as_they_are():
-    given = setting()
+    given = context()
     assert given.with_labels(3) is given
 
 
 def test_permuted_labels_are_what_a_run_is_trained_on_and_stored_ones_what_it_is_tested_on(tmp_path, monkeypatch):
     taught, tested = [], []
-    training, testing = Setting.training_inputs, Setting.test_inputs
+    training, testing = RunContext.training_inputs, RunContext.test_inputs
 
     def note_training(self, index, generator, share):
         x, y = training(self, index, generator, share)
@@ -134,8 +134,8 @@ def test_permuted_labels_are_what_a_run_is_trained_on_and_stored_ones_what_it_is
         tested.append(y)
         return x, y
 
-    monkeypatch.setattr(Setting, "training_inputs", note_training)
-    monkeypatch.setattr(Setting, "test_inputs", note_testing)
+    monkeypatch.setattr(RunContext, "training_inputs", note_training)
+    monkeypatch.setattr(RunContext, "test_inputs", note_testing)
     given = with_permuted_labels(epochs=2)
     train_run(a_run(tmp_path), model(), given, SILENT)
     index, label = torch.cat(taught, 1)
@@ -158,7 +158,7 @@ def test_a_loss_that_is_no_longer_finite_stops_the_run_and_keeps_the_last_good_c
 
     run = a_run(tmp_path)
     with pytest.raises(RunFailedError, match=r"nan in epoch 2"):
-        train_run(run, Breaks(), setting(), SILENT)
+        train_run(run, Breaks(), context(), SILENT)
     checkpoint = run.load_checkpoint()
     assert checkpoint is not None
     assert len(checkpoint["history"]) == 1
@@ -172,7 +172,7 @@ def test_evaluation_covers_every_image_once():
         def forward(self, x):
             return torch.stack([x[:, 0].mean((1, 2)), x[:, 2].mean((1, 2))], 1) * 10
 
-    result = evaluate(Knows(), setting())
+    result = evaluate(Knows(), context())
     assert result["test_accuracy"] == 1.0
     assert result["test_loss"] < 0.01
 
@@ -215,7 +215,7 @@ def test_bf16_is_only_chosen_where_the_hardware_multiplies_it(monkeypatch):
 
 
 def test_training_in_bf16_works(tmp_path):
-    result = train_run(a_run(tmp_path), model(), setting(precision="bf16", epochs=5), SILENT)
+    result = train_run(a_run(tmp_path), model(), context(precision="bf16", epochs=5), SILENT)
     assert result["test_accuracy"] > 0.8
 
 
@@ -227,9 +227,9 @@ def test_a_device_that_is_not_here_is_one_clear_line(name):
 
 
 def taken(takes, given, seeds, steps=3):
-    streams = [Stream(given, seed, 0) for seed in seeds]
+    streams = [EpochBatches(given, seed, 0) for seed in seeds]
     takes.begin_epoch(0)
-    return torch.stack([takes.step([s.batch(k, ALONE) for s in streams]) for k in range(1, steps + 1)])
+    return torch.stack([takes.step([s.batch(k, SINGLE_PROCESS) for s in streams]) for k in range(1, steps + 1)])
 
 
 def network(seed):
@@ -240,13 +240,13 @@ def network(seed):
 def test_compiled_steps_are_those_that_are_not(monkeypatch):
     """Traced as for a GPU; what Inductor makes of it is tested with the operator, and where there is a GPU."""
     if not torch.cuda.is_available():
-        monkeypatch.setattr(learner, "COMPILER", {"backend": "aot_eager", "dynamic": False})
-    given = setting(precision="fp32", device="auto")
+        monkeypatch.setattr(learner, "COMPILE_OPTIONS", {"backend": "aot_eager", "dynamic": False})
+    given = context(precision="fp32", device="auto")
     compiled = given.with_compiler("always")
     assert compiled.compiled and not given.compiled
     alone = [taken(Learner(network(seed), given, 9), given, [seed]) for seed in (0, 1)]
     torch.testing.assert_close(taken(Learner(network(0), compiled, 9), compiled, [0]), alone[0], rtol=1e-4, atol=1e-5)
-    both = taken(Stack([network(0), network(1)], compiled, 9), compiled, [0, 1])
+    both = taken(MultiSeedLearner([network(0), network(1)], compiled, 9), compiled, [0, 1])
     torch.testing.assert_close(both, torch.cat(alone, 1), rtol=1e-4, atol=1e-5)
 
 
@@ -262,8 +262,8 @@ def test_a_compiled_step_that_fails_is_taken_again_in_eager_mode_and_the_run_say
 
     passes = {"fw_compiler": lambda graph, _: graph.forward, "bw_compiler": lambda graph, _: graph.forward}
     passes["fw_compiler" if when == "forward" else "bw_compiler"] = fails
-    monkeypatch.setattr(learner, "COMPILER", {"backend": aot_autograd(**passes), "dynamic": False})
-    given = setting()
+    monkeypatch.setattr(learner, "COMPILE_OPTIONS", {"backend": aot_autograd(**passes), "dynamic": False})
+    given = context()
     eager, compiled = network(0), network(0)
     train_run(a_run(tmp_path, "eager"), eager, given, SILENT)
     result = train_run(a_run(tmp_path, "compiled"), compiled, given.with_compiler("always"), SILENT)
@@ -275,10 +275,10 @@ def test_a_compiled_step_that_fails_is_taken_again_in_eager_mode_and_the_run_say
 
 
 def test_a_run_says_that_its_steps_were_compiled_and_nothing_where_nobody_asked(tmp_path, monkeypatch):
-    monkeypatch.setattr(learner, "COMPILER", {"backend": "eager", "dynamic": False})
-    plain = train_run(a_run(tmp_path, "plain"), network(0), setting(epochs=1), SILENT)
+    monkeypatch.setattr(learner, "COMPILE_OPTIONS", {"backend": "eager", "dynamic": False})
+    plain = train_run(a_run(tmp_path, "plain"), network(0), context(epochs=1), SILENT)
     assert not plain.keys() & {"compiled", "compile_error"}
-    compiled = train_run(a_run(tmp_path), network(0), setting(epochs=1).with_compiler("always"), SILENT)
+    compiled = train_run(a_run(tmp_path), network(0), context(epochs=1).with_compiler("always"), SILENT)
     assert compiled["compiled"] is True and "compile_error" not in compiled
 
 
@@ -286,27 +286,27 @@ def test_a_step_without_memory_does_not_count_as_one_that_cannot_be_compiled(mon
     def short(graph, inputs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(learner, "COMPILER", {"backend": short, "dynamic": False})
-    given = setting().with_compiler("always")
+    monkeypatch.setattr(learner, "COMPILE_OPTIONS", {"backend": short, "dynamic": False})
+    given = context().with_compiler("always")
     with pytest.raises(Exception, match="out of memory"):
         taken(Learner(network(0), given, 9), given, [0])
 
 
 def test_steps_are_compiled_by_themselves_only_where_that_pays(monkeypatch):
-    short = setting()
+    short = context()
     assert not short.with_compiler("auto").compiled
     assert not replace(short, recipe=Recipe(epochs=10**6, device="cpu")).with_compiler("auto").compiled
     on_gpu = replace(short, device=torch.device("cuda"))
     assert not on_gpu.with_compiler("auto").compiled
     long = replace(on_gpu, recipe=Recipe(epochs=10**6))
-    monkeypatch.setattr("experiments.training.setting.find_spec", lambda _: object())
+    monkeypatch.setattr("experiments.training.run_context.find_spec", lambda _: object())
     assert long.with_compiler("auto").compiled
     assert not long.with_compiler("never").compiled
-    monkeypatch.setattr("experiments.training.setting.find_spec", lambda _: None)
+    monkeypatch.setattr("experiments.training.run_context.find_spec", lambda _: None)
     assert not long.with_compiler("auto").compiled
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_gpu_trains_it(tmp_path):
-    result = train_run(a_run(tmp_path), model(), setting(device="auto", precision="auto", epochs=6), SILENT)
+    result = train_run(a_run(tmp_path), model(), context(device="auto", precision="auto", epochs=6), SILENT)
     assert result["test_accuracy"] > 0.9

@@ -16,18 +16,18 @@ from experiments.errors import RunFailedError, UsageError
 from experiments.models import build_model
 from experiments.pipeline import run_study
 from experiments.plan import PlannedRun, plan
-from experiments.store import leases, notice
+from experiments.store import leases, stop_signal
 from experiments.store.leases import LeaseLostError
 from experiments.store.runs import Run
 from experiments.store.siblings import how_far, siblings
 from experiments.study import load_study
 from experiments.tracking import Tracker
 from experiments.training.learner import Learner
+from experiments.training.multi_seed import MultiSeedLearner
 from experiments.training.recipe import Recipe
 from experiments.training.run import train_at_once, train_run
-from experiments.training.seeds import Stack
-from experiments.training.seeds_trial import how_many, pace, quickest
-from experiments.training.setting import Setting
+from experiments.training.run_context import RunContext
+from experiments.training.seeds_at_once import choose_seeds_at_once, largest_worthwhile, speedup
 from experiments.training.study import train_all
 from experiments.training.wide_network import WideNetwork
 from tiny_images import tiny_dataset
@@ -46,11 +46,11 @@ NETS = {
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def setting(labels="stored", **recipe):
+def context(labels="stored", **recipe):
     """Five steps in an epoch."""
     recipe = {"epochs": 2, "batch_size": 16, "lr": 0.02, "device": "cpu", "precision": "fp32", **recipe}
     views = Views(image_size=16, crop_size=12, cutout=2, labels=labels)
-    return Setting.of(tiny_dataset(16, train=80), views, Recipe(**recipe))
+    return RunContext.of(tiny_dataset(16, train=80), views, Recipe(**recipe))
 
 
 def fresh(seed, net=LOGNET):
@@ -69,7 +69,7 @@ def shallow(monkeypatch):
 def known(tmp_path_factory):
     """Four seeds, each trained alone."""
     torch.set_num_threads(1)
-    return alone(tmp_path_factory.mktemp("alone"), setting(), seeds=4)
+    return alone(tmp_path_factory.mktemp("alone"), context(), seeds=4)
 
 
 def runs_in(folder, seeds=3):
@@ -107,7 +107,7 @@ def assert_alike(runs, others, exactly=False):
     "net", [pytest.param(net, marks=[pytest.mark.slow] if net == "depthwise" else []) for net in NETS]
 )
 def test_twenty_steps_at_once_are_those_alone(net, tmp_path):
-    given = setting(epochs=4)
+    given = context(epochs=4)
     assert given.steps == 20
     runs = runs_in(tmp_path / "at once")
     ends = at_once(runs, given, net=NETS[net])
@@ -118,7 +118,7 @@ def test_twenty_steps_at_once_are_those_alone(net, tmp_path):
 
 
 def test_every_seed_has_its_own_permuted_labels(tmp_path):
-    given = setting("permuted")
+    given = context("permuted")
     runs = runs_in(tmp_path / "at once")
     at_once(runs, given)
     assert_alike(runs, alone(tmp_path / "alone", given))
@@ -126,7 +126,7 @@ def test_every_seed_has_its_own_permuted_labels(tmp_path):
 
 def test_a_checkpoint_is_what_the_run_alone_would_have_saved(tmp_path, known):
     runs = runs_in(tmp_path / "at once")
-    at_once(runs, setting())
+    at_once(runs, context())
     for run, other in zip(runs, known, strict=False):
         found, expected = run.load_checkpoint(), other.load_checkpoint()
         assert found.keys() == expected.keys()
@@ -148,11 +148,11 @@ class Stops(Tracker):
 
     def log_step(self, step, metrics):
         if step >= self.at:
-            notice._handle(2, None)
+            stop_signal._handle(2, None)
 
 
 def test_on_notice_all_are_saved_at_the_same_step_and_go_on_to_the_same_bits(tmp_path):
-    given = setting()
+    given = context()
     straight, runs = runs_in(tmp_path / "straight"), runs_in(tmp_path / "stopped")
     at_once(straight, given)
     with pytest.raises(KeyboardInterrupt):
@@ -164,7 +164,7 @@ def test_on_notice_all_are_saved_at_the_same_step_and_go_on_to_the_same_bits(tmp
 
 @pytest.mark.parametrize("first", ["at once", "alone"])
 def test_what_was_begun_at_once_goes_on_alone_and_the_reverse(first, tmp_path, known):
-    given, runs = setting(), runs_in(tmp_path / "stopped")
+    given, runs = context(), runs_in(tmp_path / "stopped")
     if first == "at once":
         with pytest.raises(KeyboardInterrupt):
             at_once(runs, given, [SILENT, Stops(6), SILENT])
@@ -179,7 +179,7 @@ def test_what_was_begun_at_once_goes_on_alone_and_the_reverse(first, tmp_path, k
 
 
 def test_what_is_not_equally_far_is_trained_in_turn(tmp_path, monkeypatch, known):
-    given, counts, runs = setting(), [], runs_in(tmp_path / "at once")
+    given, counts, runs = context(), [], runs_in(tmp_path / "at once")
     with pytest.raises(KeyboardInterrupt):
         train_run(runs[0], fresh(0), given, Stops(6))
     built = WideNetwork.__init__
@@ -191,14 +191,14 @@ def test_what_is_not_equally_far_is_trained_in_turn(tmp_path, monkeypatch, known
 
 def test_one_that_diverges_is_told_and_the_others_go_on_as_if_it_had_not_been_there(tmp_path, monkeypatch, known):
     """The labels of seed 1 break in its second epoch, wherever it is trained."""
-    given = setting()
-    inputs = Setting.training_inputs
+    given = context()
+    inputs = RunContext.training_inputs
 
     def breaks(self, index, generator, share=slice(None)):
         x, y = inputs(self, index, generator, share)
         return (x * float("nan") if generator.initial_seed() == 1_000_003 + 1 else x), y
 
-    monkeypatch.setattr(Setting, "training_inputs", breaks)
+    monkeypatch.setattr(RunContext, "training_inputs", breaks)
     runs = runs_in(tmp_path / "at once")
     ends = at_once(runs, given)
     assert isinstance(ends[1], RunFailedError) and ends[1].lasting
@@ -215,7 +215,7 @@ def test_a_lost_lease_of_one_does_not_harm_the_others(tmp_path, known):
                 (runs[1].folder / "lease-2.json").touch()
 
     held = [replace(run, lease=leases.claim(run.folder)) for run in runs]
-    ends = at_once(held, setting(), [Robs("off", "", "", "", {}, None), SILENT, SILENT])  # type: ignore[arg-type]
+    ends = at_once(held, context(), [Robs("off", "", "", "", {}, None), SILENT, SILENT])  # type: ignore[arg-type]
     for run in held:
         run.lease.release()
     assert isinstance(ends[1], LeaseLostError)
@@ -234,15 +234,15 @@ def test_where_memory_is_short_half_as_many_go_on(tmp_path, monkeypatch, capsys,
 
     monkeypatch.setattr(WideNetwork, "forward", narrow)
     runs = runs_in(tmp_path / "at once", seeds=4)
-    at_once(runs, setting())
+    at_once(runs, context())
     assert counts == [4, *[2] * 20]
     assert "out of memory on cpu with 4 seeds at once; going on with 2" in capsys.readouterr().err
     assert_alike(runs, known)
 
 
 def test_networks_are_seen_as_they_are_without_copies():
-    given = setting()
-    stack = Stack([fresh(seed) for seed in range(2)], given, 20)
+    given = context()
+    stack = MultiSeedLearner([fresh(seed) for seed in range(2)], given, 20)
     before = [network.get_parameter("classify.weight").clone() for network in stack.networks]
     x = torch.randn(4, 3, 12, 12)
     stack.step([(x, torch.zeros(4, dtype=torch.long))] * 2)
@@ -252,8 +252,8 @@ def test_networks_are_seen_as_they_are_without_copies():
 
 
 def test_only_weights_decay():
-    given = setting(weight_decay=0.01)
-    stack, learner = Stack([fresh(0), fresh(1)], given, 20), Learner(fresh(0), given, 20)
+    given = context(weight_decay=0.01)
+    stack, learner = MultiSeedLearner([fresh(0), fresh(1)], given, 20), Learner(fresh(0), given, 20)
     for group, known in zip(stack._optimizer.param_groups, learner._optimizer.param_groups, strict=True):
         assert group["weight_decay"] == known["weight_decay"]
         assert [len(p) for p in group["params"]] == [2 * len(p) for p in known["params"]]
@@ -268,17 +268,17 @@ def test_half_as_many_are_tried_until_they_fit_and_pay():
             raise torch.OutOfMemoryError("CUDA out of memory")
         return {4: 1.05, 2: 1.3}[count]
 
-    assert quickest(found, 8) == (2, 1.3)
+    assert largest_worthwhile(found, 8) == (2, 1.3)
     assert tried == [8, 4, 2]
-    assert quickest(lambda _: 1.09, 8) == (1, 1.0)
+    assert largest_worthwhile(lambda _: 1.09, 8) == (1, 1.0)
     with pytest.raises(RuntimeError, match="a bug"):
-        quickest(lambda _: (_ for _ in ()).throw(RuntimeError("a bug")), 8)
+        largest_worthwhile(lambda _: (_ for _ in ()).throw(RuntimeError("a bug")), 8)
 
 
 def test_the_pace_is_measured_and_on_a_cpu_nothing_is_tried():
-    given = setting()
-    assert 0.05 < pace(lambda: fresh(0, ("small", {"width": 4})), given, 2) < 20
-    assert how_many(lambda: pytest.fail("built"), given, 8) == (1, 1.0)
+    given = context()
+    assert 0.05 < speedup(lambda: fresh(0, ("small", {"width": 4})), given, 2) < 20
+    assert choose_seeds_at_once(lambda: pytest.fail("built"), given, 8) == (1, 1.0)
 
 
 SMALL = [

@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _saving = False  # whether somebody is looking out for a notice
-_given = False
+_received = False
 _together = False  # whether others must agree
-_agreed = False
+_confirmed = False
 _aloud = True
 
 
-def take_notice() -> None:
+def install_handlers() -> None:
     """Have Ctrl-C and SIGTERM handled here. A Ctrl-C that the shell turned off (``&``) stays off."""
     signal.signal(signal.SIGTERM, _handle)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
@@ -26,58 +26,58 @@ def take_notice() -> None:
 
 
 @contextmanager
-def looking_out(together: bool = False, aloud: bool = True) -> Iterator[None]:
-    """Notices that come in the meantime are kept for ``heed``; within another ``looking_out`` they are that one's.
+def deferred(together: bool = False, aloud: bool = True) -> Iterator[None]:
+    """Keep signals that arrive meanwhile for ``raise_if_stopping``; within another ``deferred`` block, for that one.
 
     Args:
-        together: a notice counts once ``agree`` was called, since other processes must stop at the same step. Another
+        together: a notice counts once ``confirm`` was called, since other processes must stop at the same step. Another
             one changes nothing: launchers and clusters may each pass on the same.
         aloud: say that a notice was heard.
     """
-    global _saving, _given, _together, _agreed, _aloud
+    global _saving, _received, _together, _confirmed, _aloud
     if _saving:
         yield
         return
-    _saving, _given, _together, _agreed, _aloud = True, False, together, False, aloud
+    _saving, _received, _together, _confirmed, _aloud = True, False, together, False, aloud
     try:
         yield
-        if _given:
+        if _received:
             raise KeyboardInterrupt
     finally:
-        _saving, _given, _together, _agreed, _aloud = False, False, False, False, True
+        _saving, _received, _together, _confirmed, _aloud = False, False, False, False, True
 
 
-def heard() -> bool:
+def received() -> bool:
     """Whether a notice has come to this process."""
-    return _given
+    return _received
 
 
-def agree() -> None:
+def confirm() -> None:
     """Have a notice count here that came to this process, or to one of those it works with."""
-    global _given, _agreed
-    _given = _agreed = True
+    global _received, _confirmed
+    _received = _confirmed = True
 
 
-def given() -> bool:
+def pending() -> bool:
     """Whether a notice has come that counts."""
-    return _given and (_agreed or not _together)
+    return _received and (_confirmed or not _together)
 
 
-def heed() -> None:
+def raise_if_stopping() -> None:
     """Stop if a notice has come that counts.
 
     Raises:
         KeyboardInterrupt: it has.
     """
-    if given():
+    if pending():
         raise KeyboardInterrupt
 
 
 def _handle(_signal: int, _frame: object) -> None:
-    global _given
-    if not _saving or (_given and not _together):
+    global _received
+    if not _saving or (_received and not _together):
         raise KeyboardInterrupt
-    if _aloud and not _given:
+    if _aloud and not _received:
         again = "" if _together else " Once more stops at once."
         os.write(2, f"\nstopping after this step; what is trained is saved.{again}\n".encode())
-    _given = True
+    _received = True

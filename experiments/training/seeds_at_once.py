@@ -14,86 +14,86 @@ import torch
 from torch import nn
 
 from experiments.memory import is_out_of_memory
-from experiments.training.crew import ALONE
-from experiments.training.epoch import Stream
+from experiments.training.epoch import EpochBatches
 from experiments.training.learner import Learner
+from experiments.training.multi_seed import MultiSeedLearner
+from experiments.training.process_group import SINGLE_PROCESS
 from experiments.training.run import choose_kernels
-from experiments.training.seeds import Stack
-from experiments.training.setting import Setting
+from experiments.training.run_context import RunContext
 from experiments.training.wide_network import refusal
 
-FASTER = 1.1  # times the pace of one after the other, from which on several at once are worth it
-STEPS, BLOCKS = 8, 3  # timed of each way, in turn; the first block warms up
-SHARE = 0.8  # of the free memory, that networks at once may take
+MIN_SPEEDUP = 1.1  # times the pace of one after the other, from which on several at once are worth it
+TIMED_STEPS, TIMED_BLOCKS = 8, 3  # timed of each way, in turn; the first block warms up
+MAX_MEMORY_SHARE = 0.8  # of the free memory, that networks at once may take
 
 
-def how_many(fresh: Callable[[], nn.Module], setting: Setting, most: int) -> tuple[int, float]:
+def choose_seeds_at_once(fresh: Callable[[], nn.Module], context: RunContext, most: int) -> tuple[int, float]:
     """How many networks to train at once, at most so many, and how many times the pace of one after the other that is.
 
     Args:
         fresh: builds an untrained network.
-        setting: what it is trained with.
+        context: what it is trained with.
         most: how many there are to train.
     """
-    if most < 2 or setting.device.type != "cuda" or refusal(fresh()) is not None:
+    if most < 2 or context.device.type != "cuda" or refusal(fresh()) is not None:
         return 1, 1.0
     choose_kernels()
-    return quickest(lambda count: pace(fresh, setting, count), _that_fit(fresh, setting, most))
+    return largest_worthwhile(lambda count: speedup(fresh, context, count), _that_fit(fresh, context, most))
 
 
-def quickest(pace: Callable[[int], float], most: int) -> tuple[int, float]:
+def largest_worthwhile(speedup: Callable[[int], float], most: int) -> tuple[int, float]:
     """The first of ``most``, half of it, … that fits and is worth it, and its pace; else 1."""
     while most > 1:
         try:
-            found = pace(most)
+            found = speedup(most)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             found = 0.0
-        if found >= FASTER:
+        if found >= MIN_SPEEDUP:
             return most, found
         most //= 2
     return 1, 1.0
 
 
-def pace(fresh: Callable[[], nn.Module], setting: Setting, count: int) -> float:
+def speedup(fresh: Callable[[], nn.Module], context: RunContext, count: int) -> float:
     """How many times as fast ``count`` networks are at once as one after the other: whole steps, block by block."""
-    steps = max(setting.steps, 2 * STEPS * (BLOCKS + 1))
-    alone = Learner(fresh(), setting, steps)
-    several = Stack([fresh() for _ in range(count)], setting, steps)
+    steps = max(context.steps, 2 * TIMED_STEPS * (TIMED_BLOCKS + 1))
+    alone = Learner(fresh(), context, steps)
+    several = MultiSeedLearner([fresh() for _ in range(count)], context, steps)
     best = {alone: float("inf"), several: float("inf")}
-    for block in range(BLOCKS + 1):
+    for block in range(TIMED_BLOCKS + 1):
         for learner in best:
-            taken = _seconds(learner, setting)
+            taken = _seconds(learner, context)
             if block:
                 best[learner] = min(best[learner], taken)
     return count * best[alone] / best[several]
 
 
-def _seconds(learner: Learner, setting: Setting) -> float:
+def _seconds(learner: Learner, context: RunContext) -> float:
     """Of a block of steps, batches made as in training."""
-    streams = [Stream(setting, seed, 0) for seed in range(len(learner.networks))]
+    streams = [EpochBatches(context, seed, 0) for seed in range(len(learner.networks))]
     learner.begin_epoch(0)
-    _wait(setting)
+    _wait(context)
     start = time.perf_counter()
-    for step in range(STEPS):
-        learner.step([stream.batch(1 + step % len(stream), ALONE) for stream in streams])
-    _wait(setting)
+    for step in range(TIMED_STEPS):
+        learner.step([stream.batch(1 + step % len(stream), SINGLE_PROCESS) for stream in streams])
+    _wait(context)
     return time.perf_counter() - start
 
 
-def _wait(setting: Setting) -> None:
-    if setting.device.type == "cuda":
-        torch.cuda.synchronize(setting.device)
+def _wait(context: RunContext) -> None:
+    if context.device.type == "cuda":
+        torch.cuda.synchronize(context.device)
 
 
-def _that_fit(fresh: Callable[[], nn.Module], setting: Setting, most: int) -> int:
+def _that_fit(fresh: Callable[[], nn.Module], context: RunContext, most: int) -> int:
     """How many fit into the memory of a GPU, as far as one tells."""
-    device = setting.device
+    device = context.device
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    _seconds(Learner(fresh(), setting, max(setting.steps, STEPS)), setting)
+    _seconds(Learner(fresh(), context, max(context.steps, TIMED_STEPS)), context)
     needed = torch.cuda.max_memory_allocated(device) - before
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     free = torch.cuda.mem_get_info(device)[0] + unused
-    return max(1, min(most, int(SHARE * free / needed)))
+    return max(1, min(most, int(MAX_MEMORY_SHARE * free / needed)))

@@ -15,7 +15,7 @@ from experiments.errors import UsageError
 from experiments.training.recipe import Recipe
 
 Compile = Literal["auto", "always", "never"]
-REPAID = 2000  # steps of a training from which on compiling is worth its time
+MIN_STEPS_TO_COMPILE = 2000  # steps of a training from which on compiling is worth its time
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
@@ -76,7 +76,7 @@ def _on_device(dataset: Dataset, device: torch.device) -> Dataset:
 
 
 @dataclass(frozen=True)
-class Setting:
+class RunContext:
     """Everything a run is trained with, on its device.
 
     Attributes:
@@ -95,7 +95,7 @@ class Setting:
     compiled: bool = False
 
     @classmethod
-    def of(cls, dataset: Dataset, views: Views, recipe: Recipe) -> Setting:
+    def of(cls, dataset: Dataset, views: Views, recipe: Recipe) -> RunContext:
         """Choose device and precision, and move the images there."""
         device = choose_device(recipe.device)
         return cls(_on_device(dataset, device), views, recipe, device, choose_dtype(recipe.precision, device))
@@ -105,14 +105,14 @@ class Setting:
         """In the whole training."""
         return self.recipe.epochs * max(1, len(self.dataset.train.labels) // self.recipe.batch_size)
 
-    def with_compiler(self, wanted: Compile) -> Setting:
+    def with_compiler(self, wanted: Compile) -> RunContext:
         """The setting with or without a compiler; ``auto``: on a GPU that Triton is there for, for trainings that repay
         the minute that it takes. On a CPU a compiled step is no faster (``make bench-blocks``).
         """
-        pays = self.device.type == "cuda" and self.steps >= REPAID and find_spec("triton") is not None
+        pays = self.device.type == "cuda" and self.steps >= MIN_STEPS_TO_COMPILE and find_spec("triton") is not None
         return replace(self, compiled=wanted == "always" or (wanted == "auto" and pays))
 
-    def with_labels(self, seed: int) -> Setting:
+    def with_labels(self, seed: int) -> RunContext:
         """The setting in which a run with this seed is trained: training labels permuted if its views say so.
 
         The permutation depends on the seed alone, so that a resumed run goes on with the labels that it began with.

@@ -14,28 +14,28 @@ import torch
 from torch import Tensor, nn
 
 from experiments.training.learner import Learner
-from experiments.training.setting import Setting
+from experiments.training.run_context import RunContext
 from experiments.training.wide_network import WideNetwork
 
 
-class Stack(Learner):
+class MultiSeedLearner(Learner):
     """Networks of one architecture, trained side by side by one process."""
 
-    def __init__(self, models: Sequence[nn.Module], setting: Setting, steps: int) -> None:
+    def __init__(self, models: Sequence[nn.Module], context: RunContext, steps: int) -> None:
         """Move networks to the device of a setting, and put them side by side.
 
         Args:
             models: each freshly built under its run's seed; they show the training from here on.
-            setting: what they are trained with; labels of their own are in their batches.
+            context: what they are trained with; labels of their own are in their batches.
             steps: in the whole training.
 
         Raises:
             ValueError: networks that cannot be trained so (``wide_network.refusal``).
         """
         for model in models:
-            model.to(setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            model.to(context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._networks = list(models)
-        super().__init__(WideNetwork(self._networks), setting, steps)
+        super().__init__(WideNetwork(self._networks), context, steps)
 
     @property
     def networks(self) -> list[nn.Module]:
