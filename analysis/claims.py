@@ -97,6 +97,7 @@ class Claim:
 
     Attributes:
         number: its place.
+        short: name of at most eight words, for tables and figures.
         claim: what is claimed.
         source: by whom.
         against: the null that could explain it away.
@@ -108,6 +109,7 @@ class Claim:
     """
 
     number: int
+    short: str
     claim: str
     source: str
     against: str

@@ -51,7 +51,7 @@ def _claim(entry: object, place: str, order: int) -> Claim:
         raise UsageError(f"{place} at place {order} of the list: {what} must be a mapping with a number from 1")
     place = f"{place} {number}"
     _known(entry, CLAIM_KEYS, [key for key in CLAIM_KEYS if key not in OPTIONAL], place)
-    for key in ("claim", "source", "against", "contradicts", "published"):
+    for key in ("short", "claim", "source", "against", "contradicts", "published"):
         if not isinstance(entry[key], str) or (key != "published" and not entry[key]):
             raise UsageError(f"{place}, {key}: {entry[key]!r} must be a text")
     if not isinstance(entry["tests"], list) or not entry["tests"]:

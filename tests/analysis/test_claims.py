@@ -24,6 +24,7 @@ def claim(parts=1, test=GAIN, number=1, **given):
     return Claim(
         **{
             "number": number,
+            "short": "Groups gain",
             "claim": "Groups gain.",
             "source": "a paper",
             "against": "nothing",

@@ -200,6 +200,12 @@ def test_every_claim_says_what_would_contradict_it():
     assert all(len(claim.contradicts.split()) >= 8 for claim in CLAIMS)
 
 
+def test_every_claim_has_a_short_name_of_its_own():
+    names = [claim.short for claim in CLAIMS]
+    assert len(set(names)) == len(names)
+    assert all(len(name.split()) <= 8 and len(name) <= 48 and name[-1] != "." for name in names)
+
+
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UsageError, match=r"--runs_root=.*nowhere: no such folder"):
         print_claims([f"--runs_root={tmp_path / 'nowhere'}"])
@@ -216,6 +222,7 @@ TERM = {"measure": "m", "variant": "a"}
 TEST = {"kind": "difference", "of": TERM, "direction": "greater", "matters": 1}
 CLAIM = {
     "number": 3,
+    "short": "n",
     "claim": "c",
     "source": "s",
     "against": "a",
