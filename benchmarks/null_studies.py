@@ -46,9 +46,8 @@ from analysis.evidence import OUTCOMES, Record, sort_evidence
 from analysis.null_filters import calibrate
 from analysis.verdict import ALPHA, Part, Test, weigh
 from benchmarks.null_networks import KINDS, Kind, network_pair, thin_alexnet, trained_on
-from experiments.augment import Views
-from experiments.data import load
-from experiments.ledger import LEDGER, read_claims
+from experiments.data.augment import Views
+from experiments.data.datasets import load
 from experiments.measure import Measures, groups
 from experiments.measure.between_layers import measure_between_layers
 from experiments.measure.first_layer import measure_first_layer
@@ -56,6 +55,7 @@ from experiments.measure.images import Shown
 from experiments.measure.lesions import measure_lesions
 from experiments.measure.table import Rows, save_table
 from experiments.models import build_model
+from experiments.report.ledger import LEDGER, read_claims
 from experiments.training.recipe import Recipe
 from experiments.training.run_context import RunContext
 from gconv.wiring import trace_wiring

@@ -30,8 +30,8 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from experiments.augment import Views
-from experiments.data import Dataset, Images
+from experiments.data.augment import Views
+from experiments.data.datasets import Dataset, Images
 from experiments.models import build_model
 from experiments.store import leases, progress, runs
 from experiments.store.runs import Run, provenance

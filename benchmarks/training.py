@@ -30,8 +30,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.augment import Views
-from experiments.data import Dataset, Images
+from experiments.data.augment import Views
+from experiments.data.datasets import Dataset, Images
 from experiments.models import build_model
 from experiments.store.runs import provenance
 from experiments.terminal import show_every_sign

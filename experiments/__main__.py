@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
 
-from experiments.command_help import CONNECTIONS, HELP, USAGE, command_help, wants_help
+from experiments.commands.help import CONNECTIONS, HELP, USAGE, command_help, wants_help
 from experiments.errors import UsageError
 from experiments.store.stop_signal import install_handlers
 from experiments.terminal import show_every_sign
@@ -63,21 +63,21 @@ def main(arguments: list[str]) -> int:
 def _find_cluster(flags: list[str]) -> None:
     """A cluster that is not there is told before torch is loaded."""
     if "--on=ray" in flags:
-        from experiments.cluster.nodes import find_cluster
+        from experiments.execution.nodes import find_cluster
 
         find_cluster()
 
 
 def list_studies(arguments: list[str]) -> int:
     """Print the studies."""
-    from experiments.catalogue import studies
+    from experiments.study.catalogue import studies
 
     for flag in arguments:
         if flag != "--json":
             raise UsageError(f"list: unknown flag {flag}; there is: --json")
     done = {}
     if Path("runs").is_dir():  # else there is no need to load torch
-        from experiments.status import runs_done
+        from experiments.commands.status import runs_done
 
         done = runs_done(Path("runs"))
     found = studies(done)
@@ -95,33 +95,33 @@ def run(arguments: list[str]) -> int:
     name, flags = _name(arguments, "run NAME")
     if name.endswith((".yaml", ".yml")):
         return _run_file(Path(name), flags)
-    from experiments.catalogue import GROUP_PARALLEL, study_file
+    from experiments.study.catalogue import GROUP_PARALLEL, study_file
 
     study_file(name)  # a misspelt name is told before torch is loaded
     _find_cluster(flags)
     if name == GROUP_PARALLEL:
-        from experiments.parallel.study import run_group_parallel
+        from experiments.group_parallel.study import run_group_parallel
 
         return run_group_parallel(flags)
-    from experiments.study import load_study
+    from experiments.study.config import load_study
     from experiments.tracking import called_by_agent
 
     if called_by_agent():
         from experiments.sweep.command import run_for_agent
 
         return 1 if run_for_agent(name, flags) else 0
-    from experiments.parallel.launch import run_on_devices
+    from experiments.launch import run_on_devices
 
     return run_on_devices(load_study(name, flags), ["run", *arguments])
 
 
 def _run_file(path: Path, flags: list[str]) -> int:
     """Run a study whose file lies outside ``configs/``; it is called after the file and its folder."""
-    from experiments.strict_yaml import read_yaml
+    from experiments.study.strict_yaml import read_yaml
 
     read_yaml(path)  # a file that cannot be read is told before torch is loaded
-    from experiments.parallel.launch import run_on_devices
-    from experiments.study import load_study_file
+    from experiments.launch import run_on_devices
+    from experiments.study.config import load_study_file
 
     study = load_study_file(path, flags)
     return run_on_devices(study, ["run", str(path), *flags])
@@ -143,10 +143,10 @@ def sweep(arguments: list[str]) -> int:
 def status(arguments: list[str]) -> int:
     """Print where the studies stand."""
     if arguments and not arguments[0].startswith("-") and not arguments[0].endswith((".yaml", ".yml")):
-        from experiments.catalogue import study_file
+        from experiments.study.catalogue import study_file
 
         study_file(arguments[0])  # a misspelt name is told before torch is loaded
-    from experiments.status import print_status
+    from experiments.commands.status import print_status
 
     print_status(arguments)
     return 0
@@ -155,7 +155,7 @@ def status(arguments: list[str]) -> int:
 def cost(arguments: list[str]) -> int:
     """Print what a model costs."""
     name, flags = _name(arguments, "cost MODEL")
-    from experiments.model_cost import print_cost
+    from experiments.commands.cost import print_cost
 
     print_cost(name, flags)
     return 0
@@ -164,18 +164,18 @@ def cost(arguments: list[str]) -> int:
 def figures(arguments: list[str]) -> int:
     """Draw the figures of a study again, or the connection diagrams, which belong to none."""
     name, flags = _name(arguments, "figures NAME")
-    from experiments.figure_flags import apply_figure_flags
+    from experiments.report.figure_flags import apply_figure_flags
 
     flags = apply_figure_flags(flags)
     if name == CONNECTIONS:
-        from experiments.connections import draw_connections
+        from experiments.commands.connections import draw_connections
 
         print(*draw_connections(flags), sep="\n")
         return 0
-    from experiments.catalogue import GROUP_PARALLEL, study_names
+    from experiments.study.catalogue import GROUP_PARALLEL, study_names
 
     if Path(name, MEASURED).is_file():
-        from experiments.report import draw_measured_folder
+        from experiments.report.summary import draw_measured_folder
 
         if flags:
             raise UsageError(f"figures {name}: unknown flag {flags[0]}")
@@ -195,10 +195,10 @@ def figures(arguments: list[str]) -> int:
         raise UsageError(f"NAME={name}: no such figures{hint}{', '.join(known)}")
     folder = _study_folder([name, *flags], "figures")
     if name == GROUP_PARALLEL:
-        from experiments.parallel.study import draw_figures
+        from experiments.group_parallel.study import draw_figures
     else:
-        from experiments.report import draw_figures
-    from experiments.latex import write_latex
+        from experiments.report.summary import draw_figures
+    from experiments.report.latex import write_latex
 
     print(*draw_figures(folder), *write_latex(folder / "tables"), sep="\n")
     return 0
@@ -207,17 +207,17 @@ def figures(arguments: list[str]) -> int:
 def results(arguments: list[str]) -> int:
     """Copy what a study found to the record."""
     folder = _study_folder([a for a in arguments if a != "--replace"], "results")
-    from experiments.catalogue import GROUP_PARALLEL, HOME
-    from experiments.replacement import check_replaces
+    from experiments.report.replacement import check_replaces
+    from experiments.study.catalogue import GROUP_PARALLEL, HOME
 
     if "--replace" not in arguments:
         check_replaces(folder / "tables", HOME / "results" / folder.name)
     if folder.name == GROUP_PARALLEL:
-        from experiments.parallel.study import keep_results as keep
+        from experiments.group_parallel.study import keep_results as keep
 
         print(*keep(folder, HOME / "results"), sep="\n")
         return 0
-    from experiments.report import keep_results
+    from experiments.report.summary import keep_results
 
     print(*keep_results(folder, HOME / "results", HOME / "README.md"), sep="\n")
     return 0
@@ -233,7 +233,7 @@ def measure(arguments: list[str]) -> int:
 
 def claims(arguments: list[str]) -> int:
     """Print the ledger of claims."""
-    from experiments.claims import print_claims
+    from experiments.report.claims import print_claims
 
     print_claims(arguments)
     return 0
@@ -241,7 +241,7 @@ def claims(arguments: list[str]) -> int:
 
 def _study_folder(arguments: list[str], command: str) -> Path:
     name, flags = _name(arguments, f"{command} NAME")
-    from experiments.catalogue import study_file
+    from experiments.study.catalogue import study_file
 
     study_file(name)
     return _runs_root(flags, command) / name
@@ -259,7 +259,7 @@ def _runs_root(flags: list[str], command: str) -> Path:
 
 def _name(arguments: list[str], usage: str) -> tuple[str, list[str]]:
     if not arguments or arguments[0].startswith("-"):
-        from experiments.invocation import typed
+        from experiments.study.invocation import typed
 
         hint = f"; `{typed('list')}` shows the studies" if "NAME" in usage else ""
         raise UsageError(f"{usage}: the name is missing{hint}")

@@ -12,20 +12,20 @@ import pandas as pd
 import torch
 
 from analysis.tradeoff import disturbed
-from experiments import report
-from experiments.claims import study_verdicts
+from experiments.execution.runs import train_all
 from experiments.measure import VERSION, measure_run
 from experiments.measure.speed import measure_speed
 from experiments.measure.table import NOTE_COLUMNS, Rows, save_arrays, save_table
-from experiments.plan import PlannedRun, plan
+from experiments.report import summary as report
+from experiments.report.claims import study_verdicts
+from experiments.report.tables import DamagedTableError, read_about, read_arrays, read_csv, read_table
 from experiments.store import leases
 from experiments.store.runs import config_hash, file_name, public, write_json
-from experiments.study import Study
-from experiments.tables import DamagedTableError, read_about, read_arrays, read_csv, read_table
+from experiments.study.config import Study
+from experiments.study.plan import PlannedRun, plan
 from experiments.tracking import log_results
 from experiments.training.process_group import SINGLE_PROCESS, ProcessGroup
 from experiments.training.run_context import choose_device, choose_dtype, device_name
-from experiments.training.study import train_all
 from gconv.cost import count_cost
 
 PROVENANCE = ("commit", "date", "device", "python", "torch", "torchvision", "numpy", "data_hash")  # of a result

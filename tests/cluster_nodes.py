@@ -37,12 +37,12 @@ def tell(text):
 
 
 def lead(log, flags):
-    from experiments.cluster import runs
     from experiments.errors import UsageError
-    from experiments.plan import plan
+    from experiments.execution import on_cluster as runs
+    from experiments.execution import runs as training
     from experiments.store.stop_signal import install_handlers
-    from experiments.study import load_study
-    from experiments.training import study as training
+    from experiments.study.config import load_study
+    from experiments.study.plan import plan
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` turns it off
     install_handlers()
@@ -65,8 +65,8 @@ class Guarded:
         self.log = log
 
     def __call__(self, *arguments):
-        from experiments.cluster.runs import train_one
-        from experiments.training import study as training
+        from experiments.execution import runs as training
+        from experiments.execution.on_cluster import train_one
 
         if not hasattr(training, "unguarded"):
             training.unguarded = training.train_run
@@ -74,7 +74,7 @@ class Guarded:
         return train_one(*arguments)
 
     def train_run(self, run, *rest):
-        from experiments.training import study as training
+        from experiments.execution import runs as training
 
         with open(run.folder / "guard", "w", encoding="utf-8") as guard:
             try:

@@ -15,15 +15,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from experiments import data
-from experiments.augment import Views
+from experiments.data import datasets as data
+from experiments.data.augment import Views
+from experiments.execution import runs as training
 from experiments.models import build_model
-from experiments.plan import plan
 from experiments.store import divide, leases
 from experiments.store.runs import Run
-from experiments.study import load_study
+from experiments.study.config import load_study
+from experiments.study.plan import plan
 from experiments.tracking import Tracker
-from experiments.training import study as training
 from experiments.training.recipe import Recipe
 from experiments.training.run import train_run
 from experiments.training.run_context import RunContext

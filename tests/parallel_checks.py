@@ -9,8 +9,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
+from experiments.group_parallel.part import counted, own_part, own_values
 from experiments.models import build_model
-from experiments.parallel.part import counted, own_part, own_values
 from gconv import GroupedConv2d
 from gconv.placement import plan
 

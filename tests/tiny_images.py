@@ -2,7 +2,7 @@
 
 import torch
 
-from experiments.data import Dataset, Images
+from experiments.data.datasets import Dataset, Images
 
 
 def tiny_dataset(size: int = 12, train: int = 24, test: int = 12) -> Dataset:

@@ -17,9 +17,8 @@ from jsonargparse import Namespace
 from torch import nn
 
 from analysis.lesion import class_accuracy
-from experiments import report
-from experiments.augment import Views
-from experiments.data import Dataset
+from experiments.data.augment import Views
+from experiments.data.datasets import Dataset
 from experiments.errors import UsageError
 from experiments.foreign.flags import given_device, model_name, parse, published_weights
 from experiments.foreign.images import load_images, standardised, with_outputs
@@ -28,7 +27,8 @@ from experiments.measure import measure_network
 from experiments.measure.images import Shown
 from experiments.measure.table import Rows, save_arrays, save_table
 from experiments.models import MODELS, build_model
-from experiments.named_model import TIMM, TORCHVISION, import_timm
+from experiments.models.named import TIMM, TORCHVISION, import_timm
+from experiments.report import summary as report
 from experiments.store.runs import file_name, provenance, write_json
 from experiments.training.recipe import Recipe
 from experiments.training.run_context import RunContext, device_name

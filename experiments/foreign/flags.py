@@ -13,8 +13,8 @@ from jsonargparse import ArgumentParser, Namespace
 from experiments.errors import UsageError
 from experiments.measure import Measures
 from experiments.models import MODELS, model_builder
-from experiments.named_model import TORCHVISION, full_name
-from experiments.study import parser_error, strict_parser
+from experiments.models.named import TORCHVISION, full_name
+from experiments.study.config import parser_error, strict_parser
 from experiments.training.run_context import choose_device
 from experiments.vision import import_torchvision
 

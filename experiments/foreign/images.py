@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from experiments.data import Dataset, Images, channel_statistics
-from experiments.decode import read_images
-from experiments.errors import UsageError
-from experiments.image_folders import (
+from experiments.data.datasets import Dataset, Images, channel_statistics
+from experiments.data.decode import read_images
+from experiments.data.image_folders import (
     COMMON_SUFFIXES,
     LeftOut,
     class_folders,
@@ -25,6 +24,7 @@ from experiments.image_folders import (
     warn_of_empty,
     warn_of_same,
 )
+from experiments.errors import UsageError
 from experiments.terminal import shown
 
 SHOWN = ("val", "test", "train")  # the split that is looked at: the first of these that is there

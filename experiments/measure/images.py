@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from experiments.augment import evaluation_batch, normalise
-from experiments.data import Images
+from experiments.data.augment import evaluation_batch, normalise
+from experiments.data.datasets import Images
 from experiments.training.run_context import RunContext
 
 PIXELS_AT_ONCE = 128 * 112**2  # of images, so that large ones take no more memory

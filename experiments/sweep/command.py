@@ -14,10 +14,10 @@ from typing import Any
 
 from experiments import tracking
 from experiments.errors import UsageError
-from experiments.invocation import typed
 from experiments.store.leases import claim, holder
 from experiments.store.runs import write_json
-from experiments.study import Study, load_study
+from experiments.study.config import Study, load_study
+from experiments.study.invocation import typed
 from experiments.sweep import report as sweep_report
 from experiments.sweep.engine import Begin, LocalSweep, Point, read_points, suggest
 from experiments.sweep.file import SweepFile, from_agent, read_sweep, sweep_path
@@ -157,8 +157,8 @@ def _lead_on_ray(
     sweep: SweepFile, place: Place, flags: list[str], runs: int | None, workers: int | None, study: Study
 ) -> list[Point]:
     """Lead it here and train on a cluster, as many points at a time as there is room for."""
-    from experiments.cluster.nodes import reached
-    from experiments.cluster.points import begin_on
+    from experiments.execution.nodes import reached
+    from experiments.sweep.points import begin_on
 
     with reached(place.root, study.cpus_per_run, study.variants[0].recipe.device) as cluster:
         there = replace(place, root=place.root.resolve())

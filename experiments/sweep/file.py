@@ -16,10 +16,10 @@ from typing import Any
 
 import yaml
 
-from experiments.catalogue import CONFIGS, study_names, sweep_names
 from experiments.errors import UsageError
 from experiments.nearest import hint
-from experiments.strict_yaml import place_of, read_yaml
+from experiments.study.catalogue import CONFIGS, study_names, sweep_names
+from experiments.study.strict_yaml import place_of, read_yaml
 
 KEYS = ("name", "description", "project", "entity", "program", "command", "method", "metric", "parameters")
 KEYS += ("early_terminate", "run_cap")

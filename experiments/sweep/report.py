@@ -14,14 +14,14 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from experiments.invocation import typed
 from experiments.measure.table import save_table
-from experiments.report import tables_folder
+from experiments.report.summary import tables_folder
+from experiments.report.tables import read_about, read_csv
 from experiments.store.runs import write_atomic, write_json
-from experiments.study import Study
+from experiments.study.config import Study
+from experiments.study.invocation import typed
 from experiments.sweep.engine import Point, shown
 from experiments.sweep.file import SweepFile
-from experiments.tables import read_about, read_csv
 
 LINES = 15  # of the table on the terminal
 BEST = "best.yaml"

@@ -57,8 +57,8 @@ def plan_one(place: Place, flags: list[str]) -> tuple[Any, Any]:
     Raises:
         UsageError: they make none, or more than one.
     """
-    from experiments.plan import plan
-    from experiments.study import load_study
+    from experiments.study.config import load_study
+    from experiments.study.plan import plan
 
     study = load_study(place.study, flags)
     if study.on != "here":
@@ -82,7 +82,7 @@ def train_one(study: Any, planned: Any) -> dict[str, Any]:
     Returns:
         Its record: of how it ended, or of why it failed.
     """
-    from experiments.training.study import train_all
+    from experiments.execution.runs import train_all
 
     try:
         train_all(study, [planned])

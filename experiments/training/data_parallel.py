@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from experiments.data import Dataset
+from experiments.data.datasets import Dataset
 from experiments.store import stop_signal
 from experiments.store.runs import Run
 from experiments.training.learner import Batch, Learner

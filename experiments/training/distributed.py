@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from experiments.errors import RunFailedError
-from experiments.parallel.ranks import another_failed
 from experiments.store import stop_signal
 from experiments.training.process_group import ProcessGroup
+from experiments.training.ranks import another_failed
 
 POLL = 0.05  # seconds between looks at what rank 0 says
 LEAVE = "leave"

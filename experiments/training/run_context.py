@@ -9,8 +9,8 @@ from typing import Literal
 
 import torch
 
-from experiments.augment import Views, evaluation_batch, normalise, send, training_batch
-from experiments.data import Dataset, Images
+from experiments.data.augment import Views, evaluation_batch, normalise, send, training_batch
+from experiments.data.datasets import Dataset, Images
 from experiments.errors import UsageError
 from experiments.training.recipe import Recipe
 

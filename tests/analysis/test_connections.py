@@ -8,7 +8,7 @@ from torch import nn
 
 from analysis.figures import connections, page
 from analysis.figures.connections import count_lines
-from experiments.connections import diagrams
+from experiments.commands.connections import diagrams
 from figure_checks import checked
 from gconv.cost import count_cost
 

@@ -19,8 +19,8 @@ from benchmarks.null_studies import (
     simulate_effects,
     simulated_parts,
 )
-from experiments.ledger import LEDGER, read_claims
 from experiments.measure.images import Shown
+from experiments.report.ledger import LEDGER, read_claims
 
 RUNS, STUDIES = 24, 400  # a rate of 5% is 2 standard errors below 7.2%
 

@@ -13,7 +13,7 @@ from tiny_images import tiny_dataset
 @pytest.fixture
 def tiny(monkeypatch):
     """Every dataset is the tiny one, at the size the study asks for."""
-    monkeypatch.setattr("experiments.data.load", lambda _spec, size, *_rest: tiny_dataset(size))
+    monkeypatch.setattr("experiments.data.datasets.load", lambda _spec, size, *_rest: tiny_dataset(size))
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from experiments.augment import Views
+from experiments.data.augment import Views
 from experiments.training.epoch import evaluate
 from experiments.training.recipe import Recipe
 from experiments.training.run_context import RunContext

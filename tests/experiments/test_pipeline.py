@@ -7,20 +7,20 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments import report
-from experiments.augment import Views
-from experiments.catalogue import trained_studies
+from experiments.data.augment import Views
 from experiments.errors import UsageError
+from experiments.execution.runs import train_all
 from experiments.measure.images import Shown
 from experiments.models import build_model
 from experiments.pipeline import measure_all, run_study
-from experiments.plan import plan
+from experiments.report import summary as report
 from experiments.store import leases
 from experiments.store.runs import Run
-from experiments.study import load_study
+from experiments.study.catalogue import trained_studies
+from experiments.study.config import load_study
+from experiments.study.plan import plan
 from experiments.training.recipe import Recipe
 from experiments.training.run_context import RunContext
-from experiments.training.study import train_all
 from gconv import GroupedConv2d
 from gconv.cost import count_cost
 from tiny_images import tiny_dataset
@@ -41,7 +41,7 @@ def quick_timing(monkeypatch):
 @pytest.fixture
 def no_figures(monkeypatch):
     """Drawing takes most of the time of a small study."""
-    monkeypatch.setattr("experiments.report.draw_figures", lambda _folder: [])
+    monkeypatch.setattr("experiments.report.summary.draw_figures", lambda _folder: [])
 
 
 def small_study(name, tmp_path, *flags):
@@ -77,7 +77,7 @@ def test_every_variant_of_every_study_is_built_and_counted(name, tmp_path):
 def test_every_study_takes_one_step(name, tmp_path, capsys, monkeypatch):
     """The cheapest variant goes all the way, of some studies to the figures."""
     if name not in DRAWN:
-        monkeypatch.setattr("experiments.report.draw_figures", lambda _folder: [])
+        monkeypatch.setattr("experiments.report.summary.draw_figures", lambda _folder: [])
     macs = costs(small_study(name, tmp_path))
     smaller = [] if name.startswith("alexnet-") else ["--data.image_size=16", "--data.crop_size=16"]
     study = small_study(name, tmp_path, f"--only={min(macs, key=lambda name: macs[name])}", *smaller)
@@ -154,7 +154,7 @@ def test_what_is_done_is_not_done_again(tmp_path, capsys, monkeypatch):
     study = small_study("quickstart", tmp_path, "--only=dense,log-4")
     run_study(study)
     first = report.read_measures(study.folder)
-    monkeypatch.setattr("experiments.training.study.train_run", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("experiments.execution.runs.train_run", lambda *_: pytest.fail("trained again"))
     monkeypatch.setattr("experiments.pipeline.measure_run", lambda *_: pytest.fail("measured again"))
     monkeypatch.setattr("experiments.pipeline.measure_speed", lambda *_: pytest.fail("timed again"))
     assert run_study(study) == 0
@@ -168,7 +168,7 @@ def test_a_damaged_table_is_named_and_made_again_from_the_run(tmp_path, capsys, 
     run_study(study)
     first = report.read_measures(study.folder)
     timed = first["measure"].str.contains("latency|memory|seconds")
-    monkeypatch.setattr("experiments.training.study.train_run", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("experiments.execution.runs.train_run", lambda *_: pytest.fail("trained again"))
     tables, (of_run,) = report.tables_folder(study.folder), study.folder.glob("dense-*/measures.csv")
     (speed,) = tables.glob("speed-*.csv")
     for path, again in {
@@ -215,7 +215,7 @@ def test_a_run_that_diverges_does_not_stop_the_others_and_the_exit_code_tells(tm
     assert "dense, seed 0: accuracy" in out
     assert set(report.read_measures(study.folder)["variant"]) == {"dense"}
     # It is known to diverge: told again, not trained again.
-    monkeypatch.setattr("experiments.training.study.train_run", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("experiments.execution.runs.train_run", lambda *_: pytest.fail("trained again"))
     assert run_study(study) == 1
 
 

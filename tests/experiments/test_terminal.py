@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.command_help import USAGES
+from experiments.commands.help import USAGES
 from experiments.terminal import shown
 from run_make import run_make
 

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from experiments import __main__ as command_line
-from experiments import report
 from experiments.foreign.images import load_images
 from experiments.models import build_model
+from experiments.report import summary as report
+from experiments.report.tables import read_table
 from experiments.store.runs import write_json
-from experiments.tables import read_table
 from experiments.vision import import_torchvision
 
 QUICK = ["--measures.permutations=20", "--measures.draws=0"]

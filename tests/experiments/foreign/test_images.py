@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments import data
+from experiments.data import datasets as data
 from experiments.errors import UsageError
 from experiments.foreign.images import load_images, standardised, with_outputs
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.augment import Views
+from experiments.data.augment import Views
 from experiments.measure.first_layer import measure_first_layer
 from experiments.measure.images import Shown
 from experiments.measure.table import Rows

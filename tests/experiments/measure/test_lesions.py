@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from analysis.lesion import Lesion
-from experiments.augment import Views
+from experiments.data.augment import Views
 from experiments.measure.images import Shown
 from experiments.measure.lesions import _interaction, measure_lesions
 from experiments.measure.table import Rows

@@ -9,7 +9,7 @@ import torch
 from experiments.errors import UsageError
 from experiments.store import sealed
 from experiments.store.runs import Run
-from experiments.study import load_study
+from experiments.study.config import load_study
 from fault_children import a_run, assert_same, go_on, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -143,7 +143,7 @@ def test_a_checkpoint_from_a_stranger_executes_nothing(tmp_path, capsys):
 def test_a_configuration_from_a_stranger_executes_nothing(tmp_path, monkeypatch, tag):
     command = f"{tag} ['touch {tmp_path}/sprung']"
     (tmp_path / "trap.yaml").write_text(f"question: {command}\nmodel.name: small\n")
-    monkeypatch.setattr("experiments.catalogue.CONFIGS", tmp_path)
+    monkeypatch.setattr("experiments.study.catalogue.CONFIGS", tmp_path)
     for name, flags in (("trap", []), ("fine", [f"--model.width={command}"])):
         (tmp_path / "fine.yaml").write_text("question: none\nmodel.name: small\n")
         with pytest.raises(UsageError) as error:

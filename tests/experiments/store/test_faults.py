@@ -15,12 +15,12 @@ import time
 import pytest
 
 from experiments import pipeline
+from experiments.execution import runs as training
 from experiments.measure.table import save_table
-from experiments.plan import plan
 from experiments.store import progress, stop_signal
 from experiments.store.runs import Run
-from experiments.study import load_study
-from experiments.training import study as training
+from experiments.study.config import load_study
+from experiments.study.plan import plan
 from fault_children import (
     SMALL,
     a_run,

@@ -73,7 +73,7 @@ class ThreadProcess:
 @pytest.fixture
 def threads(monkeypatch):
     """Workers are threads of this process, and every dataset is the tiny one."""
-    monkeypatch.setattr("experiments.data.load", lambda _spec, size, *_rest: tiny_dataset(size))
+    monkeypatch.setattr("experiments.data.datasets.load", lambda _spec, size, *_rest: tiny_dataset(size))
     monkeypatch.setattr(sweep_worker, "_attend", lambda _log: None)
     monkeypatch.setattr("analysis.importance.CUTS", 1)  # a forest takes longer than these runs
     monkeypatch.setattr("analysis.importance.TREES", 5)
@@ -132,7 +132,7 @@ def test_the_best_configuration_runs_as_a_study_of_its_own(tmp_path, capsys, mon
     run(file(tmp_path, RANDOM), tmp_path)
     best = max(points(tmp_path), key=lambda p: (p.metric("test_accuracy"), -p.number))
     path = tmp_path / "runs/sweeps/example/best.yaml"
-    monkeypatch.setattr("experiments.report.draw_figures", lambda _folder: [])
+    monkeypatch.setattr("experiments.report.summary.draw_figures", lambda _folder: [])
     monkeypatch.setattr("experiments.measure.first_layer.CROPS", 2)
     monkeypatch.setattr("experiments.measure.speed.LATENCY_BATCH", 2)
     monkeypatch.setattr("experiments.measure.speed.LATENCY_REPEATS", 1)

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from experiments.errors import UsageError
-from experiments.study import load_study
+from experiments.study.config import load_study
 from experiments.sweep import command as sweep
 from experiments.sweep import file as sweep_file
 from experiments.sweep.engine import plain, suggest
@@ -80,12 +80,12 @@ def test_values_of_numpy_become_plain_ones():
 
 
 def test_every_metric_that_is_offered_is_reported_by_a_run(tmp_path, monkeypatch):
-    from experiments.plan import plan
+    from experiments.execution.runs import train_all
+    from experiments.study.plan import plan
     from experiments.tracking import listening
-    from experiments.training.study import train_all
     from tiny_images import tiny_dataset
 
-    monkeypatch.setattr("experiments.data.load", lambda _spec, size, *_rest: tiny_dataset(size))
+    monkeypatch.setattr("experiments.data.datasets.load", lambda _spec, size, *_rest: tiny_dataset(size))
     flags = ["--only=dense", "--seeds=1", "--recipe.epochs=1", "--recipe.device=cpu", "--wandb=off"]
     study = load_study("quickstart", [*flags, f"--runs_root={tmp_path}"])
     heard = []

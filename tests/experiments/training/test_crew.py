@@ -17,16 +17,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from experiments.augment import Views, training_batch
+from experiments import launch
+from experiments.data.augment import Views, training_batch
 from experiments.errors import RunFailedError, UsageError
+from experiments.execution import runs as training
 from experiments.models import build_model
-from experiments.parallel import launch
-from experiments.plan import plan
 from experiments.store import progress, stop_signal
 from experiments.store.runs import Run
-from experiments.study import load_study, resolve
+from experiments.study.config import load_study, resolve
+from experiments.study.plan import plan
 from experiments.training import data_parallel
-from experiments.training import study as training
 from experiments.training.distributed import DistributedProcessGroup, ProcessGroupLostError, backend_for
 from experiments.training.epoch import EpochBatches, evaluate
 from experiments.training.learner import Learner

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.augment import Views
+from experiments.data.augment import Views
 from experiments.errors import RunFailedError, UsageError
 from experiments.models import build_model
 from experiments.store.runs import Run

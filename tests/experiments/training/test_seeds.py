@@ -10,17 +10,18 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments import report
-from experiments.augment import Views
+from experiments.data.augment import Views
 from experiments.errors import RunFailedError, UsageError
+from experiments.execution.runs import train_all
 from experiments.models import build_model
 from experiments.pipeline import run_study
-from experiments.plan import PlannedRun, plan
+from experiments.report import summary as report
 from experiments.store import leases, stop_signal
 from experiments.store.leases import LeaseLostError
 from experiments.store.runs import Run
 from experiments.store.siblings import how_far, siblings
-from experiments.study import load_study
+from experiments.study.config import load_study
+from experiments.study.plan import PlannedRun, plan
 from experiments.tracking import Tracker
 from experiments.training.learner import Learner
 from experiments.training.multi_seed import MultiSeedLearner
@@ -28,7 +29,6 @@ from experiments.training.recipe import Recipe
 from experiments.training.run import train_at_once, train_run
 from experiments.training.run_context import RunContext
 from experiments.training.seeds_at_once import choose_seeds_at_once, largest_worthwhile, speedup
-from experiments.training.study import train_all
 from experiments.training.wide_network import WideNetwork
 from tiny_images import tiny_dataset
 
@@ -298,7 +298,7 @@ def small_study(folder, *flags):
 
 @pytest.mark.usefixtures("tiny")
 def test_a_whole_study_at_once_gives_the_tables_of_the_study_alone(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("experiments.report.draw_figures", lambda _folder: [])
+    monkeypatch.setattr("experiments.report.summary.draw_figures", lambda _folder: [])
     monkeypatch.setattr("experiments.measure.first_layer.CROPS", 2)
     monkeypatch.setattr("experiments.pipeline._speed", lambda *_: pd.DataFrame())
     flags = ["--only=dense,log-4", "--seeds=2"]
@@ -306,7 +306,7 @@ def test_a_whole_study_at_once_gives_the_tables_of_the_study_alone(tmp_path, mon
     assert run_study(studies[0]) == 0
     capsys.readouterr()
     with monkeypatch.context() as patch:
-        patch.setattr("experiments.training.study.train_run", lambda *_: pytest.fail("trained alone"))
+        patch.setattr("experiments.execution.runs.train_run", lambda *_: pytest.fail("trained alone"))
         assert run_study(studies[1]) == 0
     out = capsys.readouterr().out
     trained = [line for line in out.splitlines() if re.match(r"\[\d+/\d+\] ", line)]

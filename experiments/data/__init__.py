@@ -1,0 +1,1 @@
+"""Datasets: decoded once into a cache, then cut and augmented batch by batch."""

@@ -1,0 +1,133 @@
+"""A study's runs on a cluster: each is one call, made again elsewhere when its node is lost.
+
+The leases of the run store decide who trains a run, here as everywhere: a call that finds its run in other hands leaves
+it to them, and a run whose node was lost is called for again once its lease is free. So none is trained twice, whatever
+Ray believes of its nodes, and processes without Ray can take part.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections import Counter
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from time import sleep
+from typing import TYPE_CHECKING, Any
+
+from experiments.errors import RunFailedError, UsageError
+from experiments.execution.nodes import CallLostError, Ticket, reached
+from experiments.store import leases
+from experiments.store.divide import POLL, Outcome, attempt
+from experiments.store.runs import Run
+
+if TYPE_CHECKING:
+    from experiments.study.config import Study
+    from experiments.study.plan import PlannedRun
+
+LOSSES = 5  # of one run, after which it counts as failed: perhaps it is what kills its processes
+
+
+def outcomes_on_ray(
+    study: Study, runs: Sequence[Run], say: Callable[[int, str], None]
+) -> Generator[Outcome, None, None]:
+    """Bring every run of a study to an end on a cluster; closed early, it stops the calls, and they save.
+
+    Args:
+        study: whose runs they are; its ``cpus_per_run`` are set aside for each, or a GPU.
+        runs: in the order in which to train them.
+        say: tells something about the run of an index.
+
+    Yields:
+        The index of a run as it ends, its record, and where it was trained.
+
+    Raises:
+        UsageError: no cluster, or a node that cannot take part.
+        OSError: the disk is full.
+    """
+    left = dict(enumerate(runs))
+    before = {k: run.failure for k, run in left.items() if run.result is None}
+    losses: Counter[int] = Counter()
+    where, told = " (done before)", set()
+    sent = pickle.dumps(study)
+    devices = {v.recipe.device for v in study.variants} - {"cpu"}
+    with reached(study.runs_root, study.cpus_per_run, max(devices, default="cpu")) as cluster:
+        at_work: dict[Ticket, int] = {}
+        try:
+            while left:
+                for k in sorted(left.keys() - at_work.values()):
+                    run = runs[k]
+                    result = run.result
+                    if result is None and run.failure not in (None, before.get(k)):
+                        result = run.failure
+                    if result is not None:
+                        del left[k]
+                        yield k, result, where
+                    elif _is_free(run):
+                        at_work[cluster.call(train_one, sent, k, run.folder.name)] = k
+                    elif k not in told:
+                        by = leases.holder(run.folder)
+                        who = f" ({by.pid} on {by.host})" if by else ""
+                        say(k, f"in training by another process{who}; waiting for it")
+                        told.add(k)
+                where = " (by another process)"
+                if not at_work:
+                    sleep(POLL if left else 0)
+                    continue
+                for ticket in cluster.answered(at_work, POLL):
+                    k = at_work.pop(ticket)
+                    try:
+                        (result, note), node = cluster.answer(ticket)
+                    except CallLostError as error:
+                        losses[k] += 1
+                        if losses[k] <= LOSSES:
+                            say(k, f"{error}; it goes on elsewhere")
+                            told.add(k)  # the lease of the lost is waited for in silence
+                            continue
+                        reason = RunFailedError(f"{error}, {losses[k]} times", lasting=False)
+                        result, note, node = runs[k].fail(reason, runs[k].epochs_saved()), "", "unknown"
+                    if result is not None:
+                        del left[k]
+                        yield k, result, note or f" (on node {node})"
+        finally:
+            cluster.stop_all(at_work)
+
+
+def _is_free(run: Run) -> bool:
+    """Whether nobody holds a run. A lease that has run out is taken over and given back, for a node to take."""
+    if leases.holder(run.folder) is None:
+        return True
+    with run.lock() as lease:
+        return lease is not None
+
+
+def train_one(sent: bytes, k: int, folder: str) -> tuple[dict[str, Any] | None, str]:
+    """On a node: train the k-th run of a study; returns its record and a note, or None while others hold it.
+
+    Raises:
+        UsageError: the images, or the precision, are others there.
+    """
+    from experiments.execution.runs import train_planned
+    from experiments.study.plan import refuse_mixed_precision
+
+    study, planned = _study(sent)
+    p = planned[k]
+    if p.run.folder.name != folder:
+        raise UsageError(
+            f"dataset={p.variant.dataset}: other images on a node ({p.run.folder.name}) than here ({folder})"
+        )
+    refuse_mixed_precision(study, planned)
+
+    def train(_k: int, run: Run) -> dict[str, Any]:
+        return train_planned(study, replace(p, run=run))
+
+    return attempt(k, p.run, train, lambda _k, text: print(text, flush=True))
+
+
+@lru_cache(maxsize=1)
+def _study(sent: bytes) -> tuple[Study, list[PlannedRun]]:
+    """A study and its runs, once for all calls of a process."""
+    from experiments.study.plan import runs_of
+
+    study = pickle.loads(sent)
+    return study, runs_of(study)

@@ -1,0 +1,214 @@
+"""A study whose runs are each trained by several processes, a device each: on this machine, or under torchrun on many.
+
+All that can be told before a process is started is told then. The processes are started by torch's elastic agent, which
+stops all of them if one fails; what they do is the same whether this module or torchrun has started them.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from contextlib import suppress
+
+import torch
+
+from experiments.errors import RunFailedError, UsageError
+from experiments.pipeline import run_planned, run_study
+from experiments.store import stop_signal
+from experiments.study.config import Study
+from experiments.study.plan import PlannedRun, plan
+from experiments.tracking import Tracker
+from experiments.training.data_parallel import whole_batch
+from experiments.training.distributed import DistributedProcessGroup, ProcessGroupLostError, backend_for
+from experiments.training.epoch import DivergedError
+from experiments.training.ranks import GRACE, ending
+from experiments.training.run import train_run
+from experiments.training.run_context import choose_device
+
+TIMEOUT = 600.0  # seconds that a rank waits for another in the midst of training before it counts as lost
+USED_WRONGLY, INTERRUPTED = 2, 130
+
+
+def run_on_devices(study: Study, arguments: list[str]) -> int:
+    """Run a study on as many devices as it asks for; returns the exit code.
+
+    Args:
+        study: fully resolved.
+        arguments: of the command line that asks for it, for the processes that are started.
+
+    Raises:
+        UsageError: there are not as many devices, or what is asked for does not go with several.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
+        return _be_a_rank(study)
+    if study.gpus > 1:
+        return _launch(study, _ready(study, study.gpus, study.gpus), arguments)
+    return 1 if run_study(study) else 0
+
+
+def _ready(study: Study, ranks: int, here: int) -> list[PlannedRun]:
+    """The planned runs, once it is sure that so many ranks can train them, some of them on this machine."""
+    if study.on != "here":
+        raise UsageError(f"gpus={ranks} cannot stand beside on={study.on}, where each run is trained by one process")
+    if study.seeds_at_once not in ("auto", 1):
+        raise UsageError(f"gpus={ranks} cannot stand beside seeds_at_once={study.seeds_at_once}: one or the other")
+    if study.compile == "always":
+        raise UsageError(
+            f"gpus={ranks} cannot stand beside compile=always: steps of several processes are not compiled"
+        )
+    check_devices([v.recipe.device for v in study.variants], here)
+    planned = plan(study)
+    for p in planned:
+        if (images := whole_batch(p.variant.recipe, p.dataset)) < ranks:
+            raise UsageError(
+                f"variant {p.variant.name}: {ranks} processes need an image each, and a batch has {images}; "
+                "raise recipe.batch_size or use fewer processes"
+            )
+    return planned
+
+
+def check_devices(names: list[str], ranks: int) -> None:
+    """Make sure that there is a device of each name for each of so many ranks of this machine.
+
+    Args:
+        names: as ``recipe.device`` has them.
+        ranks: processes that train together here.
+
+    Raises:
+        UsageError: there is not.
+    """
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    for name in set(names) - {"cpu"}:
+        if name not in ("auto", "cuda"):
+            raise UsageError(f"recipe.device={name} does not go with {ranks} processes: must be auto, cuda or cpu")
+        if found < ranks:
+            fewer = f"gpus={found}, or " if found else ""
+            raise UsageError(
+                f"gpus={ranks}: this machine has {found} CUDA device{'s' * (found != 1)}; use {fewer}"
+                f"--recipe.device=cpu for {ranks} processes that share its CPU"
+            )
+
+
+def _launch(study: Study, planned: list[PlannedRun], arguments: list[str]) -> int:
+    """Start the ranks and wait for their end; returns the exit code."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // study.gpus))
+    # What the shell turned off (`&`, nohup) stays off; the ranks save when this process is gone.
+    heeded = ["SIGTERM"] + ["SIGINT"] * (signal.getsignal(signal.SIGINT) is not signal.SIG_IGN)
+    logging.disable(logging.CRITICAL)  # the agent tells in many lines what is told below in one
+    with tempfile.TemporaryDirectory() as folder:
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=study.gpus,
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            local_addr="localhost",
+            max_restarts=0,
+            signals_to_handle=",".join(heeded),
+            logs_specs=DefaultLogsSpecs(log_dir=folder),
+        )
+        try:
+            elastic_launch(config, sys.executable)("-m", "experiments", *arguments)
+            return 0
+        except SignalException:
+            raise KeyboardInterrupt from None
+        except ChildFailedError as error:
+            rank, failure = error.get_first_failure()
+            if failure.exitcode < 0:  # else it has told why
+                how = f"rank {rank} of {study.gpus} {ending(failure.exitcode)}; the others were stopped"
+                print(f"error: {how}; {_kept(planned)}; the same command goes on", file=sys.stderr)
+            elif failure.exitcode == INTERRUPTED:
+                raise KeyboardInterrupt from None
+            return USED_WRONGLY if failure.exitcode == USED_WRONGLY else 1
+
+
+def _kept(planned: list[PlannedRun]) -> str:
+    """What is saved of the run that was in training last."""
+    begun = [p for p in planned if p.run.result is None and (p.run.folder / "config.json").is_file()]
+    if not begun:
+        return "no run had begun"
+    last = max(begun, key=lambda p: max(path.stat().st_mtime for path in p.run.folder.iterdir()))
+    epoch = last.run.epochs_saved()
+    kept = f"checkpoint of epoch {epoch} kept" if epoch else "no checkpoint yet"
+    return f"{last.variant.name}, seed {last.run.seed}: {kept}"
+
+
+def _be_a_rank(study: Study) -> int:
+    """What each process does that was started together with others; returns its exit code."""
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    local, here = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    threading.Thread(target=_watch, args=[os.getppid()], daemon=True).start()
+    try:
+        if study.gpus not in (1, here):
+            raise UsageError(f"gpus={study.gpus}, but {here} processes were started on this machine: leave it out")
+        if torch.cuda.is_available() and local < torch.cuda.device_count():
+            torch.cuda.set_device(local)
+        planned = _ready(study, size, here)
+    except UsageError:
+        if local:
+            return USED_WRONGLY  # the first process of the machine tells it
+        raise
+    gc.freeze()  # else collecting what torch has loaded takes seconds at the end, of which a notice leaves few
+    kinds = [choose_device(v.recipe.device).type for v in study.variants]
+    process_group = DistributedProcessGroup(rank, size, backend_for(kinds), TIMEOUT, here=here)
+    try:
+        return follow(planned, process_group) if rank else int(run_planned(study, planned, process_group) > 0)
+    except ProcessGroupLostError as error:
+        return _leave(rank, size) if error.by_another else 1  # else it has told its own fault
+
+
+def follow(planned: list[PlannedRun], process_group: DistributedProcessGroup) -> int:
+    """Train what rank 0 says, and write nothing; returns the exit code."""
+    by_name = {p.run.folder.name: p for p in planned}
+    try:
+        with stop_signal.deferred(together=True, aloud=False), process_group.joined():
+            for name in process_group.announced_runs():
+                with process_group.training(name):
+                    if name not in by_name:
+                        raise RunFailedError(f"{name} is not planned here: other images or another version", False)
+                    _follow(by_name[name], process_group)
+    except (RunFailedError, OSError) as error:
+        who = f"rank {process_group.rank} of {process_group.size} on {socket.gethostname()}"
+        print(f"error: {who}: {error}; all are stopped, and the same command goes on", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+def _follow(p: PlannedRun, process_group: DistributedProcessGroup) -> None:
+    silent = Tracker("off", "", "", "", {}, p.run.folder)
+    with suppress(DivergedError):  # rank 0 records it, and goes on to the next run
+        train_run(p.run, p.fresh_model(), p.context(), silent, process_group)
+
+
+def _leave(rank: int, size: int) -> int:
+    """End after another rank was lost; whoever started the ranks knows which, and has some seconds to stop this one."""
+    try:
+        with stop_signal.deferred(together=True, aloud=False):
+            deadline = time.monotonic() + GRACE
+            while time.monotonic() < deadline and not stop_signal.received():
+                time.sleep(0.05)
+    except KeyboardInterrupt:
+        return 1
+    lost = f"rank {rank} of {size} on {socket.gethostname()} lost the others"
+    print(f"error: {lost}; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
+    return 1
+
+
+def _watch(parent: int) -> None:
+    """Stop as on notice once the process that started the ranks is gone."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,220 @@
+"""The ``claims`` command: reads the ledger and the tables of the studies, prints verdicts.
+
+Tables are read from runs/ and from results/, the record; ``records.py`` says which of them are evidence.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from textwrap import wrap
+from typing import Any, get_args
+
+from analysis.claims import RULE, Claim, Finding, Said, judge_claims
+from analysis.verdict import ALPHA, Part, Verdict
+from experiments.errors import UsageError
+from experiments.report.claims_page import EVERY, claimed, planned, read_rates, write_page
+from experiments.report.ledger import CLAIM_KEYS, LEDGER, read_claims
+from experiments.report.records import RESULTS, find_records, read_record
+from experiments.study.catalogue import study_names
+
+RATES = RESULTS / "null-studies" / "rates.csv"
+FLAGS = "--json, --explain, --markdown, --trials, --runs_root=DIR"
+WIDTH = 120
+CLAIM, RIGHT = 40, 62  # columns of the ledger: the claim, and what was found
+VERDICT = 13
+HEAD = f"{'effect [95% interval]':<26}{'q':>6}{'n':>4}{'needs':>6}  study"
+
+
+def print_claims(flags: Sequence[str]) -> None:
+    """Print the ledger.
+
+    Raises:
+        UsageError: an unknown flag, a folder that is not there, or a ledger that cannot be read.
+    """
+    runs, given = Path("runs"), set()
+    for flag in flags:
+        key, _, value = flag.partition("=")
+        if key == "--runs_root" and value:
+            runs = Path(value).expanduser()
+            if not runs.is_dir():
+                raise UsageError(f"claims: {flag}: no such folder")
+        elif flag in ("--json", "--explain", "--markdown", "--trials"):
+            given.add(flag)
+        else:
+            raise UsageError(f"claims: unknown flag {flag}; there are: {FLAGS}")
+    claims = read_claims(LEDGER)
+    if "--markdown" in given:
+        print(write_page(claims, read_rates(RATES)))
+        return
+    studies = dict.fromkeys(study for claim in claims for study in claim.studies)
+    records = [record for study in studies for record in find_records(study, runs, trials="--trials" in given)]
+    findings = judge_claims(claims, records)
+    if "--json" in given:
+        rows = [_as_json(*row) for row in zip(claims, findings, strict=True)]
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+    elif "--explain" in given:
+        print("\n\n".join([RULE.rstrip(), *(_explained(*row) for row in zip(claims, findings, strict=True))]))
+    else:
+        print(ledger_text(claims, findings))
+
+
+def study_verdicts(study: str, runs: Path) -> str:
+    """The verdicts of one study alone, by its tables in ``runs``, on the claims that it bears on; empty without any.
+
+    A trial is judged too, since it was asked for by name, and is called one.
+    """
+    claims = [claim for claim in read_claims(LEDGER) if study in claim.studies]
+    record = read_record(study, str(runs), runs / study / "tables")
+    if not claims or record is None:
+        return ""
+    return ledger_text(claims, judge_claims(claims, [record]))
+
+
+def ledger_text(claims: Sequence[Claim], findings: Sequence[Finding]) -> str:
+    """The ledger as aligned text of at most 120 columns, with the hardware beneath."""
+    places = _Places()
+    lines = [_row(" #", ["verdict"], ["claim"], [HEAD])]
+    for claim, finding in zip(claims, findings, strict=True):
+        verdict = wrap(finding.verdict, VERDICT)
+        lines.append(_row(f"{claim.number:>2}", verdict, wrap(claim.claim, CLAIM), _found(claim, finding, places)))
+    counted = Counter(finding.verdict for finding in findings)
+    counts = ", ".join(f"{counted[verdict]} {verdict}" for verdict in get_args(Verdict) if verdict != "not run")
+    legend = [
+        f"q: false discovery rate over all claims tested; a verdict needs {ALPHA:g} or less. n: seeds. needs: seeds "
+        "that decide an open claim with 80% power, if the smallest effect that matters is there.",
+        "The rule, and every claim with its source, its test and what would contradict it: make claims ARGS=--explain",
+    ]
+    below = [line for text in legend for line in wrap(text, WIDTH)]
+    return "\n".join([*lines, "", f"{counts}, {counted['not run']} not run", *places.lines(), "", *below])
+
+
+def command(claim: Claim) -> str:
+    """The command that runs a claim's study, or what is needed first."""
+    known = [study for study in claim.studies if study in study_names()]
+    if not known:
+        return f"needs configs/{claim.studies[0]}.yaml; CONTRIBUTING.md says how"
+    return f"make experiment NAME={known[0]}"
+
+
+class _Places:
+    """Letters for where and with what each study was run, in the order in which they are named."""
+
+    def __init__(self) -> None:
+        self._letters: dict[str, str] = {}
+
+    def letter(self, said: Said) -> str:
+        record = said.record
+        trial = f"; a TRIAL: {record.trial}" if record.trial else ""
+        where = f"{record.place}/{record.study}: {record.hardware}{trial}"
+        index = len(self._letters)
+        return self._letters.setdefault(where, chr(ord("a") + index) if index < 26 else str(index))
+
+    def lines(self) -> list[str]:
+        return [
+            line
+            for where, letter in self._letters.items()
+            for line in wrap(f"{letter}  {where}", WIDTH, subsequent_indent="   ")
+        ]
+
+
+def _row(number: str, verdict: list[str], claim: list[str], found: list[str]) -> str:
+    lines = []
+    for index in range(max(map(len, (verdict, claim, found)))):
+        cells = (column[index] if index < len(column) else "" for column in ([number], verdict, claim, found))
+        lines.append("{:<3}{:<14}{:<41}{}".format(*cells).rstrip())
+    return "\n".join(lines)
+
+
+def _found(claim: Claim, finding: Finding, places: _Places) -> list[str]:
+    """What was found, in lines of ``RIGHT`` columns."""
+    note = wrap(finding.note, RIGHT)
+    if finding.part is None:
+        measured = any(said.parts for said in finding.said)
+        return [*note, *wrap(command(claim) + (" measures what is missing" if measured else ""), RIGHT)]
+    decides = next(said for said in finding.said if said.record is finding.record)
+    numbers = "".join(
+        f"{'' if value is None else value:>{width}}" for value, width in ((finding.n, 4), (finding.seeds, 6))
+    )
+    first = f"{_interval(finding.part):<26}{_q(finding.q):>6}{numbers}"
+    study = f"{decides.record.study} {places.letter(decides)}"
+    beside = len(first) + 2 + len(study) <= RIGHT
+    lines = [f"{first}  {study}"] if beside else [first, *wrap(study, RIGHT)]
+    lines += note
+    for said in (*finding.said, *finding.others):
+        if said is not decides and len(said.parts) >= finding.number:
+            part = said.parts[finding.number - 1]
+            lines += wrap(f"{said.record.study} {places.letter(said)}: {_says(part)}", RIGHT, subsequent_indent="  ")
+    return lines
+
+
+def _says(part: Part) -> str:
+    """What another study says to a part, in words; a verdict only of what has no p."""
+    verdict = part.decided or ""
+    n = "" if part.n is None else f"n {part.n}"
+    return ", ".join(filter(None, (_interval(part), n, verdict if part.n is None else "")))
+
+
+def _q(q: float | None) -> str:
+    return "" if q is None else f"{q:.3f}" if q >= 5e-4 else "<.001"
+
+
+def _interval(part: Part) -> str:
+    value = f"{part.effect:+.3g}"
+    if part.low is None or part.high is None or part.low == part.high:
+        return value
+    return f"{value} [{part.low:+.2g}, {part.high:+.2g}]"
+
+
+def _explained(claim: Claim, finding: Finding) -> str:
+    """One claim with everything that the ledger knows of it."""
+    lines = [f"{claim.number}. {claim.claim}", f"source     {claim.source}", f"against    {claim.against}"]
+    lines += [f"contradict {claim.contradicts}", f"published  {claim.published or 'nothing'}"]
+    lines += [f"studies    {', '.join(claim.studies)}{EVERY if claim.decides == 'every' else ''}"]
+    lines += [f"seeds      {planned(claim)}"]
+    for number, test in enumerate(claim.tests, 1):
+        lines += [f"part {number:<5} {test.metric}", f"claimed    {claimed(test)}"]
+        if test.construction:
+            lines.append(f"           holds by construction: {test.construction}")
+        for said in (*finding.said, *finding.others):
+            part = next((part for part in said.parts if part.test == test), None)
+            if part is not None:
+                lines.append(f"found      {said.record.place}/{said.record.study}: {_says(part)}")
+    q = f", q {_q(finding.q)}" if finding.q is not None else ""
+    lines.append(f"verdict    {finding.verdict}{q}{f' ({finding.note})' if finding.note else ''}")
+    return "\n".join(piece for line in lines for piece in wrap(line, WIDTH, subsequent_indent=" " * 11))
+
+
+def _as_json(claim: Claim, finding: Finding) -> dict[str, Any]:
+    record, part = finding.record, finding.part
+    return {
+        **{key: getattr(claim, key) for key in CLAIM_KEYS if key != "tests"},
+        "verdict": finding.verdict,
+        "effect": None if part is None else part.effect,
+        "low": None if part is None else part.low,
+        "high": None if part is None else part.high,
+        **{key: getattr(finding, key) for key in ("n", "p", "q", "seeds", "note")},
+        "lost": None if part is None else part.lost,
+        "metric": [str(test.metric) for test in claim.tests],
+        "direction": [test.direction for test in claim.tests],
+        "than": [test.than for test in claim.tests],
+        "matters": [test.matters for test in claim.tests],
+        "decided_by": None if part is None else str(part.test.metric),
+        "study": None if record is None else record.study,
+        "read_from": None if record is None else record.place,
+        "trial": None if record is None else record.trial,
+        "hardware": None if record is None else record.hardware,
+        "parts": [
+            {
+                "study": said.record.study,
+                "read_from": said.record.place,
+                "metric": str(each.test.metric),
+                **{key: getattr(each, key) for key in ("effect", "low", "high", "n", "lost")},
+            }
+            for said in (*finding.said, *finding.others)
+            for each in said.parts
+        ],
+        "command": command(claim) if finding.verdict == "not run" else None,
+    }

@@ -1,0 +1,146 @@
+"""The tables of a study as evidence for the ledger: from ``runs/`` and from ``results/``, the record.
+
+What is no evidence, and why, is said in ``analysis.claims.RULE``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.evidence import Record, sort_evidence
+from experiments.report.tables import DamagedTableError, read_about, read_csv, read_table
+from experiments.store.runs import config_hash
+from experiments.study.catalogue import HOME, trained_studies
+from experiments.study.config import Study, load_study
+
+RESULTS = HOME / "results"
+OF_A_MACHINE = ("recipe.device", "recipe.precision")  # in the hash of a run, and no other training
+OF_PLACES = ("--runs_root", "--device")  # flags of ``group-parallel`` that change nothing that it measures
+
+
+def find_records(study: str, runs: Path, results: Path = RESULTS, trials: bool = False) -> list[Record]:
+    """The records of a study, in ``runs`` and then in ``results``; damaged ones are named and left out.
+
+    Args:
+        study: its name.
+        runs: folder of the run store.
+        results: folder of the record.
+        trials: whether a study that the command line changed is evidence.
+    """
+    kept = _whole_record(study, "results", results / study)
+    known = set() if kept is None else set(_column(_runs(results / study), "data_hash"))
+    found = _whole_record(study, str(runs), runs / study / "tables", known, trials)
+    return [record for record in (found, kept) if record is not None]
+
+
+def _whole_record(study: str, place: str, folder: Path, *more: Any) -> Record | None:
+    try:
+        return read_record(study, place, folder, *more)
+    except DamagedTableError as error:
+        print(f"warning: {error}; the ledger goes on without this record", file=sys.stderr, flush=True)
+        return None
+
+
+def read_record(
+    study: str, place: str, folder: Path, known_data: set[str] | None = None, trials: bool = True
+) -> Record | None:
+    """The record of a study in one folder of tables; None where there is none.
+
+    Args:
+        study: its name.
+        place: how to call the folder's root.
+        folder: with ``measures.csv``, and ``runs.csv``, ``missing.csv`` and ``study.json`` where they were written.
+        known_data: hashes of the study's images, by the record; None: whatever images there are, they are the record's.
+        trials: whether a study that the command line changed is evidence.
+    """
+    if not (folder / "measures.csv").is_file():
+        return None
+    table, runs, missing = read_table(folder / "measures.csv"), _runs(folder), _csv(folder / "missing.csv")
+    lost, unlearned, refused = sort_evidence(table, runs, missing)
+    trial = _trial(study, folder, runs, known_data)
+    if trial and not trials:
+        refused = f"a trial ({trial}); make claims ARGS=--trials counts it"
+    return Record(study, place, table, _hardware(runs), lost, unlearned, trial, refused)
+
+
+def _trial(study: str, folder: Path, runs: pd.DataFrame, known_data: set[str] | None) -> str:
+    """What makes the runs others than those of the study's file; empty where nothing does."""
+    overrides = _overrides(folder / "study.json")
+    if study not in trained_studies():
+        return _as_flags(overrides)
+    asked = load_study(study, [f"--{key}={overrides[key]}" for key in (*OF_A_MACHINE, "profile") if key in overrides])
+    if "profile" in overrides and {v.dataset for v in asked.variants} != {
+        v.dataset for v in load_study(study).variants
+    }:
+        return f"--profile={overrides['profile']}, which takes other images"
+    changed = {
+        key: value
+        for key, value in overrides.items()
+        if key.startswith(("data.", "model.", "recipe.")) and key not in OF_A_MACHINE
+    }
+    changed |= {
+        key: value for key, value in overrides.items() if key.startswith("measures.") and _fewer(key, value, asked)
+    }
+    other_data = known_data is not None and not set(_column(runs, "data_hash")) <= known_data
+    if "dataset" in overrides and other_data:
+        changed["dataset"] = overrides["dataset"]
+    if changed:
+        return _as_flags(changed)
+    return "" if _as_in_file(asked, runs) else f"other runs than configs/{study}.yaml asks for now"
+
+
+def _as_in_file(study: Study, runs: pd.DataFrame) -> bool:
+    """Whether each run is, by its hash, one that the study's file asks for; a table without hashes is believed."""
+    if not {"config_hash", "data_hash", "seed", "variant"} <= set(runs):
+        return True
+    variants = {v.name: v for v in study.variants}
+    return all(
+        row["variant"] in variants
+        and config_hash(variants[row["variant"]].run_config(row["data_hash"], int(row["seed"]))) == row["config_hash"]
+        for _, row in runs.iterrows()
+    )
+
+
+def _fewer(key: str, value: Any, study: Study) -> bool:
+    """Whether less is measured than the study's file says."""
+    return value < asdict(study.measures).get(key.removeprefix("measures."), value)
+
+
+def _overrides(path: Path) -> dict[str, Any]:
+    """What the command line changed; of ``group-parallel`` a list of flags."""
+    given = read_about(path, []).get("overrides", {}) if path.is_file() else {}
+    if isinstance(given, Mapping):
+        return dict(given)
+    pairs = [flag.removeprefix("--").partition("=") for flag in given if not flag.startswith(OF_PLACES)]
+    return {key: value for key, _, value in pairs}
+
+
+def _as_flags(overrides: Mapping[str, Any]) -> str:
+    return " ".join(f"--{key}={value}" for key, value in overrides.items())
+
+
+def _hardware(runs: pd.DataFrame) -> str:
+    if not len(runs):
+        return "hardware not recorded"
+    runs = runs.fillna("unknown")
+    where = dict.fromkeys(f"{r['device']}, {r['precision']}, torch {r['torch']}" for _, r in runs.iterrows())
+    data, commits = dict.fromkeys(runs["dataset"]), dict.fromkeys(f"{c[:10]}{c[40:]}" for c in runs["commit"])
+    return f"{'; '.join(where)}; dataset {', '.join(data)}; commit {', '.join(commits)}"
+
+
+def _runs(folder: Path) -> pd.DataFrame:
+    return _csv(folder / "runs.csv")
+
+
+def _csv(path: Path) -> pd.DataFrame:
+    return read_csv(path, [], dtype=str) if path.is_file() else pd.DataFrame()
+
+
+def _column(table: pd.DataFrame, name: str) -> list[str]:
+    return list(table[name].dropna()) if name in table else []

@@ -1,0 +1,46 @@
+"""Guard of the record in ``results/``: a trial, or fewer runs, replace it only where that is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from experiments.errors import UsageError
+from experiments.report.tables import read_about, read_csv
+
+
+def check_replaces(tables: Path, record: Path) -> None:
+    """Make sure that a study's tables may replace those of the record.
+
+    Raises:
+        UsageError: the study ran with overridden keys that the record was not made with, or the record has more seeds
+            of a variant.
+    """
+    if not (record / "measures.csv").is_file():
+        return
+    ours, theirs = (_overrides(folder / "study.json") for folder in (tables, record))
+    asked = "results --replace takes it nevertheless"
+    if ours and ours != theirs:
+        flags = " ".join(f"--{key}={value}" for key, value in ours.items())
+        raise UsageError(f"{tables.parent}: the study ran with {flags}, and {record} did not; {asked}")
+    here, there = (_seeds(folder / "runs.csv") for folder in (tables, record))
+    for variant, seeds in there.items():
+        if here.get(variant, 0) < seeds:
+            raise UsageError(f"{record}: has {seeds} seeds of {variant}, and {tables} {here.get(variant, 0)}; {asked}")
+
+
+def _overrides(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    found = read_about(path, []).get("overrides") or {}
+    return found if isinstance(found, dict) else dict.fromkeys(found, "")
+
+
+def _seeds(path: Path) -> dict[str, int]:
+    """How many seeds of each variant."""
+    if not path.is_file():
+        return {}
+    runs = read_csv(path, [], dtype=str)
+    if not {"variant", "seed"} <= set(runs.columns):
+        return {}
+    return {str(variant): int(count) for variant, count in runs.groupby("variant")["seed"].nunique().items()}

@@ -1,0 +1,102 @@
+"""Saved tables, as they are read again: one that was damaged from outside is named, with what makes it again."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from experiments.errors import UsageError
+from experiments.measure.table import COLUMNS
+from experiments.study.invocation import typed
+
+SWEEPS = ("sweep", "importance")  # tables of a sweep
+RECORD = "results"
+
+
+class DamagedTableError(UsageError):
+    """A file that this suite wrote was changed, cut off or removed since.
+
+    Attributes:
+        damage: the file and what is wrong with it, without what to do.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        self.damage = f"{path}: damaged: {reason}"
+        super().__init__(f"{self.damage}; to make it again: {_remake(path)}")
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A long table as it was written: texts stay texts, also those such as ``null`` or ``4``."""
+    texts = [column for column in COLUMNS if column not in ("seed", "value")]
+    missing = {"seed": "", "value": ""}
+    table = read_csv(path, COLUMNS, dtype=dict.fromkeys(texts, str), keep_default_na=False, na_values=missing)
+    if not all(pd.api.types.is_numeric_dtype(table[column]) for column in ("seed", "value")):
+        raise DamagedTableError(path, "seeds or values are no numbers")
+    return table
+
+
+def read_csv(path: Path, columns: Sequence[str], **how: Any) -> pd.DataFrame:
+    """A table of any columns, which has at least these; ``how`` as of pandas.
+
+    Raises:
+        DamagedTableError: it is none, or not whole.
+    """
+    try:
+        content = path.read_bytes()
+        if content.strip() and not content.endswith(b"\n"):
+            raise DamagedTableError(path, "its last line is cut off")
+        table = pd.read_csv(path, encoding="utf-8-sig", **how)
+    except FileNotFoundError:
+        raise DamagedTableError(path, "it is gone") from None
+    except pd.errors.EmptyDataError:
+        raise DamagedTableError(path, "it is empty") from None
+    except (ValueError, pd.errors.ParserError) as error:  # not UTF-8 is one too
+        raise DamagedTableError(path, " ".join(str(error).split())) from None
+    if lacking := [column for column in columns if column not in table]:
+        raise DamagedTableError(path, f"it has no column {lacking[0]}, or other separators than commas")
+    return table
+
+
+def read_about(path: Path, keys: Sequence[str]) -> dict[str, Any]:
+    """What is noted of tables in a JSON file, which has at least these keys.
+
+    Raises:
+        DamagedTableError: it is none, or not whole.
+    """
+    try:
+        about = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DamagedTableError(path, "it is gone") from None
+    except ValueError as error:  # not UTF-8 is one too
+        raise DamagedTableError(path, f"no JSON: {error}") from None
+    if not isinstance(about, dict) or not set(keys) <= about.keys():
+        raise DamagedTableError(path, f"it has not the keys {', '.join(keys)}")
+    return about
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Arrays by name, of a file of NumPy.
+
+    Raises:
+        DamagedTableError: it is none, or not whole.
+    """
+    try:
+        with np.load(path) as file:
+            return dict(file)
+    except FileNotFoundError:
+        raise DamagedTableError(path, "it is gone") from None
+    except (ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise DamagedTableError(path, " ".join(str(error).split())) from None
+
+
+def _remake(path: Path) -> str:
+    folder = path.resolve().parent
+    if folder.parent.name == RECORD:
+        return typed("results", folder.name)
+    return typed("sweep" if path.stem in SWEEPS else "run", folder.parent.name)

@@ -1,0 +1,394 @@
+"""The typed configuration of a study and of its runs.
+
+A study is one YAML file in ``configs/``. Its keys are the keys below, its variants are sets of overrides of them, and
+every key is also a flag: ``--recipe.lr=0.05``, ``--model.groups=log:4``, ``--seeds=1``.
+"""
+
+from __future__ import annotations
+
+import re
+from argparse import ArgumentError
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse import ArgumentParser, _loaders_dumpers
+
+from experiments.data.augment import Views
+from experiments.errors import UsageError
+from experiments.measure import Measures
+from experiments.models import model_builder
+from experiments.nearest import hint
+from experiments.study.catalogue import study_file
+from experiments.study.strict_yaml import StrictLoader, place_of, read_yaml
+from experiments.tracking import WandbMode
+from experiments.training.recipe import Precision, Recipe
+from experiments.training.run_context import Compile
+
+# jsonargparse reads the values of flags with this loader; there is no public way to give it another for plain types.
+_loaders_dumpers.yaml_default_loader = StrictLoader
+
+# What says where things are on this machine, and nothing about the study.
+OF_THIS_MACHINE = (
+    "data_root",
+    "runs_root",
+    "download",
+    "wandb",
+    "compile",
+    "precision",
+    "gpus",
+    "on",
+    "cpus_per_run",
+    "seeds_at_once",
+)
+# What a variant may override: all that decides the outcome of a run except its seed.
+OF_A_PROFILE = re.compile(r"(?:seeds|dataset)$|(?:data|model|recipe|measures)\.")  # what a profile may override
+OF_A_RUN = re.compile(r"dataset$|(?:data|model|recipe)\.")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One architecture or condition of a study, fully resolved.
+
+    Attributes:
+        name: as in the study's file.
+        dataset: what ``experiments.data.datasets.load`` takes.
+        views: how images become inputs.
+        model: name and arguments of the network.
+        recipe: how it is trained.
+    """
+
+    name: str
+    dataset: str
+    views: Views
+    model: dict[str, Any]
+    recipe: Recipe
+
+    def run_config(self, data_key: str, seed: int) -> dict[str, Any]:
+        """Everything that decides the outcome of one run, in JSON types."""
+        views = asdict(self.views)
+        if self.views.labels == "stored":
+            del views["labels"]  # runs from before there was a choice keep their hash
+        model = dict(self.model)
+        if model["name"] == "alexnet" and model.get("width") == 1:
+            del model["width"]  # likewise
+        return {
+            "data": data_key,
+            "views": views,
+            "model": model,
+            "recipe": asdict(self.recipe),
+            "seed": seed,
+        }
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question with its variants.
+
+    Attributes:
+        name: of the file in ``configs/``.
+        question: what the study asks.
+        variants: in the order of the file.
+        seeds: runs of each variant, with seeds 0, 1, …
+        measures: what is measured on each trained network.
+        data_root: folder of downloads and of decoded images.
+        runs_root: folder of the run store.
+        download: whether to fetch a dataset that is not there.
+        wandb: where metrics are sent.
+        seeds_at_once: how many seeds of a variant are trained side by side; ``auto``: as many as pay on this device.
+        compile: whether steps are compiled; ``auto``: where that pays.
+        gpus: devices of this machine that train each run together, with a process each.
+        on: where runs are trained: in this process, or on the nodes of a Ray cluster.
+        cpus_per_run: cores that the cluster sets aside for a run.
+        precision: what ``recipe.precision=auto`` means, so that a study begun elsewhere goes on in one precision;
+            ``auto``: what this hardware multiplies fastest.
+        overrides: what the command line changed about the study itself.
+    """
+
+    name: str
+    question: str
+    variants: tuple[Variant, ...]
+    seeds: int
+    measures: Measures
+    data_root: Path
+    runs_root: Path
+    download: bool
+    wandb: WandbMode
+    seeds_at_once: Literal["auto"] | int
+    compile: Compile
+    gpus: int
+    on: Literal["here", "ray"]
+    cpus_per_run: int
+    precision: Precision
+    overrides: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        """Where the study's runs, tables and figures go."""
+        return self.runs_root / self.name
+
+
+def load_study(name: str, flags: list[str] | None = None) -> Study:
+    """Read a study and apply what the command line overrides.
+
+    A flag that sets what the variants differ in replaces them by one variant, named after the flag.
+
+    Args:
+        name: of the file in ``configs/``.
+        flags: ``["--recipe.lr=0.05", …]``.
+
+    Raises:
+        UsageError: no such study, an unknown or duplicate key, a value of the wrong type or one that cannot work.
+    """
+    path = study_file(name)
+    return resolve(name, read_yaml(path), place_of(path), flags or [])
+
+
+def load_study_file(path: Path, flags: list[str]) -> Study:
+    """Read a study whose file lies outside ``configs/``; it is called after the file and its folder."""
+    return resolve(f"{path.resolve().parent.name}-{path.stem}", read_yaml(path), str(path), flags)
+
+
+def resolve(name: str, content: dict[str, Any], place: str, flags: list[str]) -> Study:
+    """Turn the content of a study's file and the command line into a study; raises as ``load_study``."""
+    content = dict(content)
+    variants = _variants(content.pop("variants", None) or {name: {}}, place)
+    profiles = _profiles(content.pop("profiles", None) or {}, place)
+    base = flat_keys(content)
+    for key in ("only", "profile"):
+        if key in base:
+            raise UsageError(f"{place}: unknown key {key}; it is a flag: --{key}=…")
+    given = _parse_flags(_model_name([_flag_of_model(flags), base, *variants.values()], place), flags)
+    profile = given.pop("profile", "")
+    if profile and profile not in profiles:
+        known = f"there are: {', '.join(profiles)}" if profiles else f"{place} has none"
+        raise UsageError(f"--profile={profile}: no such profile of {name}; {known}")
+    base |= profiles.get(profile, {})
+    only = given.pop("only", None)
+    touched = {key for overrides in variants.values() for key in overrides} & given.keys()
+    if only and touched:
+        raise UsageError(f"--only={only} cannot stand beside --{min(touched)}, which replaces the variants")
+    if touched:
+        variants = {" ".join(f"{key}={given[key]}" for key in sorted(touched)): {}}
+    elif only:
+        wanted = only.split(",")
+        if unknown := [v for v in wanted if v not in variants]:
+            raise UsageError(f"--only={only}: {name} has no variant {unknown[0]}; there are: {', '.join(variants)}")
+        variants = {v: overrides for v, overrides in variants.items() if v in wanted}
+    resolved, settled = [], {}
+    for variant, overrides in variants.items():
+        merged = {**base, **overrides, **given}
+        _model_name([merged], place)
+        settled = _settle({**base, **overrides}, given, f"{place}: variants.{variant}" if overrides else place)
+        model = dict(vars(settled["model"]))
+        resolved.append(Variant(variant, settled["dataset"], settled["data"], model, settled["recipe"]))
+    if not isinstance(settled["seeds"], int) or settled["seeds"] < 1:
+        raise UsageError(f"seeds={settled['seeds']}: must be at least 1")
+    at_once = settled["seeds_at_once"]
+    if at_once != "auto" and (isinstance(at_once, bool) or at_once < 1):
+        raise UsageError(f"seeds_at_once={at_once}: must be auto or at least 1")
+    if at_once not in ("auto", 1) and settled["on"] == "ray":
+        raise UsageError(f"seeds_at_once={at_once} cannot stand beside on=ray, where each run is a call of its own")
+    if not isinstance(settled["gpus"], int) or settled["gpus"] < 1:
+        raise UsageError(f"gpus={settled['gpus']}: must be at least 1")
+    if not isinstance(settled["cpus_per_run"], int) or settled["cpus_per_run"] < 1:
+        raise UsageError(f"cpus_per_run={settled['cpus_per_run']}: must be at least 1")
+    return Study(
+        name,
+        settled["question"],
+        tuple(resolved),
+        settled["seeds"],
+        settled["measures"],
+        Path(settled["data_root"]).expanduser(),
+        Path(settled["runs_root"]).expanduser(),
+        settled["download"],
+        settled["wandb"],
+        settled["seeds_at_once"],
+        settled["compile"],
+        settled["gpus"],
+        settled["on"],
+        settled["cpus_per_run"],
+        settled["precision"],
+        ({"profile": profile} if profile else {})
+        | {key: value for key, value in given.items() if key not in OF_THIS_MACHINE},
+    )
+
+
+def _profiles(content: Any, place: str) -> dict[str, dict[str, Any]]:
+    """Return the profiles of a study's file: named sets of overrides of the study; raises as ``_named_overrides``."""
+    allowed = "seeds, dataset, data.*, model.*, recipe.* and measures.*"
+    return _named_overrides(content, f"{place}: profiles", "a profile", "recipe.epochs: 5", OF_A_PROFILE, allowed)
+
+
+def _variants(content: Any, place: str) -> dict[str, dict[str, Any]]:
+    """Return the variants of a study's file; raises as ``_named_overrides``."""
+    allowed = "dataset, data.*, model.* and recipe.*"
+    return _named_overrides(content, f"{place}: variants", "a variant", "model.groups: 2", OF_A_RUN, allowed)
+
+
+def _named_overrides(
+    content: Any, place: str, owner: str, example: str, keys: re.Pattern[str], allowed: str
+) -> dict[str, dict[str, Any]]:
+    """Return named sets of overrides, as dotted keys.
+
+    Raises:
+        UsageError: they are no mapping, or set a key that is not theirs.
+    """
+    if not isinstance(content, dict) or not all(isinstance(overrides, dict) for overrides in content.values()):
+        raise UsageError(f"{place}: must map names to overrides such as {{{example}}}")
+    named = {name: flat_keys(overrides) for name, overrides in content.items()}
+    for name, overrides in named.items():
+        for key in overrides:
+            if not keys.match(key):
+                raise UsageError(f"{place}.{name}: {key} is not {owner}'s to set; {allowed} are")
+    return named
+
+
+def strict_parser(prog: str) -> ArgumentParser:
+    """A parser that raises instead of exiting, takes no abbreviated flags and reads values as strict YAML."""
+    return ArgumentParser(exit_on_error=False, prog=prog, allow_abbrev=False)
+
+
+@lru_cache(maxsize=32)
+def _parser(model: str) -> ArgumentParser:
+    """The keys of a study whose network is ``model``, with their types."""
+    parser = strict_parser("experiments run NAME")
+    parser.add_argument("--question", type=str, default="", help="What the study asks.")
+    parser.add_argument("--dataset", type=str, default="photos", help="photos, cifar10, imagenette or folder:PATH.")
+    parser.add_argument("--seeds", type=int, default=3, help="Runs of each variant.")
+    parser.add_argument("--only", type=str, help="Comma-separated variants to run; all by default.")
+    parser.add_argument("--profile", type=str, default="", help="One of the profiles of the study's file.")
+    parser.add_argument("--data_root", type=str, default="data", help="Folder of downloads and decoded images.")
+    parser.add_argument("--runs_root", type=str, default="runs", help="Folder of the run store.")
+    parser.add_argument("--download", type=bool, default=False, help="Fetch a dataset that is not there.")
+    at_once = "Seeds of a variant trained side by side; auto: as many as are measured to pay, on a GPU."
+    parser.add_argument("--seeds_at_once", type=Literal["auto"] | int, default="auto", help=at_once)
+    parser.add_argument("--wandb", type=WandbMode, default="auto", help="auto: online where logged in, else offline.")
+    parser.add_argument("--compile", type=Compile, default="auto", help="Compile steps; auto: where that pays.")
+    precision = "What recipe.precision=auto means: fp32 or bf16, as in the runs that are done; auto: what is fast here."
+    parser.add_argument("--precision", type=Precision, default="auto", help=precision)
+    parser.add_argument("--gpus", type=int, default=1, help="Devices that train each run together, a process each.")
+    parser.add_argument("--on", type=Literal["here", "ray"], default="here", help="ray: on the nodes of a Ray cluster.")
+    parser.add_argument("--cpus_per_run", type=int, default=1, help="Cores of a run with on=ray; beside a GPU if any.")
+    parser.add_class_arguments(Views, "data")
+    parser.add_class_arguments(Recipe, "recipe")
+    parser.add_class_arguments(Measures, "measures")
+    parser.add_argument("--model.name", type=str, default=model, help="The network.")
+    parser.add_function_arguments(model_builder(model), "model", skip={"classes", "input_size"})
+    return parser
+
+
+def study_help(path: Path) -> str:
+    """Every flag of a study, with its type and meaning, by the path of its file."""
+    content, place = read_yaml(path), place_of(path)
+    variants = _variants(content.pop("variants", None) or {}, place)
+    return _parser(_model_name([flat_keys(content), *variants.values()], place)).format_help()
+
+
+def _flag_of_model(flags: list[str]) -> dict[str, str]:
+    """The model that the command line names, if it does: it decides which other flags there are."""
+    for number, flag in enumerate(flags):
+        if flag == "--model.name" and number + 1 < len(flags):
+            return {"model.name": flags[number + 1]}
+        if flag.startswith("--model.name="):
+            return {"model.name": flag.split("=", 1)[1]}
+    return {}
+
+
+def _model_name(sources: list[dict[str, Any]], place: str) -> str:
+    """The first model that is named.
+
+    Raises:
+        UsageError: none is, or what is named is no name.
+    """
+    name = next((source["model.name"] for source in sources if "model.name" in source), None)
+    if not isinstance(name, str):
+        raise UsageError(
+            f"{place}: model.name is missing" if name is None else f"{place}: model.name={name}: not a name"
+        )
+    return name
+
+
+def _parse_flags(model: str, flags: list[str]) -> dict[str, Any]:
+    parser = _parser(model)
+    for flag in flags:
+        key, _, value = flag.partition("=")
+        if key in ("--model", "--recipe", "--data", "--measures"):
+            right = f"--model.name={value or 'NAME'}" if key == "--model" else f"{key}.KEY=VALUE"
+            raise UsageError(f"command line: {flag}: write {right}; --help lists the keys")
+    try:
+        given = parser.parse_args(flags, defaults=False)
+    except ArgumentError as error:
+        raise UsageError(f"command line: {parser_error(error, parser)}") from None
+    return dict(vars(given.as_flat()))
+
+
+def _settle(of_file: dict[str, Any], given: dict[str, Any], place: str) -> dict[str, Any]:
+    """The values of the file with those of the command line; an error names where the faulty value comes from."""
+    try:
+        return _parse({**of_file, **given}, place)
+    except UsageError:
+        if not given:
+            raise
+    if isinstance(of_file.get("model.name"), str):
+        _parse(of_file, place)  # raises where the file alone is wrong
+    return _parse({**of_file, **given}, "command line")
+
+
+def _parse(flat: dict[str, Any], place: str) -> dict[str, Any]:
+    for group in ("data", "model", "recipe", "measures"):
+        if group in flat:
+            raise UsageError(f"{place}: {group}={flat[group]}: must be a group of keys, such as {{key: value}}")
+    parser = _parser(flat["model.name"])
+    try:
+        settled = parser.parse_object(_nest(flat, place))
+        instantiated = parser.instantiate(settled)
+    except ArgumentError as error:
+        raise UsageError(f"{place}: {parser_error(error, parser)}") from None
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{place}: {error}") from None
+    return {**vars(instantiated), "model": settled.model}
+
+
+def parser_error(error: ArgumentError, parser: ArgumentParser) -> str:
+    """The message of jsonargparse on one line, with the nearest key where a key is unknown."""
+    text = " ".join((error.message or "").split())
+    text = re.sub(r'Parser key "([^"]+)": ', r"\1: ", text)
+    text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.", "")
+    unknown = re.search(
+        r"unrecognized arguments: --([\w.-]+)|Option '([\w.-]+)' is not accepted"
+        r"|[Kk]ey '?\"?([\w.-]+)'?\"? is not expected|Group '([\w.]+)' does not accept option '([\w.]+)'",
+        text,
+    )
+    if unknown:
+        key = ".".join(part for part in unknown.groups() if part)
+        keys = sorted(key for key in vars(parser.get_defaults().as_flat()))
+        text = f"unknown key {key}; {hint(key, keys)}"
+    return text
+
+
+def flat_keys(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            flat |= flat_keys(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _nest(flat: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """Dotted keys as nested mappings."""
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        *path, last = key.split(".")
+        inner = nested
+        for part in path:
+            inner = inner.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise UsageError(f"{place}: {key}: {part} is a value, not a group of keys")
+        inner[last] = value
+    return nested

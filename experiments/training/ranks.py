@@ -1,0 +1,156 @@
+"""Processes that work together as the ranks of one process group, on one machine.
+
+They meet through a file, never at a fixed port. torch is imported once, by a server that forks the ranks. If a rank
+dies, the others are stopped and one line names it; nobody waits for ever.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from experiments.errors import RunFailedError, UsageError
+
+# torch._dynamo takes seconds, and every optimizer imports it.
+PRELOADED = ["torch._dynamo", "experiments.group_parallel.one_step"]
+GRACE = 2.0  # seconds that the other ranks have to tell what they saw, after the first has failed
+# What gloo and nccl say if it is another rank that failed.
+OTHERS = ("connection closed", "connection reset", "timed out", "timeout", "peer", "broken pipe", "remote process")
+
+
+def device_for(name: str, ranks: int) -> str:
+    """``cpu`` or ``cuda`` for so many ranks, each with a device of its own.
+
+    Raises:
+        UsageError: unknown, or not as many devices.
+    """
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"device={name}: must be auto, cpu or cuda")
+    if name == "cuda" and found < ranks:
+        raise UsageError(f"device=cuda: {ranks} ranks need a CUDA device each, and there are {found}; try device=cpu")
+    return "cuda" if name != "cpu" and found >= ranks else "cpu"
+
+
+def run_on_ranks(function: Callable[..., Any], ranks: int, *arguments: Any, device: str, timeout: float) -> list[Any]:
+    """Run a function on every rank of a new process group.
+
+    Args:
+        function: of a module; called as ``function(rank, *arguments)`` inside the group.
+        ranks: how many.
+        arguments: that can be pickled.
+        device: ``cpu`` (gloo) or ``cuda`` (nccl, one device a rank).
+        timeout: seconds that a rank waits for another before it counts as lost.
+
+    Returns:
+        What the function returned, rank by rank.
+
+    Raises:
+        RunFailedError: a rank died, or did not answer in time: names the first, and how it ended.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    processes: list[BaseProcess] = []
+    ends: list[Connection] = []
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            for rank in range(ranks):
+                end, theirs = context.Pipe(duplex=False)
+                given = (theirs, function, rank, ranks, f"{folder}/meeting", device, timeout, arguments)
+                process = context.Process(target=_rank, args=given, name=f"rank {rank}", daemon=True)
+                process.start()
+                theirs.close()
+                processes.append(process)
+                ends.append(end)
+            found = _gathered(processes, ends, timeout)
+            for process in processes:
+                process.join(GRACE)
+            return found
+        finally:
+            for process in processes:
+                process.kill()
+            for process in processes:
+                process.join()
+
+
+def _rank(
+    end: Connection,
+    function: Callable[..., Any],
+    rank: int,
+    ranks: int,
+    meeting: str,
+    device: str,
+    timeout: float,
+    arguments: tuple,
+) -> None:
+    """One process: join the group, run, tell what came of it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started the ranks ends them
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    tqdm.set_lock(threading.RLock())  # its own, which torch.fx calls for, outlives a process that is killed
+    torch.set_num_threads(max(1, torch.get_num_threads() // ranks))
+    try:
+        if device == "cuda":
+            torch.cuda.set_device(rank)
+        backend = "nccl" if device == "cuda" else "gloo"
+        wait_for = timedelta(seconds=timeout)
+        dist.init_process_group(backend, f"file://{meeting}", timeout=wait_for, world_size=ranks, rank=rank)
+        told = ("done", function(rank, *arguments))
+        dist.barrier()
+        dist.destroy_process_group()
+    except Exception as error:
+        text = " ".join(str(error).split())
+        told = ("lost" if another_failed(error) else "failed", f"failed with {type(error).__name__}: {text}")
+    end.send(told)
+
+
+def another_failed(error: Exception) -> bool:
+    """Whether an error says that it is another rank that failed."""
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in OTHERS)
+
+
+def _gathered(processes: list[BaseProcess], ends: list[Connection], timeout: float) -> list[Any]:
+    """What the ranks tell, or the error that began with the first to fail."""
+    told: dict[int, tuple[str, Any]] = {}
+    deadline = None
+    while len(told) < len(ends):
+        waiting = {end: rank for rank, end in enumerate(ends) if rank not in told}
+        ready = wait(list(waiting), None if deadline is None else max(0.0, deadline - time.monotonic()))
+        if not ready:
+            break
+        for end in ready:
+            rank = waiting[end]  # type: ignore[index]
+            try:
+                told[rank] = end.recv()  # type: ignore[union-attr]
+            except EOFError:
+                processes[rank].join()
+                told[rank] = ("died", ending(processes[rank].exitcode))
+            if told[rank][0] != "done" and deadline is None:
+                deadline = time.monotonic() + GRACE
+    for kind in ("died", "failed"):
+        for rank, (what, how) in told.items():
+            if what == kind:
+                raise RunFailedError(f"rank {rank} of {len(ends)} {how}; the others were stopped", lasting=False)
+    silent = [rank for rank in range(len(ends)) if rank not in told]
+    if lost := next((how for what, how in told.values() if what == "lost"), None):
+        who = f"rank {silent[0]} of {len(ends)} did not answer for {timeout:g} s" if silent else lost
+        raise RunFailedError(f"{who}; the others were stopped", lasting=False)
+    return [told[rank][1] for rank in range(len(ends))]
+
+
+def ending(code: int | None) -> str:
+    """How a process ended, by its exit code."""
+    if code is not None and code < 0:
+        return f"was killed by signal {-code} ({signal.Signals(-code).name})"
+    return f"ended with exit code {code}"
