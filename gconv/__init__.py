@@ -1,8 +1,9 @@
 """Grouped convolution in torch, with groups of any sizes: uniform, logarithmic, arbitrary."""
 
-from gconv.block import Block, fuse, run_block
+from gconv.block import Block, run_block
 from gconv.conv import GroupedConv2d
 from gconv.explanation import explain
+from gconv.fusion import fuse
 from gconv.operator.ops import forced_kernel, grouped_conv2d
 from gconv.partition import Partition
 from gconv.regroup import regroup

@@ -1,8 +1,8 @@
 """Convolution, batch normalisation and ReLU computed together, where that has been measured to be faster.
 
 ``run_block`` computes what the modules would, one after the other; ``Block`` is an ``nn.Sequential`` that has it
-compute every such run of its modules; ``fuse`` makes Blocks of the Sequentials of a model. Parameters, buffers, names
-and modes stay those of the modules.
+compute every such run of its modules; ``gconv.fuse`` has a whole model use both. Parameters, buffers, names and modes
+stay those of the modules.
 
 What is computed together:
 
@@ -25,13 +25,13 @@ they saw; modules of other types (``SyncBatchNorm``, parametrised ones); what to
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from gconv.conv import GroupedConv2d
 from gconv.kernels.geometry import Geometry
@@ -43,9 +43,10 @@ from gconv.partition import Partition
 Conv = nn.Conv2d | GroupedConv2d
 Run = tuple[Conv, nn.BatchNorm2d | None, nn.ReLU | None]
 Way = Literal["modules", "folded", "counted", "by ATen"]
-PLAIN = (nn.Conv2d, GroupedConv2d, nn.BatchNorm2d, nn.ReLU)
+CONVOLUTIONS = (nn.Conv2d, GroupedConv2d)
+PLAIN = (*CONVOLUTIONS, nn.BatchNorm2d, nn.ReLU)
+RELU = nn.ReLU()  # in place of one that is called as a function
 COUNTING = ("cuda",)  # devices whose kernels may have an epilogue
-CALLS = ("__call__", "__getattr__", "__getattribute__")  # decide what a module computes, beside its methods
 FOLD_LEAST = 2**17  # numbers put out from which on folding pays in eager mode
 
 
@@ -74,14 +75,14 @@ class Block(nn.Sequential):
         return nn.Sequential(OrderedDict(self.named_children())).train(self.training)
 
 
-def run_at(modules: Sequence[nn.Module], at: int) -> Run | None:
+def run_at(modules: Sequence[nn.Module | None], at: int) -> Run | None:
     """The convolution with batch normalisation, ReLU or both that begins at a place; None where none does."""
     following = [*modules[at : at + 3], None, None, None]
     conv, norm, relu = following[:3]
     if type(norm) is not nn.BatchNorm2d:
         norm, relu = None, norm
     relu = relu if type(relu) is nn.ReLU else None
-    if type(conv) not in (nn.Conv2d, GroupedConv2d) or (norm is None and relu is None):
+    if type(conv) not in CONVOLUTIONS or (norm is None and relu is None):
         return None
     return conv, norm, relu  # type: ignore[return-value]
 
@@ -121,9 +122,11 @@ def way_of(x_NCHW: Tensor, conv: Any, norm: Any, relu: Any) -> Way:
     convolution's epilogue; ``by ATen``: the convolution, then the rest as one op.
     """
     modules = [module for module in (conv, norm, relu) if module is not None]
+    if isinstance(x_NCHW, Proxy) or torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr]
+        return "modules"
     if not isinstance(x_NCHW, Tensor) or x_NCHW.dim() != 4 or not all(map(_plain, modules)):
         return "modules"
-    if torch.compiler.is_exporting() or (isinstance(conv, GroupedConv2d) and conv._pad_first is not None):
+    if isinstance(conv, GroupedConv2d) and conv._pad_first is not None:
         return "modules"
     compiled = torch.compiler.is_compiling()
     live = norm is not None and (norm.training or norm.running_mean is None)
@@ -205,74 +208,3 @@ def _keeps_count(norm: nn.BatchNorm2d) -> bool:
 def _suits_aten(x: Tensor, norm: nn.BatchNorm2d) -> bool:
     """Whether ATen keeps the statistics in the dtype that the norm has."""
     return norm.weight is None or norm.weight.dtype == torch.promote_types(_dtype(x), torch.float32)
-
-
-@dataclass(frozen=True)
-class Fused:
-    """A model whose Sequentials compute their runs together.
-
-    Attributes:
-        model: the model.
-        blocks: names of the modules of each run, by the name of the Block that computes it.
-        skipped: why each other convolution was left alone, by name.
-    """
-
-    model: nn.Module
-    blocks: Mapping[str, tuple[tuple[str, ...], ...]]
-    skipped: Mapping[str, str]
-
-    def __str__(self) -> str:
-        runs = sum(map(len, self.blocks.values()))
-        lines = [f"{runs} runs computed together, {len(self.skipped)} convolutions left alone"]
-        for name, block in self.blocks.items():
-            lines += [f"  {name or type(self.model).__name__}: {' + '.join(run)}" for run in block]
-        return "\n".join([*lines, *(f"  {name}: {reason}" for name, reason in self.skipped.items())])
-
-
-def fuse(model: nn.Module) -> Fused:
-    """Have the Sequentials of a model compute convolution, batch normalisation and ReLU together where that is faster.
-
-    The model itself is changed, and only so that its Sequentials become ``Block``; parameters, names, modes and hooks
-    stay. Convolutions that a module calls by name are left alone: its ``forward`` may call ``run_block`` for them.
-
-    Args:
-        model: any module, torchvision's too; may be fused again.
-    """
-    blocks: dict[str, tuple[tuple[str, ...], ...]] = {}
-    skipped: dict[str, str] = {}
-    for name, module in model.named_modules():
-        runs = list(_runs(module)) if _is_sequential(module) else []
-        if runs:
-            module.__class__ = Block
-            blocks[name] = tuple(runs)
-        inside = {child for run in runs for child in run}
-        for child, conv in module.named_children():
-            if isinstance(conv, nn.Conv2d | GroupedConv2d) and child not in inside:
-                skipped[f"{name}.{child}".lstrip(".")] = _reason(module, conv)
-    return Fused(model, blocks, skipped)
-
-
-def _is_sequential(module: nn.Module) -> bool:
-    """Whether a module is a Sequential and no more: a subclass may have a constructor of its own, as torchvision's."""
-    kinds = type(module).__mro__
-    if nn.Sequential not in kinds or "forward" in module.__dict__:
-        return False
-    own = {name for kind in kinds[: kinds.index(nn.Sequential)] if kind is not Block for name in vars(kind)}
-    return all(name.startswith("__") and name not in CALLS for name in own)
-
-
-def _runs(sequential: nn.Module) -> Iterator[tuple[str, ...]]:
-    """Names of the modules of each run."""
-    names, modules = zip(*sequential.named_children(), strict=True) if len(sequential._modules) else ((), ())
-    for at in range(len(modules)):
-        run = run_at(modules, at)
-        if run is not None:
-            yield names[at : at + sum(module is not None for module in run)]
-
-
-def _reason(parent: nn.Module, conv: nn.Module) -> str:
-    if type(conv) not in PLAIN:
-        return f"{type(conv).__name__} is neither Conv2d nor GroupedConv2d"
-    if not _is_sequential(parent):
-        return f"{type(parent).__name__} calls it by name"
-    return "neither batch normalisation nor ReLU follows it"

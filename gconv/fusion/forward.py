@@ -1,0 +1,412 @@
+"""Forward passes in which runs of convolution, batch normalisation and ReLU that a module calls by name are one call.
+
+torch.fx records what ``forward`` does with the children of a module. The record is a list of calls without branches;
+a run in it is replaced by one call of ``run_block``, and the list becomes a function that takes the place of
+``forward``. It holds as long as what the recording depended on is what it was: the mode, the attributes that
+``forward`` read, the children that exist, and arguments of the same kind. Else the module's own ``forward`` runs.
+
+The recording refuses what it could not repeat: branches that depend on values or on types of results, attributes that
+``forward`` sets, random numbers drawn in Python, gradient or autocast modes that ``forward`` changes. As everywhere in
+torch.fx, what ``forward`` reads of global variables is taken as constant.
+"""
+
+from __future__ import annotations
+
+import inspect
+import random
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, wraps
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, Node, Proxy, Tracer
+from torch.fx.proxy import TraceError
+from torch.nn import functional as F
+
+from gconv.block import CONVOLUTIONS, RELU, Run, run_at, run_block
+
+KINDS = (Tensor, list)  # of the arguments of a forward pass
+FUNCTIONAL_RELUS = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
+CONSTANTS = (bool, int, float, complex, str, bytes, type(None), type, FunctionType, torch.dtype, torch.device)
+KEPT_BY_MODULES = frozenset(vars(nn.Module())) - {"training"}  # of a module's attributes, those that torch keeps
+
+
+class RecordingError(Exception):
+    """``forward`` cannot be recorded; says why, as the end of a sentence."""
+
+
+@dataclass(frozen=True, eq=False)
+class FusedForward:
+    """A forward pass with its runs fused, and the conditions under which it holds.
+
+    Attributes:
+        kind: of all its arguments: tensors, or lists.
+        arguments: how many it takes.
+        attributes: value of each attribute that ``forward`` read.
+        children: for each child that it read, the names of its own children; None where there is no child.
+        runs: names of the modules of each run, as the module calls them; "relu()" for one that it calls as a function.
+        source: Python source of the function.
+        names: global names that it uses.
+    """
+
+    kind: type
+    arguments: int
+    attributes: Mapping[str, Any]
+    children: Mapping[str, tuple[str, ...] | None]
+    runs: tuple[tuple[str, ...], ...]
+    source: str
+    names: Mapping[str, Any]
+    call: Any = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        names = dict(self.names)
+        exec(compile(self.source, "<fused forward>", "exec"), names)
+        object.__setattr__(self, "call", names["forward"])
+
+    def __reduce__(self) -> tuple:
+        given = (self.kind, self.arguments, self.attributes, self.children, self.runs, self.source, self.names)
+        return FusedForward, given
+
+    def holds(self, module: nn.Module, arguments: Sequence[Any]) -> bool:
+        """Whether the module and the arguments are as in the recording."""
+        if len(arguments) != self.arguments:
+            return False
+        for argument in arguments:
+            if not isinstance(argument, self.kind) or isinstance(argument, Proxy):
+                return False
+        for name, value in self.attributes.items():
+            if _constant(getattr(module, name, None), name) != value:
+                return False
+        for name, names in self.children.items():
+            child = module._modules.get(name)
+            if (None if child is None else tuple(child._modules)) != names:
+                return False
+        return True
+
+
+def fused_forwards(module: nn.Module) -> tuple[list[FusedForward], dict[str, str]]:
+    """Record the forward pass of a module in both modes.
+
+    Args:
+        module: with a ``forward`` in Python; unchanged on return.
+
+    Returns:
+        The passes that have runs, and why each other convolution that the module calls is in none, by its name.
+
+    Raises:
+        RecordingError: the forward pass cannot be recorded.
+    """
+    found, reasons = [], {}
+    for recorder in _recordings(module):
+        runs, why = _fuse_runs(recorder.graph, module)
+        reasons |= why
+        if runs:
+            code = recorder.graph.python_code("self")
+            given = recorder.kind, recorder.arguments, recorder.attributes, recorder.children
+            found.append(FusedForward(*given, tuple(runs), code.src, dict(code.globals)))
+    fused = {name for forward in found for run in forward.runs for name in run}
+    return found, {name: reason for name, reason in reasons.items() if name not in fused}
+
+
+def _recordings(module: nn.Module) -> Iterator[Recorder]:
+    """Record ``forward`` in each mode and for each kind of arguments that it asks for; raise if none can be."""
+    mode, recorded, refusal = module.training, 0, None
+    try:
+        for kind in KINDS:
+            asked = False
+            for module.training in (True, False):
+                recorder = Recorder(kind)
+                try:
+                    recorder.record(module)
+                    recorded += 1
+                    yield recorder
+                except RecordingError as error:
+                    refusal = refusal or error
+                asked |= recorder.asked_for_kind
+                if "training" not in recorder.attributes:
+                    break
+            if recorded and not asked:
+                break
+    finally:
+        module.training = mode
+    if refusal is not None and not recorded:
+        raise refusal
+
+
+class Recorder(Tracer):
+    """Records one forward pass: every child is one call, whatever it does inside.
+
+    Attributes:
+        attributes: value of each attribute that ``forward`` read.
+        children: for each child that it read, the names of its own children; None where there is no child.
+        arguments: how many it takes; all of them are of ``kind``.
+        asked_for_kind: whether ``forward`` asked for the type of one.
+    """
+
+    graph: Graph
+
+    def __init__(self, kind: type) -> None:
+        super().__init__()
+        self.kind = kind
+        self.arguments = 0
+        self.asked_for_kind = False
+        self.attributes: dict[str, Any] = {}
+        self.children: dict[str, tuple[str, ...] | None] = {}
+        self._state: tuple = ()
+
+    def record(self, module: nn.Module) -> None:
+        """Record ``forward``, with the defaults of all arguments that have one.
+
+        Raises:
+            RecordingError: it cannot be recorded.
+        """
+        cls = type(module)
+        parameters = list(inspect.signature(cls.forward).parameters.values())[1:]
+        if any(p.kind is not p.POSITIONAL_OR_KEYWORD for p in parameters):
+            raise RecordingError("takes arguments of any number or by keyword only")
+        defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+        if not all(isinstance(value, CONSTANTS) for value in defaults.values()):
+            raise RecordingError("has arguments whose defaults torch.fx does not take")
+        self.arguments = len(parameters) - len(defaults)
+        before, draws = dict(vars(module)), _drawn()
+        contents = {name: list(value) for name, value in before.items() if isinstance(value, list | dict | set)}
+        self._state = _modes()
+        module.__class__ = _watched(cls, self)
+        try:
+            self.graph = self.trace(module, defaults or None)
+        except RecordingError:
+            raise
+        except TraceError:
+            raise RecordingError("depends on values of tensors") from None
+        except Exception as error:
+            raise RecordingError(f"is not for torch.fx: {' '.join(str(error).split())[:80]}") from None
+        finally:
+            module.__class__ = cls
+            after = dict(vars(module))
+            vars(module).clear()
+            vars(module).update(before)
+        changed = {name for name in before.keys() | after.keys() if after.get(name) is not before.get(name)}
+        changed |= {name for name, items in contents.items() if list(before[name]) != items}
+        if changed:
+            raise RecordingError(f"sets the attribute {min(changed)}")
+        if draws != _drawn():
+            raise RecordingError("draws random numbers in Python")
+
+    def read(self, module: nn.Module, name: str) -> None:
+        """Note that ``forward`` reads an attribute of its module."""
+        if name in module.__dict__["_modules"]:
+            child = module.__dict__["_modules"][name]
+            self.children[name] = None if child is None else tuple(child._modules)
+        elif name in module.__dict__ and name not in KEPT_BY_MODULES:
+            self.attributes[name] = _constant(module.__dict__[name], name)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Every child is a leaf."""
+        return True
+
+    def proxy(self, node: Node) -> Proxy:
+        """Return what ``forward`` has in place of a tensor."""
+        return (Argument if node.op == "placeholder" else Result)(node, self)
+
+    def create_arg(self, a: Any) -> Any:
+        """Return the argument of a call as it is recorded."""
+        return a.node if issubclass(type(a), Proxy) else super().create_arg(a)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> Node:
+        """Record one call; raise ``RecordingError`` where it runs in another mode than the first."""
+        if _modes() != self._state:
+            raise RecordingError("changes the gradient mode, autocast or what autograd saves")
+        return super().create_node(*args, **kwargs)
+
+
+class Argument(Proxy):
+    """Argument of a forward pass, of the kind that the recording is for."""
+
+    tracer: Recorder
+
+    @property
+    def __class__(self) -> Any:  # type: ignore[override]
+        self.tracer.asked_for_kind = True
+        return self.tracer.kind
+
+
+class Result(Proxy):
+    """Result of a call, of a type that nobody knows."""
+
+    @property
+    def __class__(self) -> Any:  # type: ignore[override]
+        raise RecordingError("depends on the types of results")
+
+
+def _watched(cls: type, recorder: Recorder) -> type:
+    """Subclass of a module's class that tells the recorder what is read."""
+
+    class Watched(cls):  # type: ignore[misc, valid-type]
+        def __getattribute__(self, name: str) -> Any:
+            if not name.startswith("__"):
+                recorder.read(self, name)
+            return super().__getattribute__(name)
+
+    return Watched
+
+
+def _constant(value: Any, name: str) -> Any:
+    """The value of an attribute in a form that later changes leave alone."""
+    if isinstance(value, CONSTANTS) or inspect.isbuiltin(value):
+        return value
+    if isinstance(value, list | tuple):
+        return type(value) is list, tuple(_constant(item, name) for item in value)
+    if isinstance(value, dict):
+        return tuple((key, _constant(item, name)) for key, item in value.items())
+    raise RecordingError(f"reads the attribute {name}, of type {type(value).__name__}")
+
+
+def _drawn() -> tuple:
+    """State of the generators that a forward pass may draw from."""
+    numpy = sys.modules.get("numpy")
+    state = None if numpy is None else numpy.random.get_state()
+    return random.getstate(), None if state is None else (state[1].tobytes(), state[2]), torch.get_rng_state().tolist()
+
+
+def _modes() -> tuple:
+    """Modes that torch.fx does not record."""
+    devices = ("cpu", "cuda")
+    saving = torch._C._autograd._top_saved_tensors_default_hooks(False)  # type: ignore[attr-defined]
+    casts = tuple((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in devices)
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), saving, *casts
+
+
+def _fuse_runs(graph: Graph, module: nn.Module) -> tuple[list[tuple[str, ...]], dict[str, str]]:
+    """Replace each run of a graph by a call of ``run_block``; return their names, and why other convolutions stay."""
+    calls = Counter(id(module.get_submodule(str(n.target))) for n in graph.nodes if n.op == "call_module")
+    runs, reasons = [], {}
+    for node in list(graph.nodes):
+        conv = _called(node, module)
+        if not isinstance(conv, CONVOLUTIONS):
+            continue
+        name = str(node.target)
+        chain = [node, *_readers(node)]
+        run = run_at([_called(n, module) for n in chain], 0)
+        if calls[id(conv)] > 1:
+            reasons[name] = "it is called more than once"
+        elif run is None:
+            reasons[name] = _why_not(node, module)
+        elif run[1] is not None and calls[id(run[1])] > 1:
+            reasons[name] = "its batch normalisation is called more than once"
+        elif len(node.args) != 1 or node.kwargs:
+            reasons[name] = "it is called with more than its input"
+        else:
+            chain = chain[: sum(part is not None for part in run)]
+            runs.append(tuple(str(n.target) if n.op == "call_module" else "relu()" for n in chain))
+            _replace(graph, chain, run)
+    graph.lint()
+    return runs, reasons
+
+
+def _replace(graph: Graph, chain: list[Node], run: Run) -> None:
+    """One call at the place of the convolution, whose input nothing may have changed yet."""
+    with graph.inserting_before(chain[0]):
+        norm = 1 if run[1] is not None else None
+        relu = len(chain) - 1 if run[2] is not None else None
+        modules = [_module_node(graph, None if at is None else chain[at]) for at in (0, norm, relu)]
+        call = graph.call_function(run_block, (chain[0].args[0], *modules))
+    chain[-1].replace_all_uses_with(call)
+    for node in reversed(chain):
+        graph.erase_node(node)
+
+
+def _module_node(graph: Graph, call: Node | None) -> Node | None:
+    if call is None:
+        return None
+    if call.op == "call_module":
+        return graph.create_node("get_attr", str(call.target))
+    return graph.call_function(_relu)
+
+
+def _relu() -> nn.ReLU:
+    return RELU
+
+
+def _readers(node: Node) -> Iterator[Node]:
+    """The calls that read a result, each the only reader of the one before, and read nothing else."""
+    while len(node.users) == 1:
+        reader = next(iter(node.users))
+        if reader.args[:1] != (node,) or len(reader.all_input_nodes) != 1:
+            return
+        yield reader
+        node = reader
+
+
+def _called(node: Node, module: nn.Module) -> nn.Module | None:
+    """The module that a node calls; a ReLU where it calls that as a function."""
+    if node.op == "call_module":
+        return module.get_submodule(str(node.target))
+    return RELU if node.op in ("call_function", "call_method") and node.target in FUNCTIONAL_RELUS else None
+
+
+def _why_not(node: Node, module: nn.Module) -> str:
+    conv = _called(node, module)
+    if type(conv) not in CONVOLUTIONS:
+        return f"{type(conv).__name__} is neither Conv2d nor GroupedConv2d"
+    if len(node.users) > 1:
+        return "its output is read more than once"
+    reader = next(iter(node.users), None)
+    if reader is None or reader.op == "output":
+        return "nothing in forward follows it"
+    return not_fused(_called(reader, module) or str(getattr(reader.target, "__name__", reader.target)))
+
+
+def not_fused(follower: nn.Module | str) -> str:
+    """Reason for a convolution that is followed by something else than a normalisation or ReLU that are fused."""
+    name = follower if isinstance(follower, str) else type(follower).__name__
+    return f"{name} follows it, neither BatchNorm2d nor ReLU"
+
+
+class FusesForward(nn.Module):
+    """Base of a module's class once its forward pass has fused runs; see ``fusing``."""
+
+    _fused_forwards: tuple[FusedForward, ...] = ()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle and copy as an object of the class that the module had."""
+        _, _, *state = super().__reduce_ex__(protocol)
+        return _of_fused_class, (own_class(self),), *state
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Give ``torch.jit.script`` the module with its own ``forward``."""
+        own = own_class(self)
+        module = own.__new__(own)
+        kept = {name: value for name, value in vars(self).items() if name != "_fused_forwards"}
+        vars(module).update(kept, _modules=self._modules.copy())  # torch replaces the children of what it is given
+        return module
+
+
+def own_class(module: nn.Module) -> type[nn.Module]:
+    """The class that a module had before its forward pass was fused."""
+    return type(module).__bases__[1] if isinstance(module, FusesForward) else type(module)
+
+
+@cache
+def fused_class(own: type[nn.Module]) -> type[nn.Module]:
+    """Subclass of a module's class whose ``forward`` is the first of its fused ones that holds, else its own."""
+
+    @wraps(own.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not kwargs and not torch.compiler.is_exporting() and not torch.jit.is_tracing():  # type: ignore[attr]
+            for fused in self._fused_forwards:
+                if fused.holds(self, args):
+                    return fused.call(self, *args)
+        return own.forward(self, *args, **kwargs)
+
+    names = {"forward": forward, "__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__}
+    return type(own.__name__, (FusesForward, own), names)
+
+
+def _of_fused_class(own: type[nn.Module]) -> nn.Module:
+    cls = fused_class(own)
+    return cls.__new__(cls)
