@@ -129,6 +129,8 @@ def way_of(x_NCHW: Tensor, conv: Any, norm: Any, relu: Any) -> Way:
     if isinstance(conv, GroupedConv2d) and conv._pad_first is not None:
         return "modules"
     compiled = torch.compiler.is_compiling()
+    if not compiled and nn.modules.module._has_any_global_hook():
+        return "modules"
     live = norm is not None and (norm.training or norm.running_mean is None)
     if not live and not _recorded(x_NCHW, modules):
         return "folded" if compiled or _worth_folding(x_NCHW, conv, norm) else "modules"

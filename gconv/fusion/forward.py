@@ -33,7 +33,10 @@ from gconv.block import CONVOLUTIONS, RELU, Run, run_at, run_block
 KINDS = (Tensor, list)  # of the arguments of a forward pass
 FUNCTIONAL_RELUS = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
 CONSTANTS = (bool, int, float, complex, str, bytes, type(None), type, FunctionType, torch.dtype, torch.device)
+CONTAINERS = (list, dict, set)
 KEPT_BY_MODULES = frozenset(vars(nn.Module())) - {"training"}  # of a module's attributes, those that torch keeps
+
+NAMES_OF_FX = Graph().python_code("self").globals
 
 
 class RecordingError(Exception):
@@ -51,7 +54,7 @@ class FusedForward:
         children: for each child that it read, the names of its own children; None where there is no child.
         runs: names of the modules of each run, as the module calls them; "relu()" for one that it calls as a function.
         source: Python source of the function.
-        names: global names that it uses.
+        names: global names that it uses, without those that torch.fx always gives.
     """
 
     kind: type
@@ -64,13 +67,16 @@ class FusedForward:
     call: Any = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        names = dict(self.names)
+        names = {**NAMES_OF_FX, **self.names}
         exec(compile(self.source, "<fused forward>", "exec"), names)
         object.__setattr__(self, "call", names["forward"])
 
     def __reduce__(self) -> tuple:
         given = (self.kind, self.arguments, self.attributes, self.children, self.runs, self.source, self.names)
         return FusedForward, given
+
+    def __deepcopy__(self, memo: Any) -> FusedForward:
+        return self
 
     def holds(self, module: nn.Module, arguments: Sequence[Any]) -> bool:
         """Whether the module and the arguments are as in the recording."""
@@ -108,7 +114,8 @@ def fused_forwards(module: nn.Module) -> tuple[list[FusedForward], dict[str, str
         if runs:
             code = recorder.graph.python_code("self")
             given = recorder.kind, recorder.arguments, recorder.attributes, recorder.children
-            found.append(FusedForward(*given, tuple(runs), code.src, dict(code.globals)))
+            names = {name: value for name, value in code.globals.items() if name not in NAMES_OF_FX}
+            found.append(FusedForward(*given, tuple(runs), code.src, names))
     fused = {name for forward in found for run in forward.runs for name in run}
     return found, {name: reason for name, reason in reasons.items() if name not in fused}
 
@@ -174,8 +181,9 @@ class Recorder(Tracer):
             raise RecordingError("has arguments whose defaults torch.fx does not take")
         self.arguments = len(parameters) - len(defaults)
         before, draws = dict(vars(module)), _drawn()
-        contents = {name: list(value) for name, value in before.items() if isinstance(value, list | dict | set)}
+        copies = {n: v.copy() for n, v in before.items() if isinstance(v, CONTAINERS) and n not in KEPT_BY_MODULES}
         self._state = _modes()
+        vars(module).update(copies)
         module.__class__ = _watched(cls, self)
         try:
             self.graph = self.trace(module, defaults or None)
@@ -186,14 +194,12 @@ class Recorder(Tracer):
         except Exception as error:
             raise RecordingError(f"is not for torch.fx: {' '.join(str(error).split())[:80]}") from None
         finally:
-            module.__class__ = cls
-            after = dict(vars(module))
+            object.__setattr__(module, "__class__", cls)
             vars(module).clear()
             vars(module).update(before)
-        changed = {name for name in before.keys() | after.keys() if after.get(name) is not before.get(name)}
-        changed |= {name for name, items in contents.items() if list(before[name]) != items}
-        if changed:
-            raise RecordingError(f"sets the attribute {min(changed)}")
+        for name, contents in copies.items():
+            if contents != before[name]:
+                raise RecordingError(f"changes the attribute {name}")
         if draws != _drawn():
             raise RecordingError("draws random numbers in Python")
 
@@ -244,13 +250,17 @@ class Result(Proxy):
 
 
 def _watched(cls: type, recorder: Recorder) -> type:
-    """Subclass of a module's class that tells the recorder what is read."""
+    """Subclass of a module's class that notes in the recorder what is read, and refuses what is set."""
 
     class Watched(cls):  # type: ignore[misc, valid-type]
         def __getattribute__(self, name: str) -> Any:
             if not name.startswith("__"):
                 recorder.read(self, name)
             return super().__getattribute__(name)
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            new = name.startswith("_tensor_constant")  # given to the module by torch.fx
+            raise RecordingError("makes tensors of its own" if new else f"sets the attribute {name}")
 
     return Watched
 

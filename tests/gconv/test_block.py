@@ -11,7 +11,7 @@ from torch import nn
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.utils.flop_counter import FlopCounterMode
 
-from gconv import Block, ChannelShuffle, GroupedConv2d, Partition, block, fuse, grouped_conv2d, run_block
+from gconv import Block, ChannelShuffle, GroupedConv2d, Partition, block, grouped_conv2d
 from gconv.block import run_at, way_of
 from gconv.cost import count_cost
 from gconv.operator import library
@@ -276,45 +276,6 @@ def test_nothing_and_a_single_value_are_what_they_are_to_the_modules(compiled, c
         torch.testing.assert_close(found, value)
     with pytest.raises(Exception, match="more than 1 value per channel"):
         call(torch.randn(1, 8, 1, 1))
-
-
-def test_fuse_tells_what_it_did_and_keeps_all_else():
-    class Named(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv1, self.bn1 = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)
-
-        def forward(self, x):
-            return run_block(x, self.conv1, self.bn1)
-
-    class Conv3(nn.Sequential):
-        def __init__(self):
-            super().__init__(nn.Conv2d(8, 8, 3), nn.ReLU())
-
-    class Own(nn.Sequential):
-        def forward(self, x):
-            return super().forward(x) + 1
-
-    model = nn.Sequential(
-        OrderedDict(first=modules_of(), named=Named(), conv3=Conv3(), own=Own(nn.Conv2d(8, 8, 1), nn.ReLU()))
-    )
-    model.add_module("last", nn.Conv2d(8, 4, 1))
-    x, keys, parameters = images(), list(model.state_dict()), list(model.parameters())
-    expected = model.eval()(x)
-    done = fuse(model)
-    assert done.model is model
-    assert done.blocks == {"first": (("0", "1", "2"),), "conv3": (("0", "1"),)}
-    assert done.skipped == {
-        "named.conv1": "Named calls it by name",
-        "own.0": "Own calls it by name",
-        "last": "neither batch normalisation nor ReLU follows it",
-    }
-    assert str(done).splitlines()[:2] == ["2 runs computed together, 3 convolutions left alone", "  first: 0 + 1 + 2"]
-    assert list(model.state_dict()) == keys and all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
-    assert type(model.first) is type(model.conv3) is Block and type(model.own) is Own
-    torch.testing.assert_close(model(x), expected)
-    assert fuse(model).blocks == done.blocks
-    assert type(copy.deepcopy(model).first[:2]) is Block
 
 
 def test_the_ops_are_registered_as_torch_asks():
