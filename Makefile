@@ -42,8 +42,8 @@ test-all: $(READY) ## run the slow tests too
 soak: $(READY) ## kill, fill, damage and double, many times over (about 5 minutes)
 	@$(RUN) -m pytest -m soak tests/soak $(ARGS)
 
-lint: $(READY) ## check style and types
-	@.venv/bin/ruff check . && .venv/bin/ruff check --preview --select PLW1514 . && .venv/bin/ruff format --check . && .venv/bin/pyright
+lint: $(READY) ## check style, imports and types
+	@.venv/bin/ruff check . && .venv/bin/ruff check --preview --select PLW1514 . && .venv/bin/ruff format --check . && .venv/bin/lint-imports --no-logo --no-cache && .venv/bin/pyright
 
 list: $(READY) ## list the studies
 	@$(RUN) -m experiments list $(ARGS)

@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
 def _find_cluster(flags: list[str]) -> None:
     """A cluster that is not there is told before torch is loaded."""
     if "--on=ray" in flags:
-        from experiments.execution.nodes import find_cluster
+        from experiments.execution.cluster import find_cluster
 
         find_cluster()
 

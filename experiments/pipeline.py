@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from analysis.tradeoff import disturbed
-from experiments.execution.runs import train_all
+from experiments.execution.study_runs import train_all
 from experiments.measure import VERSION, measure_run
 from experiments.measure.speed import measure_speed
 from experiments.measure.table import NOTE_COLUMNS, Rows, save_arrays, save_table

@@ -38,8 +38,8 @@ def tell(text):
 
 def lead(log, flags):
     from experiments.errors import UsageError
-    from experiments.execution import on_cluster as runs
-    from experiments.execution import runs as training
+    from experiments.execution import cluster_runs as runs
+    from experiments.execution import study_runs
     from experiments.store.stop_signal import install_handlers
     from experiments.study.config import load_study
     from experiments.study.plan import plan
@@ -50,7 +50,7 @@ def lead(log, flags):
     runs.train_one = Guarded(log)
     study = load_study("quickstart", flags)
     try:
-        return training.train_all(study, plan(study))
+        return study_runs.train_all(study, plan(study))
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -65,16 +65,16 @@ class Guarded:
         self.log = log
 
     def __call__(self, *arguments):
-        from experiments.execution import runs as training
-        from experiments.execution.on_cluster import train_one
+        from experiments.execution import planned_run
+        from experiments.execution.cluster_runs import train_one
 
-        if not hasattr(training, "unguarded"):
-            training.unguarded = training.train_run
-        training.train_run = self.train_run
+        if not hasattr(planned_run, "unguarded"):
+            planned_run.unguarded = planned_run.train_run
+        planned_run.train_run = self.train_run
         return train_one(*arguments)
 
     def train_run(self, run, *rest):
-        from experiments.execution import runs as training
+        from experiments.execution import planned_run
 
         with open(run.folder / "guard", "w", encoding="utf-8") as guard:
             try:
@@ -82,7 +82,7 @@ class Guarded:
             except OSError:
                 self.note(f"DOUBLED {run.folder.name}")
             self.note(f"begun {run.folder.name}")
-            values = training.unguarded(run, *rest)
+            values = planned_run.unguarded(run, *rest)
             self.note(f"trained {run.folder.name}" + (" TWICE" if run.result else ""))
             return values
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from experiments.data import datasets as data
 from experiments.data.augment import Views
-from experiments.execution import runs as training
+from experiments.execution import planned_run, study_runs
 from experiments.models import build_model
 from experiments.store import divide, leases
 from experiments.store.runs import Run
@@ -134,7 +134,7 @@ def work(runs_root, log, flags=(), beat=leases.BEAT, expiry=leases.EXPIRY, host=
     leases.BEAT, leases.EXPIRY, divide.POLL = beat, expiry, 0.02
     if host is not None:
         leases.machine = lambda: host
-    trained = training.train_run
+    trained = planned_run.train_run
 
     def note(text):
         with open(log, "a", encoding="utf-8") as file:
@@ -150,12 +150,12 @@ def work(runs_root, log, flags=(), beat=leases.BEAT, expiry=leases.EXPIRY, host=
             note(f"trained {run.folder.name}" + (" TWICE" if run.result else ""))
             return values
 
-    training.train_run = guarded
+    planned_run.train_run = guarded
     sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     small = ["--recipe.batch_size=8", "--recipe.device=cpu", "--wandb=off", "--model.width=4"]
     small += ["--data.image_size=16", "--data.crop_size=16", *flags]
     study = load_study("quickstart", [*small, f"--runs_root={runs_root}"])
-    return min(1, training.train_all(study, plan(study)))
+    return min(1, study_runs.train_all(study, plan(study)))
 
 
 def train_until_operation(run, number):
@@ -209,4 +209,4 @@ SMALL += ["--data.image_size=16", "--data.crop_size=16", "--seeds=1"]
 def run_small(folder, *flags):
     """The exit code of a study's training, in this process, on tiny images."""
     study = load_study("quickstart", [*SMALL, f"--runs_root={folder}", *flags])
-    return training.train_all(study, plan(study))
+    return study_runs.train_all(study, plan(study))

@@ -157,7 +157,7 @@ def _lead_on_ray(
     sweep: SweepFile, place: Place, flags: list[str], runs: int | None, workers: int | None, study: Study
 ) -> list[Point]:
     """Lead it here and train on a cluster, as many points at a time as there is room for."""
-    from experiments.execution.nodes import reached
+    from experiments.execution.cluster import reached
     from experiments.sweep.points import begin_on
 
     with reached(place.root, study.cpus_per_run, study.variants[0].recipe.device) as cluster:

@@ -19,8 +19,8 @@ from threading import Event, Thread
 from typing import Any
 
 from experiments.errors import UsageError
-from experiments.execution.nodes import CallLostError, Cluster, Ticket
-from experiments.execution.on_cluster import LOSSES
+from experiments.execution.cluster import CallLostError, Cluster, Ticket
+from experiments.execution.cluster_runs import LOSSES
 from experiments.sweep.worker import Place, train_flags
 
 LOOK = 0.2  # seconds between looks at whether the sweep is being stopped

@@ -82,7 +82,7 @@ def train_one(study: Any, planned: Any) -> dict[str, Any]:
     Returns:
         Its record: of how it ended, or of why it failed.
     """
-    from experiments.execution.runs import train_all
+    from experiments.execution.study_runs import train_all
 
     try:
         train_all(study, [planned])

@@ -9,7 +9,7 @@ import torch
 
 from experiments.data.augment import Views
 from experiments.errors import UsageError
-from experiments.execution.runs import train_all
+from experiments.execution.study_runs import train_all
 from experiments.measure.images import Shown
 from experiments.models import build_model
 from experiments.pipeline import measure_all, run_study
@@ -154,7 +154,7 @@ def test_what_is_done_is_not_done_again(tmp_path, capsys, monkeypatch):
     study = small_study("quickstart", tmp_path, "--only=dense,log-4")
     run_study(study)
     first = report.read_measures(study.folder)
-    monkeypatch.setattr("experiments.execution.runs.train_run", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("experiments.execution.planned_run.train_run", lambda *_: pytest.fail("trained again"))
     monkeypatch.setattr("experiments.pipeline.measure_run", lambda *_: pytest.fail("measured again"))
     monkeypatch.setattr("experiments.pipeline.measure_speed", lambda *_: pytest.fail("timed again"))
     assert run_study(study) == 0
@@ -168,7 +168,7 @@ def test_a_damaged_table_is_named_and_made_again_from_the_run(tmp_path, capsys, 
     run_study(study)
     first = report.read_measures(study.folder)
     timed = first["measure"].str.contains("latency|memory|seconds")
-    monkeypatch.setattr("experiments.execution.runs.train_run", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("experiments.execution.planned_run.train_run", lambda *_: pytest.fail("trained again"))
     tables, (of_run,) = report.tables_folder(study.folder), study.folder.glob("dense-*/measures.csv")
     (speed,) = tables.glob("speed-*.csv")
     for path, again in {
@@ -215,7 +215,7 @@ def test_a_run_that_diverges_does_not_stop_the_others_and_the_exit_code_tells(tm
     assert "dense, seed 0: accuracy" in out
     assert set(report.read_measures(study.folder)["variant"]) == {"dense"}
     # It is known to diverge: told again, not trained again.
-    monkeypatch.setattr("experiments.execution.runs.train_run", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("experiments.execution.planned_run.train_run", lambda *_: pytest.fail("trained again"))
     assert run_study(study) == 1
 
 

@@ -15,7 +15,7 @@ import time
 import pytest
 
 from experiments import pipeline
-from experiments.execution import runs as training
+from experiments.execution import planned_run
 from experiments.measure.table import save_table
 from experiments.store import progress, stop_signal
 from experiments.store.runs import Run
@@ -229,7 +229,7 @@ def test_a_worker_elsewhere_that_dies_is_replaced_once_its_lease_has_run_out(tmp
 
 
 def hold_a_run(runs_root, log, flags, timing):
-    training.train_run = lambda *_: time.sleep(60)
+    planned_run.train_run = lambda *_: time.sleep(60)
     return work(runs_root, log, flags, host="a", **timing)
 
 
@@ -238,7 +238,7 @@ def hold_a_run(runs_root, log, flags, timing):
 
 @pytest.mark.usefixtures("tiny")
 def test_a_run_that_raises_is_told_and_marked_and_the_others_finish(tmp_path, monkeypatch, capsys):
-    trained = training.train_run
+    trained = planned_run.train_run
 
     def breaks(run, *rest):
         if run.variant == "groups-2":
@@ -247,7 +247,7 @@ def test_a_run_that_raises_is_told_and_marked_and_the_others_finish(tmp_path, mo
 
     flags = ["--only=dense,groups-2,groups-4"]
     with monkeypatch.context() as patch:
-        patch.setattr(training, "train_run", breaks)
+        patch.setattr(planned_run, "train_run", breaks)
         assert run_small(tmp_path, *flags) == 1
     out = capsys.readouterr().out
     assert "groups-2, seed 0: failed: ZeroDivisionError: division by zero" in out

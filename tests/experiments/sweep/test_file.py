@@ -80,7 +80,7 @@ def test_values_of_numpy_become_plain_ones():
 
 
 def test_every_metric_that_is_offered_is_reported_by_a_run(tmp_path, monkeypatch):
-    from experiments.execution.runs import train_all
+    from experiments.execution.study_runs import train_all
     from experiments.study.plan import plan
     from experiments.tracking import listening
     from tiny_images import tiny_dataset

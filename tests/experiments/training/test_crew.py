@@ -20,7 +20,7 @@ from torch import nn
 from experiments import launch
 from experiments.data.augment import Views, training_batch
 from experiments.errors import RunFailedError, UsageError
-from experiments.execution import runs as training
+from experiments.execution import planned_run, study_runs
 from experiments.models import build_model
 from experiments.store import progress, stop_signal
 from experiments.store.runs import Run
@@ -382,9 +382,11 @@ def of_study(process_group, folder, *flags, slow=0.0):
             net.register_forward_hook(lambda *_: time.sleep(slow))
             return trained(run, net, *rest)
 
-        launch.train_run = training.train_run = slowly
+        launch.train_run = planned_run.train_run = slowly
     return (
-        training.train_all(study, planned, process_group) if process_group.rank == 0 else follow(planned, process_group)
+        study_runs.train_all(study, planned, process_group)
+        if process_group.rank == 0
+        else follow(planned, process_group)
     )
 
 

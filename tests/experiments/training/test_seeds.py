@@ -12,7 +12,7 @@ import torch
 
 from experiments.data.augment import Views
 from experiments.errors import RunFailedError, UsageError
-from experiments.execution.runs import train_all
+from experiments.execution.study_runs import train_all
 from experiments.models import build_model
 from experiments.pipeline import run_study
 from experiments.report import summary as report
@@ -306,7 +306,7 @@ def test_a_whole_study_at_once_gives_the_tables_of_the_study_alone(tmp_path, mon
     assert run_study(studies[0]) == 0
     capsys.readouterr()
     with monkeypatch.context() as patch:
-        patch.setattr("experiments.execution.runs.train_run", lambda *_: pytest.fail("trained alone"))
+        patch.setattr("experiments.execution.planned_run.train_run", lambda *_: pytest.fail("trained alone"))
         assert run_study(studies[1]) == 0
     out = capsys.readouterr().out
     trained = [line for line in out.splitlines() if re.match(r"\[\d+/\d+\] ", line)]

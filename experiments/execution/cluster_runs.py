@@ -13,17 +13,16 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from time import sleep
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experiments.errors import RunFailedError, UsageError
-from experiments.execution.nodes import CallLostError, Ticket, reached
+from experiments.execution.cluster import CallLostError, Ticket, reached
+from experiments.execution.planned_run import train_planned
 from experiments.store import leases
 from experiments.store.divide import POLL, Outcome, attempt
 from experiments.store.runs import Run
-
-if TYPE_CHECKING:
-    from experiments.study.config import Study
-    from experiments.study.plan import PlannedRun
+from experiments.study.config import Study
+from experiments.study.plan import PlannedRun, refuse_mixed_precision, runs_of
 
 LOSSES = 5  # of one run, after which it counts as failed: perhaps it is what kills its processes
 
@@ -107,9 +106,6 @@ def train_one(sent: bytes, k: int, folder: str) -> tuple[dict[str, Any] | None, 
     Raises:
         UsageError: the images, or the precision, are others there.
     """
-    from experiments.execution.runs import train_planned
-    from experiments.study.plan import refuse_mixed_precision
-
     study, planned = _study(sent)
     p = planned[k]
     if p.run.folder.name != folder:
@@ -127,7 +123,5 @@ def train_one(sent: bytes, k: int, folder: str) -> tuple[dict[str, Any] | None, 
 @lru_cache(maxsize=1)
 def _study(sent: bytes) -> tuple[Study, list[PlannedRun]]:
     """A study and its runs, once for all calls of a process."""
-    from experiments.study.plan import runs_of
-
     study = pickle.loads(sent)
     return study, runs_of(study)

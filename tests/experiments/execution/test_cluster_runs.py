@@ -15,7 +15,7 @@ import torch
 
 from experiments import __main__ as command_line
 from experiments.errors import UsageError
-from experiments.execution import nodes
+from experiments.execution import cluster as nodes
 from experiments.study.config import load_study
 
 HELPER = Path(__file__).parents[2] / "cluster_nodes.py"
