@@ -74,6 +74,13 @@ def activate(y: Tensor, activation: str) -> Tensor:
     return y.relu_() if activation == "relu" else y
 
 
+def mean_and_variance(y_NOHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and biased variance (O,) of every channel, in float64 where ``y_NOHW`` is, else in float32."""
+    wide = y_NOHW if y_NOHW.dtype == torch.float64 else y_NOHW.float()
+    var, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
+    return mean, var
+
+
 def is_channels_last(x_NCHW: Tensor) -> bool:
     """Whether F.conv2d would put out channels_last: channels are innermost, rows of them side by side."""
     _, c, h, w = x_NCHW.stride()

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gconv.kernels.aten import is_channels_last
+from gconv.kernels.aten import is_channels_last, mean_and_variance
 from gconv.kernels.band_tiles import (
     STEP_BYTES,
     Blocking,
@@ -31,6 +31,7 @@ from gconv.kernels.band_tiles import (
     weight_jobs,
     weight_places,
 )
+from gconv.kernels.choose import forget, kernel_for
 from gconv.kernels.geometry import Geometry
 from gconv.kernels.kept import in_a_thread
 
@@ -129,10 +130,12 @@ def _or_the_next_kernel(op: Callable[..., Any]) -> Callable[..., Any]:
         warnings.warn(
             f"kernel 'band' for {geometry}: {_failures[geometry, dtype, device]}; another is used", stacklevel=2
         )
-        from gconv.operator import dispatch  # which chooses among all kernels, this one too
-
-        dispatch.forget()
-        return getattr(dispatch, op.__name__)(*arguments)
+        forget()
+        name = op.__name__.removesuffix("_statistics")
+        x = arguments[1] if name == "weight_gradient" else arguments[0]
+        input_size = arguments[3] if name == "input_gradient" else x.shape[2:]
+        result = getattr(kernel_for(name, geometry, dtype, x, input_size), name)(*arguments)
+        return result if name == op.__name__ else (result, *mean_and_variance(result))
 
     return run
 

@@ -6,13 +6,18 @@ forward pass, the gradient of the input and that of the weight may be computed b
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from types import ModuleType
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from gconv.kernels import CANDIDATES, DIFFERENTIABLE, OPS, machine, refusal
+from gconv.kernels import CANDIDATES, DIFFERENTIABLE, OPS, find, machine, refusal
 from gconv.kernels import table as tables
+from gconv.kernels.aten import is_channels_last
 from gconv.kernels.geometry import Geometry
 from gconv.kernels.machine import this_machine
 
@@ -35,6 +40,15 @@ class Choice:
     reason: str
     seconds: tuple[tuple[str, float], ...] = ()
     steps: int = 0
+
+
+_cached: list[Any] = []
+
+
+def cached_choice(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Cache what a function returns until ``forget``."""
+    _cached.append(lru_cache(maxsize=16384)(function))
+    return _cached[-1]
 
 
 def pixel_bits(batch: int, height: int, width: int) -> int:
@@ -62,7 +76,7 @@ def choose(
     return _choose(op, geometry, dtype, device, channels_last, bits, torch.get_num_threads())
 
 
-@lru_cache(maxsize=16384)
+@cached_choice
 def _choose(
     op: str, geometry: Geometry, dtype: torch.dtype, device: torch.device, channels_last: bool, bits: int, threads: int
 ) -> Choice:
@@ -87,7 +101,7 @@ def together(
     return _together(geometry, dtype, device, channels_last, bits, torch.get_num_threads())
 
 
-@lru_cache(maxsize=16384)
+@cached_choice
 def _together(
     geometry: Geometry, dtype: torch.dtype, device: torch.device, channels_last: bool, bits: int, threads: int
 ) -> str | None:
@@ -101,10 +115,22 @@ def _together(
     return choices.pop() if len(choices) == 1 and choices <= DIFFERENTIABLE else None
 
 
-def forget_choices() -> None:
-    """Read the tables again at the next choice."""
+def kernel_for(op: str, geometry: Geometry, dtype: torch.dtype, x: Tensor, input_size: Sequence[int]) -> ModuleType:
+    """Return the kernel chosen for one op in a given dtype.
+
+    Args:
+        op, geometry, dtype: as in ``choose``.
+        x: the input, or the gradient of the output: its batch, device and layout count.
+        input_size: (H, W) of the input.
+    """
+    bits = pixel_bits(x.shape[0], *input_size)
+    return find(choose(op, geometry, dtype, x.device, is_channels_last(x), bits).kernel)
+
+
+def forget() -> None:
+    """Clear every cached choice, and read the tables again at the next one."""
     tables.forget()
-    for cached in (_together, _choose):
+    for cached in _cached:
         cached.cache_clear()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache, lru_cache
+from functools import cache
 from threading import local
 from typing import NamedTuple
 
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from gconv.kernels import DIFFERENTIABLE, NAMES, OPS, find, refusal, runnable
-from gconv.kernels.aten import is_channels_last
-from gconv.kernels.choose import choose, forget_choices, pixel_bits, together
+from gconv.kernels.aten import is_channels_last, mean_and_variance
+from gconv.kernels.choose import cached_choice, choose, pixel_bits, together
+from gconv.kernels.choose import forget as forget
 from gconv.kernels.geometry import Geometry
 
 SIZES = range(4, 32, 2)  # pixel_bits of inputs
@@ -92,7 +93,7 @@ def transformable_kernels(geometry: Geometry) -> Kernels:
     return _named((name,) * 3, name)
 
 
-@lru_cache(maxsize=16384)
+@cached_choice
 def _chosen(
     geometry: Geometry, dtype: torch.dtype, device: torch.device, channels_last: bool, bits: int, threads: int
 ) -> Kernels:
@@ -105,12 +106,6 @@ def _named(names: tuple[str, ...], one: str | None) -> Kernels:
     forward, input_gradient, weight_gradient = (getattr(find(name), op) for name, op in zip(names, OPS, strict=True))
     statistics = getattr(find(names[0]), "conv2d_statistics", None)
     return Kernels(forward, input_gradient, weight_gradient, None if one is None else find(one).conv2d, statistics)
-
-
-def forget() -> None:
-    """Read the tables of measured kernels again, and choose anew."""
-    forget_choices()
-    _chosen.cache_clear()
 
 
 def forced(geometry: Geometry, dtype: torch.dtype, device: torch.device) -> str | None:
@@ -155,9 +150,7 @@ def conv2d_statistics(
     if kernels.statistics is not None:
         return kernels.statistics(x_NCHW, weight, bias, geometry)
     y = kernels.conv2d(x_NCHW, weight, bias, geometry)
-    wide = y if y.dtype == torch.float64 else y.float()
-    var, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
-    return y, mean, var
+    return y, *mean_and_variance(y)
 
 
 def may_count(geometry: Geometry, dtype: torch.dtype, device: torch.device) -> bool:
