@@ -1,4 +1,6 @@
-"""The ways of computing a grouped convolution, one file each, and the choice between them.
+"""The ways to compute a grouped convolution, one file each: a kernel is its file and its line in ``KERNELS``.
+
+Exports what every user of kernels needs: their names, ``find``, ``refusal`` and ``runnable``; ``choose.py`` chooses.
 
 Every kernel is a module with the same four functions; none needs autograd inside:
 
@@ -10,6 +12,7 @@ Every kernel is a module with the same four functions; none needs autograd insid
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -18,21 +21,57 @@ import torch
 
 from gconv.kernels.geometry import Geometry
 
-NAMES = ("reference", "native", "loop", "merged", "tails", "packed", "nested", "masked", "widened", "band")
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel and what it can do.
+
+    Attributes:
+        name: of its module in this folder.
+        chosen: whether the operator may choose it; the reference is for tests.
+        differentiable: whether torch differentiates its forward pass: ATen calls alone, and no zeros between groups,
+            which an infinite gradient would turn into NaN.
+        inlined_on: device types on which Inductor traces it into ATen calls. On a CPU only kernels without zeros
+            between groups, so that nothing infinite crosses groups.
+        called_on: device types on which Inductor calls it as a whole.
+        replaces_aten: whether it is preferred to a compiler's own convolution where it is chosen for equal groups.
+    """
+
+    name: str
+    chosen: bool = True
+    differentiable: bool = False
+    inlined_on: tuple[str, ...] = ()
+    called_on: tuple[str, ...] = ()
+    replaces_aten: bool = False
+
+
+KERNELS = {
+    kernel.name: kernel
+    for kernel in (
+        Kernel("reference", chosen=False, differentiable=True),
+        Kernel("native", differentiable=True),
+        Kernel("loop", differentiable=True, inlined_on=("cpu",)),
+        Kernel("merged", differentiable=True, inlined_on=("cpu", "cuda")),
+        Kernel("tails"),
+        Kernel("packed", inlined_on=("cuda",)),
+        Kernel("nested"),
+        Kernel("masked", inlined_on=("cuda",)),
+        Kernel("widened", replaces_aten=True),
+        Kernel("band", called_on=("cuda",), replaces_aten=True),
+    )
+}
+NAMES = tuple(KERNELS)
+CANDIDATES = tuple(name for name, kernel in KERNELS.items() if kernel.chosen)
+DIFFERENTIABLE = frozenset(name for name, kernel in KERNELS.items() if kernel.differentiable)
 OPS = ("conv2d", "input_gradient", "weight_gradient")
-# ATen calls alone, and no zeros between groups, which an infinite gradient would turn into NaN: torch differentiates
-# their forward pass by itself.
-DIFFERENTIABLE = frozenset({"reference", "native", "loop", "merged"})
-# What a table may choose between; the reference is for tests.
-CANDIDATES = ("native", "loop", "merged", "tails", "packed", "nested", "masked", "widened", "band")
 
 
 @cache
 def find(name: str) -> ModuleType:
-    """The kernel of this name.
+    """Return the module of a kernel.
 
     Raises:
-        ValueError: there is none, or it needs a library that is not installed.
+        ValueError: there is no kernel of this name, or it needs a library that is not installed.
     """
     if name not in NAMES:
         raise ValueError(f"no kernel {name!r}; there are {', '.join(NAMES)}")
@@ -43,7 +82,7 @@ def find(name: str) -> ModuleType:
 
 
 def refusal(name: str, geometry: Geometry, dtype: torch.dtype, device: torch.device | str) -> str | None:
-    """Why a kernel cannot compute a layer; None if it can."""
+    """Return the reason why a kernel cannot compute a layer; None if it can."""
     try:
         return find(name).refuses(geometry, dtype, device)
     except ValueError as error:
@@ -51,5 +90,5 @@ def refusal(name: str, geometry: Geometry, dtype: torch.dtype, device: torch.dev
 
 
 def runnable(geometry: Geometry, dtype: torch.dtype, device: torch.device | str) -> tuple[str, ...]:
-    """The candidates that can compute a layer."""
+    """Return the names of the candidates that can compute a layer."""
     return tuple(name for name in CANDIDATES if refusal(name, geometry, dtype, device) is None)

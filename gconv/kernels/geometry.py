@@ -12,7 +12,6 @@ from functools import cached_property, lru_cache
 
 from torch import Tensor
 
-from gconv.kernels.packing import Packing, cheapest_packing
 from gconv.partition import Partition
 
 
@@ -73,11 +72,6 @@ class Geometry:
         if self.is_uniform:
             return (self.out_groups.channels, self.in_groups.sizes[0], *self.kernel_size)
         return (sum(self.links), *self.kernel_size)
-
-    @cached_property
-    def packing(self) -> Packing:
-        """How the groups share bins where one uniform convolution computes them all."""
-        return cheapest_packing(self.in_groups.sizes, self.out_groups.sizes)
 
     def group_weights(self, weight: Tensor) -> list[Tensor]:
         """Views of ``weight``, one of shape (O_g, C_g, Kh, Kw) per group."""

@@ -13,89 +13,83 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from gconv.kernels import packed
+from gconv.kernels.decomposition import DecomposedKernel
 from gconv.kernels.geometry import Geometry, geometry_of
 from gconv.kernels.packing import equal_neighbours
 
-MANY = 16  # calls beyond which sorting the groups costs less
+MAX_UNSORTED_CALLS = 16  # with more calls than these, sorting the groups costs less
+KERNEL = DecomposedKernel(equal_neighbours)
 
 
 def conv2d(x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str = "none") -> Tensor:
-    """Grouped convolution as one uniform one per run of equal groups."""
+    """Return the forward pass, (N, O, H', W')."""
     order = _order(geometry)
     if order is None:
-        return packed.convolve(x_NCHW, weight, bias, _recipe(geometry), activation)
+        return KERNEL.conv2d(x_NCHW, weight, bias, geometry, activation)
     x, weight = order.inputs.sort(x_NCHW, 1), order.links.sort(weight, 0)
     bias = None if bias is None else order.outputs.sort(bias, 0)
-    return order.outputs.restore(packed.convolve(x, weight, bias, order.recipe, activation), 1)
+    return order.outputs.restore(KERNEL.conv2d(x, weight, bias, order.geometry, activation), 1)
 
 
 def input_gradient(dy_NOHW: Tensor, weight: Tensor, geometry: Geometry, input_size: Sequence[int]) -> Tensor:
-    """Gradient with respect to the input."""
+    """Return the gradient of the input, (N, C, H, W)."""
     order = _order(geometry)
     if order is None:
-        return packed.convolve_input_gradient(dy_NOHW, weight, _recipe(geometry), input_size)
+        return KERNEL.input_gradient(dy_NOHW, weight, geometry, input_size)
     dy, weight = order.outputs.sort(dy_NOHW, 1), order.links.sort(weight, 0)
-    return order.inputs.restore(packed.convolve_input_gradient(dy, weight, order.recipe, input_size), 1)
+    return order.inputs.restore(KERNEL.input_gradient(dy, weight, order.geometry, input_size), 1)
 
 
 def weight_gradient(dy_NOHW: Tensor, x_NCHW: Tensor, geometry: Geometry) -> Tensor:
-    """Gradient with respect to the weight."""
+    """Return the gradient of the weight, of ``geometry.weight_shape``."""
     order = _order(geometry)
     if order is None:
-        return packed.convolve_weight_gradient(dy_NOHW, x_NCHW, _recipe(geometry))
+        return KERNEL.weight_gradient(dy_NOHW, x_NCHW, geometry)
     dy, x = order.outputs.sort(dy_NOHW, 1), order.inputs.sort(x_NCHW, 1)
-    return order.links.restore(packed.convolve_weight_gradient(dy, x, order.recipe), 0)
+    return order.links.restore(KERNEL.weight_gradient(dy, x, order.geometry), 0)
 
 
-def refuses(geometry: Geometry, dtype: torch.dtype, device_type: str) -> str | None:
-    """Equal groups, which ``native`` computes in one call."""
+def refuses(geometry: Geometry, dtype: torch.dtype, device: torch.device | str) -> str | None:
+    """Refuse equal groups, which ``native`` computes in one call."""
     return "all groups are equal" if geometry.is_uniform else None
 
 
-@lru_cache(maxsize=1024)
-def _recipe(geometry: Geometry) -> packed.Recipe:
-    return packed.Recipe.of(geometry, equal_neighbours(geometry.in_groups.sizes, geometry.out_groups.sizes))
-
-
 @dataclass(frozen=True)
-class Sizes:
-    """What each group has of one dimension, and the order in which groups are sorted."""
+class SortedDimension:
+    """One dimension of a tensor split by group, and the order in which the groups are sorted."""
 
     sizes: list[int]
     order: list[int]
 
     def sort(self, t: Tensor, dim: int) -> Tensor:
-        """Put the parts of the groups in the new order."""
+        """Return ``t`` with the slices of the groups in the sorted order."""
         parts = t.split(self.sizes, dim)
         return torch.cat([parts[g] for g in self.order], dim)
 
     def restore(self, t: Tensor, dim: int) -> Tensor:
-        """Put them back."""
+        """Return ``t`` with the slices in the original order again."""
         parts = dict(zip(self.order, t.split([self.sizes[g] for g in self.order], dim), strict=True))
         return torch.cat([parts[g] for g in range(len(parts))], dim)
 
 
 @dataclass(frozen=True)
-class Order:
-    """The groups of a geometry sorted by size, and the recipe of the sorted ones."""
+class SortedGroups:
+    """The groups of a geometry sorted by size, and the geometry of the sorted ones."""
 
-    inputs: Sizes
-    outputs: Sizes
-    links: Sizes
-    recipe: packed.Recipe
+    inputs: SortedDimension
+    outputs: SortedDimension
+    links: SortedDimension
+    geometry: Geometry
 
 
 @lru_cache(maxsize=1024)
-def _order(geometry: Geometry) -> Order | None:
-    """None where few calls are needed as it is."""
-    if len(_recipe(geometry).calls) <= MANY:
+def _order(geometry: Geometry) -> SortedGroups | None:
+    """Return None where few calls are needed without sorting."""
+    if len(KERNEL.decompose(geometry).calls) <= MAX_UNSORTED_CALLS:
         return None
     in_sizes, out_sizes = geometry.in_groups.sizes, geometry.out_groups.sizes
     order = sorted(range(geometry.groups), key=lambda g: (-in_sizes[g], -out_sizes[g]))
-    sorted_sizes = tuple(in_sizes[g] for g in order), tuple(out_sizes[g] for g in order)
+    sorted_in, sorted_out = tuple(in_sizes[g] for g in order), tuple(out_sizes[g] for g in order)
     window = geometry.stride, geometry.padding, geometry.dilation
-    recipe = _recipe(geometry_of(sorted_sizes[0], sorted_sizes[1], geometry.kernel_size, *window))
-    return Order(
-        Sizes(list(in_sizes), order), Sizes(list(out_sizes), order), Sizes(list(geometry.links), order), recipe
-    )
+    inputs, outputs, links = (SortedDimension(list(sizes), order) for sizes in (in_sizes, out_sizes, geometry.links))
+    return SortedGroups(inputs, outputs, links, geometry_of(sorted_in, sorted_out, geometry.kernel_size, *window))

@@ -49,6 +49,16 @@ def cheapest_packing(in_sizes: tuple[int, ...], out_sizes: tuple[int, ...]) -> P
     return min(packings, key=lambda packing: (packing.links, len(packing.bins)))
 
 
+def one_packing(in_sizes: tuple[int, ...], out_sizes: tuple[int, ...]) -> tuple[Packing, ...]:
+    """Return the cheapest packing of all groups into one uniform convolution."""
+    return (cheapest_packing(in_sizes, out_sizes),)
+
+
+def one_bin(in_sizes: tuple[int, ...], out_sizes: tuple[int, ...]) -> tuple[Packing, ...]:
+    """Return one packing with all groups in one bin: a dense convolution."""
+    return (Packing(((0, len(in_sizes)),), sum(in_sizes), sum(out_sizes)),)
+
+
 def nested_packings(in_sizes: tuple[int, ...], out_sizes: tuple[int, ...]) -> tuple[Packing, ...]:
     """The group with the most channel pairs by itself, the groups on either side of it packed."""
     links = [i * o for i, o in zip(in_sizes, out_sizes, strict=True)]

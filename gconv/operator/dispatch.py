@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gconv.kernels import DIFFERENTIABLE, NAMES, OPS, find, refusal, runnable
+from gconv.kernels import DIFFERENTIABLE, KERNELS, NAMES, OPS, find, refusal, runnable
 from gconv.kernels.aten import is_channels_last, mean_and_variance
 from gconv.kernels.choose import cached_choice, choose, pixel_bits, together
 from gconv.kernels.choose import forget as forget
@@ -174,7 +174,7 @@ def by_compiler(geometry: Geometry, dtype: torch.dtype, device: torch.device) ->
         return name == "native"
     cases = ((op, last, bits) for op in OPS for last in (True, False) for bits in SIZES)
     return all(
-        choose(op, geometry, dtype, device, last, bits).kernel not in ("band", "widened") for op, last, bits in cases
+        not KERNELS[choose(op, geometry, dtype, device, last, bits).kernel].replaces_aten for op, last, bits in cases
     )
 
 

@@ -25,15 +25,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gconv.kernels import find, refusal
+from gconv.kernels import KERNELS, find, refusal
 from gconv.kernels.aten import is_channels_last
 from gconv.kernels.choose import choose, pixel_bits
 from gconv.kernels.geometry import Geometry
 from gconv.operator import dispatch, library
 
-INLINED = {"cpu": ("loop", "merged"), "cuda": ("merged", "packed", "masked")}  # that trace into ATen calls
-CALLED = {"cpu": (), "cuda": ("band",)}  # that stay a call of ``gconv::compute``
-MANY = 16  # groups beyond which a call for each is no candidate
+MAX_LOOP_GROUPS = 16  # with more groups, one call for each is no candidate
 NUMBERS = ("in_sizes", "out_sizes", "kernel_size", "stride", "padding", "dilation")
 
 library.definitions.define(
@@ -118,12 +116,13 @@ def candidates(
 ) -> tuple[str, ...]:
     """Names of the kernels that Inductor may use in place of a call: all that can, or the operator's own choice."""
     x, device = tensors[0], tensors[0].device
-    inlined, called = INLINED.get(device.type, ()), CALLED.get(device.type, ())
+    inlined = [kernel.name for kernel in KERNELS.values() if device.type in kernel.inlined_on]
+    called = [kernel.name for kernel in KERNELS.values() if device.type in kernel.called_on]
     input_size = numbers[6] if op == "input_gradient" else tensors[op == "weight_gradient"].shape[2:]
     name = dispatch.forced(geometry, x.dtype, device)
     if all_of_them and name is None:
         found = (name for name in (*inlined, *called) if refusal(name, geometry, x.dtype, device) is None)
-        return tuple(name for name in found if name != "loop" or geometry.groups <= MANY)
+        return tuple(name for name in found if name != "loop" or geometry.groups <= MAX_LOOP_GROUPS)
     if device.type == "cpu" and not all_of_them:
         return ()
     if name is None:
@@ -139,7 +138,7 @@ def _way(op: str, kernel: str) -> Callable[..., Tensor]:
         first: Tensor, second: Tensor, bias: Tensor | None = None, *, activation="none", input_size=(), **cut: Any
     ) -> Tensor:
         numbers = [cut[name] for name in NUMBERS]
-        if kernel in CALLED[first.device.type]:
+        if first.device.type in KERNELS[kernel].called_on:
             return library.ops.compute.default(op, kernel, [first, second], bias, *numbers, activation, input_size)
         y = _compute(op, kernel, [first, second], bias, *numbers, "none", input_size)
         y = y.relu() if activation == "relu" else y

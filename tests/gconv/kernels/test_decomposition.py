@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from gconv import GroupedConv2d, forced_kernel
-from gconv.kernels import merged, packed, runnable, tails
+from gconv.kernels import aten, merged, packed, runnable, tails
 from gconv.kernels.packing import equal_neighbours, narrow_neighbours
 
 PARTITIONS = {"log": "log:4", "irregular": "5,3,4,4", "equal": 4, "many": [1, 2] * 4 + [4], "halves": 2}
@@ -128,8 +128,8 @@ def test_narrow_neighbours_share_a_bin_of_at_most_16_channels():
 def test_many_unequal_groups_are_sorted_so_that_a_size_is_a_call(monkeypatch):
     layer = GroupedConv2d(54, 36, 3, padding=1, groups=[1, 2, 1] * 9, in_groups=[1, 2, 3] * 9)
     calls = []
-    convolve = packed.aten.convolve
-    monkeypatch.setattr(packed.aten, "convolve", lambda *args: calls.append(args[4]) or convolve(*args))
+    convolve = aten.convolve
+    monkeypatch.setattr(aten, "convolve", lambda *args: calls.append(args[4]) or convolve(*args))
     x = torch.randn(2, 54, 5, 5).to(memory_format=torch.channels_last)
     y = merged.conv2d(x, layer.weight.detach(), layer.bias, layer.geometry)
     assert calls == [9, 9, 9]

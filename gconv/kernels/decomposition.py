@@ -1,0 +1,263 @@
+"""Grouped convolution as a few uniform ones, which ATen computes: the kernels packed, nested, masked, tails and merged.
+
+A ``Packing`` assigns neighbouring groups to the bins of one uniform convolution. Inside a bin the weight is
+block-diagonal: the blocks are the weights of the groups, and the rest is zero. The result is that of the groups alone
+for finite numbers only, because zero times infinity is NaN. So a CPU computes the groups of a call one by one if its
+input is not finite. A GPU does not check, because the check would stall it.
+
+Blocks are written into the weight, and read from its gradient, by one index that is computed once per geometry. A call
+whose bins hold one group each has no zeros: its weight is a view.
+"""
+
+from __future__ import annotations
+
+import threading
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gconv.kernels import aten, loop
+from gconv.kernels.geometry import Geometry, geometry_of
+from gconv.kernels.kept import in_a_thread
+from gconv.kernels.packing import Packing
+
+Packings = tuple[Packing, ...]
+
+
+class DecomposedKernel:
+    """The three functions of a kernel that computes all groups by a few uniform convolutions.
+
+    Args:
+        packings: returns the packings for the sizes of input and output groups. Together they hold every group once,
+            in order.
+    """
+
+    def __init__(self, packings: Callable[[tuple[int, ...], tuple[int, ...]], Packings]) -> None:
+        self._packings = packings
+        self.decompose = lru_cache(maxsize=1024)(self._decompose)
+
+    def _decompose(self, geometry: Geometry) -> Decomposition:
+        return Decomposition.of(geometry, self._packings(geometry.in_groups.sizes, geometry.out_groups.sizes))
+
+    def conv2d(
+        self, x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str = "none"
+    ) -> Tensor:
+        """Return the forward pass, (N, O, H', W')."""
+        parts = self.decompose(geometry)
+        inputs, links = _slices(x_NCHW, parts.in_channels), parts.links_of(weight)
+        biases = [None] * len(links) if bias is None else bias.split(parts.out_channels)
+        each = zip(parts.calls, inputs, links, biases, strict=True)
+        outputs = [_forward(call, x, part, b, activation) for call, x, part, b in each]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
+
+    def input_gradient(self, dy_NOHW: Tensor, weight: Tensor, geometry: Geometry, input_size: Sequence[int]) -> Tensor:
+        """Return the gradient of the input, (N, C, H, W)."""
+        parts = self.decompose(geometry)
+        outputs, links = _slices(dy_NOHW, parts.out_channels), parts.links_of(weight)
+        each = zip(parts.calls, outputs, links, strict=True)
+        gradients = [_input_gradient(call, dy, part, input_size) for call, dy, part in each]
+        return gradients[0] if len(gradients) == 1 else torch.cat(gradients, 1)
+
+    def weight_gradient(self, dy_NOHW: Tensor, x_NCHW: Tensor, geometry: Geometry) -> Tensor:
+        """Return the gradient of the weight: that of all bins, of which the blocks are kept."""
+        parts = self.decompose(geometry)
+        outputs, inputs = _slices(dy_NOHW, parts.out_channels), _slices(x_NCHW, parts.in_channels)
+        gradients = [_weight_gradient(*each) for each in zip(parts.calls, outputs, inputs, strict=True)]
+        whole = gradients[0] if len(gradients) == 1 else torch.cat(gradients)
+        return whole.view(geometry.weight_shape)
+
+
+@dataclass(frozen=True, eq=False)
+class UniformCall:
+    """One uniform convolution.
+
+    Attributes:
+        packing: which groups it computes, and how they share its bins.
+        geometry: of these groups by themselves.
+        in_fill, out_fill: channels that each bin really holds.
+        in_full, out_full: whether all bins are full, so that nothing is padded.
+    """
+
+    packing: Packing
+    geometry: Geometry
+    in_fill: list[int]
+    out_fill: list[int]
+    in_full: bool
+    out_full: bool
+    _places: dict[torch.device, Tensor | array[int]] = field(default_factory=dict)
+    _local: threading.local = field(default_factory=threading.local)
+
+    @classmethod
+    def of(cls, geometry: Geometry, packing: Packing) -> UniformCall:
+        """Work out once what a call needs."""
+        first, last = packing.bins[0][0], packing.bins[-1][1]
+        cut = geometry.in_groups.sizes[first:last], geometry.out_groups.sizes[first:last]
+        window = geometry.kernel_size, geometry.stride, geometry.padding, geometry.dilation
+        in_fill, out_fill = ([sum(sizes[a - first : b - first]) for a, b in packing.bins] for sizes in cut)
+        full = set(in_fill) == {packing.in_capacity}, set(out_fill) == {packing.out_capacity}
+        return cls(packing, geometry_of(*cut, *window), in_fill, out_fill, *full)
+
+    @property
+    def links(self) -> int:
+        """Connected channel pairs, zeros of the packing excluded."""
+        return sum(self.geometry.links)
+
+    @property
+    def bins(self) -> int:
+        """Groups of the uniform convolution."""
+        return len(self.packing.bins)
+
+    @property
+    def has_zeros(self) -> bool:
+        """Whether it multiplies channel pairs that are not connected."""
+        return self.links < self.packing.links
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of its weight, zeros included."""
+        return (self.bins * self.packing.out_capacity, self.packing.in_capacity, *self.geometry.kernel_size)
+
+    def weight(self, links: Tensor) -> Tensor:
+        """The weight of the uniform convolution.
+
+        Args:
+            links: (L, Kh, Kw), the weights of its connected channel pairs, group after group.
+        """
+        if not self.has_zeros:
+            return links.view(self.weight_shape)
+        whole = self._workspace(links)
+        if whole is None:
+            whole = links.new_zeros((self.packing.links, *self.geometry.kernel_size))
+        return whole.index_copy_(0, self.places(links.device), links).view(self.weight_shape)
+
+    def gradient(self, whole: Tensor) -> Tensor:
+        """(L, Kh, Kw): the gradients of connected channel pairs, from that of the whole weight."""
+        whole = whole.reshape(-1, *self.geometry.kernel_size)
+        return whole.index_select(0, self.places(whole.device)) if self.has_zeros else whole
+
+    def _workspace(self, links: Tensor) -> Tensor | None:
+        """A tensor that keeps its zeros from call to call, of this thread; None where one must not be kept.
+
+        Its blocks are written anew at each call, so that no call sees an old weight. On a GPU streams would share it,
+        autograd would save it, and a mode or transform would leave its own tensors in it.
+        """
+        if torch.is_grad_enabled() or not aten.is_plain(links):
+            return None
+        kept = self._local.__dict__.setdefault("kept", {})
+        if links.dtype not in kept:
+            with torch.inference_mode(False):
+                kept[links.dtype] = torch.zeros((self.packing.links, *self.geometry.kernel_size), dtype=links.dtype)
+        return kept[links.dtype]
+
+    def places(self, device: torch.device) -> Tensor:
+        """(L,): where each connected channel pair lies among all pairs of the call."""
+        if torch._C._len_torch_dispatch_stack():
+            return self._compute_places(device)  # what a mode makes, fake tensors say, must not be kept
+        places = self._places.get(device)
+        if places is None:
+            # On a CPU numbers are kept, no tensor: reading them as one costs next to nothing.
+            made = in_a_thread(self._compute_places)(device)
+            places = self._places[device] = array("q", made.tolist()) if device.type == "cpu" else made
+        return torch.frombuffer(places, dtype=torch.int64) if isinstance(places, array) else places
+
+    def _compute_places(self, device: torch.device) -> Tensor:
+        packing, places = self.packing, []
+        blocks = list(zip(self.geometry.out_groups.sizes, self.geometry.in_groups.sizes, strict=True))
+        offset = packing.bins[0][0]
+        for number, (first, last) in enumerate(packing.bins):
+            row, column = number * packing.out_capacity, 0
+            for height, width in blocks[first - offset : last - offset]:
+                rows = torch.arange(row, row + height, device=device).view(-1, 1)
+                columns = torch.arange(column, column + width, device=device)
+                places.append((rows * packing.in_capacity + columns).flatten())
+                row, column = row + height, column + width
+        return torch.cat(places)
+
+
+@dataclass(frozen=True, eq=False)
+class Decomposition:
+    """A grouped convolution as a few uniform ones; together they hold every group once, in order.
+
+    Attributes:
+        geometry: of the grouped convolution.
+        calls: the uniform ones.
+        in_channels, out_channels, links: of each call.
+    """
+
+    geometry: Geometry
+    calls: tuple[UniformCall, ...]
+    in_channels: list[int]
+    out_channels: list[int]
+    links: list[int]
+
+    @classmethod
+    def of(cls, geometry: Geometry, packings: Packings) -> Decomposition:
+        """Work out once what every call needs."""
+        calls = tuple(UniformCall.of(geometry, packing) for packing in packings)
+        channels = [sum(call.in_fill) for call in calls], [sum(call.out_fill) for call in calls]
+        return cls(geometry, calls, *channels, [call.links for call in calls])
+
+    @property
+    def has_zeros(self) -> bool:
+        """Whether it multiplies channel pairs that are not connected."""
+        return any(call.has_zeros for call in self.calls)
+
+    def links_of(self, weight: Tensor) -> list[Tensor]:
+        """(L, Kh, Kw) for each call: the weights of its connected channel pairs."""
+        links = weight if weight.dim() == 3 else weight.reshape(-1, *self.geometry.kernel_size)
+        return [links] if len(self.calls) == 1 else list(links.split(self.links))
+
+
+def _slices(x: Tensor, channels: list[int]) -> list[Tensor]:
+    """The channels of each call. ATen would copy a slice in the forward pass, and again in each backward pass."""
+    if len(channels) == 1:
+        return [x]
+    layout = torch.channels_last if aten.is_channels_last(x) else torch.contiguous_format
+    return [part.contiguous(memory_format=layout) for part in x.split(channels, 1)]
+
+
+def _forward(call: UniformCall, x: Tensor, links: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    geometry, packing = call.geometry, call.packing
+    if call.has_zeros and not aten.is_finite(x):
+        return loop.conv2d(x, links.view(geometry.weight_shape), bias, geometry, activation)
+    if not call.in_full:
+        x = _pad_bins(x, call.in_fill, packing.in_capacity, 1)
+    if bias is not None and not call.out_full:
+        bias = _pad_bins(bias, call.out_fill, packing.out_capacity, 0)
+    y = aten.convolve(x, call.weight(links), bias, geometry, call.bins, activation)
+    return y if call.out_full else _without_padding(y, call.out_fill, packing.out_capacity)
+
+
+def _input_gradient(call: UniformCall, dy: Tensor, links: Tensor, input_size: Sequence[int]) -> Tensor:
+    geometry, packing = call.geometry, call.packing
+    if call.has_zeros and not aten.is_finite(dy):
+        return loop.input_gradient(dy, links.view(geometry.weight_shape), geometry, input_size)
+    if not call.out_full:
+        dy = _pad_bins(dy, call.out_fill, packing.out_capacity, 1)
+    dx = aten.input_gradient(dy, call.weight(links), geometry, call.bins, input_size)
+    return dx if call.in_full else _without_padding(dx, call.in_fill, packing.in_capacity)
+
+
+def _weight_gradient(call: UniformCall, dy: Tensor, x: Tensor) -> Tensor:
+    if not call.in_full:
+        x = _pad_bins(x, call.in_fill, call.packing.in_capacity, 1)
+    if not call.out_full:
+        dy = _pad_bins(dy, call.out_fill, call.packing.out_capacity, 1)
+    return call.gradient(aten.weight_gradient(dy, x, call.geometry, call.bins, call.weight_shape))
+
+
+def _pad_bins(x: Tensor, fill: list[int], capacity: int, dim: int) -> Tensor:
+    """Append zero channels to every bin that is not full."""
+    after = (0, 0) * (x.dim() - 1 - dim)
+    parts = zip(x.split(fill, dim), fill, strict=True)
+    return torch.cat([F.pad(part, (*after, 0, capacity - size)) for part, size in parts], dim)
+
+
+def _without_padding(y: Tensor, fill: list[int], capacity: int) -> Tensor:
+    """The channels that the bins really hold."""
+    return torch.cat([part[:, :size] for part, size in zip(y.split(capacity, 1), fill, strict=True)], 1)

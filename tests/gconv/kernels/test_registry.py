@@ -1,0 +1,47 @@
+"""A kernel is its file and one line in ``KERNELS``: CONTRIBUTING's recipe, followed in a copy of the package."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import gconv
+from gconv.kernels import CANDIDATES, KERNELS, OPS, find
+
+PACKAGE = Path(gconv.__file__).parent
+PROGRAM = """
+import torch, gconv
+from gconv.kernels import CANDIDATES, DIFFERENTIABLE, runnable
+layer, x = gconv.GroupedConv2d(8, 8, 3, groups="log:3"), torch.randn(2, 8, 5, 5)
+with gconv.forced_kernel("loop"):
+    expected = layer(x)
+with gconv.forced_kernel("copied_loop"):
+    torch.testing.assert_close(layer(x), expected)
+layer(x).sum().backward()
+print("copied_loop" in CANDIDATES, "copied_loop" in DIFFERENTIABLE,
+      "copied_loop" in runnable(layer.geometry, torch.float32, "cpu"))
+"""
+
+
+def test_a_kernel_is_added_by_its_file_and_one_line(tmp_path):
+    copy = shutil.copytree(PACKAGE, tmp_path / "gconv", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(copy / "kernels" / "loop.py", copy / "kernels" / "copied_loop.py")
+    registry = copy / "kernels" / "__init__.py"
+    line = '        Kernel("tails"),\n'
+    text = registry.read_text(encoding="utf-8")
+    assert text.count(line) == 1
+    registry.write_text(text.replace(line, f'{line}        Kernel("copied_loop"),\n'), encoding="utf-8")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", PROGRAM]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["True", "False", "True"]
+
+
+def test_every_registered_kernel_has_a_file_with_the_four_functions():
+    for name in KERNELS:
+        assert (PACKAGE / "kernels" / f"{name}.py").is_file()
+        if name != "band":  # needs Triton
+            assert all(callable(getattr(find(name), function)) for function in (*OPS, "refuses")), name
+    assert "reference" not in CANDIDATES
