@@ -1,4 +1,4 @@
-"""The command line: list · run · sweep · status · cost · figures · results · measure · claims.
+"""The command line: list · run · sweep · status · cost · figures · results · gather · measure · claims.
 
 Nothing heavy is imported before it is known to be needed, so that ``list`` and ``--help`` answer at once.
 """
@@ -45,6 +45,7 @@ def main(arguments: list[str]) -> int:
         "cost": cost,
         "figures": figures,
         "results": results,
+        "gather": gather,
         "measure": measure,
         "claims": claims,
     }
@@ -217,9 +218,21 @@ def results(arguments: list[str]) -> int:
 
         print(*keep(folder, HOME / "results"), sep="\n")
         return 0
-    from experiments.report.summary import keep_results
+    from experiments.report.keep import keep_results
 
     print(*keep_results(folder, HOME / "results", HOME / "README.md"), sep="\n")
+    return 0
+
+
+def gather(arguments: list[str]) -> int:
+    """Take runs of a study that were trained elsewhere."""
+    name, flags = _name(arguments, "gather NAME")
+    from experiments.study.catalogue import study_file
+
+    study_file(name)  # a misspelt name is told before torch is loaded
+    from experiments.commands.gather import gather as gather_runs
+
+    gather_runs(name, flags)
     return 0
 
 

@@ -7,9 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import torch
 
 from analysis.tradeoff import disturbed
 from experiments.execution.study_runs import train_all
@@ -18,15 +16,16 @@ from experiments.measure.speed import measure_speed
 from experiments.measure.table import NOTE_COLUMNS, Rows, save_arrays, save_table
 from experiments.report import summary as report
 from experiments.report.claims import study_verdicts
+from experiments.report.study_tables import COUNTS, write_tables
 from experiments.report.tables import DamagedTableError, read_about, read_arrays, read_csv, read_table
 from experiments.store import leases
-from experiments.store.runs import config_hash, file_name, public, write_json
+from experiments.store.packed import MARK, NotGatheredError, read_done, take
+from experiments.store.runs import config_hash, public, write_json
 from experiments.study.config import Study
 from experiments.study.plan import PlannedRun, plan
 from experiments.tracking import log_results
 from experiments.training.process_group import SINGLE_PROCESS, ProcessGroup
 from experiments.training.run_context import choose_device, choose_dtype, device_name
-from gconv.cost import count_cost
 
 PROVENANCE = ("commit", "date", "device", "python", "torch", "torchvision", "numpy", "data_hash")  # of a result
 
@@ -38,6 +37,7 @@ def run_study(study: Study) -> int:
 
 def run_planned(study: Study, planned: list[PlannedRun], process_group: ProcessGroup = SINGLE_PROCESS) -> int:
     """``run_study`` of what is planned; a process group is let go before anything is measured."""
+    take_from_others(study, planned)
     print(_intent(study, planned), flush=True)
     with process_group.joined():
         failed = train_all(study, planned, process_group)
@@ -97,51 +97,53 @@ def _missing(planned: list[PlannedRun]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["variant", "seed", "status", "reason"])
 
 
+def take_from_others(study: Study, planned: list[PlannedRun]) -> None:
+    """Take runs of the same hash that other studies have in the run store, so that none is trained twice."""
+    for p in planned:
+        if p.run.result is not None:
+            continue
+        dtype = str(choose_dtype(p.recipe.precision, choose_device(p.recipe.device))).removeprefix("torch.")
+        for folder in sorted(study.runs_root.glob(f"*/*-seed{p.run.seed}-{config_hash(p.run.config)}")):
+            try:
+                _, result = read_done(folder)
+            except NotGatheredError:
+                continue
+            if folder.parent != study.folder and result.get("precision") == dtype and take(folder, p.run):
+                print(f"{p.variant.name}, seed {p.run.seed}: taken from {folder.parent}", flush=True)
+                break
+
+
 def measure_all(study: Study, done: list[PlannedRun]) -> None:
     """Measure every trained run once, and gather all of them in the study's tables, variant by variant."""
     order = [v.name for v in study.variants]
     done = sorted(done, key=lambda p: (order.index(p.variant.name), p.run.seed))
     key = {**asdict(study.measures), "version": VERSION}
-    tables, notes = [], []
+    kept: dict[str, list[str]] = {}
     for p in done:
         measured = p.run.folder / "measured.json"
-        if not _is_measured(p, key):
+        counts = dict(zip(COUNTS, (len(p.dataset.classes), len(p.dataset.test.labels)), strict=True))
+        if _is_measured(p, key):
+            if not counts.items() <= read_about(measured, []).items():  # noted since packed runs need them
+                write_json(measured, {**key, **counts})
+        elif (p.run.folder / MARK).is_file():
+            kept.setdefault(p.variant.name, []).append(str(p.run.seed))
+        else:
             measured.unlink(missing_ok=True)
             rows = Rows(study.name, p.variant.name, p.run.seed)
             arrays = measure_run(rows, p.run, p.trained_model(), p.fresh_model(), p.context(), study.measures)
             save_arrays(p.run.folder / "arrays.npz", arrays)
             save_table(p.run.folder / "notes.csv", rows.notes())
             save_table(p.run.folder / "measures.csv", rows.table())
-            write_json(measured, key)
-        tables.append(read_table(p.run.folder / "measures.csv"))
-        notes.append(read_csv(p.run.folder / "notes.csv", NOTE_COLUMNS, keep_default_na=False))
-    folder = report.tables_folder(study.folder)
-    tables.append(_speed(study, done))
-    whole = pd.concat(tables, ignore_index=True)
-    save_table(folder / "measures.csv", whole)
-    for name, of_costs in report.tradeoff_tables(whole).items():
-        save_table(folder / f"{name}.csv", of_costs)
-    curves = [
-        {"variant": p.variant.name, "seed": p.run.seed, "test_accuracy": np.nan, **epoch}
-        for p in done
-        for epoch in p.run.metrics()
-    ]
-    save_table(folder / "curves.csv", pd.DataFrame(curves))
-    save_table(folder / "layers.csv", _layer_costs(done))
-    save_table(folder / "notes.csv", pd.concat(notes, ignore_index=True))
-    shown = [{"classes": len(p.dataset.classes), "test_images": len(p.dataset.test.labels)} for p in done]
-    results = [
-        {"variant": p.variant.name, **public(p.run.result or {}), **counts}
-        for p, counts in zip(done, shown, strict=True)
-    ]
-    save_table(folder / "runs.csv", pd.DataFrame(results))
-    write_json(folder / "study.json", {"question": study.question, "overrides": public(study.overrides)})
-    for stale in folder.glob("*.npz"):
-        stale.unlink()
-    for p in done:
-        if p.run.seed == report.SEED_DRAWN:
-            arrays = read_arrays(p.run.folder / "arrays.npz")
-            save_arrays(folder / f"{file_name(p.variant.name)}-seed{p.run.seed}.npz", arrays)
+            write_json(measured, {**key, **counts})
+    if kept:
+        which = "; ".join(f"{name}, seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}" for name, seeds in kept.items())
+        print(
+            f"warning: {sum(map(len, kept.values()))} runs were packed without weights and measured otherwise than "
+            f"now: what was measured is kept ({which})",
+            file=sys.stderr,
+            flush=True,
+        )
+    write_tables(study.folder, [p.run for p in done], _speed(study, done), study.question, study.overrides)
 
 
 def _is_measured(p: PlannedRun, key: dict[str, Any]) -> bool:
@@ -149,7 +151,7 @@ def _is_measured(p: PlannedRun, key: dict[str, Any]) -> bool:
     if not (p.run.folder / "measured.json").is_file():
         return False
     try:
-        if read_about(p.run.folder / "measured.json", []) != key:
+        if not key.items() <= read_about(p.run.folder / "measured.json", []).items():
             return False
         read_table(p.run.folder / "measures.csv")
         read_csv(p.run.folder / "notes.csv", NOTE_COLUMNS)
@@ -159,16 +161,6 @@ def _is_measured(p: PlannedRun, key: dict[str, Any]) -> bool:
         print(f"warning: {error.damage}; the run is measured again", file=sys.stderr, flush=True)
         return False
     return True
-
-
-def _layer_costs(done: list[PlannedRun]) -> pd.DataFrame:
-    """Parameters, MACs and activations of every layer of every variant."""
-    rows = []
-    for p in {p.variant.name: p for p in done}.values():
-        with torch.device("meta"):
-            cost = count_cost(p.fresh_model(), (3, p.variant.views.crop_size, p.variant.views.crop_size))
-        rows += [{"variant": p.variant.name, **asdict(layer)} for layer in cost.layers]
-    return pd.DataFrame(rows)
 
 
 def _speed(study: Study, done: list[PlannedRun]) -> pd.DataFrame:

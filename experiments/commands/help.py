@@ -40,8 +40,13 @@ USAGES = {
 """,
     "results": """\
   results NAME [--runs_root=DIR] [--replace]
-                                    copy a study's tables and figures to results/ and its table into the README;
+                                    copy a study's tables, figures and packed runs to results/ and its table into
+                                    the README;
                                     --replace: also over a record of more seeds, or with overridden keys
+""",
+    "gather": """\
+  gather NAME --from=PATH [--profile=P] [--key=value …]
+                                    take the runs of a study that a folder or archive holds, packed or not, and draw it
 """,
     "measure": """\
   measure --model=NAME --checkpoint=WEIGHTS --data=FOLDER [--key=value …]
@@ -62,6 +67,13 @@ SWEEP_FLAGS = """
   --on=ray         train on the nodes of a Ray cluster
   --runs_root=DIR  folder of the run store; the sweep goes to sweeps/NAME in it
   --key=value      any key of the study that the file's command names
+"""
+
+GATHER_FLAGS = """
+  --from=PATH      a folder with folders of runs (runs/NAME of another machine), packed runs (results/NAME/runs) or
+                   archives of them; or one such archive, zip or tar
+  --profile=P      take runs of this profile; by default of the one that most runs have
+  --runs_root=DIR  folder of the run store; runs by default
 """
 
 
@@ -102,6 +114,9 @@ def command_help(command: str, arguments: Sequence[str]) -> str:
         from experiments.commands.connections import connections_help
 
         return f"{usage}\n{FIGURE_FLAGS}\n{connections_help(flags[1:])}"
+    if command == "gather":
+        keys = _of_study(name) if name else f"{_studies()}\nThe other keys are those of run.\n"
+        return f"{usage}{GATHER_FLAGS}\n{keys}"
     if command in ("figures", "results"):
         if name:
             from experiments.study.catalogue import study_file

@@ -11,8 +11,8 @@ import pandas as pd
 from analysis.intervals import SEEDS_FOR_INTERVAL, UNBOUNDED, Bounds, measure_bounds, seed_estimate
 from analysis.tradeoff import COSTS, MORE_COSTS, disturbed, equal_pairs, front_probability, tradeoff_table
 from experiments.errors import UsageError
-from experiments.report.tables import read_about, read_arrays, read_csv, read_table
-from experiments.store.runs import file_name, write_atomic
+from experiments.report.tables import read_arrays, read_csv, read_table
+from experiments.store.runs import file_name
 from experiments.study.invocation import typed
 
 LINES = 24  # of one table of the summary
@@ -108,40 +108,6 @@ def draw_measured_folder(folder: Path) -> list[Path]:
 def read_measures(study_folder: Path) -> pd.DataFrame:
     """The long table of a study."""
     return read_table(tables_folder(study_folder) / "measures.csv")
-
-
-def keep_results(study_folder: Path, results: Path, readme: Path) -> list[Path]:
-    """Copy a study's tables and figures to the record, and its accuracy table into the README.
-
-    The README's table stands between ``<!-- results NAME -->`` and ``<!-- end NAME -->``, where it has these lines.
-
-    Returns:
-        The files written.
-
-    Raises:
-        UsageError: the study has no tables yet.
-    """
-    name, kept = study_folder.name, []
-    figures = draw_figures(study_folder)
-    sources = [tables_folder(study_folder) / f"{table}.csv" for table in TABLES]
-    sources.append(tables_folder(study_folder) / "study.json")
-    for source in [path for path in (*sources, *figures) if path.is_file()]:
-        target = results / name / source.name
-        write_atomic(target, lambda file, source=source: file.write(source.read_bytes()))
-        kept.append(target)
-    table = read_measures(study_folder)
-    text = results / name / "summary.txt"
-    write_atomic(text, lambda file: file.write(f"{summary(table)}\n".encode()))
-    page = readme.read_text(encoding="utf-8") if readme.is_file() else ""  # outside a checkout there is none
-    start, end = f"<!-- results {name} -->\n", f"<!-- end {name} -->"
-    if start in page and end in page:
-        before, rest = page.split(start, 1)
-        overrides = read_about(tables_folder(study_folder) / "study.json", ["overrides"])["overrides"]
-        block = markdown(table, read_csv(tables_folder(study_folder) / "runs.csv", ["variant", "device"]), overrides)
-        page = before + start + block + end + rest.split(end, 1)[1]
-        write_atomic(readme, lambda file: file.write(page.encode()))
-        kept.append(readme)
-    return [*kept, text]
 
 
 def markdown(table: pd.DataFrame, runs: pd.DataFrame, overrides: dict[str, object]) -> str:

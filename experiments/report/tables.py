@@ -51,7 +51,7 @@ def read_csv(path: Path, columns: Sequence[str], **how: Any) -> pd.DataFrame:
         content = path.read_bytes()
         if content.strip() and not content.endswith(b"\n"):
             raise DamagedTableError(path, "its last line is cut off")
-        table = pd.read_csv(path, encoding="utf-8-sig", **how)
+        table = pd.read_csv(path, encoding="utf-8-sig", float_precision="round_trip", **how)
     except FileNotFoundError:
         raise DamagedTableError(path, "it is gone") from None
     except pd.errors.EmptyDataError:
@@ -81,14 +81,14 @@ def read_about(path: Path, keys: Sequence[str]) -> dict[str, Any]:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Arrays by name, of a file of NumPy.
+    """Return arrays by name, of a file of NumPy; what was kept in half precision is computed with in single.
 
     Raises:
         DamagedTableError: it is none, or not whole.
     """
     try:
         with np.load(path) as file:
-            return dict(file)
+            return {name: x.astype(np.float32) if x.dtype == np.float16 else x for name, x in file.items()}
     except FileNotFoundError:
         raise DamagedTableError(path, "it is gone") from None
     except (ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:

@@ -216,6 +216,12 @@ def resolve(name: str, content: dict[str, Any], place: str, flags: list[str]) ->
     )
 
 
+def profile_names(name: str) -> list[str]:
+    """Return the names of the profiles of a study in ``configs/``; raises as ``load_study``."""
+    path = study_file(name)
+    return list(_profiles(read_yaml(path).get("profiles") or {}, place_of(path)))
+
+
 def _profiles(content: Any, place: str) -> dict[str, dict[str, Any]]:
     """Return the profiles of a study's file: named sets of overrides of the study; raises as ``_named_overrides``."""
     allowed = "seeds, dataset, data.*, model.*, recipe.* and measures.*"

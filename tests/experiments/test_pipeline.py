@@ -14,6 +14,7 @@ from experiments.measure.images import Shown
 from experiments.models import build_model
 from experiments.pipeline import measure_all, run_study
 from experiments.report import summary as report
+from experiments.report.keep import keep_results
 from experiments.store import leases
 from experiments.store.runs import Run
 from experiments.study.catalogue import trained_studies
@@ -275,7 +276,7 @@ def test_results_are_kept_and_the_readme_shows_them(tmp_path):
     run_study(study)
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- results quickstart -->\nold\n<!-- end quickstart -->\nafter\n")
-    kept = report.keep_results(study.folder, tmp_path / "results", readme)
+    kept = keep_results(study.folder, tmp_path / "results", readme)
     assert {path.name for path in kept} >= {"measures.csv", "runs.csv", "summary.txt", "filters.png", "README.md"}
     text = readme.read_text()
     assert text.startswith("before\n")

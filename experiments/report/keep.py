@@ -1,0 +1,112 @@
+"""The record of a study in ``results/``: tables, figures, and the packed runs that all of them are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from experiments.measure.table import save_table
+from experiments.report.study_tables import COUNTS, speed_rows
+from experiments.report.summary import (
+    SEED_DRAWN,
+    TABLES,
+    draw_figures,
+    markdown,
+    read_measures,
+    summary,
+    tables_folder,
+)
+from experiments.report.tables import read_about, read_csv
+from experiments.store.packed import pack
+from experiments.store.runs import file_name, write_atomic
+
+PACKED = "runs"  # folder of the packed runs in a study's record
+SPEED = "speed.csv"  # times and memory of the architectures, which no run holds
+
+
+def keep_results(study_folder: Path, results: Path, readme: Path) -> list[Path]:
+    """Copy a study's tables and figures to the record, pack its runs, and write its accuracy table into the README.
+
+    The README's table lies between ``<!-- results NAME -->`` and ``<!-- end NAME -->``, where it has these lines.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UsageError: the study has no tables yet.
+    """
+    record, kept = results / study_folder.name, []
+    figures = draw_figures(study_folder)
+    sources = [tables_folder(study_folder) / f"{table}.csv" for table in TABLES]
+    sources.append(tables_folder(study_folder) / "study.json")
+    for source in [path for path in (*sources, *figures) if path.is_file()]:
+        target = record / source.name
+        write_atomic(target, lambda file, source=source: file.write(source.read_bytes()))
+        kept.append(target)
+    table = read_measures(study_folder)
+    save_table(record / SPEED, speed_rows(table))
+    write_atomic(record / "summary.txt", lambda file: file.write(f"{summary(table)}\n".encode()))
+    kept += [record / SPEED, record / "summary.txt", *_keep_runs(study_folder, results)]
+    page = readme.read_text(encoding="utf-8") if readme.is_file() else ""  # outside a checkout there is none
+    if (parts := readme_parts(page, record.name)) is not None:
+        page = parts[0] + readme_block(study_folder) + parts[2]
+        write_atomic(readme, lambda file: file.write(page.encode()))
+        kept.append(readme)
+    return kept
+
+
+def readme_parts(page: str, name: str) -> tuple[str, str, str] | None:
+    """Split a page into what comes before a study's generated table, the table, and what comes after it."""
+    start, end = f"<!-- results {name} -->\n", f"<!-- end {name} -->"
+    if start not in page or end not in page:
+        return None
+    before, rest = page.split(start, 1)
+    block, after = rest.split(end, 1)
+    return before + start, block, end + after
+
+
+def readme_block(study_folder: Path) -> str:
+    """Return a study's table as the README has it."""
+    tables = tables_folder(study_folder)
+    overrides = read_about(tables / "study.json", ["overrides"])["overrides"]
+    return markdown(read_measures(study_folder), read_csv(tables / "runs.csv", ["variant", "device"]), overrides)
+
+
+def packed_runs(results: Path, config_hash: str) -> list[Path]:
+    """Return the packed runs of a hash in the record, of whatever study."""
+    return sorted(results.glob(f"*/{PACKED}/*-{config_hash}.zip"))
+
+
+def _keep_runs(study_folder: Path, results: Path) -> list[Path]:
+    """Pack the runs of a study's tables, but for those that another study's record has; returns the files written."""
+    folder = results / study_folder.name / PACKED
+    kept = []
+    for run, seed in _run_folders(study_folder):
+        if not set(COUNTS) <= read_about(run / "measured.json", []).keys():
+            continue
+        target, fresh = folder / f"{run.name}.zip", folder / f".{run.name}.zip"
+        pack(run, fresh, with_arrays=seed == SEED_DRAWN)
+        others = [path for path in packed_runs(results, run.name[-8:]) if path.parent != folder]
+        if any(path.read_bytes() == fresh.read_bytes() for path in others):
+            fresh.unlink()
+            target.unlink(missing_ok=True)
+        else:
+            fresh.replace(target)
+            kept.append(target)
+    for stale in set(folder.glob("*.zip")) - set(kept):
+        stale.unlink()
+    return kept
+
+
+def _run_folders(study_folder: Path) -> Iterator[tuple[Path, int]]:
+    """Yield the folder and the seed of each run of a study's tables that is still there."""
+    runs = tables_folder(study_folder) / "runs.csv"
+    table = read_csv(runs, [], dtype=str) if runs.is_file() else pd.DataFrame()
+    if not {"variant", "seed", "config_hash"} <= set(table):
+        return
+    for _, row in table.iterrows():
+        folder = study_folder / f"{file_name(row['variant'])}-seed{row['seed']}-{row['config_hash']}"
+        if (folder / "measured.json").is_file():
+            yield folder, int(row["seed"])

@@ -1,0 +1,95 @@
+"""The tables of a study, made of its measured runs alone: neither weights nor images are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from experiments.measure.table import COLUMNS, NOTE_COLUMNS, save_arrays, save_table
+from experiments.models import build_model
+from experiments.report.summary import SEED_DRAWN, tables_folder, tradeoff_tables
+from experiments.report.tables import read_about, read_arrays, read_csv, read_table
+from experiments.store.packed import in_half_precision
+from experiments.store.runs import Run, file_name, public, write_json
+from gconv.cost import count_cost
+
+COUNTS = ("classes", "test_images")  # of a run's images, noted where it was measured
+
+
+def write_tables(
+    study_folder: Path, runs: Sequence[Run], speed: pd.DataFrame, question: str, overrides: dict[str, Any]
+) -> None:
+    """Gather what was measured of each run in the study's tables.
+
+    Args:
+        study_folder: of the study, with its name.
+        runs: done and measured, in the order of the tables.
+        speed: rows of the long table about the architectures; they have no seed.
+        question: what the study asks.
+        overrides: what the command line changed about the study.
+
+    Raises:
+        DamagedTableError: names the file of a run that is damaged.
+    """
+    folder, study = tables_folder(study_folder), study_folder.name
+    measured, notes, counts = [], [], []
+    for run in runs:
+        of_run = {"study": study, "variant": run.variant}  # it may have been measured in another study
+        measured.append(read_table(run.folder / "measures.csv").assign(**of_run))
+        note = read_csv(run.folder / "notes.csv", NOTE_COLUMNS, keep_default_na=False)
+        notes.append(note.assign(**of_run))
+        about = read_about(run.folder / "measured.json", COUNTS)
+        counts.append({key: about[key] for key in COUNTS})
+    whole = pd.concat([*measured, *([speed] if len(speed) else [])], ignore_index=True)
+    save_table(folder / "measures.csv", whole)
+    for name, of_costs in tradeoff_tables(whole).items():
+        save_table(folder / f"{name}.csv", of_costs)
+    curves = [
+        {"variant": run.variant, "seed": run.seed, "test_accuracy": np.nan, **epoch}
+        for run in runs
+        for epoch in run.metrics()
+    ]
+    save_table(folder / "curves.csv", pd.DataFrame(curves))
+    save_table(folder / "layers.csv", _layer_costs(runs, counts))
+    save_table(folder / "notes.csv", pd.concat(notes, ignore_index=True))
+    results = [
+        {"variant": run.variant, **public(run.result or {}), **count} for run, count in zip(runs, counts, strict=True)
+    ]
+    save_table(folder / "runs.csv", pd.DataFrame(results))
+    write_json(folder / "study.json", {"question": question, "overrides": public(overrides)})
+    for stale in folder.glob("*.npz"):
+        stale.unlink()
+    for run in runs:
+        if run.seed == SEED_DRAWN and (run.folder / "arrays.npz").is_file():
+            arrays = in_half_precision(read_arrays(run.folder / "arrays.npz"))  # as a packed run has them
+            save_arrays(folder / f"{file_name(run.variant)}-seed{run.seed}.npz", arrays)
+
+
+def speed_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of a long table that are about architectures, not about runs: times and memory."""
+    return table[table["seed"].isna()].reset_index(drop=True)
+
+
+def kept_speed(study_folder: Path) -> pd.DataFrame:
+    """Return the newest times that were measured of a study on this machine; an empty table without any."""
+    found = sorted(tables_folder(study_folder).glob("speed-*.csv"), key=lambda path: path.stat().st_mtime)
+    return read_table(found[-1]) if found else pd.DataFrame(columns=pd.Index(COLUMNS))
+
+
+def _layer_costs(runs: Sequence[Run], counts: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Parameters, MACs and activations of every layer of every variant."""
+    rows = []
+    of_variant = {run.variant: (run, count) for run, count in zip(runs, counts, strict=True)}
+    for variant, (run, count) in of_variant.items():
+        size = run.config["views"]["crop_size"]
+        with torch.device("meta"):
+            model = build_model(**run.config["model"], classes=count["classes"], input_size=size)
+            cost = count_cost(model, (3, size, size))
+        rows += [{"variant": variant, **asdict(layer)} for layer in cost.layers]
+    return pd.DataFrame(rows)

@@ -1,0 +1,168 @@
+"""Packed runs: a run that is done in one small file without its weights, to be committed and gathered elsewhere.
+
+A packed run is a zip file with the files of the run's folder that tables and figures are made of, and ``packed.json``,
+which names the schema. Unpacked it is the folder of a run that is done; only what needs weights cannot be done with it.
+The same run gives the same bytes wherever it is packed.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.store.runs import Run, config_hash, public, write_atomic, write_json
+
+SCHEMA = 1
+MARK = "packed.json"
+RECORDS = ("config.json", "result.json", "metrics.jsonl")  # of every run that is done
+MEASURED = ("measured.json", "measures.csv", "notes.csv")  # of every run that was measured
+ARRAYS = "arrays.npz"
+WEIGHTS = "checkpoint.pt"
+ANY_DATE = (1980, 1, 1, 0, 0, 0)  # of every file in a packed run: the same content gives the same bytes
+
+
+class NotGatheredError(Exception):
+    """A run cannot be taken: why, on one line."""
+
+
+def pack(folder: Path, target: Path, with_arrays: bool) -> None:
+    """Pack a run that is done and measured.
+
+    Args:
+        folder: of the run.
+        target: the file to write.
+        with_arrays: whether its arrays are kept, in half precision: for the seed that is drawn.
+    """
+    contents = {MARK: _json({"schema": SCHEMA})}
+    contents |= {name: (folder / name).read_bytes() for name in (*RECORDS, *MEASURED)}
+    contents["result.json"] = _json(public(json.loads(contents["result.json"])))
+    if with_arrays and (folder / ARRAYS).is_file():
+        with np.load(folder / ARRAYS) as file:
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, **in_half_precision(dict(file)))  # type: ignore[arg-type]
+            contents[ARRAYS] = buffer.getvalue()
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, content in contents.items():
+            how = zipfile.ZIP_STORED if name == ARRAYS else zipfile.ZIP_DEFLATED
+            archive.writestr(zipfile.ZipInfo(name, ANY_DATE), content, how, compresslevel=9)
+    write_atomic(target, lambda file: file.write(packed.getvalue()))
+
+
+def in_half_precision(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the arrays with their single-precision numbers in half precision, which a picture does not show."""
+    return {name: x.astype(np.float16) if x.dtype == np.float32 else x for name, x in arrays.items()}
+
+
+def is_packed(path: Path) -> bool:
+    """Tell if a file is a packed run, of whatever schema."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return MARK in archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def unpack(path: Path, folder: Path) -> None:
+    """Unpack a packed run into a new folder.
+
+    Raises:
+        NotGatheredError: it is damaged, or of another schema.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            schema = json.loads(archive.read(MARK)).get("schema")
+            if schema != SCHEMA:
+                raise NotGatheredError(f"packed with schema {schema}; this version reads schema {SCHEMA}")
+            folder.mkdir(parents=True)
+            for name in (MARK, *RECORDS, *MEASURED, ARRAYS):
+                if name in archive.namelist():
+                    (folder / name).write_bytes(archive.read(name))
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, AttributeError) as error:
+        raise NotGatheredError(f"damaged: {' '.join(str(error).split()) or type(error).__name__}") from None
+
+
+def read_done(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return configuration and result of a run that is done, from its folder.
+
+    Raises:
+        NotGatheredError: the run is not done, or a record of it is damaged or gone.
+    """
+    config, result = (_record(folder / name) for name in ("config.json", "result.json"))
+    if result.get("status") != "done":
+        raise NotGatheredError(f"not done: {result.get('status')}: {result.get('reason', 'no reason recorded')}")
+    config = {key: value for key, value in config.items() if key != "variant"}
+    if config_hash(config) != result.get("config_hash"):
+        raise NotGatheredError("damaged: config.json is not the configuration that result.json has the hash of")
+    try:
+        epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_bytes().splitlines()]
+        whole = len(epochs) >= config["recipe"]["epochs"]
+    except (OSError, ValueError, KeyError):
+        whole = False
+    if not whole:
+        raise NotGatheredError("damaged: metrics.jsonl is gone or incomplete")
+    lacking = [name for name in MEASURED if not (folder / name).is_file()]
+    if lacking and not (folder / WEIGHTS).is_file():
+        raise NotGatheredError(f"neither weights nor measures: {lacking[0]} is not there")
+    return config, result
+
+
+def take(source: Path, run: Run) -> bool:
+    """Copy a run that is done into another folder of the run store, weights too where there are any.
+
+    Args:
+        source: folder of a run with the same hash, as ``read_done`` accepts it.
+        run: the run that it becomes; its folder may hold an unfinished training, which is given up.
+
+    Returns:
+        False if another process holds the run.
+    """
+    with run.lock() as lease:
+        if lease is None:
+            return False
+        if run.result is not None:
+            return True
+        for old in (WEIGHTS, "checkpoint-previous.pt"):
+            (run.folder / old).unlink(missing_ok=True)
+        write_json(run.folder / "config.json", {"variant": run.variant, **run.config})
+        if (source / WEIGHTS).is_file():
+            _link(source / WEIGHTS, run.folder / WEIGHTS)
+        else:
+            write_json(run.folder / MARK, {"schema": SCHEMA})
+        for name in ("metrics.jsonl", ARRAYS, *reversed(MEASURED), "result.json"):  # what counts, last
+            if (source / name).is_file():
+                content = (source / name).read_bytes()
+                write_atomic(run.folder / name, lambda file, content=content: file.write(content))
+    return True
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file that is never changed in place a second name, or a copy on another disk."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _record(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise NotGatheredError(f"not done: {path.name} is not there") from None
+    except (OSError, ValueError) as error:
+        raise NotGatheredError(f"damaged: {path.name}: {error}") from None
+    if not isinstance(content, dict):
+        raise NotGatheredError(f"damaged: {path.name} holds no mapping")
+    return content
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()

@@ -1,0 +1,203 @@
+"""Runs packed without their weights, gathered from elsewhere, and found by their hash in other studies."""
+
+import json
+import shutil
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+
+from experiments.commands.gather import gather
+from experiments.errors import UsageError
+from experiments.pipeline import run_study
+from experiments.report import summary as report
+from experiments.report.summary import tables_folder
+from experiments.store.packed import MARK, is_packed, pack
+from experiments.study.config import load_study
+from experiments.study.plan import plan
+from tiny_images import tiny_dataset
+
+NAME = "quickstart"
+SMALL = ["--recipe.epochs=1", "--recipe.batch_size=24", "--recipe.device=cpu", "--recipe.precision=fp32"]
+SMALL += ["--data.image_size=16", "--data.crop_size=16", "--only=dense,groups-2", "--wandb=off"]
+SMALL += ["--measures.images=8", "--measures.permutations=99", "--measures.draws=0", "--measures.lesion_images=0"]
+
+
+def small(root, *flags):
+    return load_study(NAME, [*SMALL, "--seeds=2", f"--runs_root={root}", *flags])
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch, tiny):
+    """Time little, draw nothing: neither the numbers nor the pictures matter here."""
+    monkeypatch.setattr("experiments.measure.first_layer.CROPS", 2)
+    monkeypatch.setattr("experiments.measure.speed.LATENCY_BATCH", 2)
+    monkeypatch.setattr("experiments.measure.speed.LATENCY_REPEATS", 1)
+    monkeypatch.setattr("experiments.report.summary.draw_figures", lambda _folder: [])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A small study that was trained and measured: two variants with two seeds each."""
+    root = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("experiments.data.datasets.load", lambda _spec, size, *_rest: tiny_dataset(size))
+        patch.setattr("experiments.measure.first_layer.CROPS", 2)
+        patch.setattr("experiments.measure.speed.LATENCY_BATCH", 2)
+        patch.setattr("experiments.measure.speed.LATENCY_REPEATS", 1)
+        patch.setattr("experiments.report.summary.draw_figures", lambda _folder: [])
+        assert run_study(small(root)) == 0
+    return root / NAME
+
+
+def packed(trained, folder):
+    """Every run of the study, packed into a folder."""
+    for run in sorted(trained.glob("*-seed*")):
+        pack(run, folder / f"{run.name}.zip", with_arrays="-seed0-" in run.name)
+    return folder
+
+
+def gathered(source, root, *flags):
+    gather(NAME, [f"--from={source}", f"--runs_root={root}", *SMALL, "--seeds=2", *flags])
+
+
+def texts(folder):
+    """The tables, without what was timed here."""
+    names = ("runs", "curves", "layers", "notes")
+    return {name: (folder / f"{name}.csv").read_text() for name in names}
+
+
+def values(folder):
+    table = report.read_measures(folder)
+    return table[table["seed"].notna()].reset_index(drop=True).astype({"seed": int})
+
+
+def test_a_packed_run_is_small_and_the_same_bytes_each_time(trained, tmp_path):
+    first, again = (packed(trained, tmp_path / name) for name in ("first", "again"))
+    for path in sorted(first.iterdir()):
+        assert is_packed(path)
+        assert path.read_bytes() == (again / path.name).read_bytes()
+        assert path.stat().st_size < 100_000
+        names = zipfile.ZipFile(path).namelist()
+        assert "checkpoint.pt" not in names
+        assert ("arrays.npz" in names) == ("-seed0-" in path.name)
+
+
+def test_what_is_gathered_gives_the_tables_of_where_it_was_trained(trained, tmp_path, capsys):
+    gathered(packed(trained, tmp_path / "packed"), tmp_path / "runs")
+    there = tmp_path / "runs" / NAME
+    assert capsys.readouterr().out == f"4 runs gathered into {there}\n"
+    assert texts(tables_folder(there)) == texts(tables_folder(trained))
+    assert values(there).equals(values(trained))
+    ours, theirs = (np.load(tables_folder(folder) / "dense-seed0.npz") for folder in (there, trained))
+    assert {name: ours[name].tobytes() for name in ours} == {name: theirs[name].tobytes() for name in theirs}
+
+
+def test_a_study_goes_on_around_packed_runs(trained, tmp_path, capsys):
+    gathered(packed(trained, tmp_path / "packed"), tmp_path / "runs")
+    study = small(tmp_path / "runs", "--seeds=3")
+    assert run_study(study) == 0
+    out = capsys.readouterr().out
+    assert "4 of 6 runs done" in out
+    assert out.count("(done before)") == 4
+    table = report.read_measures(study.folder)
+    assert set(table.loc[table["measure"] == "test_accuracy", "seed"]) == {0, 1, 2}
+
+
+def test_without_weights_nothing_is_measured_anew(trained, tmp_path, capsys):
+    gathered(packed(trained, tmp_path / "packed"), tmp_path / "runs")
+    assert run_study(small(tmp_path / "runs", "--measures.images=6")) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        "warning: 4 runs were packed without weights and measured otherwise than now: what was measured is kept "
+        "(dense, seeds 0, 1; groups-2, seeds 0, 1)"
+    ]
+    assert values(tmp_path / "runs" / NAME).equals(values(trained))
+
+
+def test_what_cannot_be_taken_is_said_in_a_line_each(trained, tmp_path, capsys):
+    source = packed(trained, tmp_path / "packed")
+    first, second, third, fourth = sorted(source.iterdir())
+    shutil.copy(first, source / "a-copy.zip")
+    content = bytearray(second.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    second.write_bytes(content)
+    third.write_bytes(b"no archive")
+    with zipfile.ZipFile(fourth) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(fourth, "w") as archive:
+        for name, text in (files | {MARK: b'{"schema": 99}'}).items():
+            archive.writestr(name, text)
+    foreign = source / "other"
+    shutil.copytree(next(trained.glob("dense-seed1-*")), foreign)
+    config = json.loads((foreign / "config.json").read_text())
+    (foreign / "config.json").write_text(json.dumps({**config, "seed": 17}))
+    gathered(source, tmp_path / "runs")
+    lines = capsys.readouterr().out.splitlines()
+    left_out = [line for line in lines if line.startswith("left out: ")]
+    assert len(left_out) == 5
+    for words in (
+        f"{second}: damaged: ",
+        f"{third}: neither a zip nor a tar archive, or damaged",
+        f"{fourth}: packed with schema 99; this version reads schema 1",
+        f"{foreign}: damaged: config.json is not the configuration",
+        f"{first}: doubled: ",
+    ):
+        assert sum(words in line for line in left_out) == 1, words
+    assert f"1 run gathered into {tmp_path / 'runs' / NAME}" in lines
+    assert "missing: dense, seed 1" in lines
+    assert "missing: groups-2, seeds 0, 1" in lines
+
+
+def test_runs_of_another_study_are_foreign(trained, tmp_path, capsys):
+    source = packed(trained, tmp_path / "packed")
+    with pytest.raises(UsageError, match=r"no run of widen there that is done \(4 left out\)"):
+        gather("widen", [f"--from={source}", f"--runs_root={tmp_path / 'runs'}"])
+    assert capsys.readouterr().out.count("foreign: no run of widen has the hash") == 4
+
+
+def test_runs_in_another_precision_are_left_out(trained, tmp_path, capsys):
+    source = packed(trained, tmp_path / "packed")
+    gathered(sorted(source.iterdir())[0], tmp_path / "runs")
+    other = tmp_path / "other"
+    shutil.copytree(next(trained.glob("groups-2-seed1-*")), other)
+    result = json.loads((other / "result.json").read_text())
+    (other / "result.json").write_text(json.dumps({**result, "precision": "bfloat16"}))
+    capsys.readouterr()
+    gathered(other, tmp_path / "runs")
+    assert "trained in bfloat16, the runs of" in capsys.readouterr().out
+
+
+def test_an_archive_of_a_folder_of_runs_is_gathered_with_its_weights(trained, tmp_path, capsys):
+    with tarfile.open(tmp_path / "runs.tar.gz", "w:gz") as archive:
+        archive.add(trained, NAME)
+    gathered(tmp_path / "runs.tar.gz", tmp_path / "runs")
+    assert "4 runs gathered" in capsys.readouterr().out
+    for p in plan(small(tmp_path / "runs")):
+        assert p.run.load_checkpoint() is not None
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ([], "--from=PATH is missing"),
+        (["--from=/nowhere"], "--from=/nowhere: no such file or folder"),
+        (["--from=."], "no run of quickstart there that is done"),
+    ],
+)
+def test_bad_sources_are_one_clear_line(tmp_path, monkeypatch, flags, words):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=words):
+        gather(NAME, flags)
+
+
+def test_a_run_of_the_same_hash_in_another_study_is_taken_from_there(trained, tmp_path, capsys):
+    shutil.copytree(trained, tmp_path / "another-study")
+    study = small(tmp_path)
+    assert run_study(study) == 0
+    out = capsys.readouterr().out
+    assert out.count("(done before)") == 4
+    assert f"dense, seed 0: taken from {tmp_path / 'another-study'}" in out
+    assert values(study.folder).equals(values(trained))
+    assert plan(study)[0].run.load_checkpoint() is not None
