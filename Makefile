@@ -9,7 +9,7 @@ READY := .venv/.ready
 quoted = $(if $(value $(1)),'$(subst ','\'',$(value $(1)))')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-avx2 test-all soak lint list experiment status cost measure figures results gather claims bench bench-kernels bench-blocks bench-training bench-gpu clean
+.PHONY: help setup test test-avx2 test-all soak lint list experiment status cost measure figures results gather claims docs bench bench-kernels bench-blocks bench-training bench-gpu clean
 
 help: ## show this help
 	@echo "What filter groups buy, and what they learn."
@@ -75,6 +75,11 @@ gather: $(READY) ## take runs of a study that were trained elsewhere: FROM=folde
 claims: $(READY) ## what is claimed of filter groups, and what the studies say to it [ARGS="--explain"]
 	@$(RUN) -m experiments claims $(ARGS)
 
+docs: $(READY) mkdocs.yml ## build the documentation into site/ (open site/index.html; works offline)
+	@.venv/bin/python -c "import mkdocs, material, mkdocstrings, nbconvert" 2>/dev/null || .venv/bin/pip install --quiet --disable-pip-version-check --editable ".[docs]"
+	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet $(ARGS)
+	@echo "site/index.html"
+
 bench: $(READY) ## time every kernel side by side, then whole training steps, then images per second
 	@$(RUN) -m benchmarks.kernels $(ARGS)
 	@$(if $(filter -h --help,$(ARGS)),,$(RUN) -m benchmarks.steps)
@@ -93,14 +98,13 @@ bench-gpu: $(READY) ## on a machine with a GPU, PART=1, 2, 3: tests, kernels wit
 	@PYTHON="$${PYTHON:-$(RUN)}" TO=$(call quoted,TO) PART=$(call quoted,PART) benchmarks/gpu.sh
 
 clean: ## remove the virtual environment and all caches (runs/ and data/ stay)
-	@rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist *.egg-info *.whl
+	@rm -rf .venv site .pytest_cache .ruff_cache .hypothesis build dist *.egg-info *.whl
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Folders have these names, so that make would call them up to date.
 MEANT_analysis := measure MODEL=… CHECKPOINT=… DATA=…
 MEANT_benchmarks := bench
 MEANT_configs := list
-MEANT_docs := help
 MEANT_experiments := experiment NAME=…
 MEANT_gconv := cost MODEL=…
 MEANT_runs := status

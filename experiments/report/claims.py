@@ -17,14 +17,17 @@ from analysis.verdict import ALPHA, Part, Verdict
 from experiments.errors import UsageError
 from experiments.report.claims_page import EVERY, claimed, planned, read_rates, write_page
 from experiments.report.ledger import CLAIM_KEYS, LEDGER, read_claims
+from experiments.report.marked_text import replace_block
 from experiments.report.records import RESULTS, find_records, read_record
-from experiments.study.catalogue import study_names
+from experiments.study.catalogue import HOME, study_names
 
 RATES = RESULTS / "null-studies" / "rates.csv"
-FLAGS = "--json, --explain, --markdown, --trials, --runs_root=DIR"
+FLAGS = "--json, --explain, --markdown, --readme, --trials, --runs_root=DIR"
+README, BLOCK = HOME / "README.md", "verdicts"  # the block of the README that ``--readme`` writes
 WIDTH = 120
 CLAIM, RIGHT = 40, 62  # columns of the ledger: the claim, and what was found
 VERDICT = 13
+OPEN: tuple[Verdict, ...] = ("inconclusive", "not run")
 HEAD = f"{'effect [95% interval]':<26}{'q':>6}{'n':>4}{'needs':>6}  study"
 
 
@@ -41,13 +44,18 @@ def print_claims(flags: Sequence[str]) -> None:
             runs = Path(value).expanduser()
             if not runs.is_dir():
                 raise UsageError(f"claims: {flag}: no such folder")
-        elif flag in ("--json", "--explain", "--markdown", "--trials"):
+        elif flag in ("--json", "--explain", "--markdown", "--readme", "--trials"):
             given.add(flag)
         else:
             raise UsageError(f"claims: unknown flag {flag}; there are: {FLAGS}")
     claims = read_claims(LEDGER)
     if "--markdown" in given:
         print(write_page(claims, read_rates(RATES)))
+        return
+    if "--readme" in given:
+        if not replace_block(README, BLOCK, recorded_verdicts()):
+            raise UsageError(f"claims: {README} has no lines <!-- {BLOCK} --> and <!-- end {BLOCK} -->")
+        print(README)
         return
     studies = dict.fromkeys(study for claim in claims for study in claim.studies)
     records = [record for study in studies for record in find_records(study, runs, trials="--trials" in given)]
@@ -71,6 +79,21 @@ def study_verdicts(study: str, runs: Path) -> str:
     if not claims or record is None:
         return ""
     return ledger_text(claims, judge_claims(claims, [record]))
+
+
+def recorded_verdicts() -> str:
+    """Return the verdicts of the record alone as a Markdown table: the decided claims, and how many are open."""
+    claims = read_claims(LEDGER)
+    studies = dict.fromkeys(study for claim in claims for study in claim.studies)
+    records = [read_record(study, "results", RESULTS / study) for study in studies]
+    findings = judge_claims(claims, [record for record in records if record is not None])
+    lines = ["| | claim | verdict | effect | n |", "|---|---|---|---|---|"]
+    for claim, finding in zip(claims, findings, strict=True):
+        if finding.part is not None and finding.verdict not in OPEN:
+            n = "" if finding.n is None else finding.n
+            lines.append(f"|{claim.number}|{claim.short}|{finding.verdict}|{_interval(finding.part)}|{n}|")
+    counts = Counter(finding.verdict for finding in findings)
+    return "\n".join([*lines, "", f"Open: {', '.join(f'{counts[verdict]} {verdict}' for verdict in OPEN)}."])
 
 
 def ledger_text(claims: Sequence[Claim], findings: Sequence[Finding]) -> str:

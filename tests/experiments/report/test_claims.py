@@ -213,7 +213,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
 
 def test_an_unknown_flag_is_named():
     with pytest.raises(
-        UsageError, match=r"claims: unknown flag --yaml; there are: --json, --explain, --markdown, --trials"
+        UsageError, match=r"claims: unknown flag --yaml; there are: --json, --explain, --markdown, --readme, --trials"
     ):
         print_claims(["--yaml"])
 
