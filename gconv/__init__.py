@@ -5,6 +5,7 @@ from gconv.conv import GroupedConv2d
 from gconv.explanation import explain
 from gconv.fusion import fuse
 from gconv.operator.ops import forced_kernel, grouped_conv2d
+from gconv.operator.tune import TuneReport, tune
 from gconv.partition import Partition
 from gconv.regroup import regroup
 from gconv.shuffle import ChannelPermutation, ChannelShuffle, channel_shuffle
@@ -17,6 +18,7 @@ __all__ = [
     "ChannelShuffle",
     "GroupedConv2d",
     "Partition",
+    "TuneReport",
     "__version__",
     "channel_shuffle",
     "explain",
@@ -25,4 +27,5 @@ __all__ = [
     "grouped_conv2d",
     "regroup",
     "run_block",
+    "tune",
 ]

@@ -249,10 +249,10 @@ def measure_latencies(
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for repeat in range(repeats + 1):
         for name, call in calls.items():
-            _wait(device)
+            wait_for(device)
             start = time.perf_counter()
             call()
-            _wait(device)
+            wait_for(device)
             if repeat:
                 seconds[name].append(time.perf_counter() - start)
     return {name: _quartiles(times) for name, times in seconds.items()}
@@ -265,7 +265,8 @@ def _quartiles(times: list[float]) -> Latency:
     return Latency(median, lower, upper)
 
 
-def _wait(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Wait until a device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

@@ -6,6 +6,7 @@ forward pass, the gradient of the input and that of the weight may be computed b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -82,12 +83,16 @@ def _choose(
 ) -> Choice:
     if device.type == "meta":  # nothing is computed, costs are counted: these multiply connected channels alone
         return Choice("native" if geometry.is_uniform else "loop", "nothing is computed on the meta device")
+    ruled = by_rule(op, geometry, dtype, device)
     found = _measured(op, geometry, dtype, device, channels_last, bits)
-    if found is not None:
-        seconds, times, steps = found
-        words = "the fastest measured" + (f" on a layer {steps} steps away in size" if steps else "")
-        return Choice(min(times, key=lambda name: times[name]), words, tuple(seconds.items()), steps)
-    return _by_rule(op, geometry, dtype, device)
+    if found is None:
+        return ruled
+    seconds, times, steps = found
+    name, words = min(times, key=lambda name: times[name]), "the fastest measured"
+    if times.get(ruled.kernel, math.inf) <= ALIKE * times[name]:  # chance would decide
+        name, words = ruled.kernel, "as fast as any measured"
+    words += f" on a layer {steps} steps away in size" if steps else ""
+    return Choice(name, words, tuple(seconds.items()), steps)
 
 
 def together(
@@ -150,8 +155,8 @@ def _measured(
     return (seconds, {name: seconds[name] for name in usable}, steps) if usable else None
 
 
-def _by_rule(op: str, geometry: Geometry, dtype: torch.dtype, device: torch.device) -> Choice:
-    """ATen, by what bounds it.
+def by_rule(op: str, geometry: Geometry, dtype: torch.dtype, device: torch.device) -> Choice:
+    """The kernel where nothing is measured: ATen, by what bounds it.
 
     A CPU multiplies no zeros but those that merge narrow groups: equal groups share a call, one after the other. Matrix
     units (AMX) and GPUs prefer one wide call, zeros included.

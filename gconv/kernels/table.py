@@ -132,6 +132,20 @@ def pinned(table: Table) -> Iterator[None]:
         _pinned = before
 
 
+def is_pinned() -> bool:
+    """Whether one table alone speaks."""
+    return _pinned is not None
+
+
+def own(machine: Machine) -> Table:
+    """The user's own table for a machine; empty where there is none that can be used."""
+    try:
+        made_on, table = read(own_path(machine))
+    except (TableError, FileNotFoundError):
+        return {}
+    return table if made_on == machine else {}
+
+
 def load(machine: Machine) -> Table:
     """The table that speaks for a machine: the shipped one, and over it the user's own.
 
@@ -234,13 +248,7 @@ def extend(machine: Machine, measured: Iterable[tuple[Kind, Mapping[str, float]]
 
     A file that cannot be used is rebuilt.
     """
-    path = own_path(machine)
-    try:
-        made_on, table = read(path)
-        table = table if made_on == machine else {}
-    except (TableError, FileNotFoundError):
-        table = {}
-    table |= {kind: dict(times) for kind, times in measured}
+    table = own(machine) | {kind: dict(times) for kind, times in measured}
     table = {kind: times for kind, times in table.items() if times}
-    write(path, machine, table)
+    write(own_path(machine), machine, table)
     return table

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from threading import local
 from typing import NamedTuple
 
@@ -55,6 +54,33 @@ def forced_name() -> str | None:
     return _forced.name
 
 
+# Sees the name of an op, a tensor whose dtype, device and layout are those of the op, geometry and size of the input.
+Watcher = Callable[[str, Tensor, Geometry, Sequence[int]], None]
+_watcher: Watcher | None = None
+
+
+def watch(watcher: Watcher | None) -> Watcher | None:
+    """Have every op seen before its kernel is chosen, unless one is forced; returns who has seen them so far."""
+    global _watcher
+    before, _watcher = _watcher, watcher
+    return before
+
+
+def _show(op: str, like: Tensor, geometry: Geometry, input_size: Sequence[int]) -> None:
+    if _watcher is not None and _forced.name is None:
+        _watcher(op, like, geometry, input_size)
+
+
+def show_layer(x: Tensor, weight: Tensor, geometry: Geometry) -> None:
+    """Show the watcher all ops that a call of a layer needs, the gradients as far as they are wanted."""
+    if _watcher is None or x.dim() != 4:
+        return
+    wanted = [torch.is_grad_enabled() and t.requires_grad for t in (x, weight)]
+    for op, needed in zip((*OPS, "step"), (True, *wanted, all(wanted)), strict=True):
+        if needed:
+            _show(op, x, geometry, x.shape[2:])
+
+
 class Kernels(NamedTuple):
     """What computes the three ops of a layer.
 
@@ -101,7 +127,7 @@ def _chosen(
     return _named(tuple(choose(op, *case).kernel for op in OPS), together(*case))
 
 
-@cache
+@cached_choice
 def _named(names: tuple[str, ...], one: str | None) -> Kernels:
     forward, input_gradient, weight_gradient = (getattr(find(name), op) for name, op in zip(names, OPS, strict=True))
     statistics = getattr(find(names[0]), "conv2d_statistics", None)
@@ -130,6 +156,7 @@ def conv2d(x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geomet
     """The forward pass, (N, O, H', W')."""
     if x_NCHW.is_complex():  # ATen splits it into convolutions of real numbers
         return transformable_kernels(geometry).conv2d(x_NCHW, weight, bias, geometry, activation)
+    _show("conv2d", x_NCHW, geometry, x_NCHW.shape[2:])
     return kernels_for(x_NCHW, geometry, x_NCHW.shape[2:]).conv2d(x_NCHW, weight, bias, geometry, activation)
 
 
@@ -146,6 +173,7 @@ def conv2d_statistics(
     x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The forward pass, and mean and biased variance (O,) of every channel that it puts out, at least in fp32."""
+    _show("conv2d", x_NCHW, geometry, x_NCHW.shape[2:])
     kernels = kernels_for(x_NCHW, geometry, x_NCHW.shape[2:])
     if kernels.statistics is not None:
         return kernels.statistics(x_NCHW, weight, bias, geometry)
@@ -187,6 +215,7 @@ def input_gradient(dy_NOHW: Tensor, weight: Tensor, geometry: Geometry, input_si
     """The gradient of the input, (N, C, H, W) with (H, W) = ``input_size``."""
     if dy_NOHW.is_complex():
         return _of_parts(lambda dy, w: input_gradient(dy, w, geometry, input_size), dy_NOHW, weight)
+    _show("input_gradient", dy_NOHW, geometry, input_size)
     return kernels_for(dy_NOHW, geometry, input_size).input_gradient(dy_NOHW, weight, geometry, input_size)
 
 
@@ -194,4 +223,5 @@ def weight_gradient(dy_NOHW: Tensor, x_NCHW: Tensor, geometry: Geometry) -> Tens
     """The gradient of the weight, of ``geometry.weight_shape``."""
     if dy_NOHW.is_complex():
         return _of_parts(lambda dy, x: weight_gradient(dy, x, geometry), dy_NOHW, x_NCHW)
+    _show("weight_gradient", x_NCHW, geometry, x_NCHW.shape[2:])
     return kernels_for(x_NCHW, geometry, x_NCHW.shape[2:]).weight_gradient(dy_NOHW, x_NCHW, geometry)

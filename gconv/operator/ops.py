@@ -55,9 +55,12 @@ def grouped_conv2d(
         return _traced(x_NCHW, weight, bias, geometry, activation)
     if torch._C._is_any_autocast_enabled():
         (x_NCHW,) = library.cast(x_NCHW)
+        dispatch.show_layer(x_NCHW, weight, geometry)
         if _left_to_autocast(x_NCHW, weight, geometry):
             return spelled_out(x_NCHW, weight, bias, geometry, activation)
         weight, bias = library.cast(weight, bias)
+    else:
+        dispatch.show_layer(x_NCHW, weight, geometry)
     if x_NCHW.dtype != weight.dtype or (bias is not None and bias.dtype != weight.dtype):
         raise InputError(library.complaint(x_NCHW, weight, bias, geometry))
     if is_distributed(weight):

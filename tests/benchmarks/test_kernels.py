@@ -73,8 +73,8 @@ def test_what_is_learned_is_what_is_chosen(monkeypatch, capsys):
     for op in OPS:
         chosen = choose.choose(op, layer.geometry, torch.float32, torch.device("cpu"), True, bits)
         seconds = {name: t for name, t in chosen.seconds if name != "dense"}
-        assert chosen.reason == "the fastest measured"
-        assert chosen.kernel == min(seconds, key=lambda name: seconds[name])
+        assert chosen.reason in ("the fastest measured", "as fast as any measured")
+        assert seconds[chosen.kernel] <= choose.ALIKE * min(seconds.values())
     steps = [
         times
         for kind, times in table.read(table.own_path(this_machine(torch.device("cpu"))))[1].items()

@@ -1,0 +1,360 @@
+"""Measure which kernel computes a model's own layers fastest, on this machine, and remember it.
+
+What a layer needs is seen while the model runs: op, geometry, dtype, layout, size. Each is timed by every kernel that
+can compute it (``race.py``) and goes into the user's table. A faster kernel may hand on another layout than the one
+before, and so change what later layers need: the model is run again until it needs nothing new.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from gconv.kernels import DIFFERENTIABLE, OPS, find, runnable
+from gconv.kernels import table as tables
+from gconv.kernels.aten import is_channels_last
+from gconv.kernels.choose import APART, by_rule, choose, pixel_bits, together
+from gconv.kernels.geometry import Geometry
+from gconv.kernels.machine import Machine, this_machine
+from gconv.operator import dispatch
+from gconv.operator.ops import grouped_conv2d
+from gconv.operator.race import Race, race
+from gconv.wiring.meta import unwrapped
+from gconv.wiring.text_table import aligned
+
+VARIABLE = "GCONV_TUNE"  # environment variable: 1 measures whatever is computed for the first time
+FIRST_USE_S = 2.0  # seconds that a first use may be measured for
+HOPELESS_STEP = 1.15  # times the fastest, by the sum of its ops: such a step is not timed
+
+
+class Use(NamedTuple):
+    """One op of a layer at one size, or its whole training step (``step``): what a measurement is made of."""
+
+    op: str
+    geometry: Geometry
+    dtype: torch.dtype
+    device: torch.device
+    channels_last: bool
+    batch: int
+    height: int
+    width: int
+
+    @property
+    def case(self) -> tuple[Geometry, torch.dtype, torch.device, bool, int]:
+        """All that the choice of a kernel depends on."""
+        bits = pixel_bits(self.batch, self.height, self.width)
+        return self.geometry, self.dtype, self.device, self.channels_last, bits
+
+    @property
+    def kind(self) -> tables.Kind:
+        """The rows of the table that speak for it."""
+        geometry, dtype, _, channels_last, bits = self.case
+        return tables.Kind.of(self.op, geometry, dtype, channels_last, bits)
+
+    @property
+    def chosen(self) -> str:
+        """The kernel that computes it now."""
+        return (together(*self.case) or APART) if self.op == "step" else choose(self.op, *self.case).kernel
+
+    @property
+    def by_rule(self) -> str:
+        """The kernel that computes it where nothing is measured."""
+        names = {by_rule(op, *self.case[:3]).kernel for op in (OPS if self.op == "step" else (self.op,))}
+        return names.pop() if len(names) == 1 else APART
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Largest layers first; of a layer its ops, then the step, which depends on what is chosen for them."""
+        macs = sum(self.geometry.links) * self.batch * self.height * self.width
+        return -macs, (*OPS, "step").index(self.op)
+
+
+@dataclass(frozen=True)
+class TuneReport:
+    """What was measured; printed as a table of the layers.
+
+    Attributes:
+        machine: where.
+        seconds: that it took.
+        budget_s: that it might take.
+        races: of each kind of op or step that was measured now.
+        chosen: the kernel that computes each op or step of the model from now on.
+        left: those that were not measured within the budget.
+    """
+
+    machine: Machine
+    seconds: float
+    budget_s: float
+    races: dict[tables.Kind, Race]
+    chosen: dict[Use, str]
+    left: tuple[Use, ...]
+
+    @property
+    def line(self) -> str:
+        """One line: how much was measured, in what time, where."""
+        words = f"{len(self.races)} kinds of op measured in {self.seconds:.1f} s"
+        known = len({use.kind for use in self.chosen} - self.races.keys() - {use.kind for use in self.left})
+        if known:
+            words += f", {known} known before"
+        if self.left:
+            words += f", {len(self.left)} left when the {self.budget_s:g} s were over"
+        return f"kernels: {words}; {self.machine}"
+
+    def gain(self, use: Use) -> float | None:
+        """Time of the kernel by rule over that of the one chosen; None where either was not measured now."""
+        seconds = self.races[use.kind].seconds if use.kind in self.races else {}
+        if use.by_rule in seconds and self.chosen[use] in seconds:
+            return seconds[use.by_rule] / seconds[self.chosen[use]]
+        return None
+
+    def __str__(self) -> str:
+        """The line, and of each layer the kernels, and how much faster than by the rule it is."""
+        layers: dict[tuple, dict[str, Use]] = defaultdict(dict)
+        for use in sorted(self.chosen, key=lambda use: use.order):
+            layers[use[1:]][use.op] = use
+        header = ["layer", "input", "dtype", "layout", *OPS, "step", "gain"]
+        rows = []
+        for uses in layers.values():
+            use = next(iter(uses.values()))
+            shape = f"{use.batch}×{use.geometry.in_groups.channels}×{use.height}×{use.width}"
+            layout = "channels_last" if use.channels_last else "contiguous"
+            kernels = [self.chosen[uses[op]] if op in uses else "" for op in (*OPS, "step")]
+            gain = self.gain(uses["step" if "step" in uses else next(iter(uses))])
+            dtype = str(use.dtype).removeprefix("torch.")
+            rows.append([str(use.geometry), shape, dtype, layout, *kernels, "" if gain is None else f"{gain:.2f}"])
+        if not rows:
+            return self.line
+        note = "gain: time of the kernels by rule over these, of the step or else of the first op"
+        return "\n".join([self.line, aligned(header, rows, texts=len(header) - 1), note])
+
+
+def tune(
+    model: nn.Module,
+    example: Any,
+    budget_s: float = 20.0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> TuneReport:
+    """Measure which kernel computes each grouped convolution of a model fastest, and have it used from now on.
+
+    Measured is what the model needs as it is called here: in training mode the forward pass and both gradients, in
+    evaluation mode the forward pass, in the dtype of the weights or of the autocast that surrounds the call, with the
+    threads that torch has now. Every kernel takes turns; those that are clearly slower drop out. The times go into the
+    user's table (``~/.cache/gconv/kernels``), for all programs on this machine; what it holds already is not measured
+    again. Parameters, gradients, running statistics and random numbers stay as they are.
+
+    Args:
+        model: that holds grouped convolutions; compiled or parallel models are tuned by the model inside.
+        example: an input as the model will get it, on its device; or a tuple of arguments.
+        budget_s: seconds that it takes at most, the last measurement excepted. What is left keeps the rule.
+        clock: seconds.
+
+    Returns:
+        A report, to be printed.
+
+    Raises:
+        TypeError: arguments that are no model.
+        ValueError: a budget that is no time.
+    """
+    model = unwrapped(model, "tune")
+    if not 0 < budget_s < math.inf:
+        raise ValueError(f"budget_s={budget_s}: must be a number of seconds above 0")
+    arguments = example if isinstance(example, tuple) else (example,)
+    start = clock()
+    until = start + budget_s
+    races: dict[tables.Kind, Race] = {}
+    while True:
+        uses = _uses(model, arguments)
+        known = _known({use.device for use in uses}) | races.keys()
+        fresh = sorted({use.kind: use for use in uses if use.kind not in known}.values(), key=lambda use: use.order)
+        left = fresh
+        while left and (now := clock()) < until:
+            use, *left = left
+            # Most are certain early, and leave their time to those that are not.
+            races[use.kind] = measure(use, now + 2 * (until - now) / (1 + len(left)), clock)
+        if left or not fresh:
+            break
+    machine = this_machine(next(iter(uses)).device if uses else torch.device("cpu"))
+    chosen = {use: use.chosen for use in uses}
+    return TuneReport(machine, clock() - start, budget_s, races, chosen, tuple(left))
+
+
+def _uses(model: nn.Module, arguments: Sequence[Any]) -> set[Use]:
+    """All that one call of a model needs, and the backward pass if it is being trained."""
+    found: set[Use] = set()
+    tensors = [t for t in tree_leaves(arguments) if isinstance(t, Tensor)]
+    devices = {t.device for t in (*model.parameters(), *tensors) if t.device.type == "cuda"}
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        with torch.random.fork_rng(devices), _watching(_watcher(found.add)):
+            if not (model.training and torch.is_grad_enabled()):
+                with torch.no_grad():
+                    model(*arguments)
+            else:
+                outputs = [y for y in tree_leaves(model(*arguments)) if isinstance(y, Tensor) and y.requires_grad]
+                wanted = [t for t in (*model.parameters(), *tensors) if t.requires_grad]
+                if outputs and wanted:
+                    ones = [torch.ones_like(y) for y in outputs]
+                    torch.autograd.grad(outputs, wanted, ones, allow_unused=True)
+    finally:
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+    return found
+
+
+@contextmanager
+def _watching(watcher: dispatch.Watcher | None) -> Iterator[None]:
+    """Have every op inside the block seen, in all threads."""
+    before = dispatch.watch(watcher)
+    try:
+        yield
+    finally:
+        dispatch.watch(before)
+
+
+def _watcher(see: Callable[[Use], object]) -> dispatch.Watcher:
+    """Have a function see every use that can be measured."""
+
+    def watch(op: str, like: Tensor, geometry: Geometry, size: Sequence[int]) -> None:
+        if _is_measurable(like):
+            last = is_channels_last(like)
+            see(Use(op, geometry, like.dtype, like.device, last, like.shape[0], int(size[0]), int(size[1])))
+
+    return watch
+
+
+def _is_measurable(like: Tensor) -> bool:
+    """Whether what is computed is numbers on a device, that nobody traces, transforms or captures."""
+    if type(like) not in (Tensor, nn.Parameter) or like.device.type not in ("cpu", "cuda") or not like.numel():
+        return False
+    if like.is_complex() or torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():
+        return False
+    return not (like.device.type == "cuda" and torch.cuda.is_current_stream_capturing())
+
+
+def _known(devices: set[torch.device]) -> set[tables.Kind]:
+    """What is measured on this machine."""
+    return {kind for device in devices for kind in tables.own(this_machine(device))}
+
+
+def measure(use: Use, until: float, clock: Callable[[], float] = time.perf_counter) -> Race:
+    """Time every kernel that can compute one use, and extend the user's table.
+
+    Args:
+        use: what is computed; of a step, the ops must have been measured before.
+        until: time of the clock at which it ends.
+        clock: seconds.
+    """
+    alone = torch.inference_mode(False), torch.autocast(use.device.type, enabled=False)
+    with _watching(None), alone[0], alone[1], torch.set_grad_enabled(use.op == "step"):
+        ended = race(_calls(use), use.device, until, clock)
+    if ended.seconds:
+        tables.extend(this_machine(use.device), [(use.kind, ended.seconds)])
+        dispatch.forget()
+    return ended
+
+
+def _calls(use: Use) -> dict[str, Callable[[], object]]:
+    """Every way of computing one use, on numbers of our own."""
+    geometry, size = use.geometry, (use.height, use.width)
+    layout = torch.channels_last if use.channels_last else torch.contiguous_format
+
+    def images(channels: int, size: tuple[int, int]) -> Tensor:
+        numbers = torch.ones(use.batch, channels, *size, dtype=use.dtype, device=use.device)
+        return numbers.uniform_(-1, 1, generator=generator).contiguous(memory_format=layout)
+
+    generator = torch.Generator(use.device).manual_seed(0)
+    x = images(geometry.in_groups.channels, size)
+    dy = images(geometry.out_groups.channels, geometry.output_size(size))
+    weight = torch.empty(geometry.weight_shape, dtype=use.dtype, device=use.device)
+    weight.uniform_(-0.1, 0.1, generator=generator)
+    names = runnable(geometry, use.dtype, use.device)
+    if use.op == "step":
+        x.requires_grad_()
+        weight.requires_grad_()
+
+        def step(name: str) -> object:
+            with nullcontext() if name == APART else dispatch.forced_kernel(name):
+                return torch.autograd.grad(grouped_conv2d(x, weight, None, geometry), [x, weight], dy)
+
+        return {name: lambda name=name: step(name) for name in _steps(use, names)}
+
+    def call(name: str) -> object:
+        kernel = find(name)
+        if use.op == "conv2d":
+            return kernel.conv2d(x, weight, None, geometry)
+        if use.op == "input_gradient":
+            return kernel.input_gradient(dy, weight, geometry, size)
+        return kernel.weight_gradient(dy, x, geometry)
+
+    return {name: lambda name=name: call(name) for name in names}
+
+
+def _steps(use: Use, names: Sequence[str]) -> list[str]:
+    """Ways of a whole step that are worth timing: by the rule, and those whose ops are fast.
+
+    One kernel for all three, which torch differentiates; or each op by its own (``APART``), where they differ.
+    """
+    tables.extend(this_machine(use.device), [(use.kind, {})])  # else the step chosen before would stand for ``APART``
+    dispatch.forget()
+    choices = [choose(op, *use.case) for op in OPS]
+    one = together(*use.case)
+    if one is not None:
+        return [one]
+    seconds = [dict(choice.seconds) for choice in choices]
+    best = sum(times.get(choice.kernel, math.inf) for choice, times in zip(choices, seconds, strict=True))
+
+    def of_all(name: str) -> float:
+        return sum(times.get(name, math.inf) for times in seconds)
+
+    worth = {use.by_rule, *(name for name in names if of_all(name) <= HOPELESS_STEP * best)}
+    return [APART, *(name for name in names if name in worth & DIFFERENTIABLE)]
+
+
+_lock = Lock()
+_met: set[tuple] = set()
+
+
+def _at_first_use(use: Use) -> None:
+    """Measure what this process computes for the first time, unless it is known on this machine."""
+    met = (use.op, *use.case)
+    if met in _met or tables.is_pinned():
+        return
+    with _lock:
+        if met in _met:
+            return
+        _met.add(met)
+        if use.kind in _known({use.device}):
+            return
+        start = time.perf_counter()
+        seconds = measure(use, start + FIRST_USE_S).seconds
+        words = f"gconv: {use.op} of {use.geometry} measured in {time.perf_counter() - start:.1f} s"
+        print(f"{words}: {use.chosen}" if seconds else f"{words}: no kernel works", file=sys.stderr, flush=True)
+
+
+def wanted() -> bool:
+    """Whether whatever is computed for the first time is to be measured: ``GCONV_TUNE=1``.
+
+    Raises:
+        ValueError: the variable is neither 1 nor 0.
+    """
+    value = os.environ.get(VARIABLE, "")
+    if value not in ("", "0", "1"):
+        raise ValueError(f"{VARIABLE}={value}: write 1 to measure kernels at first use, or 0")
+    return value == "1"
+
+
+if wanted():
+    dispatch.watch(_watcher(_at_first_use))

@@ -1,0 +1,97 @@
+"""The race of kernels, against a clock that only the calls move."""
+
+import itertools
+
+import pytest
+import torch
+
+from gconv.operator import race as racing
+from gconv.operator.race import race
+
+CPU = torch.device("cpu")
+
+
+class Clock:
+    """Seconds that pass only where a test says so."""
+
+    def __init__(self):
+        self.now = 0.0
+        self.calls = []
+
+    def __call__(self):
+        return self.now
+
+    def way(self, name, seconds):
+        """A call that takes the next of some seconds, over and over."""
+        each = itertools.cycle(seconds if isinstance(seconds, list) else [seconds])
+
+        def call():
+            self.calls.append(name)
+            self.now += next(each)
+
+        return call
+
+    def race(self, until=float("inf"), **ways):
+        return race({name: self.way(name, seconds) for name, seconds in ways.items()}, CPU, until, self)
+
+
+def test_what_is_far_slower_is_never_timed_in_a_round():
+    found = Clock().race(fast=1.0, slow=2.5)
+    assert found.seconds == pytest.approx({"fast": 1.0, "slow": 2.5})
+    assert found.rounds == {"fast": racing.FEW, "slow": 0}
+    assert found.certain
+
+
+def test_one_disturbed_measurement_drops_nobody():
+    """Warm-up, a disturbed call, the call that is made again."""
+    found = Clock().race(fast=1.0, disturbed=[0.5, 5.0, 0.5, 0.5, 0.5])
+    assert min(found.seconds, key=found.seconds.get) == "disturbed"
+    assert found.rounds["disturbed"] >= racing.FEW
+
+
+def test_what_is_clearly_slower_drops_out_after_a_few_rounds():
+    found = Clock().race(fast=1.0, slower=1.5, close=1.05)
+    assert found.rounds == {"fast": racing.SOME, "slower": racing.FEW, "close": racing.SOME}
+    assert found.seconds == pytest.approx({"fast": 1.0, "slower": 1.5, "close": 1.05})
+    assert found.certain
+
+
+def test_alike_ways_are_not_timed_for_ever_and_changing_ones_as_long_as_allowed():
+    assert Clock().race(one=1.0, other=1.01).rounds == {"one": racing.SOME, "other": racing.SOME}
+    clock = Clock()
+    found = clock.race(one=[1.0, 1.0, 1.2, 0.9, 1.1], other=[1.05, 1.05, 0.9, 1.2, 1.15, 1.0, 1.1])
+    assert set(found.rounds.values()) == {racing.MOST}
+
+
+def test_it_ends_when_time_is_up_and_says_that_nothing_is_certain():
+    clock = Clock()
+    found = clock.race(until=7.0, one=1.0, other=1.3)
+    assert clock.now == pytest.approx(2 * 2.3 + 2 * 2.3)  # two calls each whatever the time, then the rounds begun
+    assert found.rounds == {"one": 2, "other": 2}
+    assert not found.certain
+
+
+def test_each_round_begins_with_another_way():
+    clock = Clock()
+    clock.race(a=1.0, b=1.05, c=1.08)
+    rounds = [tuple(clock.calls[i : i + 3]) for i in range(6, len(clock.calls), 3)]
+    assert rounds[:4] == [("a", "b", "c"), ("b", "c", "a"), ("c", "a", "b"), ("a", "b", "c")]
+
+
+def test_what_takes_no_time_is_repeated_within_a_measurement():
+    clock = Clock()
+    found = clock.race(one=racing.SHORT_S / 10, other=racing.SHORT_S / 5)
+    assert clock.calls.count("one") == 2 + 10 * found.rounds["one"]
+    assert found.seconds["one"] == pytest.approx(racing.SHORT_S / 10)
+
+
+def test_a_way_that_fails_stops_no_other():
+    clock = Clock()
+
+    def fail():
+        raise RuntimeError("out of\n memory")
+
+    found = race({"one": clock.way("one", 1.0), "bad": fail}, CPU, clock=clock)
+    assert found.seconds == {"one": 1.0}
+    assert found.failed == {"bad": "out of memory"}
+    assert race({"bad": fail}, CPU, clock=clock).seconds == {}
