@@ -1,4 +1,4 @@
-"""The command line: list · run · sweep · status · cost · figures · results · gather · measure · claims.
+"""The command line: list · run · sweep · status · cost · figures · results · gather · verify · measure · claims.
 
 Nothing heavy is imported before it is known to be needed, so that ``list`` and ``--help`` answer at once.
 """
@@ -46,6 +46,7 @@ def main(arguments: list[str]) -> int:
         "figures": figures,
         "results": results,
         "gather": gather,
+        "verify": verify,
         "measure": measure,
         "claims": claims,
     }
@@ -218,9 +219,9 @@ def results(arguments: list[str]) -> int:
 
         print(*keep(folder, HOME / "results"), sep="\n")
         return 0
-    from experiments.report.keep import keep_results
+    from experiments.report.keep import PAGE, keep_results
 
-    print(*keep_results(folder, HOME / "results", HOME / "README.md"), sep="\n")
+    print(*keep_results(folder, HOME / "results", HOME / PAGE), sep="\n")
     return 0
 
 
@@ -234,6 +235,13 @@ def gather(arguments: list[str]) -> int:
 
     gather_runs(name, flags)
     return 0
+
+
+def verify(arguments: list[str]) -> int:
+    """Recompute the record from its packed runs."""
+    from experiments.commands.verify import main as verify_record
+
+    return verify_record(arguments)
 
 
 def measure(arguments: list[str]) -> int:

@@ -48,6 +48,11 @@ USAGES = {
   gather NAME --from=PATH [--profile=P] [--key=value …]
                                     take the runs of a study that a folder or archive holds, packed or not, and draw it
 """,
+    "verify": """\
+  verify [NAME] [--retrain [--dataset=folder:PATH] [--key=value …]]
+                                    recompute the tables of results/ from its packed runs, and name what differs;
+                                    --retrain: train the quickest run of each study again, too
+""",
     "measure": """\
   measure --model=NAME --checkpoint=WEIGHTS --data=FOLDER [--key=value …]
                                     every measure on a network that was trained elsewhere

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from experiments.measure.table import save_table
+from experiments.report.marked_text import replace_block
 from experiments.report.study_tables import COUNTS, speed_rows
 from experiments.report.summary import (
     SEED_DRAWN,
@@ -23,13 +24,17 @@ from experiments.store.packed import pack
 from experiments.store.runs import file_name, write_atomic
 
 PACKED = "runs"  # folder of the packed runs in a study's record
+PAGE = Path("docs", "index.md")  # of a checkout: has the tables of some studies
 SPEED = "speed.csv"  # times and memory of the architectures, which no run holds
 
 
-def keep_results(study_folder: Path, results: Path, readme: Path) -> list[Path]:
-    """Copy a study's tables and figures to the record, pack its runs, and write its accuracy table into the README.
+def keep_results(study_folder: Path, results: Path, page: Path) -> list[Path]:
+    """Copy a study's tables and figures to the record, pack its runs, and write its accuracy table into a page.
 
-    The README's table lies between ``<!-- results NAME -->`` and ``<!-- end NAME -->``, where it has these lines.
+    Args:
+        study_folder: of the run store.
+        results: folder of the record.
+        page: with a block ``results NAME``, where it has the study's table.
 
     Returns:
         The files written.
@@ -49,26 +54,13 @@ def keep_results(study_folder: Path, results: Path, readme: Path) -> list[Path]:
     save_table(record / SPEED, speed_rows(table))
     write_atomic(record / "summary.txt", lambda file: file.write(f"{summary(table)}\n".encode()))
     kept += [record / SPEED, record / "summary.txt", *_keep_runs(study_folder, results)]
-    page = readme.read_text(encoding="utf-8") if readme.is_file() else ""  # outside a checkout there is none
-    if (parts := readme_parts(page, record.name)) is not None:
-        page = parts[0] + readme_block(study_folder) + parts[2]
-        write_atomic(readme, lambda file: file.write(page.encode()))
-        kept.append(readme)
+    if replace_block(page, f"results {record.name}", page_block(study_folder)):
+        kept.append(page)
     return kept
 
 
-def readme_parts(page: str, name: str) -> tuple[str, str, str] | None:
-    """Split a page into what comes before a study's generated table, the table, and what comes after it."""
-    start, end = f"<!-- results {name} -->\n", f"<!-- end {name} -->"
-    if start not in page or end not in page:
-        return None
-    before, rest = page.split(start, 1)
-    block, after = rest.split(end, 1)
-    return before + start, block, end + after
-
-
-def readme_block(study_folder: Path) -> str:
-    """Return a study's table as the README has it."""
+def page_block(study_folder: Path) -> str:
+    """Return a study's table as the page has it."""
     tables = tables_folder(study_folder)
     overrides = read_about(tables / "study.json", ["overrides"])["overrides"]
     return markdown(read_measures(study_folder), read_csv(tables / "runs.csv", ["variant", "device"]), overrides)

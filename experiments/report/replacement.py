@@ -1,4 +1,7 @@
-"""Guard of the record in ``results/``: a trial, or fewer runs, replace it only where that is asked for."""
+"""Guard of the record in ``results/``: a trial, or fewer runs, replace it only where that is asked for.
+
+More seeds of the same study than the record are no trial.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,8 @@ def _overrides(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     found = read_about(path, []).get("overrides") or {}
-    return found if isinstance(found, dict) else dict.fromkeys(found, "")
+    found = found if isinstance(found, dict) else dict.fromkeys(found, "")
+    return {key: value for key, value in found.items() if key != "seeds"}  # they are counted
 
 
 def _seeds(path: Path) -> dict[str, int]:

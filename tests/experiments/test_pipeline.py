@@ -275,12 +275,12 @@ def test_results_are_kept_and_the_readme_shows_them(tmp_path):
     study = small_study("quickstart", tmp_path / "runs", "--only=dense")
     run_study(study)
     readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- results quickstart -->\nold\n<!-- end quickstart -->\nafter\n")
+    readme.write_text("before\n<!-- results quickstart -->\nold\n<!-- end results quickstart -->\nafter\n")
     kept = keep_results(study.folder, tmp_path / "results", readme)
     assert {path.name for path in kept} >= {"measures.csv", "runs.csv", "summary.txt", "filters.png", "README.md"}
     text = readme.read_text()
     assert text.startswith("before\n")
-    assert text.endswith("<!-- end quickstart -->\nafter\n")
+    assert text.endswith("<!-- end results quickstart -->\nafter\n")
     assert "old" not in text
     accuracy = report.read_measures(study.folder).query("measure == 'test_accuracy'")["value"].item()
     assert f"| dense | {accuracy:.3f} | 1 |" in text

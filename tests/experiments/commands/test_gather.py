@@ -14,41 +14,10 @@ from experiments.pipeline import run_study
 from experiments.report import summary as report
 from experiments.report.summary import tables_folder
 from experiments.store.packed import MARK, is_packed, pack
-from experiments.study.config import load_study
 from experiments.study.plan import plan
-from tiny_images import tiny_dataset
+from small_runs import NAME, SMALL, small
 
-NAME = "quickstart"
-SMALL = ["--recipe.epochs=1", "--recipe.batch_size=24", "--recipe.device=cpu", "--recipe.precision=fp32"]
-SMALL += ["--data.image_size=16", "--data.crop_size=16", "--only=dense,groups-2", "--wandb=off"]
-SMALL += ["--measures.images=8", "--measures.permutations=99", "--measures.draws=0", "--measures.lesion_images=0"]
-
-
-def small(root, *flags):
-    return load_study(NAME, [*SMALL, "--seeds=2", f"--runs_root={root}", *flags])
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch, tiny):
-    """Time little, draw nothing: neither the numbers nor the pictures matter here."""
-    monkeypatch.setattr("experiments.measure.first_layer.CROPS", 2)
-    monkeypatch.setattr("experiments.measure.speed.LATENCY_BATCH", 2)
-    monkeypatch.setattr("experiments.measure.speed.LATENCY_REPEATS", 1)
-    monkeypatch.setattr("experiments.report.summary.draw_figures", lambda _folder: [])
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A small study that was trained and measured: two variants with two seeds each."""
-    root = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("experiments.data.datasets.load", lambda _spec, size, *_rest: tiny_dataset(size))
-        patch.setattr("experiments.measure.first_layer.CROPS", 2)
-        patch.setattr("experiments.measure.speed.LATENCY_BATCH", 2)
-        patch.setattr("experiments.measure.speed.LATENCY_REPEATS", 1)
-        patch.setattr("experiments.report.summary.draw_figures", lambda _folder: [])
-        assert run_study(small(root)) == 0
-    return root / NAME
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 def packed(trained, folder):

@@ -39,3 +39,10 @@ def test_as_many_seeds_of_the_same_study_replace_the_record(tmp_path):
     check_replaces(tables(tmp_path / "a" / "tables", {"dense": 3, "log-4": 3}, {}), record)
     check_replaces(tables(tmp_path / "b" / "tables", {"dense": 4}, {"download": True}), record)
     check_replaces(tables(tmp_path / "c" / "tables", {"dense": 1}, {"x": 1}), tmp_path / "none yet")
+
+
+def test_more_seeds_than_the_record_are_no_override_and_fewer_are_refused(tmp_path):
+    record = tables(tmp_path / "results", {"dense": 3}, {})
+    check_replaces(tables(tmp_path / "more" / "tables", {"dense": 5}, {"seeds": 5}), record)
+    with pytest.raises(UsageError, match="has 3 seeds of dense"):
+        check_replaces(tables(tmp_path / "fewer" / "tables", {"dense": 2}, {"seeds": 2}), record)

@@ -1,0 +1,62 @@
+"""The ``verify`` command: recomputes the record from its packed runs, and trains cheap runs of it again."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.errors import UsageError
+from experiments.report.claims import BLOCK, recorded_verdicts
+from experiments.report.keep import PAGE
+from experiments.report.retrain import retrain
+from experiments.report.verify import compare_block, verify_study
+from experiments.study.catalogue import GROUP_PARALLEL, HOME, study_file, study_names
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Verify one study of the record, or all; returns the exit code: 1 if anything differs.
+
+    Args:
+        arguments: the name of a study, or none; ``--retrain``, and with it flags of ``run``.
+
+    Raises:
+        UsageError: no such study, none in the record, or flags without ``--retrain``.
+    """
+    results, page = HOME / "results", HOME / PAGE
+    names = [argument for argument in arguments if not argument.startswith("-")]
+    flags = [argument for argument in arguments if argument.startswith("-") and argument != "--retrain"]
+    if len(names) > 1:
+        raise UsageError(f"verify: {names[1]}: one study at a time, or all without a name")
+    if flags and "--retrain" not in arguments:
+        raise UsageError(f"verify: {flags[0]}: flags are of what is trained; say --retrain too")
+    if names:
+        study_file(names[0])
+        if not (results / names[0] / "measures.csv").is_file():
+            raise UsageError(f"verify {names[0]}: {results / names[0]} has no measures.csv: nothing is recorded")
+    recorded = names or [name for name in study_names() if (results / name / "measures.csv").is_file()]
+    failed = 0
+    for name in recorded:
+        if name == GROUP_PARALLEL:
+            print(f"{name}: measured on several devices, no runs to recompute it from; not verified")
+            continue
+        with tempfile.TemporaryDirectory() as scratch:
+            differences, done = verify_study(name, results, page, Path(scratch))
+            said = [f"recomputed from {done}"] if done else []
+            if "--retrain" in arguments:
+                again, how = retrain(name, results / name, Path(scratch) / name, Path(scratch) / "again", flags)
+                differences += again
+                said += [how] if how else []
+        for line in differences:
+            print(f"error: {line}", file=sys.stderr)
+        failed += bool(differences)
+        verdict = f"{len(differences)} differences" if differences else "no difference"
+        print(f"{name}: {'; '.join([verdict, *said])}", flush=True)
+    if not names:
+        differences = compare_block(HOME / "README.md", BLOCK, recorded_verdicts())
+        for line in differences:
+            print(f"error: {line}", file=sys.stderr)
+        failed += bool(differences)
+        print(f"verdicts: {f'{len(differences)} differences' if differences else 'no difference'}", flush=True)
+    return 1 if failed else 0

@@ -1,0 +1,149 @@
+"""Recomputes the record in ``results/`` from its packed runs, and names every number that differs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from itertools import zip_longest
+from pathlib import Path
+
+from experiments.measure.table import save_table
+from experiments.report.keep import SPEED, packed_runs, page_block
+from experiments.report.marked_text import read_block
+from experiments.report.study_tables import write_tables
+from experiments.report.summary import summary, tables_folder, tradeoff_tables
+from experiments.report.tables import DamagedTableError, read_about, read_csv, read_table
+from experiments.store.packed import NotGatheredError, read_done, unpack
+from experiments.store.runs import Run, file_name, write_atomic
+
+FROM_RUNS = ("measures", "runs", "notes", "curves", "layers")  # tables that need the runs
+FROM_MEASURES = ("tradeoff", "fronts", "equal_cost")
+SAME = 1e-9  # relative difference of two numbers that is the last bits of another library
+SHOWN = 5  # differences of one file
+
+
+def verify_study(name: str, results: Path, page: Path, scratch: Path) -> tuple[list[str], str]:
+    """Recompute the tables of a study's record.
+
+    Args:
+        name: of the study.
+        results: folder of the record.
+        page: with the study's generated table, if it has one.
+        scratch: an empty folder.
+
+    Returns:
+        A line on each difference, with file, row and number; and what was recomputed from what.
+    """
+    record, study_folder = results / name, scratch / name
+    try:
+        runs, lacking = _unpack_runs(record, results, study_folder)
+        speed = record / SPEED
+        if runs and not lacking:
+            about = read_about(record / "study.json", ["question", "overrides"])
+            write_tables(study_folder, runs, read_table(speed), about["question"], about["overrides"])
+            done, files = f"{len(runs)} packed runs", [*FROM_RUNS, *FROM_MEASURES]
+        else:
+            _copy(record, study_folder, ("measures.csv", "runs.csv", "study.json"))
+            for table, content in tradeoff_tables(read_table(record / "measures.csv")).items():
+                save_table(tables_folder(study_folder) / f"{table}.csv", content)
+            done, files = "measures.csv alone, since no runs are packed", [*FROM_MEASURES]
+            if runs:
+                done = f"measures.csv alone, since {len(lacking)} of {len(lacking) + len(runs)} runs are not packed"
+        differences = []
+        for table in files:
+            differences += compare_tables(record / f"{table}.csv", tables_folder(study_folder) / f"{table}.csv")
+        text = f"{summary(read_table(tables_folder(study_folder) / 'measures.csv'))}\n"
+        differences += compare_texts(record / "summary.txt", (record / "summary.txt").read_text(encoding="utf-8"), text)
+        differences += compare_block(page, f"results {name}", page_block(study_folder))
+    except (DamagedTableError, OSError) as error:
+        return [error.damage if isinstance(error, DamagedTableError) else f"{error.filename}: {error.strerror}"], ""
+    return differences, done
+
+
+def _unpack_runs(record: Path, results: Path, study_folder: Path) -> tuple[list[Run], list[str]]:
+    """Unpack the runs of a record's table; returns them, and the hashes of those that are not packed."""
+    runs, lacking = [], []
+    table = read_csv(record / "runs.csv", ["variant", "seed"], dtype=str)
+    if "config_hash" not in table:
+        return [], list(table["seed"])
+    for _, row in table.iterrows():
+        found = packed_runs(results, row["config_hash"])
+        found = [path for path in found if path.parent.parent == record] or found
+        if not found:
+            lacking.append(row["config_hash"])
+            continue
+        folder = study_folder / f"{file_name(row['variant'])}-seed{row['seed']}-{row['config_hash']}"
+        try:
+            unpack(found[0], folder)
+            config, _ = read_done(folder)
+        except NotGatheredError as error:
+            raise DamagedTableError(found[0], str(error).removeprefix("damaged: ")) from None
+        runs.append(Run(row["variant"], config, folder))
+    return runs, lacking
+
+
+def _copy(source: Path, study_folder: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        content = (source / name).read_bytes()
+        write_atomic(tables_folder(study_folder) / name, lambda file, content=content: file.write(content))
+
+
+def compare_tables(committed: Path, fresh: Path) -> list[str]:
+    """Compare two tables cell by cell; returns a line on each difference, the first of many alone."""
+    theirs, ours = (list(csv.reader(io.StringIO(path.read_text(encoding="utf-8")))) for path in (committed, fresh))
+    columns, wanted = (table[0] if table else [] for table in (theirs, ours))
+    if columns != wanted:
+        return [f"{committed}: has the columns {','.join(columns)}; the runs give {','.join(wanted)}"]
+    lines = []
+    if len(theirs) != len(ours):
+        lines.append(f"{committed}: has {len(theirs) - 1} rows, and the runs give {len(ours) - 1}")
+    for number, (row, right) in enumerate(zip(theirs[1:], ours[1:], strict=False), 2):
+        for column, cell, correct in zip(columns, row, right, strict=False):
+            if not _same(cell, correct):
+                lines.append(f"{committed}: line {number}, {column}: {cell or '-'}; the runs give {correct or '-'}")
+    return _first(committed, lines)
+
+
+def compare_texts(path: Path, text: str, fresh: str, before: int = 0) -> list[str]:
+    """Compare two texts word by word; returns a line on the first difference in each of their lines.
+
+    Args:
+        path: of the file that is compared.
+        text: what is in it.
+        fresh: what is right.
+        before: lines of the file that come before the text.
+    """
+    theirs, ours = text.rstrip().splitlines(), fresh.rstrip().splitlines()
+    lines = []
+    for number, (line, right) in enumerate(zip(theirs, ours, strict=False), before + 1):
+        for word, wanted in zip_longest(line.split(), right.split(), fillvalue="-"):
+            if word != wanted:
+                lines.append(f"{path}: line {number}: {word}; the runs give {wanted}")
+                break
+    if len(theirs) != len(ours):
+        lines.append(f"{path}: has {len(theirs)} lines, and the runs give {len(ours)}")
+    return _first(path, lines)
+
+
+def compare_block(page: Path, name: str, fresh: str) -> list[str]:
+    """Compare the block of a page with what a command writes into it; nothing differs where there is no such block."""
+    text = read_block(page, name) if page.is_file() else None
+    if text is None:
+        return []
+    before = page.read_text(encoding="utf-8").split(f"<!-- {name} -->\n", 1)[0].count("\n") + 1
+    return compare_texts(page, text, fresh, before)
+
+
+def _same(value: str, wanted: str) -> bool:
+    """Tell if two cells are the same text, or the same number but for its last bits."""
+    if value == wanted:
+        return True
+    try:
+        return math.isclose(float(value), float(wanted), rel_tol=SAME, abs_tol=1e-15)
+    except ValueError:
+        return False
+
+
+def _first(path: Path, lines: list[str]) -> list[str]:
+    return lines if len(lines) <= SHOWN else [*lines[:SHOWN], f"{path}: {len(lines) - SHOWN} more differences"]

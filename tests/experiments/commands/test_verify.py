@@ -1,0 +1,102 @@
+"""The record is recomputed from its packed runs, and what was edited by hand is named."""
+
+import shutil
+
+import pytest
+
+from experiments.commands import verify
+from experiments.errors import UsageError
+from experiments.report.keep import PAGE, keep_results
+from experiments.report.retrain import next_seed_interval
+from small_runs import NAME
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+@pytest.fixture
+def home(trained, tmp_path, monkeypatch):
+    """A checkout with the record of the study, and with its table in a page."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / PAGE).write_text(f"# Title\n<!-- results {NAME} -->\n<!-- end results {NAME} -->\nmore\n")
+    keep_results(trained, tmp_path / "results", tmp_path / PAGE)
+    monkeypatch.setattr("experiments.commands.verify.HOME", tmp_path)
+    return tmp_path
+
+
+def change(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def test_what_was_kept_is_what_the_packed_runs_give(home, capsys):
+    assert verify.main([NAME]) == 0
+    out, err = capsys.readouterr()
+    assert (out, err) == (f"{NAME}: no difference; recomputed from 4 packed runs\n", "")
+    assert len(list((home / "results" / NAME / "runs").glob("*.zip"))) == 4
+
+
+@pytest.mark.parametrize("name", ["measures", "runs", "curves", "layers", "tradeoff"])
+def test_a_number_that_was_edited_by_hand_is_named_with_file_and_line(home, capsys, name):
+    path = home / "results" / NAME / f"{name}.csv"
+    head, first, *rest = path.read_text().splitlines()
+    column, number = next((k, c) for k, c in enumerate(first.split(",")) if c.replace(".", "").isdigit())
+    cells = first.split(",")
+    cells[column] = "777"
+    path.write_text("\n".join([head, ",".join(cells), *rest]) + "\n")
+    assert verify.main([NAME]) == 1
+    line = f"error: {path}: line 2, {head.split(',')[column]}: 777; the runs give {number}"
+    assert line in capsys.readouterr().err.splitlines()
+
+
+def test_an_edited_text_is_named_with_its_line(home, capsys):
+    change(home / PAGE, "| groups-2 | ", "| groups-2 | 9")
+    change(home / "results" / NAME / "summary.txt", "n=2", "n=8")
+    assert verify.main([]) == 1
+    err = capsys.readouterr().err
+    assert f"{home / PAGE}: line 6: 9" in err
+    assert f"{home / 'results' / NAME / 'summary.txt'}: line 4: n=8; the runs give n=2" in err
+
+
+def test_without_packed_runs_the_derived_tables_are_verified_alone(home, capsys):
+    shutil.rmtree(home / "results" / NAME / "runs")
+    assert verify.main([NAME]) == 0
+    assert "recomputed from measures.csv alone, since no runs are packed" in capsys.readouterr().out
+
+
+def test_a_damaged_packed_run_is_named(home, capsys):
+    path = next((home / "results" / NAME / "runs").glob("*.zip"))
+    path.write_bytes(path.read_bytes()[:-40])
+    assert verify.main([NAME]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {path}: damaged: ")
+
+
+def test_a_run_of_another_study_in_the_record_is_packed_once(home, trained):
+    shutil.copytree(trained, home / "again" / "widen")
+    keep_results(home / "again" / "widen", home / "results", home / "no.md")
+    assert not list((home / "results" / "widen").glob("runs/*.zip"))
+
+
+def test_a_retrained_run_has_the_bits_that_were_recorded(home, capsys):
+    assert verify.main([NAME, "--retrain"]) == 0
+    assert "the same bits" in capsys.readouterr().out
+
+
+def test_another_seed_is_expected_in_a_known_interval():
+    low, high = next_seed_interval([0.8, 0.9, 1.0])  # sd 0.1, t(2, 97.5%) = 4.3027
+    assert (low, high) == pytest.approx((0.9 - 0.49683, 0.9 + 0.49683), abs=1e-4)
+    assert next_seed_interval([0.8, 0.9]) == (float("-inf"), float("inf"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nothing"], "NAME=nothing: no such study"),
+        (["widen"], "has no measures.csv"),
+        ([NAME, "--seeds=1"], "--seeds=1: flags are of what is trained; say --retrain too"),
+        ([NAME, "widen"], "one study at a time"),
+    ],
+)
+def test_wrong_arguments_are_one_clear_line(home, arguments, words):
+    with pytest.raises(UsageError, match=words):
+        verify.main(arguments)
