@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from analysis.nulls import RANDOM_FILTERS, ROTATED_FILTERS
 from gconv.conv import GroupedConv2d
 
 
@@ -60,6 +61,9 @@ def rotated_filters(module: nn.Module, seed: int) -> nn.Module:
             rotation = (q * r.diagonal().sign()).to(weight.device, weight.dtype)
             weight.copy_(torch.einsum("ij,ojhw->oihw", rotation, weight.clone()))
     return rotated
+
+
+NULL_FILTERS = {RANDOM_FILTERS: random_filters, ROTATED_FILTERS: rotated_filters}  # by the name of the null
 
 
 def group_weights(module: nn.Module) -> list[Tensor]:

@@ -61,7 +61,7 @@ class Moments:
         return {}
 
 
-Measure = Callable[[Moments, Columns, Columns], float]
+Similarity = Callable[[Moments, Columns, Columns], float]
 
 
 class MomentStatistics:
@@ -144,7 +144,7 @@ def minibatch_moments(batches: Iterable[Tensor]) -> Moments:
     return Moments(responses.covariance.numpy(), total / responses.count, responses.count)
 
 
-def compare(measure: Measure, x_SP: ArrayLike, y_SQ: ArrayLike) -> float:
+def compare(measure: Similarity, x_SP: ArrayLike, y_SQ: ArrayLike) -> float:
     """A measure between two sets of responses to the same samples, in whatever units either is.
 
     Raises:
@@ -263,7 +263,7 @@ def procrustes(of: Moments, first: Columns, second: Columns) -> float:
     return float(aligned / np.sqrt(variance[first].sum() * variance[second].sum()))
 
 
-def between_groups(of: Moments, labels: ArrayLike, measure: Measure) -> NDArray[np.float64]:
+def between_groups(of: Moments, labels: ArrayLike, measure: Similarity) -> NDArray[np.float64]:
     """(G, G) similarity of every group to every other, in the order of their labels; the diagonal is 1.
 
     Args:
@@ -299,7 +299,7 @@ def mean_between(similarity_GG: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def random_splits(
-    dense: Moments, sizes: Sequence[int], measure: Measure, draws: int = 1000, seed: int = 0
+    dense: Moments, sizes: Sequence[int], measure: Similarity, draws: int = 1000, seed: int = 0
 ) -> NDArray[np.float64]:
     """(draws, G, G) similarity between random disjoint sets of a dense layer's living features: a null of those sizes.
 

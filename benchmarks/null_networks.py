@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from analysis.null_filters import calibrate, group_weights
 from analysis.responses import Input, ResponseStatistics, collect
-from experiments.measure.images import Shown
+from experiments.measure.images import MeasuredImages
 from experiments.models.blocks import Groups, conv_norm_relu
 from gconv import Block, GroupedConv2d
 
@@ -184,7 +184,7 @@ def _plant(first: Tensor, readers: list[Tensor], rng: np.random.Generator) -> No
         readers[0][torch.from_numpy(apart)] *= 0.2
 
 
-def plant_in_groups(model: nn.Module, shown: Shown) -> None:
+def plant_in_groups(model: nn.Module, shown: MeasuredImages) -> None:
     """Let the groups of later layers differ: each leaves out what its inputs share with those of others."""
     for name, module in model.named_modules():
         if isinstance(module, GroupedConv2d) and len(module.geometry.in_groups.sizes) > 1:
@@ -198,7 +198,7 @@ def plant_in_groups(model: nn.Module, shown: Shown) -> None:
                     weight -= torch.einsum("ir,jr,ojhw->oihw", common, common, weight.clone())
 
 
-def fit_readout(model: nn.Module, shown: Shown) -> float:
+def fit_readout(model: nn.Module, shown: MeasuredImages) -> float:
     """Calibrate the batch norms, then fit the last linear layer to the labels by ridge regression, on training images.
 
     Returns the accuracy on test images. A network that ends in a convolution is calibrated only.
@@ -231,7 +231,9 @@ def fit_readout(model: nn.Module, shown: Shown) -> float:
 Builder = Callable[[], nn.Module]
 
 
-def network_pair(build: Builder, kind: Kind, seed: int, stream: int, shown: Shown) -> tuple[nn.Module, nn.Module]:
+def network_pair(
+    build: Builder, kind: Kind, seed: int, stream: int, shown: MeasuredImages
+) -> tuple[nn.Module, nn.Module]:
     """A network of a kind, and the same at its initialisation, which only the seed and the architecture decide.
 
     Args:

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -48,12 +48,15 @@ from analysis.verdict import ALPHA, Part, Test, weigh
 from benchmarks.null_networks import KINDS, Kind, network_pair, thin_alexnet, trained_on
 from experiments.data.augment import Views
 from experiments.data.datasets import load
-from experiments.measure import Measures, groups
+from experiments.measure import groups
 from experiments.measure.between_layers import measure_between_layers
+from experiments.measure.context import Measure, MeasureContext
 from experiments.measure.first_layer import measure_first_layer
-from experiments.measure.images import Shown
+from experiments.measure.groups import measure_groups
+from experiments.measure.images import MeasuredImages
 from experiments.measure.lesions import measure_lesions
-from experiments.measure.table import Rows, save_table
+from experiments.measure.options import MeasureOptions
+from experiments.measure.table import gather, save_table
 from experiments.models import build_model
 from experiments.report.ledger import LEDGER, read_claims
 from experiments.training.recipe import Recipe
@@ -61,7 +64,7 @@ from experiments.training.run_context import RunContext
 from gconv.wiring import trace_wiring
 
 SIZE = 32
-MEASURES = Measures(images=110, permutations=300, draws=2, lesion_images=110)
+OPTIONS = MeasureOptions(images=110, permutations=300, draws=2, lesion_images=110)
 CLAIMED_ALONE = {"PARTITIONS": 5, "CUTS_OF_DENSE": {"": "~2"}}  # no other rows
 ACCURACY = "accuracy"  # the kind of effects that no network was simulated for
 SPREAD = 0.005  # of a difference of accuracies without a pilot
@@ -80,26 +83,30 @@ class Variant:
         name: there.
         model: its name and arguments.
         colour: of the images.
-        rooms: which measures the claims need of it.
+        measures: the measures of it that the claims need.
     """
 
     studies: tuple[str, ...]
     name: str
     model: tuple[str, Any]
     colour: Literal["colour", "grey", "hue-scrambled"] = "colour"
-    rooms: str = "groups first"
+    measures: tuple[Measure, ...] = (measure_groups, measure_first_layer)
 
 
+FIRST = (measure_first_layer,)
 ALEXNETS = ("alexnet-groups", "alexnet-colour")
 VARIANTS = (
     Variant(ALEXNETS, "dense", ("alexnet", 1)),
-    Variant(ALEXNETS, "groups-2", ("alexnet", 2), rooms="groups first lesions"),
-    Variant(("alexnet-groups",), "groups-4", ("alexnet", 4), rooms="first"),
-    Variant(("alexnet-colour",), "grey", ("alexnet", 2), "grey", "first lesions"),
-    Variant(("alexnet-colour",), "hue-scrambled", ("alexnet", 2), "hue-scrambled", "first"),
-    *(Variant(("nin-roots",), name, ("nin", name), rooms="between") for name in ("root-4", "root-8", "root-16")),
-    Variant(("log-groups",), "log-4", ("lognet", "log:4"), rooms="first"),
-    Variant(("log-groups",), "log-4-grey", ("lognet", "log:4"), "grey", "first"),
+    Variant(ALEXNETS, "groups-2", ("alexnet", 2), measures=(measure_groups, measure_first_layer, measure_lesions)),
+    Variant(("alexnet-groups",), "groups-4", ("alexnet", 4), measures=FIRST),
+    Variant(("alexnet-colour",), "grey", ("alexnet", 2), "grey", (measure_first_layer, measure_lesions)),
+    Variant(("alexnet-colour",), "hue-scrambled", ("alexnet", 2), "hue-scrambled", FIRST),
+    *(
+        Variant(("nin-roots",), name, ("nin", name), measures=(measure_between_layers,))
+        for name in ("root-4", "root-8", "root-16")
+    ),
+    Variant(("log-groups",), "log-4", ("lognet", "log:4"), measures=FIRST),
+    Variant(("log-groups",), "log-4-grey", ("lognet", "log:4"), "grey", FIRST),
 )
 
 
@@ -193,25 +200,17 @@ def run_table(kind: str, seed: int, data_root: Path) -> pd.DataFrame:
 
 
 def _measured(variant: Variant, kind: Kind, seed: int, stream: int, shown_as: RunContext) -> pd.DataFrame:
-    """One network, measured by the rooms of ``experiments.measure`` that the claims need."""
-    images, classes = Shown(shown_as, MEASURES.images), len(shown_as.dataset.classes)
+    """Return the long table of one network, with the measures that the claims need."""
+    images, classes = MeasuredImages(shown_as, OPTIONS.images), len(shown_as.dataset.classes)
     trained, untrained = network_pair(partial(_build, variant.model, classes), kind, seed, stream, images)
     calibrate(untrained, images.training())
     wiring = trace_wiring(trained, (3, SIZE, SIZE))
-    rows, permutations, draws = Rows("", variant.name, seed), MEASURES.permutations, MEASURES.draws
-    arrays: dict[str, NDArray] = {}
-    if "groups" in variant.rooms:
-        with patch.multiple(groups, **CLAIMED_ALONE):
-            groups.measure_groups(rows, trained, untrained, wiring, images, permutations, draws)
-    if "first" in variant.rooms:
-        arrays = measure_first_layer(rows, trained, untrained, wiring, images, permutations)
-    if "between" in variant.rooms:
-        rows.groups = dict.fromkeys(wiring, "")
-        measure_between_layers(rows, trained, untrained, wiring, images.few(MEASURES.images // 2), draws)
-    if "lesions" in variant.rooms:
-        colours = arrays.get("colour_index"), arrays.get("learned")
-        measure_lesions(rows, trained, wiring, images.few(MEASURES.lesion_images), colours, draws, permutations)
-    return rows.table()
+    context = MeasureContext(trained, untrained, wiring, images, OPTIONS)
+    if measure_between_layers in variant.measures:
+        context = replace(context, images=images.spaced(OPTIONS.images // 2))
+    with patch.multiple(groups, **CLAIMED_ALONE):
+        items = [item for measure in variant.measures for item in measure(context)]
+    return gather(items, "", variant.name, seed, context.groups).table
 
 
 def _build(model: tuple[str, Any], classes: int) -> nn.Module:

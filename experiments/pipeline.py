@@ -11,9 +11,10 @@ import pandas as pd
 
 from analysis.tradeoff import disturbed
 from experiments.execution.study_runs import train_all
-from experiments.measure import VERSION, measure_run
+from experiments.measure.registry import measure_run
 from experiments.measure.speed import measure_speed
-from experiments.measure.table import NOTE_COLUMNS, Rows, save_arrays, save_table
+from experiments.measure.table import NOTE_COLUMNS, gather, save_arrays, save_table
+from experiments.measure.version import VERSION
 from experiments.report import summary as report
 from experiments.report.claims import study_verdicts
 from experiments.report.study_tables import COUNTS, write_tables
@@ -129,11 +130,10 @@ def measure_all(study: Study, done: list[PlannedRun]) -> None:
             kept.setdefault(p.variant.name, []).append(str(p.run.seed))
         else:
             measured.unlink(missing_ok=True)
-            rows = Rows(study.name, p.variant.name, p.run.seed)
-            arrays = measure_run(rows, p.run, p.trained_model(), p.fresh_model(), p.context(), study.measures)
-            save_arrays(p.run.folder / "arrays.npz", arrays)
-            save_table(p.run.folder / "notes.csv", rows.notes())
-            save_table(p.run.folder / "measures.csv", rows.table())
+            found = measure_run(study.name, p.run, p.trained_model(), p.fresh_model(), p.context(), study.measures)
+            save_arrays(p.run.folder / "arrays.npz", found.arrays)
+            save_table(p.run.folder / "notes.csv", found.notes)
+            save_table(p.run.folder / "measures.csv", found.table)
             write_json(measured, {**key, **counts})
     if kept:
         which = "; ".join(f"{name}, seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}" for name, seeds in kept.items())
@@ -174,9 +174,9 @@ def _speed(study: Study, done: list[PlannedRun]) -> pd.DataFrame:
     key = config_hash({"version": VERSION, "shapes": shapes, "hardware": hardware})
     path = report.tables_folder(study.folder) / f"speed-{key}.csv"
     if not _is_timed(path):
-        rows = {name: Rows(study.name, name, None) for name in first}
-        measure_speed(rows, {name: p.fresh_model() for name, p in first.items()}, contexts)
-        save_table(path, pd.concat([r.table() for r in rows.values()], ignore_index=True))
+        timed = measure_speed({name: p.fresh_model() for name, p in first.items()}, contexts)
+        tables = [gather(items, study.name, name, None).table for name, items in timed.items()]
+        save_table(path, pd.concat(tables, ignore_index=True))
     return read_table(path)
 
 

@@ -6,11 +6,11 @@ import hashlib
 import os
 import shutil
 import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from jsonargparse import Namespace
@@ -23,9 +23,10 @@ from experiments.errors import UsageError
 from experiments.foreign.flags import given_device, model_name, parse, published_weights
 from experiments.foreign.images import load_images, standardised, with_outputs
 from experiments.foreign.weights import Checkpoint, read_checkpoint, trained_and_untrained
-from experiments.measure import measure_network
-from experiments.measure.images import Shown
-from experiments.measure.table import Rows, save_arrays, save_table
+from experiments.measure.context import prepare
+from experiments.measure.images import MeasuredImages
+from experiments.measure.registry import measure_network
+from experiments.measure.table import Item, Measured, Note, Value, gather, save_arrays, save_table
 from experiments.models import MODELS, build_model
 from experiments.models.named import TIMM, TORCHVISION, import_timm
 from experiments.report import summary as report
@@ -78,11 +79,10 @@ def measure_checkpoint(flags: list[str]) -> None:
     out = _out(given.out or f"measured/{file_name(f'{name}-{checkpoint.name}'.replace(':', '-'))}")
     subject = _subject(name, given, recorded, checkpoint, published.get("DEFAULT"))
     dataset = load_images(Path(given.data).expanduser(), given.image_size, given.images)
-    rows = Rows("measured", name.removeprefix(TORCHVISION), given.seed)
-    dataset = _shown_to(subject, dataset, given.normalise, rows)
+    dataset, items = _shown_to(subject, dataset, given.normalise)
     given.measures = replace(given.measures, images=len(dataset.test.labels))
     views = Views(given.image_size, given.input_size, colour=given.colour)
-    context = RunContext.of(dataset, views, Recipe(precision="fp32", device=str(device)))
+    run_context = RunContext.of(dataset, views, Recipe(precision="fp32", device=str(device)))
     if recorded:
         print(
             "its run recorded, where no flag says otherwise: "
@@ -90,23 +90,20 @@ def measure_checkpoint(flags: list[str]) -> None:
         )
     print(f"measuring {name} on {_images(dataset)} …", flush=True)
     if dataset.classes:
-        right, shown = class_accuracy(subject.trained.to(device), Shown(context, given.measures.images).labelled())
-        rows.add("test_accuracy", right.sum() / shown.sum(), "fraction")
-    try:
-        arrays = measure_network(
-            rows,
-            subject.trained,
-            subject.untrained,
-            context,
-            given.measures,
-            bool(dataset.classes),
-            subject.began_so,
+        right, shown = class_accuracy(
+            subject.trained.to(device), MeasuredImages(run_context, given.measures.images).labelled()
         )
+        items.append(Value("test_accuracy", right.sum() / shown.sum(), "fraction"))
+    try:
+        context = prepare(
+            subject.trained, subject.untrained, run_context, given.measures, bool(dataset.classes), subject.began_so
+        )
+        items += [*_kept(measure_network(context), dataset), *_notes(subject, dataset)]
     except ValueError as error:
         raise UsageError(f"measure {name}: {error}") from None
-    table = _table(rows, subject, dataset)
-    figures = _write(out, table, rows.notes(), arrays, _record(given, name, checkpoint, context))
-    print(_summary(table, rows.notes(), f"{name}, {checkpoint.name}", dataset))
+    measured = gather(items, "measured", name.removeprefix(TORCHVISION), given.seed, context.groups)
+    figures = _write(out, measured, _record(given, name, checkpoint, run_context))
+    print(_summary(measured.table, measured.notes, f"{name}, {checkpoint.name}", dataset))
     print(f"\ntables:  {out}\nfigures: " + "\n         ".join(str(path) for path in figures if path.suffix == ".png"))
 
 
@@ -178,8 +175,8 @@ def _classifier(name: str, classes: int, published: bool) -> nn.Module:
     return models.get_model(name, num_classes=classes)
 
 
-def _shown_to(subject: Subject, dataset: Dataset, normalise: str, rows: Rows) -> Dataset:
-    """The images standardised for the network, with its numbers for their classes, or without classes and a note."""
+def _shown_to(subject: Subject, dataset: Dataset, normalise: str) -> tuple[Dataset, list[Item]]:
+    """Return the images standardised for the network, labelled with its classes; or without classes, with notes."""
     published = subject.published
     if normalise == "imagenet":
         dataset = standardised(dataset, *IMAGENET)
@@ -188,30 +185,36 @@ def _shown_to(subject: Subject, dataset: Dataset, normalise: str, rows: Rows) ->
         dataset = standardised(dataset, shown.mean, shown.std)
     known = with_outputs(dataset, subject.outputs, published.meta["categories"] if published is not None else [])
     if known is not None:
-        return known
+        return known, []
     reason = "the images are in no class folders"
     if dataset.classes:
         reason = f"the network tells {subject.outputs} classes, and the images are of {len(dataset.classes)} others"
-    for measure in OF_CLASSES:
-        rows.note(measure, reason)
-    return replace(dataset, classes=())
+    return replace(dataset, classes=()), [Note(measure, reason) for measure in OF_CLASSES]
 
 
-def _table(rows: Rows, subject: Subject, dataset: Dataset) -> pd.DataFrame:
-    """The rows that mean what they say of a network whose training is not known; what is left out is noted."""
-    table = rows.table()
+def _kept(items: Iterable[Item], dataset: Dataset) -> Iterator[Item]:
+    """Leave out values on training images if the folder has none."""
+    for item in items:
+        of_training = isinstance(item, Value) and item.measure.startswith("training_")
+        if not (of_training and _has_no_training_images(dataset)):
+            yield item
+
+
+def _notes(subject: Subject, dataset: Dataset) -> Iterator[Item]:
+    """Say which values are left out because the training is not known."""
     if not subject.began_so:
-        rows.note(OF_INITIALISATION, "the initialisation that the training began from is not known")
-        table = table[table["measure"] != OF_INITIALISATION]
-    if dataset.train.pixels is dataset.test.pixels:
-        rows.note("training_…", "the folder has no train/ beside the images that are measured")
-        table = table[~table["measure"].str.startswith("training_")]
-    return table
+        yield Note(OF_INITIALISATION, "the initialisation that the training began from is not known")
+    if _has_no_training_images(dataset):
+        yield Note("training_…", "the folder has no train/ beside the images that are measured")
 
 
-def _record(given: Namespace, name: str, checkpoint: Checkpoint, context: RunContext) -> dict[str, Any]:
+def _has_no_training_images(dataset: Dataset) -> bool:
+    return dataset.train.pixels is dataset.test.pixels
+
+
+def _record(given: Namespace, name: str, checkpoint: Checkpoint, run_context: RunContext) -> dict[str, Any]:
     """What was measured and how, without the places of this machine."""
-    weights, dataset = hashlib.sha256(), context.dataset
+    weights, dataset = hashlib.sha256(), run_context.dataset
     for key, weight in sorted(checkpoint.weights.items()):
         weights.update(key.encode())
         weights.update(weight.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
@@ -223,24 +226,23 @@ def _record(given: Namespace, name: str, checkpoint: Checkpoint, context: RunCon
         "images": len(dataset.test.labels),
         "mean": dataset.mean.tolist(),
         "std": dataset.std.tolist(),
-        "views": asdict(context.views),
+        "views": asdict(run_context.views),
         "seed": given.seed,
         "measures": asdict(given.measures),
-        **provenance(device_name(context.device)),
+        **provenance(device_name(run_context.device)),
     }
 
 
-def _write(
-    out: Path, table: pd.DataFrame, notes: pd.DataFrame, arrays: dict[str, np.ndarray], record: dict[str, Any]
-) -> list[Path]:
+def _write(out: Path, measured: Measured, record: dict[str, Any]) -> list[Path]:
     """Write all files beside their folder first, then move them into it; returns the figures."""
     fresh = out.resolve().parent / f".{out.resolve().name}.{os.getpid()}"
     try:
-        save_table(fresh / "measures.csv", table)
-        save_table(fresh / "notes.csv", notes)
-        save_arrays(fresh / "arrays.npz", arrays)
+        save_table(fresh / "measures.csv", measured.table)
+        save_table(fresh / "notes.csv", measured.notes)
+        save_arrays(fresh / "arrays.npz", measured.arrays)
         write_json(fresh / RECORD, record)
-        drawn = report.draw_measured(table, {table["variant"].iloc[0]: arrays}, fresh / "figures")
+        arrays = {measured.table["variant"].iloc[0]: measured.arrays}
+        drawn = report.draw_measured(measured.table, arrays, fresh / "figures")
         for stale in (out / "figures").glob("*.p[dn][fg]"):
             stale.unlink()
         for file in [file for file in fresh.rglob("*") if file.is_file()]:

@@ -11,7 +11,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from experiments.errors import UsageError
-from experiments.measure import Measures
+from experiments.measure.options import MeasureOptions
 from experiments.models import MODELS, model_builder
 from experiments.models.named import TORCHVISION, full_name
 from experiments.study.config import parser_error, strict_parser
@@ -81,7 +81,7 @@ def _parser(name: str, recorded: dict[str, Any], default: Any) -> ArgumentParser
     )
     add("--seed", type=int, default=0, help="Of the untrained network.")
     add("--device", type=str, default="auto", help="auto: CUDA, then MPS, then the CPU.")
-    parser.add_class_arguments(Measures, "measures", skip={"images"})
+    parser.add_class_arguments(MeasureOptions, "measures", skip={"images"})
     if name in MODELS:
         skip: set[str | int] = {"classes", "input_size"}  # known from the checkpoint, and a flag above
         parser.add_function_arguments(model_builder(name), "model", skip=skip, as_group=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -21,7 +21,7 @@ from jsonargparse import ArgumentParser
 from analysis.figures import group_parallel as figure
 from experiments.errors import RunFailedError, UsageError
 from experiments.group_parallel.one_step import Case, Measured, Way, measure_rank
-from experiments.measure.table import Rows, save_table
+from experiments.measure.table import Item, Note, Value, gather, save_table
 from experiments.models import model_builder
 from experiments.report.claims import study_verdicts
 from experiments.report.summary import read_measures, tables_folder
@@ -246,13 +246,15 @@ def _save(study: GroupParallel, seen: list[list[Measured | None]], hardware: str
     """Write the tables of what the devices saw, case by case."""
     tables, notes, runs = [], [], []
     for case, of_ranks in zip(study.cases, seen, strict=True):
-        rows = Rows(GROUP_PARALLEL, case.name, None)
-        _fill(rows, case, [measured for measured in of_ranks if measured is not None])
+        items = list(_items(case, [measured for measured in of_ranks if measured is not None]))
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if study.device == "cpu" and case.devices > cores:
-            rows.note("step_time", f"{case.devices} processes share {cores} cores: longer than with a core each")
-        tables.append(rows.table())
-        notes.append(rows.notes())
+            items.append(
+                Note("step_time", f"{case.devices} processes share {cores} cores: longer than with a core each")
+            )
+        gathered = gather(items, GROUP_PARALLEL, case.name, None)
+        tables.append(gathered.table)
+        notes.append(gathered.notes)
         model = f"{case.model['name']}, noise of {case.input_size} pixels"
         record = {"variant": case.name, "status": "done", "dataset": model, "precision": "float32"}
         runs.append({**record, **provenance(hardware)})
@@ -263,39 +265,39 @@ def _save(study: GroupParallel, seen: list[list[Measured | None]], hardware: str
     save_table(folder / "runs.csv", pd.DataFrame(runs))
 
 
-def _fill(rows: Rows, case: Case, of_ranks: list[Measured]) -> None:
-    """The rows of one case."""
+def _items(case: Case, of_ranks: list[Measured]) -> Iterator[Item]:
+    """Yield the values of one case, and notes on them."""
     with torch.device("meta"):
         model = case.build()
     placement = case.plan(model).placement
-    rows.add("devices", case.devices, "devices")
+    yield Value("devices", case.devices, "devices")
     memory = [measured.memory for measured in of_ranks]
-    rows.add("memory_per_device", max(memory), "bytes")
-    rows.add("memory_balance", max(memory) * len(memory) / sum(memory), "of the mean")
-    rows.add("parameters_per_device", max(m.parameters for m in of_ranks), "parameters")
-    rows.add("images_per_device", case.batch_size / (case.devices if case.way == "data" else 1), "images")
+    yield Value("memory_per_device", max(memory), "bytes")
+    yield Value("memory_balance", max(memory) * len(memory) / sum(memory), "of the mean")
+    yield Value("parameters_per_device", max(m.parameters for m in of_ranks), "parameters")
+    yield Value("images_per_device", case.batch_size / (case.devices if case.way == "data" else 1), "images")
     for rank, measured in enumerate(of_ranks):
-        rows.add(f"memory_of_device_{rank + 1}", measured.memory, "bytes")
-    rows.add("imbalance", placement.imbalance, "of equal shares")
+        yield Value(f"memory_of_device_{rank + 1}", measured.memory, "bytes")
+    yield Value("imbalance", placement.imbalance, "of equal shares")
     for rank, macs in enumerate(placement.macs if case.way == "groups" else ()):
-        rows.add(f"macs_of_device_{rank + 1}", macs, "MACs")
+        yield Value(f"macs_of_device_{rank + 1}", macs, "MACs")
     for null, name in (("", "sent"), ("formula", "planned")):
         per_layer = [getattr(m, name) for m in of_ranks]
-        rows.add("sent", sum(sum(sent.values()) for sent in per_layer), "bytes per step", null=null)
+        yield Value("sent", sum(sum(sent.values()) for sent in per_layer), "bytes per step", null=null)
         for layer in per_layer[0]:
-            rows.add("sent", sum(sent[layer] for sent in per_layer), "bytes per step", layer, null)
+            yield Value("sent", sum(sent[layer] for sent in per_layer), "bytes per step", layer, null)
     total = sum(sum(m.sent.values()) for m in of_ranks)
     if case.way == "groups" and total:
-        rows.add("sent_into_grouped", sum(m.into_grouped for m in of_ranks) / total, "share of bytes")
+        yield Value("sent_into_grouped", sum(m.into_grouped for m in of_ranks) / total, "share of bytes")
     elif case.devices == 1:
-        rows.note("sent_into_grouped", "one device sends nothing")
+        yield Note("sent_into_grouped", "one device sends nothing")
     for null in of_ranks[0].difference:
         outputs, gradients = zip(*(m.difference[null] for m in of_ranks), strict=True)
-        rows.add("output_difference", max(outputs), "of the largest output", null=null)
-        rows.add("gradient_difference", max(gradients), "of the largest of a layer", null=null)
+        yield Value("output_difference", max(outputs), "of the largest output", null=null)
+        yield Value("gradient_difference", max(gradients), "of the largest of a layer", null=null)
     slowest = max((m.time for m in of_ranks if m.time is not None), key=lambda time: time.median)
     for end, seconds in (("", slowest.median), ("_lower", slowest.lower), ("_upper", slowest.upper)):
-        rows.add(f"step_time{end}", seconds, "s")
+        yield Value(f"step_time{end}", seconds, "s")
 
 
 def summary(table: pd.DataFrame) -> str:

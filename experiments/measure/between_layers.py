@@ -1,98 +1,86 @@
-"""Does a layer vary together with the next one group by group? The whitened covariance between layers."""
+"""Whitened covariance between a layer and the next one: how much of it lies within the groups."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-from torch import nn
 
 from analysis import interlayer
-from analysis.null_filters import group_weights
+from analysis.null_filters import NULL_FILTERS, group_weights
+from analysis.nulls import BLOCK_AREAS, LABELS_PERMUTED, TRAINED, UNTRAINED
 from analysis.responses import PairStatistics, Refiltered, collect_pairs
-from experiments.measure.groups import LAYERS_DRAWN, NULL_FILTERS, reading_grouping
-from experiments.measure.images import Shown
-from experiments.measure.table import Rows
+from experiments.measure.context import MeasureContext
+from experiments.measure.groupings import SAMPLED_LAYERS, reader_groups
+from experiments.measure.table import Array, Item, Note, Value
 from gconv.wiring import LayerWiring
 
+Pair = tuple[str, str]  # a layer, and the grouped one that reads it
+Labels = tuple[list[int], list[int]]  # group that reads each filter of the first, that computes each of the second
 
-def measure_between_layers(
-    rows: Rows, trained: nn.Module, untrained: nn.Module, wiring: dict[str, LayerWiring], shown: Shown, draws: int
-) -> dict[str, np.ndarray]:
-    """Share of the energy of the whitened covariance that lies on the blocks, for layers whose reader is grouped.
 
-    On training images, as the thesis has it (Ioannou 2017); of a deep network a few pairs, evenly spaced. Against the
-    same network untrained, and against random and rotated filters of the reader on the trained inputs.
+def measure_between_layers(context: MeasureContext) -> Iterator[Item]:
+    """Yield the share of energy of the whitened covariance on the blocks, for layers that a grouped layer reads.
 
-    Returns:
-        The matrices that figures need.
+    On training images, as in the thesis (Ioannou 2017); of a deep network for a few pairs, evenly spaced. The nulls are
+    the untrained network, and random and rotated filters of the reader on the trained inputs. Nothing without draws.
     """
-    arrays: dict[str, np.ndarray] = {}
-    pairs = grouped_pairs(wiring)
-    if not pairs:
-        return arrays
-    nulls: dict[tuple[str | Refiltered, str | Refiltered], tuple[tuple[str, str], str]] = {}
+    draws, images = context.options.draws, context.images
+    pairs = grouped_pairs(context.wiring)
+    if not draws or not pairs:
+        return
+    nulls: dict[tuple[str | Refiltered, str | Refiltered], tuple[Pair, str]] = {}
     for pair in pairs:
-        module = trained.get_submodule(pair[1])
-        for null, drawn_anew in NULL_FILTERS.items():
+        module = context.network.get_submodule(pair[1])
+        for null, drawn_filters in NULL_FILTERS.items():
             for seed in range(draws if max(weight.shape[1] for weight in group_weights(module)) > 1 else 0):
-                nulls[pair[0], Refiltered(pair[1], drawn_anew(module, seed))] = pair, null
-    of_trained = collect_pairs(trained, shown.training(), [*pairs, *nulls])
-    of_untrained = collect_pairs(untrained, shown.training(), list(pairs))
+                nulls[pair[0], Refiltered(pair[1], drawn_filters(module, seed))] = pair, null
+    of_trained = collect_pairs(context.network, images.training(), [*pairs, *nulls])
+    of_untrained = collect_pairs(context.untrained, images.training(), list(pairs))
+    groups = context.groups
     for pair, labels in pairs.items():
-        matrix = _add_energy(rows, pair, [of_trained[pair]], labels, "")
-        _add_energy(rows, pair, [of_untrained[pair]], labels, "untrained")
+        by_null = {TRAINED: [of_trained[pair]], UNTRAINED: [of_untrained[pair]]}
         for null in NULL_FILTERS:
-            if drawn := [
-                of_trained[taps] for taps, (of_pair, name) in nulls.items() if (of_pair, name) == (pair, null)
-            ]:
-                _add_energy(rows, pair, drawn, labels, null)
-        if matrix is not None:
-            name = "-".join(pair)
-            arrays[f"whitened {name}"] = matrix.astype(np.float32)
-            arrays[f"whitened {name} rows"] = np.asarray(labels[0])
-            arrays[f"whitened {name} columns"] = np.asarray(labels[1])
-    return arrays
+            by_null[null] = [of_trained[taps] for taps, key in nulls.items() if key == (pair, null)]
+        for null, statistics in by_null.items():
+            if statistics:
+                yield from _block_energy(pair, statistics, labels, null, groups[pair[1]])
 
 
-def grouped_pairs(wiring: dict[str, LayerWiring]) -> dict[tuple[str, str], tuple[list[int], list[int]]]:
-    """Pairs of a layer and the grouped one that reads it: the reading groups of the one, the computing of the other."""
-    found: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
+def grouped_pairs(wiring: Mapping[str, LayerWiring]) -> dict[Pair, Labels]:
+    """Return the pairs of a layer and the grouped one that reads it, at most ``SAMPLED_LAYERS``, with their groups."""
+    pairs: dict[Pair, Labels] = {}
     for name, layer in wiring.items():
-        reader, read = layer.first_reader(), reading_grouping(layer)
+        reader, read = layer.first_reader(), reader_groups(layer)
         if reader and read and len(set(wiring[reader].computed_by)) > 1:
-            found[name, reader] = read, list(wiring[reader].computed_by)
-    names = list(found)
-    kept = np.linspace(0, len(names) - 1, min(LAYERS_DRAWN, len(names))).round().astype(int)
-    return {names[k]: found[names[k]] for k in kept}
+            pairs[name, reader] = read, list(wiring[reader].computed_by)
+    names = list(pairs)
+    kept = np.linspace(0, len(names) - 1, min(SAMPLED_LAYERS, len(names))).round().astype(int)
+    return {names[k]: pairs[names[k]] for k in kept}
 
 
-def _add_energy(
-    rows: Rows,
-    pair: tuple[str, str],
-    statistics: Sequence[PairStatistics],
-    labels: tuple[list[int], list[int]],
-    null: str,
-) -> np.ndarray | None:
-    """Energy on the blocks, averaged over the draws of a null; returns the whitened covariance of the last draw."""
-    layer, cut = "-".join(pair), rows.groups[pair[1]]
-    energies, matrix = [], None
+def _block_energy(
+    pair: Pair, statistics: Sequence[PairStatistics], labels: Labels, null: str, groups: str
+) -> Iterator[Item]:
+    """Yield the energy on the blocks, averaged over the draws of a null, and the matrix of the trained network."""
+    layer, energies, matrix = "-".join(pair), [], np.empty(0)
     try:
-        for of in statistics:
-            whitened = interlayer.whitened_covariance(
-                of.first.covariance, of.second.covariance, of.cross_covariance, of.distinct
-            )
-            matrix = whitened.matrix
+        for of_draw in statistics:
+            matrix = interlayer.whitened_covariance(
+                of_draw.first.covariance, of_draw.second.covariance, of_draw.cross_covariance, of_draw.distinct
+            ).matrix
             energies.append(interlayer.block_energy(matrix, *labels))
     except ValueError as error:
-        rows.note("on_block_energy", str(error), layer)
-        return None
-    rows.add("on_block_energy", float(np.mean([energy.squared for energy in energies])), "fraction", layer, null, cut)
-    share = float(np.mean([energy.share for energy in energies]))
+        yield Note("on_block_energy", str(error), layer)
+        return
+    squared, share = (float(np.mean([getattr(energy, name) for energy in energies])) for name in ("squared", "share"))
+    yield Value("on_block_energy", squared, "fraction", layer, null, groups)
     if np.isfinite(share):
-        rows.add("on_block_share", share, "fraction beyond chance", layer, null, cut)
-    if not null:
-        rows.add("on_block_energy", energies[0].chance, "fraction", layer, "block areas", cut)
+        yield Value("on_block_share", share, "fraction beyond chance", layer, null, groups)
+    if null == TRAINED:
+        yield Value("on_block_energy", energies[0].chance, "fraction", layer, BLOCK_AREAS, groups)
         if energies[0].test.p is not None:
-            rows.add("on_block_energy_p", energies[0].test.p, "p", layer, "labels permuted", cut)
-    return matrix
+            yield Value("on_block_energy_p", energies[0].test.p, "p", layer, LABELS_PERMUTED, groups)
+        yield Array(f"whitened {layer}", matrix.astype(np.float32))
+        yield Array(f"whitened {layer} rows", np.asarray(labels[0]))
+        yield Array(f"whitened {layer} columns", np.asarray(labels[1]))

@@ -1,17 +1,20 @@
-"""The long table that everything measured lands in, and how tables and arrays are saved.
+"""The items that a measure yields, and the long table, notes and arrays that they are gathered in.
 
-One row per value: study, variant, seed, layer, measure, null, groups, value, unit. ``null`` is empty for what was
-measured and names the null otherwise; ``groups`` says how the layer is cut. What could not be measured is a note.
+The long table has one row per value: study, variant, seed, layer, measure, null, groups, value, unit. ``null`` is empty
+for the trained network and names the null otherwise (``analysis.nulls``). ``groups`` is the partition of the layer. A
+note says why a value is missing.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from experiments.store.runs import write_atomic
 
@@ -19,35 +22,84 @@ COLUMNS = ["study", "variant", "seed", "layer", "measure", "null", "groups", "va
 NOTE_COLUMNS = ["study", "variant", "seed", "layer", "measure", "note"]
 
 
-class Rows:
-    """Rows of the long table about one run, and notes on what could not be measured."""
+@dataclass(frozen=True)
+class Value:
+    """One measured value.
 
-    def __init__(self, study: str, variant: str, seed: int | None) -> None:
-        self._fixed = {"study": study, "variant": variant, "seed": seed}
-        self._rows: list[dict[str, Any]] = []
-        self._notes: list[dict[str, Any]] = []
-        self.groups: dict[str, str] = {}  # how each layer is cut
+    Attributes:
+        measure: its name.
+        value: the number.
+        unit: of the value.
+        layer: name of the convolution; empty for a value of the whole network.
+        null: name of the null; empty for the trained network.
+        groups: partition of the layer, where it is not the one that the layer was built with.
+    """
 
-    def add(
-        self, measure: str, value: float, unit: str = "", layer: str = "", null: str = "", groups: str = ""
-    ) -> None:
-        """Append one value; ``groups`` where the layer is cut otherwise than it was built."""
-        of_layer = {"layer": layer, "groups": groups or self.groups.get(layer, "")}
-        self._rows.append(
-            {**self._fixed, **of_layer, "measure": measure, "null": null, "value": float(value), "unit": unit}
-        )
+    measure: str
+    value: float
+    unit: str = ""
+    layer: str = ""
+    null: str = ""
+    groups: str = ""
 
-    def note(self, measure: str, note: str, layer: str = "") -> None:
-        """Say what could not be measured, and why."""
-        self._notes.append({**self._fixed, "layer": layer, "measure": measure, "note": note})
 
-    def table(self) -> pd.DataFrame:
-        """The rows so far."""
-        return pd.DataFrame(self._rows, columns=pd.Index(COLUMNS))
+@dataclass(frozen=True)
+class Note:
+    """The reason why a value of a measure is missing or limited."""
 
-    def notes(self) -> pd.DataFrame:
-        """The notes so far."""
-        return pd.DataFrame(self._notes, columns=pd.Index(NOTE_COLUMNS))
+    measure: str
+    note: str
+    layer: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Array:
+    """An array that a figure draws, and its name in the file."""
+
+    name: str
+    values: NDArray
+
+
+Item = Value | Note | Array
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """All items of one network, gathered.
+
+    Attributes:
+        table: the long table, with ``COLUMNS``.
+        notes: a row for each note, with ``NOTE_COLUMNS``.
+        arrays: by name.
+    """
+
+    table: pd.DataFrame
+    notes: pd.DataFrame
+    arrays: dict[str, NDArray]
+
+
+def gather(
+    items: Iterable[Item], study: str, variant: str, seed: int | None, groups: Mapping[str, str] | None = None
+) -> Measured:
+    """Gather the items of one network into tables.
+
+    Args:
+        items: in the order of the rows.
+        study, variant, seed: of every row.
+        groups: partition that each layer was built with, by the layer's name.
+    """
+    fixed = {"study": study, "variant": variant, "seed": seed}
+    rows, notes, arrays = [], [], {}
+    for item in items:
+        if isinstance(item, Value):
+            built = (groups or {}).get(item.layer, "")
+            rows.append({**fixed, **asdict(item), "groups": item.groups or built, "value": float(item.value)})
+        elif isinstance(item, Note):
+            notes.append({**fixed, **asdict(item)})
+        else:
+            arrays[item.name] = item.values
+    table = pd.DataFrame(rows, columns=pd.Index(COLUMNS))
+    return Measured(table, pd.DataFrame(notes, columns=pd.Index(NOTE_COLUMNS)), arrays)
 
 
 def save_table(path: Path, table: pd.DataFrame) -> None:
@@ -55,7 +107,7 @@ def save_table(path: Path, table: pd.DataFrame) -> None:
     write_atomic(path, lambda file: file.write(table.to_csv(index=False).encode()))
 
 
-def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def save_arrays(path: Path, arrays: Mapping[str, NDArray]) -> None:
     """Write arrays as a compressed npz, whole or not at all."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]

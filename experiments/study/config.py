@@ -18,7 +18,7 @@ from jsonargparse import ArgumentParser, _loaders_dumpers
 
 from experiments.data.augment import Views
 from experiments.errors import UsageError
-from experiments.measure import Measures
+from experiments.measure.options import MeasureOptions
 from experiments.models import model_builder
 from experiments.nearest import hint
 from experiments.study.catalogue import study_file
@@ -111,7 +111,7 @@ class Study:
     question: str
     variants: tuple[Variant, ...]
     seeds: int
-    measures: Measures
+    measures: MeasureOptions
     data_root: Path
     runs_root: Path
     download: bool
@@ -280,7 +280,7 @@ def _parser(model: str) -> ArgumentParser:
     parser.add_argument("--cpus_per_run", type=int, default=1, help="Cores of a run with on=ray; beside a GPU if any.")
     parser.add_class_arguments(Views, "data")
     parser.add_class_arguments(Recipe, "recipe")
-    parser.add_class_arguments(Measures, "measures")
+    parser.add_class_arguments(MeasureOptions, "measures")
     parser.add_argument("--model.name", type=str, default=model, help="The network.")
     parser.add_function_arguments(model_builder(model), "model", skip={"classes", "input_size"})
     return parser

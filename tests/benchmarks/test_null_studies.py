@@ -19,7 +19,7 @@ from benchmarks.null_studies import (
     simulate_effects,
     simulated_parts,
 )
-from experiments.measure.images import Shown
+from experiments.measure.images import MeasuredImages
 from experiments.report.ledger import LEDGER, read_claims
 
 RUNS, STUDIES = 24, 400  # a rate of 5% is 2 standard errors below 7.2%
@@ -64,7 +64,7 @@ def test_uneven_growth_is_that_of_whole_groups():
 
 
 def test_networks_of_one_seed_share_their_initialisation_and_nothing_else(data_root):
-    shown = Shown(context(data_root, "colour"), 22)
+    shown = MeasuredImages(context(data_root, "colour"), 22)
     (first, start), (second, begin) = (
         network_pair(lambda: thin_alexnet(2, 11), KINDS["shared"], 3, stream, shown) for stream in (0, 1)
     )
@@ -74,7 +74,7 @@ def test_networks_of_one_seed_share_their_initialisation_and_nothing_else(data_r
 
 def test_the_readout_beats_chance(data_root):
     network, _ = trained("smooth")
-    assert fit_readout(network, Shown(context(data_root, "colour"), 330)) > 2 / 11
+    assert fit_readout(network, MeasuredImages(context(data_root, "colour"), 330)) > 2 / 11
 
 
 @pytest.mark.slow

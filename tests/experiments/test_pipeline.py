@@ -10,7 +10,7 @@ import torch
 from experiments.data.augment import Views
 from experiments.errors import UsageError
 from experiments.execution.study_runs import train_all
-from experiments.measure.images import Shown
+from experiments.measure.images import MeasuredImages
 from experiments.models import build_model
 from experiments.pipeline import measure_all, run_study
 from experiments.report import summary as report
@@ -307,7 +307,7 @@ def test_measured_values_are_those_of_the_trained_network(tmp_path):
 @pytest.mark.parametrize("images", [5, 6, 12, 99])
 def test_measured_images_are_spread_over_all_of_them(images):
     context = RunContext.of(tiny_dataset(), Views(12, 12), Recipe(device="cpu"))
-    shown = Shown(context, images)
+    shown = MeasuredImages(context, images)
     inputs, labels = zip(*shown.labelled(), strict=True)
     assert sum(map(len, inputs)) == len(torch.cat(labels)) == min(images, 12)
     assert any(

@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from experiments.data.augment import Views
+from experiments.measure.context import prepare
 from experiments.measure.first_layer import measure_first_layer
-from experiments.measure.images import Shown
-from experiments.measure.table import Rows
+from experiments.measure.options import MeasureOptions
+from experiments.measure.table import gather
 from experiments.models import build_model
 from experiments.training.recipe import Recipe
 from experiments.training.run_context import RunContext
-from gconv.wiring import trace_wiring
 from tiny_images import tiny_dataset
 
 SIZE = 12
@@ -37,12 +37,11 @@ def measured(filters, groups, initial=0.0, known=True):
     with torch.no_grad():
         untrained.conv1.weight.copy_(start)
         trained.conv1.weight.copy_(torch.as_tensor(np.stack(filters)) + initial * start)
-    context = RunContext.of(tiny_dataset(SIZE), Views(image_size=SIZE, crop_size=SIZE), Recipe(device="cpu"))
-    rows = Rows("study", "variant", 0)
-    wiring = trace_wiring(trained, (3, SIZE, SIZE))
-    measure_first_layer(rows, trained, untrained, wiring, Shown(context, 8), 199, known)
-    table = rows.table()
-    return {(row["measure"], row["null"]): row["value"] for _, row in table.iterrows()}, rows.notes()
+    run_context = RunContext.of(tiny_dataset(SIZE), Views(image_size=SIZE, crop_size=SIZE), Recipe(device="cpu"))
+    options = MeasureOptions(images=8, permutations=199)
+    context = prepare(trained, untrained, run_context, options, initialisation_known=known)
+    measured = gather(measure_first_layer(context), "study", "variant", 0)
+    return {(row["measure"], row["null"]): row["value"] for _, row in measured.table.iterrows()}, measured.notes
 
 
 def test_groups_that_read_grey_and_coloured_filters_are_a_colour_split():

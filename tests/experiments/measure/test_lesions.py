@@ -1,5 +1,7 @@
 """The interaction of group and colour among lesions."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -7,18 +9,33 @@ from torch import nn
 
 from analysis.lesion import Lesion
 from experiments.data.augment import Views
-from experiments.measure.images import Shown
+from experiments.measure.context import prepare
+from experiments.measure.first_layer import FirstFilters
 from experiments.measure.lesions import _interaction, measure_lesions
-from experiments.measure.table import Rows
+from experiments.measure.options import MeasureOptions
+from experiments.measure.table import gather
 from experiments.models import build_model
 from experiments.training.recipe import Recipe
 from experiments.training.run_context import RunContext
-from gconv.wiring import trace_wiring
 from tiny_images import tiny_dataset
 
 
 def lesion(group, on_colour, on_grey):
     return Lesion(group, 4, on_colour, on_grey, np.zeros(2), np.zeros(0), np.zeros(0))
+
+
+def lesioned(model, images, colour_index, shown_as="colour"):
+    """Values by (measure, null) of a network whose first filters have this colour index, all of them learned."""
+    views = Views(image_size=12, crop_size=12, colour=shown_as)
+    run_context = RunContext.of(tiny_dataset(12), views, Recipe(device="cpu"))
+    options = MeasureOptions(permutations=199, draws=2, lesion_images=images)
+    context = prepare(model, deepcopy(model), run_context, options)
+    index, weight = np.array(colour_index), model.conv1.weight.detach().numpy()
+    first = FirstFilters("conv1", weight, weight, weight, None, np.ones(len(index), dtype=bool), index)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("experiments.measure.lesions.first_filters", lambda _context: first)
+        table = gather(measure_lesions(context), "study", "variant", 0).table
+    return table.set_index(["measure", "null"])["value"]
 
 
 def test_the_interaction_is_that_of_the_colour_group_less_that_of_the_grey_group():
@@ -32,13 +49,9 @@ def test_groups_that_do_not_split_by_colour_have_no_interaction(kept):
     """The same network, its first filters called colour or grey by group, or in turn: only the first is a split."""
     torch.manual_seed(0)
     model = build_model("small", classes=2, groups=2, width=8).eval()
-    context = RunContext.of(tiny_dataset(12), Views(image_size=12, crop_size=12), Recipe(device="cpu"))
-    rows, wiring = Rows("study", "variant", 0), trace_wiring(model, (3, 12, 12))
-    colours = np.array(kept), np.ones(8, dtype=bool)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("experiments.measure.lesions._interaction", lambda found, means: 0.5)
-        measure_lesions(rows, model, wiring, Shown(context, 8), colours, 2, 199)
-    table = rows.table().set_index(["measure", "null"])["value"]
+        patch.setattr("experiments.measure.lesions._interaction", lambda falls, means: 0.5)
+        table = lesioned(model, 8, kept)
     assert table["lesion_interaction", ""] == (0.5 if kept[1] == 0.9 else 0.0)
     assert table["lesion_interaction", "arbitrary partition"] == 0.0
 
@@ -67,13 +80,8 @@ class ColourReader(nn.Module):
 @pytest.mark.parametrize("shown_as", ["colour", "grey"])
 def test_a_network_trained_on_grey_images_is_lesioned_on_colour_ones_too(shown_as):
     """All 12 images are told right by colour, and half of them without it; grey ones are all called red."""
-    views = Views(image_size=12, crop_size=12, colour=shown_as)
-    context = RunContext.of(tiny_dataset(12), views, Recipe(device="cpu"))
-    model, rows = ColourReader().eval(), Rows("study", "variant", 0)
-    hardly_any_split = np.array([0.01, 0.02, 0.03, 0.02]), np.ones(4, dtype=bool)
-    wiring = trace_wiring(model, (3, 12, 12))
-    measure_lesions(rows, model, wiring, Shown(context, 12), hardly_any_split, 2, 199)
-    table = rows.table().set_index(["measure", "null"])["value"]
+    hardly_any_split = (0.01, 0.02, 0.03, 0.02)
+    table = lesioned(ColourReader().eval(), 12, hardly_any_split, shown_as)
     assert table["lesion_colour_group_on_colour", ""] == 0.5
     assert table["lesion_colour_group_on_grey", ""] == 0.0
     assert table["lesion_grey_group_on_colour", ""] == table["lesion_grey_group_on_grey", ""] == 0.0
