@@ -26,6 +26,7 @@ MORE_COSTS = {
     "peak_memory": "memory of a training step (bytes)",
     "energy": "energy per image (J)",  # where the hardware tells
 }
+FRONT_COLUMNS = ["variant", "at", "value", "on_front", "probability", "n", "note", "cost"]
 RESAMPLINGS = 4000
 DISTURBED = 0.25  # of its median, that the middle half of timed calls may span
 NORMAL_QUARTILE = 0.6745  # standard deviations
@@ -163,6 +164,17 @@ def front_probability(table: pd.DataFrame, cost: str, measure: str = "test_accur
         notes.append("one seed: no probability")
     values = [runs.columns, costs, means.to_numpy(), front, probability, n, "; ".join(notes)]
     return pd.DataFrame(dict(zip(columns, values, strict=True)))
+
+
+def front_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Return ``front_probability`` for every cost that was measured.
+
+    Returns:
+        The columns of ``front_probability``, with the cost of the variant in ``at`` and the measure's name in ``cost``.
+    """
+    costs = [cost for cost in COSTS | MORE_COSTS if (table["measure"] == cost).any()]
+    fronts = [front_probability(table, cost).rename(columns={"cost": "at"}).assign(cost=cost) for cost in costs]
+    return pd.concat(fronts, ignore_index=True) if fronts else pd.DataFrame(columns=pd.Index(FRONT_COLUMNS))
 
 
 def _drawn_costs(

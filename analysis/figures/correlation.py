@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from analysis.figures import matrices
 from analysis.figures.estimates import evenly, left_out_note
 from analysis.figures.matrices import Matrix
+from analysis.figures.saved import Saved
 
 LAYERS = 12  # at most
 TITLE = "|r| between filters, by the group that computed or that reads them"
@@ -20,20 +21,21 @@ CAPTION = (
 )
 
 
-def draw(arrays: Mapping[str, Mapping[str, NDArray]], folder: Path) -> list[Path]:
+def draw(saved: Saved, folder: Path) -> list[Path]:
     """One row per variant, one column per convolution: |r| between its filters' responses on test images.
 
     Columns are headed by the layer and by which groups sort its filters, those that computed or those that read them;
     where that differs between variants each panel says it.
 
     Args:
-        arrays: per variant ``correlation <layer>`` (C, C), and ``groups <layer> computed`` or ``… read`` (C,) where the
-            filters fall into groups.
+        saved: per variant the arrays ``correlation <layer>`` (C, C), and ``groups <layer> computed`` or ``… read``
+            (C,) where the filters are in groups.
         folder: where the figure goes.
 
     Returns:
         The files written; none if there is no matrix.
     """
+    arrays = saved.arrays
     found = {
         (variant, key.split(" ", 1)[1]): _matrix(a, key.split(" ", 1)[1])
         for variant, a in arrays.items()

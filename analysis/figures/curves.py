@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from analysis.figures import page
+from analysis.figures.saved import Saved
 
 TITLES = {"train_loss": "training loss (nats)", "test_accuracy": "test accuracy"}
 MARKS = 6  # along each curve, where there are many epochs
@@ -21,14 +22,16 @@ def by_epoch(curves: pd.DataFrame, variant: str, measure: str) -> pd.DataFrame:
     return rows.groupby("epoch")[measure].agg(["mean", "min", "max"])
 
 
-def draw(curves: pd.DataFrame, folder: Path) -> list[Path]:
+def draw(saved: Saved, folder: Path) -> list[Path]:
     """Training loss and test accuracy by epoch.
 
     Args:
-        curves: columns variant, seed, epoch, train_loss, test_accuracy (NaN in epochs without evaluation).
+        saved: curves with the columns variant, seed, epoch, train_loss, test_accuracy (NaN in epochs without
+            evaluation).
         folder: where the figure goes.
     """
-    if curves.empty:
+    curves = saved.curves
+    if curves is None or curves.empty:
         return []
     styles = page.variant_styles(list(dict.fromkeys(curves["variant"])))
     height = 2.1 + 0.13 * max(0, -(-len(styles) // 3) - 2)

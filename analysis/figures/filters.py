@@ -13,22 +13,23 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from analysis.figures import page
+from analysis.figures.saved import Saved
 
 TITLE = 6  # size of the text over a block
 
 
-def draw(arrays: Mapping[str, Mapping[str, NDArray]], folder: Path) -> list[Path]:
+def draw(saved: Saved, folder: Path) -> list[Path]:
     """One strip per variant; inside it one block per group, the most coloured filters first.
 
     Args:
-        arrays: per variant ``filters`` (O, 3, K, K), ``colour_index`` and ``learned`` (O,), and ``filter_groups`` (O,)
-            if several groups read them.
+        saved: per variant the arrays ``filters`` (O, 3, K, K), ``colour_index`` and ``learned`` (O,), and
+            ``filter_groups`` (O,) if several groups read them.
         folder: where the figure goes.
 
     Returns:
         The files written; none if no variant has RGB filters.
     """
-    shown = {name: a for name, a in arrays.items() if "filters" in a}
+    shown = {name: a for name, a in saved.arrays.items() if "filters" in a}
     if not shown:
         return []
     height = min(0.85, (page.HEIGHT - 0.3) / len(shown))

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from analysis.figures import matrices
 from analysis.figures.estimates import evenly, left_out_note, seed_estimates
 from analysis.figures.matrices import Matrix
+from analysis.figures.saved import Saved
 from analysis.nulls import BLOCK_AREAS, TRAINED, UNTRAINED
 
 PAIRS = 4  # of layers, side by side, at most
@@ -28,18 +27,18 @@ def energies(table: pd.DataFrame) -> pd.DataFrame:
     return seed_estimates(table[table["measure"] == "on_block_energy"], ["variant", "layer", "null"])
 
 
-def draw(table: pd.DataFrame, arrays: Mapping[str, Mapping[str, NDArray]], folder: Path) -> list[Path]:
+def draw(saved: Saved, folder: Path) -> list[Path]:
     """A row for each variant, a column for each pair of layers; over it the energy on the blocks and its nulls.
 
     Args:
-        table: the long table of a study.
-        arrays: per variant ``whitened <a>-<b>`` (C, D), and the group of each of its rows and columns,
-            ``whitened <a>-<b> rows`` (C,) and ``… columns`` (D,).
+        saved: the long table, and per variant the arrays ``whitened <a>-<b>`` (C, D) and the group of each row and
+            column, ``whitened <a>-<b> rows`` (C,) and ``… columns`` (D,).
         folder: where the figure goes.
 
     Returns:
         The files written; none if there is no matrix.
     """
+    arrays = saved.arrays
     found = {
         (variant, key.removeprefix("whitened ")): values
         for variant, a in arrays.items()
@@ -50,7 +49,7 @@ def draw(table: pd.DataFrame, arrays: Mapping[str, Mapping[str, NDArray]], folde
         return []
     pairs = list(dict.fromkeys(pair for _, pair in found))
     shown = evenly(pairs, PAIRS)
-    energy = energies(table)
+    energy = energies(saved.measures)
     panels = {
         (variant, pair): Matrix(
             np.abs(values),

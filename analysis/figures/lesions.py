@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from analysis.figures import page
 from analysis.figures.by_group import draw_panel, name_rows, of_group, row_height
 from analysis.figures.estimates import Mark, axis_ends, seed_estimates, seeds_note
+from analysis.figures.saved import Saved
 from analysis.nulls import TRAINED
 
 PATTERN = r"lesion_(?P<replacement>zero|mean)_group_(?P<group>\d+)_on_(?P<images>colour|grey)"
@@ -44,18 +45,17 @@ def drops(table: pd.DataFrame) -> pd.DataFrame:
     return seed_estimates(rows, ["variant", "layer", "replacement", "group", "series"])
 
 
-def draw(table: pd.DataFrame, arrays: Mapping[str, Mapping[str, NDArray]], folder: Path) -> list[Path]:
+def draw(saved: Saved, folder: Path) -> list[Path]:
     """A row for each variant: the falls by group for both replacements, and which classes fall.
 
     Args:
-        table: the long table of a study.
-        arrays: per variant ``lesion mean classes`` (G, classes), of the first seed.
+        saved: the long table, and per variant the array ``lesion mean classes`` (G, classes).
         folder: where the figure goes.
 
     Returns:
         The files written; none if no group was silenced.
     """
-    found = drops(table)
+    found = drops(saved.measures)
     if found.empty:
         return []
     variants, looks = list(dict.fromkeys(found["variant"])), styles(found["series"])
@@ -68,7 +68,7 @@ def draw(table: pd.DataFrame, arrays: Mapping[str, Mapping[str, NDArray]], folde
         layout="constrained",
         width_ratios=[1, 1, 1.1],
     )
-    maps = {variant: arrays.get(variant, {}).get("lesion mean classes") for variant in variants}
+    maps = {variant: saved.arrays.get(variant, {}).get("lesion mean classes") for variant in variants}
     largest = max((float(np.nanmax(np.abs(falls))) for falls in maps.values() if falls is not None), default=0.0) or 1.0
     image = None
     for row, variant in zip(panels, variants, strict=True):

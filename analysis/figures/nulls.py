@@ -9,6 +9,7 @@ import pandas as pd
 from analysis.figures import forest
 from analysis.figures.estimates import evenly, left_out_note, seed_estimates, seeds_note
 from analysis.figures.forest import Quantity
+from analysis.figures.saved import Saved
 from analysis.nulls import TRAINED, UNTRAINED, without_cut
 
 PLACES = 6  # layers side by side, at most
@@ -59,16 +60,17 @@ def columns_of(found: pd.DataFrame) -> pd.Series:
     return pd.Series(list(map(column, found["layer"], found["side"])), index=found.index, dtype=str)
 
 
-def draw(table: pd.DataFrame, folder: Path) -> list[Path]:
+def draw(saved: Saved, folder: Path) -> list[Path]:
     """Above the gap of each variant and layer beside its nulls, below what training added to it.
 
     Args:
-        table: the long table of a study.
+        saved: the long table.
         folder: where the figure goes.
 
     Returns:
         The files written; none if no correlation was measured within and between groups.
     """
+    table = saved.measures
     found = gaps(table)
     if found.empty:
         return []

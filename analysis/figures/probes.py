@@ -10,6 +10,7 @@ import pandas as pd
 from analysis.figures import page
 from analysis.figures.by_group import draw_panel, name_rows, of_group, row_height
 from analysis.figures.estimates import axis_ends, label, marks, seed_estimates, seeds_note
+from analysis.figures.saved import Saved
 from analysis.nulls import CHANCE
 
 PATTERN = r"probe_(?P<target>.+)_group_(?P<group>\d+)"
@@ -25,17 +26,17 @@ def scores(table: pd.DataFrame) -> pd.DataFrame:
     return seed_estimates(rows, ["variant", "layer", "target", "group", "series", "unit"])
 
 
-def draw(table: pd.DataFrame, folder: Path) -> list[Path]:
+def draw(saved: Saved, folder: Path) -> list[Path]:
     """A row for each variant, a column for each target; the panels of a column share their axis.
 
     Args:
-        table: the long table of a study.
+        saved: the long table.
         folder: where the figure goes.
 
     Returns:
         The files written; none if no group was probed.
     """
-    found = scores(table)
+    found = scores(saved.measures)
     if found.empty:
         return []
     rows = list(dict.fromkeys(found[["variant", "layer"]].itertuples(index=False, name=None)))

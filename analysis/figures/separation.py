@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from analysis.figures import page
 from analysis.figures.by_group import MOST_TICKS, name_rows, row_height
 from analysis.figures.estimates import Mark, axis_ends, draw_beside, label, marks, seed_estimates, seeds_note
+from analysis.figures.saved import Saved
 from analysis.nulls import LABELS_PERMUTED, TRAINED
 
 ATTRIBUTES = {"colour_index": "colour index", "frequency": "frequency centroid (cycles per pixel)"}
@@ -85,18 +86,17 @@ def verdicts(table: pd.DataFrame) -> dict[tuple[str, str], str]:
     return texts
 
 
-def draw(table: pd.DataFrame, arrays: Mapping[str, Mapping[str, NDArray]], folder: Path) -> list[Path]:
+def draw(saved: Saved, folder: Path) -> list[Path]:
     """A row for each variant: colour and frequency of each filter by group, and how far the groups are apart.
 
     Args:
-        table: the long table of a study.
-        arrays: as of ``filter_points``, of the first seed.
+        saved: the long table, and the arrays of ``filter_points``.
         folder: where the figure goes.
 
     Returns:
         The files written; none if no variant has filters that several groups read.
     """
-    points = filter_points(arrays)
+    table, points = saved.measures, filter_points(saved.arrays)
     if points.empty or points["group"].max() < 2:
         return []
     variants = list(dict.fromkeys(points["variant"]))

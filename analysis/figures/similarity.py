@@ -9,6 +9,7 @@ import pandas as pd
 from analysis.figures import forest
 from analysis.figures.estimates import evenly, left_out_note, seed_estimates, seeds_note
 from analysis.figures.forest import Quantity
+from analysis.figures.saved import Saved
 from analysis.nulls import without_cut
 
 LAYERS = 6  # side by side, at most
@@ -31,23 +32,23 @@ def similarities(table: pd.DataFrame) -> pd.DataFrame:
     return seed_estimates(rows, ["variant", "layer", "quantity", "null", "groups"])
 
 
-def draw(table: pd.DataFrame, folder: Path) -> list[Path]:
+def draw(saved: Saved, folder: Path) -> list[Path]:
     """One row of panels for each similarity, one panel for each layer, a line for each variant.
 
     Args:
-        table: the long table of a study.
+        saved: the long table.
         folder: where the figure goes.
 
     Returns:
         The files written; none if no similarity was measured.
     """
-    cells = similarities(table)
+    cells = similarities(saved.measures)
     if cells.empty:
         return []
     layers = list(dict.fromkeys(cells["layer"]))
     shown = evenly(layers, LAYERS)
     cells = cells[cells["layer"].isin(shown)].rename(columns={"layer": "column"})
-    order = [variant for variant in dict.fromkeys(table["variant"]) if variant in set(cells["variant"])]
+    order = [variant for variant in dict.fromkeys(saved.measures["variant"]) if variant in set(cells["variant"])]
     cells = cells.sort_values("variant", key=lambda names: names.map(order.index), kind="stable")
     quantities = [Quantity(name) for name in SIMILARITIES.values() if name in set(cells["quantity"])]
     caption = (

@@ -12,8 +12,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from analysis.figures import page
 from analysis.figures.page import Style
+from analysis.figures.saved import Saved
 from analysis.intervals import SEEDS_FOR_INTERVAL
-from analysis.tradeoff import COSTS, MORE_COSTS, disturbed, front_probability, tradeoff_table
+from analysis.tradeoff import COSTS, MORE_COSTS, disturbed, tradeoff_table
 
 SHOWN = {**COSTS, **{cost: MORE_COSTS[cost] for cost in ("peak_memory", "energy")}}
 COLUMNS = 3
@@ -25,17 +26,17 @@ def costs_shown(summary: pd.DataFrame) -> list[str]:
     return [cost for cost in SHOWN if (summary[cost] > 0).any()]
 
 
-def draw(table: pd.DataFrame, folder: Path) -> list[Path]:
+def draw(saved: Saved, folder: Path) -> list[Path]:
     """One panel per cost; each variant a point with its 95% interval, and every seed a faint dot.
 
     Variants on the Pareto front are ringed; a dotted ring means in some resamplings of the seeds alone.
 
     Args:
-        table: the long table of a study.
+        saved: the long table and the Pareto fronts.
         folder: where the figure goes.
     """
-    summary = tradeoff_table(table)
-    if summary.empty:
+    table, summary = saved.measures, tradeoff_table(saved.measures)
+    if summary.empty or saved.fronts is None:
         return []
     costs = costs_shown(summary)
     styles = page.variant_styles(list(summary["variant"]))
@@ -57,8 +58,8 @@ def draw(table: pd.DataFrame, folder: Path) -> list[Path]:
     notes: list[str] = []
     dotted = False
     for panel, cost in zip(panels, costs, strict=False):
-        front = front_probability(table, cost)
-        notes += [f"{note[0].upper()}{note[1:]}." for note in front["note"] if note]
+        front = saved.fronts[saved.fronts["cost"] == cost]
+        notes += [f"{note[0].upper()}{note[1:]}." for note in front["note"].fillna("") if note]
         dotted |= _draw_front(panel, front)
         for _, row in summary.iterrows():
             _draw_variant(panel, row, cost, runs.loc[runs["variant"] == row["variant"], "value"], styles)
@@ -102,7 +103,7 @@ def _draw_front(panel: Axes, front: pd.DataFrame) -> bool:
             continue
         dotted |= not point["on_front"]
         panel.scatter(
-            point["cost"],
+            point["at"],
             point["value"],
             s=75,
             facecolors="none",

@@ -9,7 +9,17 @@ import numpy as np
 import pandas as pd
 
 from analysis.intervals import SEEDS_FOR_INTERVAL, UNBOUNDED, Bounds, measure_bounds, seed_estimate
-from analysis.tradeoff import COSTS, MORE_COSTS, disturbed, equal_pairs, front_probability, tradeoff_table
+from analysis.nulls import ARBITRARY_PARTITION, LABELS_PERMUTED, ROTATED_FILTERS, UNTRAINED
+from analysis.tradeoff import (
+    COSTS,
+    FRONT_COLUMNS,
+    MORE_COSTS,
+    disturbed,
+    equal_pairs,
+    front_probability,
+    front_table,
+    tradeoff_table,
+)
 from experiments.errors import UsageError
 from experiments.report.tables import read_arrays, read_csv, read_table
 from experiments.store.runs import file_name
@@ -24,12 +34,12 @@ TABLES = ("measures", "notes", "curves", "layers", "runs", "missing", "tradeoff"
 
 # Of each measure the nulls that could explain it away: of the network untrained, and of another kind.
 NULLS = {
-    "cka_between": ("similarity of groups (CKA)", "arbitrary partition"),
+    "cka_between": ("similarity of groups (CKA)", ARBITRARY_PARTITION),
     "clusters_are_groups_computed": ("clusters are the groups (ARI)", None),
-    "on_block_share": ("between layers, beyond chance", "rotated filters"),
-    "separation_colour_auc": ("groups told by colour (AUC)", "labels permuted"),
-    "separation_frequency_auc": ("groups told by frequency (AUC)", "labels permuted"),
-    "latent_colour_correlation": ("colour in the second layer", "labels permuted"),
+    "on_block_share": ("between layers, beyond chance", ROTATED_FILTERS),
+    "separation_colour_auc": ("groups told by colour (AUC)", LABELS_PERMUTED),
+    "separation_frequency_auc": ("groups told by frequency (AUC)", LABELS_PERMUTED),
+    "latent_colour_correlation": ("colour in the second layer", LABELS_PERMUTED),
 }
 
 
@@ -44,7 +54,8 @@ def draw_figures(study_folder: Path) -> list[Path]:
     Raises:
         UsageError: the study has no tables yet.
     """
-    from analysis.figures import curves, tradeoff
+    from analysis.figures.registry import draw_all
+    from analysis.figures.saved import Saved
 
     tables = tables_folder(study_folder)
     if not (tables / "measures.csv").is_file():
@@ -55,48 +66,23 @@ def draw_figures(study_folder: Path) -> list[Path]:
         path = tables / f"{file_name(variant)}-seed{SEED_DRAWN}.npz"
         if path.is_file():
             arrays[variant] = read_arrays(path)
-    folder = study_folder / "figures"
-    return [
-        *draw_measured(table, arrays, folder),
-        *tradeoff.draw(table, folder),
-        *curves.draw(read_csv(tables / "curves.csv", ["variant", "seed", "epoch"]), folder),
-    ]
+    curves = read_csv(tables / "curves.csv", ["variant", "seed", "epoch"])
+    fronts = read_csv(tables / "fronts.csv", FRONT_COLUMNS)
+    return draw_all(Saved(table, arrays, curves, fronts), study_folder / "figures")
 
 
 def draw_measured(table: pd.DataFrame, arrays: dict[str, dict[str, np.ndarray]], folder: Path) -> list[Path]:
-    """Draw what was measured of trained networks.
+    """Draw the figures of networks without learning curves; returns the files written.
 
     Args:
         table: the long table.
-        arrays: of each variant, as ``experiments.measure`` returns them.
+        arrays: of each variant, by name.
         folder: where the figures go.
-
-    Returns:
-        The files written.
     """
-    from analysis.figures import (
-        correlation,
-        filters,
-        interlayer,
-        lesions,
-        nulls,
-        page,
-        probes,
-        separation,
-        similarity,
-    )
+    from analysis.figures.registry import draw_all
+    from analysis.figures.saved import Saved
 
-    page.apply_style()
-    return [
-        *filters.draw(arrays, folder),
-        *separation.draw(table, arrays, folder),
-        *correlation.draw(arrays, folder),
-        *nulls.draw(table, folder),
-        *interlayer.draw(table, arrays, folder),
-        *similarity.draw(table, folder),
-        *lesions.draw(table, arrays, folder),
-        *probes.draw(table, folder),
-    ]
+    return draw_all(Saved(table, arrays), folder)
 
 
 def draw_measured_folder(folder: Path) -> list[Path]:
@@ -220,12 +206,10 @@ def _equal_cost_lines(table: pd.DataFrame) -> str:
 
 def tradeoff_tables(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Accuracy against cost, by the name of its file: per variant, on which fronts, and at equal cost."""
-    costs = [cost for cost in COSTS | MORE_COSTS if (table["measure"] == cost).any()]
-    fronts = [front_probability(table, cost).rename(columns={"cost": "at"}).assign(cost=cost) for cost in costs]
     equal = [equal_pairs(table, by, EQUAL_WITHIN).assign(equal=by) for by in ("groups", "parameters", "macs")]
     return {
         "tradeoff": tradeoff_table(table),
-        "fronts": pd.concat(fronts, ignore_index=True) if fronts else pd.DataFrame(),
+        "fronts": front_table(table),
         "equal_cost": pd.concat(equal, ignore_index=True),
     }
 
@@ -249,7 +233,7 @@ def _correlation_lines(table: pd.DataFrame) -> str:
         over = f"{side}, {layers} layer{'s' if layers > 1 else ''}"
         where = f"{labels['layer']}, {side}" if "layer" in labels else over
         same = table["layer"].isin(rows["layer"]) & (table["variant"] == labels["variant"])
-        null = table[same & (table["measure"] == labels["measure"]) & (table["null"] == "untrained")]
+        null = table[same & (table["measure"] == labels["measure"]) & (table["null"] == UNTRAINED)]
         trained, untrained = (part.groupby("seed")["value"].mean() for part in (rows, null))
         bounds = measure_bounds(str(labels["measure"]))
         p = table.loc[same & (table["measure"] == f"within_over_between_{side}_p"), "value"]
@@ -277,7 +261,7 @@ def _colour_lines(table: pd.DataFrame) -> str:
             for key in (
                 ("colour_index", ""),
                 ("colour_difference", ""),
-                ("colour_difference", "labels permuted"),
+                ("colour_difference", LABELS_PERMUTED),
                 ("colour_split", ""),
             )
         )
@@ -304,7 +288,7 @@ def _null_lines(table: pd.DataFrame) -> str:
             if not values.keys() & {"", other}:
                 continue
             bounds = measure_bounds(measure, str(rows["unit"].iloc[0]))
-            cells = [_short(values[null], bounds) if null in values else "-" for null in ("", "untrained")]
+            cells = [_short(values[null], bounds) if null in values else "-" for null in ("", UNTRAINED)]
             null = f"{_short(values[other], bounds)} {other}" if other in values else "-"
             text.append(f"{variant:<24}{label:<32}{cells[0]:<20}{cells[1]:<20}{null}")
     return "\n".join(text) if len(text) > 2 else ""

@@ -12,6 +12,8 @@ from PIL import Image
 
 from analysis.figures import correlation, curves, filters, matrices, page, speed, tradeoff
 from analysis.figures.matrices import Matrix
+from analysis.figures.saved import Saved
+from analysis.tradeoff import front_table
 from figure_checks import checked, long_names
 
 
@@ -77,13 +79,13 @@ def test_a_legend_stays_within_the_page(names):
 
 def test_filters_and_matrices_are_drawn(tmp_path):
     both = {"dense": arrays(1), "log-3": arrays(3)}
-    checked(filters.draw(both, tmp_path))
-    checked(correlation.draw(both, tmp_path))
+    checked(filters.draw(Saved(arrays=both), tmp_path))
+    checked(correlation.draw(Saved(arrays=both), tmp_path))
 
 
 def test_without_rgb_filters_there_is_no_figure(tmp_path):
-    assert filters.draw({"dense": {}}, tmp_path) == []
-    assert correlation.draw({"dense": {}}, tmp_path) == []
+    assert filters.draw(Saved(arrays={"dense": {}}), tmp_path) == []
+    assert correlation.draw(Saved(arrays={"dense": {}}), tmp_path) == []
 
 
 def test_titles_of_groups_by_hand():
@@ -107,7 +109,7 @@ def test_titles_of_many_groups_do_not_meet(tmp_path, monkeypatch, groups):
         boxes.extend(text.get_window_extent() for text in figure.axes[0].texts if text.get_text())
 
     monkeypatch.setattr(filters.page, "caption", measure)
-    checked(filters.draw({"groups": arrays(groups, 96)}, tmp_path))
+    checked(filters.draw(Saved(arrays={"groups": arrays(groups, 96)}), tmp_path))
     assert len(boxes) == groups
     assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
 
@@ -147,18 +149,18 @@ def test_groups_are_named_once_where_all_variants_have_the_same(tmp_path, monkey
     shown = {}
     monkeypatch.setattr(matrices, "draw", lambda variants, columns, found, *rest: shown.update(c=columns, m=found))
     computed = {**arrays(2), "groups conv1 computed": np.arange(12) % 2}
-    correlation.draw({"dense": arrays(1), "a": arrays(2)}, tmp_path)
+    correlation.draw(Saved(arrays={"dense": arrays(1), "a": arrays(2)}), tmp_path)
     assert shown["c"] == ["conv1, read"]
     assert {m.title for m in shown["m"].values()} == {()}
-    correlation.draw({"dense": arrays(1), "a": arrays(2), "b": computed}, tmp_path)
+    correlation.draw(Saved(arrays={"dense": arrays(1), "a": arrays(2), "b": computed}), tmp_path)
     assert shown["c"] == ["conv1"]
     assert [m.title for m in shown["m"].values()] == [(), ("read",), ("computed",)]
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_accuracy_against_cost_and_curves_are_drawn(tmp_path, seeds):
-    checked(tradeoff.draw(study(("dense", "groups-2"), seeds), tmp_path))
-    checked(curves.draw(history(("dense", "groups-2"), seeds), tmp_path))
+    checked(tradeoff.draw(with_fronts(study(("dense", "groups-2"), seeds)), tmp_path))
+    checked(curves.draw(Saved(curves=history(("dense", "groups-2"), seeds)), tmp_path))
 
 
 def study(variants, seeds, **more):
@@ -169,6 +171,10 @@ def study(variants, seeds, **more):
         for s in range(seeds)
         for m, value in measures.items()
     )
+
+
+def with_fronts(rows):
+    return Saved(rows, fronts=front_table(rows))
 
 
 def history(variants, seeds):
@@ -182,12 +188,13 @@ def history(variants, seeds):
 
 def test_many_variants_with_long_names_stay_on_the_page(tmp_path):
     names = long_names(14)
-    checked(tradeoff.draw(study(names, 2, peak_memory=5e7, energy=1e-3), tmp_path))
-    checked(curves.draw(history(names, 2), tmp_path))
+    checked(tradeoff.draw(with_fronts(study(names, 2, peak_memory=5e7, energy=1e-3)), tmp_path))
+    checked(curves.draw(Saved(curves=history(names, 2)), tmp_path))
     many = {name: arrays(k % 5 + 1, 24, ["stage1.3.reduce.0"]) for k, name in enumerate(names)}
-    checked(filters.draw(many, tmp_path))
-    assert len(checked(correlation.draw(many, tmp_path))) == 4, "two pages"
-    checked(correlation.draw({names[0]: arrays(4, 24, [f"stage{j}.3.reduce.0" for j in range(20)])}, tmp_path))
+    checked(filters.draw(Saved(arrays=many), tmp_path))
+    assert len(checked(correlation.draw(Saved(arrays=many), tmp_path))) == 4, "two pages"
+    deep = arrays(4, 24, [f"stage{j}.3.reduce.0" for j in range(20)])
+    checked(correlation.draw(Saved(arrays={names[0]: deep}), tmp_path))
 
 
 def test_costs_are_shown_where_they_were_measured():
@@ -199,7 +206,7 @@ def test_costs_are_shown_where_they_were_measured():
 def test_the_front_is_ringed_and_dotted_where_it_is_not_sure():
     figure, panel = plt.subplots()
     rows = [(1.0, 0.5, True, 0.75), (2.0, 0.4, False, 0.25), (3.0, 0.3, False, 0.01), (4.0, 0.2, False, np.nan)]
-    columns = ["cost", "value", "on_front", "probability"]
+    columns = ["at", "value", "on_front", "probability"]
     assert tradeoff._draw_front(panel, pd.DataFrame(rows, columns=columns))
     drawn = panel.collections
     assert [c.get_offsets().tolist() for c in drawn] == [[[1.0, 0.5]], [[2.0, 0.4]]], "hardly ever: no ring"
@@ -212,7 +219,7 @@ def test_the_front_is_ringed_and_dotted_where_it_is_not_sure():
 def test_bytes_are_shown_in_megabytes(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(page, "save", lambda figure, *_: drawn.append(figure) or [])
-    tradeoff.draw(study(("dense", "groups-2"), 1, peak_memory=5e7), tmp_path)
+    tradeoff.draw(with_fronts(study(("dense", "groups-2"), 1, peak_memory=5e7)), tmp_path)
     panel = drawn[0].axes[3]
     assert panel.get_xlabel() == "memory of a training step (MB)"
     assert panel.xaxis.get_major_formatter()(5e7, 0) == "50"
@@ -248,7 +255,7 @@ def test_a_bare_figure_is_as_wide_as_asked_and_has_its_text_in_a_file(tmp_path, 
     for name in ("FORMATS", "WIDTH", "BARE"):
         monkeypatch.setattr(page, name, getattr(page, name))
     page.set_output(("svg", "png"), 3.25, True)
-    paths = tradeoff.draw(study(("dense", "groups-2"), 1), tmp_path)
+    paths = tradeoff.draw(with_fronts(study(("dense", "groups-2"), 1)), tmp_path)
     assert [path.name for path in paths] == ["tradeoff.svg", "tradeoff.png", "tradeoff.txt"]
     with Image.open(paths[1]) as image:
         assert image.width == pytest.approx(3.25 * 200, abs=2)
@@ -262,8 +269,8 @@ def test_no_figure_of_a_study_runs_over_a_column(tmp_path, monkeypatch, width):
         monkeypatch.setattr(page, name, getattr(page, name))
     page.set_output(("png",), width, True)
     both = {"dense": arrays(1), "log-3": arrays(3)}
-    drawn = [*filters.draw(both, tmp_path), *correlation.draw(both, tmp_path)]
-    drawn += curves.draw(history(("dense", "groups-2"), 2), tmp_path)
+    drawn = [*filters.draw(Saved(arrays=both), tmp_path), *correlation.draw(Saved(arrays=both), tmp_path)]
+    drawn += curves.draw(Saved(curves=history(("dense", "groups-2"), 2)), tmp_path)
     for path in [path for path in drawn if path.suffix == ".png"]:
         with Image.open(path) as image:
             assert image.width == pytest.approx(width * 200, abs=2)

@@ -20,6 +20,7 @@ from analysis.figures import (
     separation,
     similarity,
 )
+from analysis.figures.saved import Saved
 from analysis.nulls import without_cut
 from figure_checks import checked, long_names
 
@@ -165,7 +166,7 @@ def test_partitions_into_several_numbers_of_parts_are_one_null_with_a_mark_each(
         for null, groups in cuts.items()
         for s in (0, 1)
     ]
-    nulls.draw(pd.concat(parts), tmp_path)
+    nulls.draw(Saved(pd.concat(parts)), tmp_path)
     assert cells[0]["null"].tolist() == ["arbitrary partition"] * 3
     assert cells[0]["n"].tolist() == [2, 2, 2], "cuts are no seeds"
     assert without_cut("spectral partition, sizes kept, log:4") == "spectral partition, sizes kept"
@@ -179,14 +180,14 @@ def test_gaps_and_rises_are_what_is_drawn(tmp_path, monkeypatch):
         return []
 
     monkeypatch.setattr(forest, "draw", keep)
-    nulls.draw(GAPS, tmp_path)
+    nulls.draw(Saved(GAPS), tmp_path)
     assert drawn["columns"] == ["conv1, read", "conv2, computed"]
     cells = drawn["cells"]
     trained = cells[(cells["column"] == "conv2, computed") & (cells["null"] == "") & (cells["variant"] == "g2")]
     assert values(trained, "quantity") == {(nulls.GAP.name,): 0.4, (nulls.RISE.name,): 0.35}
     assert trained["n"].tolist() == [3, 2]
     assert "fewer than 6 have no interval" in drawn["caption"]
-    assert nulls.draw(GAPS.iloc[:0], tmp_path) == []
+    assert nulls.draw(Saved(GAPS.iloc[:0]), tmp_path) == []
 
 
 def test_similarities_keep_their_nulls_apart(tmp_path):
@@ -202,8 +203,8 @@ def test_similarities_keep_their_nulls_apart(tmp_path):
         ("g2", "CKA", "untrained"): 0.5,
         ("dense", "Procrustes", "arbitrary partition"): 0.7,
     }
-    checked(similarity.draw(rows, tmp_path))
-    assert similarity.draw(rows.iloc[-1:], tmp_path) == []
+    checked(similarity.draw(Saved(rows), tmp_path))
+    assert similarity.draw(Saved(rows.iloc[-1:]), tmp_path) == []
 
 
 def test_marks_stand_at_their_value_beside_each_other():
@@ -252,7 +253,7 @@ def test_nothing_is_drawn_for_what_was_not_measured(tmp_path, monkeypatch):
     """The dense network has no gap to its untrained self, and no frequency that groups split."""
     drawn = {}
     monkeypatch.setattr(page, "save", lambda figure, folder, name: drawn.update({name: figure}) or [])
-    nulls.draw(GAPS, tmp_path)
+    nulls.draw(Saved(GAPS), tmp_path)
     ticks = [[t.get_text() for t in panel.get_yticklabels()] for panel in drawn["nulls"].axes]
     assert ticks[0] == ["dense", "g2"]
     assert ticks[len(ticks) // 2] == ["g2"]
@@ -262,7 +263,7 @@ def test_nothing_is_drawn_for_what_was_not_measured(tmp_path, monkeypatch):
         *[("g2", 0, "conv1", f"separation_{a}_auc", "", 0.2) for a in separation.TESTED],
     )
     arrays = {"dense": of_filters, "g2": {**of_filters, "filter_groups": np.array([0, 0, 1, 1])}}
-    separation.draw(rows, arrays, tmp_path)
+    separation.draw(Saved(rows, arrays), tmp_path)
     panels = drawn["separation"].axes
     assert [t.get_text() for t in panels[1].get_yticklabels()] == ["colour"]
     assert [t.get_text() for t in panels[3].get_yticklabels()] == list(separation.TESTED)
@@ -288,11 +289,11 @@ def test_matrices_between_layers_are_sorted_by_the_groups_of_either_side(tmp_pat
         "whitened block-1-block-2 rows": np.array([1, 0]),
         "whitened block-1-block-2 columns": np.array([0, 1]),
     }
-    checked(interlayer.draw(GAPS, {"g2": a}, tmp_path))
-    assert interlayer.draw(GAPS, {"g2": {}}, tmp_path) == []
+    checked(interlayer.draw(Saved(GAPS, {"g2": a}), tmp_path))
+    assert interlayer.draw(Saved(GAPS, {"g2": {}}), tmp_path) == []
     shown = {}
     monkeypatch.setattr(matrices, "draw", lambda variants, columns, found, *rest: shown.update(found))
-    interlayer.draw(GAPS, {"g2": a}, tmp_path)
+    interlayer.draw(Saved(GAPS, {"g2": a}), tmp_path)
     assert list(shown) == [("g2", "block-1-block-2")], "labels are no matrices"
     np.testing.assert_array_equal(matrices.in_blocks(shown["g2", "block-1-block-2"])[0], [[3, np.nan], [1, 2]])
 
@@ -314,7 +315,7 @@ def test_noise_filters_are_drawn_but_not_counted():
         ("dense", "colour_index", 1): 0.3,
         ("g2", "colour_index", 1): 0.3,
     }, "no filter of the second group is learned"
-    assert separation.draw(GAPS, {"dense": FILTERS["dense"]}, "unused") == []
+    assert separation.draw(Saved(GAPS, {"dense": FILTERS["dense"]}), "unused") == []
 
 
 def test_dots_of_one_value_stand_beside_each_other():
@@ -354,14 +355,14 @@ def test_lesions_are_read_from_the_names_of_their_measures():
     looks = lesions.styles(found["series"])
     assert list(looks) == ["group, colour images", "random sets, colour images", "group, grey images"]
     assert [mark.hollow for mark in looks.values()] == [False, True, False]
-    assert lesions.draw(rows.iloc[-1:], {}, "unused") == []
+    assert lesions.draw(Saved(rows.iloc[-1:], {}), "unused") == []
 
 
 def test_the_panels_of_a_row_of_lesions_show_all_of_both(tmp_path, monkeypatch):
     limits = []
     monkeypatch.setattr(lesions.page, "save", lambda figure, *_: limits.extend(a.get_ylim() for a in figure.axes[:2]))
     rows = [("g2", 0, "conv1", f"lesion_{r}_group_1_on_grey", "", x) for r, x in (("zero", 0.1), ("mean", 0.9))]
-    lesions.draw(table(*rows), {"g2": {"lesion mean classes": np.eye(2)}}, tmp_path)
+    lesions.draw(Saved(table(*rows), {"g2": {"lesion mean classes": np.eye(2)}}), tmp_path)
     assert limits[0] == limits[1]
     assert limits[0][1] > 0.9
     plt.close("all")
@@ -378,7 +379,7 @@ def test_probes_are_read_from_the_names_of_their_measures():
         ("hue", 1, "random sets"): 0.25,
         ("class", 2, "chance"): 0.1,
     }
-    assert probes.draw(rows.iloc[:0], "unused") == []
+    assert probes.draw(Saved(rows.iloc[:0]), "unused") == []
 
 
 def test_groups_stand_side_by_side_with_their_numbers():
@@ -430,12 +431,12 @@ def test_many_variants_with_long_names_stay_on_the_page(tmp_path, figure):
     arrays = dict.fromkeys(names, a)
     rows = full(names)
     paths = {
-        "nulls": lambda: nulls.draw(rows, tmp_path),
-        "similarity": lambda: similarity.draw(rows, tmp_path),
-        "probes": lambda: probes.draw(rows, tmp_path),
-        "lesions": lambda: lesions.draw(rows, arrays, tmp_path),
-        "separation": lambda: separation.draw(rows, arrays, tmp_path),
-        "interlayer": lambda: interlayer.draw(rows, arrays, tmp_path),
+        "nulls": lambda: nulls.draw(Saved(rows), tmp_path),
+        "similarity": lambda: similarity.draw(Saved(rows), tmp_path),
+        "probes": lambda: probes.draw(Saved(rows), tmp_path),
+        "lesions": lambda: lesions.draw(Saved(rows, arrays), tmp_path),
+        "separation": lambda: separation.draw(Saved(rows, arrays), tmp_path),
+        "interlayer": lambda: interlayer.draw(Saved(rows, arrays), tmp_path),
     }[figure]()
     checked(paths)
     assert len(paths) == (4 if figure == "interlayer" else 2)
@@ -443,5 +444,5 @@ def test_many_variants_with_long_names_stay_on_the_page(tmp_path, figure):
 
 def test_sixteen_groups_of_one_variant_are_drawn(tmp_path):
     rows = full(["groups-16"], 16)
-    checked(lesions.draw(rows, {}, tmp_path))
-    checked(probes.draw(rows, tmp_path))
+    checked(lesions.draw(Saved(rows, {}), tmp_path))
+    checked(probes.draw(Saved(rows), tmp_path))
