@@ -1,0 +1,114 @@
+"""Whatever the pages name is there: files, anchors, targets of make, flags, rooms, and what is generated."""
+
+import re
+import subprocess
+
+import pytest
+import yaml
+
+from experiments.__main__ import main
+from experiments.report.claims import BLOCK, recorded_verdicts
+from experiments.report.marked_text import read_block
+from experiments.study.catalogue import study_file, study_names, sweep_names
+from pages import DOCS, ROOT, page, pages
+
+FOLDERS = ("configs", "results", "gconv", "analysis", "experiments", "benchmarks", "tests", "docs")
+PACKAGES = ("gconv", "analysis", "experiments")
+HELPS = (
+    ["run", "quickstart"],
+    ["run", "alexnet-groups"],
+    ["run", "group-parallel"],
+    ["sweep", "photos-bayes"],
+    ["cost", "alexnet"],
+    ["figures", "connections"],
+    ["status"],
+    ["results"],
+    ["gather"],
+    ["measure"],
+    ["claims"],
+)
+ALL = pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
+
+
+@ALL
+def test_links_lead_somewhere(page):
+    for link in page.links():
+        target, _, anchor = link.partition("#")
+        if target.startswith(("http:", "https:", "mailto:")):
+            continue
+        path = (page.path.parent / target).resolve() if target else page.path
+        assert path.exists(), f"{page.name}: {link}"
+        if anchor:
+            other = next(one for one in pages() if one.path == path)
+            assert anchor in other.anchors(), f"{page.name}: {link}"
+
+
+@ALL
+def test_files_that_are_named_are_there(page):
+    for code in page.code():
+        if code.startswith(tuple(f"{folder}/" for folder in FOLDERS)) and not re.search(r"[<*\s]|NAME", code):
+            assert (ROOT / code).exists(), f"{page.name}: {code}"
+
+
+@ALL
+def test_targets_of_make_are_there(page):
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for code in page.code():
+        if match := re.match(r"make ([a-z0-9-]+)", code):
+            assert match[1] in targets, f"{page.name}: {code}"
+        if match := re.search(r"\bNAME=([a-z0-9-]+)$", code):
+            assert match[1] in (*study_names(), *sweep_names(), "connections"), f"{page.name}: {code}"
+
+
+def test_flags_are_those_of_a_command(capsys):
+    for arguments in HELPS:
+        main([*arguments, "--help"])
+    known = set(re.findall(r"--[\w.]+", capsys.readouterr().out)) | {"--help"}
+    for one in pages():
+        for code in [code for code in one.code() if not code.startswith(("srun", "torchrun"))]:
+            unknown = set(re.findall(r"(?<![\w-])--[a-z_][\w.]*", code)) - known
+            assert not unknown, f"{one.name}: {code}"
+
+
+def test_the_rooms_are_those_of_the_tree():
+    rooms = {
+        code
+        for line in page("docs/architecture.md").prose().splitlines()
+        if line.startswith("| `")
+        for code in re.findall(r"`((?:gconv|analysis|experiments)/[\w./]*)`", line.split("|")[1])
+    }
+    files = subprocess.run(["git", "ls-files", *PACKAGES], cwd=ROOT, capture_output=True, text=True)
+    if files.returncode:
+        pytest.skip("not a git checkout")
+    tree = set()
+    for name in files.stdout.splitlines():
+        package, first, *more = name.split("/")
+        if more:
+            tree.add(f"{package}/{first}/")
+        elif first != "__init__.py":
+            tree.add(f"{package}/{first}")
+    assert rooms == tree
+
+
+def test_the_picture_of_the_rooms_shows_rooms():
+    picture = (DOCS / "assets" / "architecture.svg").read_text()
+    names = re.findall(r'class="(?:name|sub)"[^>]*>(\w+(?:\.py|/))<', picture)
+    assert len(names) > 20
+    assert all(any((ROOT / package / name).exists() for package in (*PACKAGES, "")) for name in names)
+
+
+def test_the_readme_lists_every_study_with_its_question():
+    listed = dict(re.findall(r"^- `([\w-]+)`: (.*)$", page("README.md").text, re.MULTILINE))
+    assert listed == {name: yaml.safe_load(study_file(name).read_text())["question"] for name in study_names()}
+
+
+def test_the_sweeps_are_listed():
+    assert set(re.findall(r"^\| `([\w-]+)` \|", page("docs/sweeps.md").text, re.MULTILINE)) == set(sweep_names())
+
+
+def test_the_readme_has_the_verdicts_of_the_record():
+    assert read_block(ROOT / "README.md", BLOCK) == recorded_verdicts(), "make claims ARGS=--readme"
+
+
+def test_the_readme_is_short():
+    assert len(page("README.md").text.split()) <= 600
