@@ -23,7 +23,7 @@ from experiments.sweep.engine import LocalSweep, Point, suggest
 from experiments.sweep.file import read_sweep
 from experiments.sweep.worker import Place, plan_one
 from experiments.terminal import show_every_sign
-from experiments.training.epoch import evaluate
+from experiments.training.evaluation import evaluate
 
 LIMIT = 0.5  # seconds a point
 FILE = """\

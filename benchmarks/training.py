@@ -36,8 +36,11 @@ from experiments.models import build_model
 from experiments.store.runs import provenance
 from experiments.terminal import show_every_sign
 from experiments.tracking import Tracker
-from experiments.training.epoch import EpochBatches, evaluate, train_epoch
+from experiments.training.batches import EpochBatches
+from experiments.training.evaluation import evaluate
 from experiments.training.learner import Learner
+from experiments.training.loop import train_epoch
+from experiments.training.loss_monitor import LossMonitor
 from experiments.training.multi_seed import MultiSeedLearner
 from experiments.training.recipe import Recipe
 from experiments.training.run import choose_kernels
@@ -126,18 +129,16 @@ def ways_to_train(
 
     def ours(count: int) -> Callable[[], None]:
         total = context.recipe.epochs * steps
-        several = count > 1
-        learner = (
-            MultiSeedLearner([fresh() for _ in range(count)], context, total)
-            if several
-            else Learner(fresh(), context, total)
-        )
+        networks = [fresh() for _ in range(count)]
+        one = count == 1
+        learner = Learner(networks[0], context, total) if one else MultiSeedLearner(networks, context, total)
         epochs = 0
 
         def train() -> None:
             nonlocal epochs
-            streams = [EpochBatches(context, seed, epochs) for seed in range(count)]
-            train_epoch(learner, streams, epochs, "bench", trackers=[SILENT] * count)
+            batches = [EpochBatches(context, seed, epochs) for seed in range(count)]
+            with LossMonitor(learner, batches, epochs, "bench", [SILENT] * count) as monitor:
+                train_epoch(learner, batches, monitor.after_step)
             epochs += 1
             for network in learner.networks:
                 evaluate(network, context)  # waits for the device

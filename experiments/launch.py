@@ -28,7 +28,7 @@ from experiments.study.plan import PlannedRun, plan
 from experiments.tracking import Tracker
 from experiments.training.data_parallel import whole_batch
 from experiments.training.distributed import DistributedProcessGroup, ProcessGroupLostError, backend_for
-from experiments.training.epoch import DivergedError
+from experiments.training.loss_monitor import DivergedError
 from experiments.training.ranks import GRACE, ending
 from experiments.training.run import train_run
 from experiments.training.run_context import choose_device

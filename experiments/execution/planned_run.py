@@ -10,33 +10,46 @@ from experiments.study.config import Study
 from experiments.study.plan import PlannedRun
 from experiments.tracking import Tracker
 from experiments.training.process_group import SINGLE_PROCESS, ProcessGroup
-from experiments.training.run import train_at_once, train_run
+from experiments.training.progress_lines import ProgressLines
+from experiments.training.run import train_run, train_seeds
 from experiments.training.run_context import RunContext, device_name
 
 
-def train_planned(study: Study, p: PlannedRun, process_group: ProcessGroup = SINGLE_PROCESS) -> dict[str, Any]:
-    """Train one run to its end and record it; rank 0 of a process group does so with the others."""
+def train_planned(
+    study: Study,
+    p: PlannedRun,
+    process_group: ProcessGroup = SINGLE_PROCESS,
+    lines: ProgressLines | None = None,
+) -> dict[str, Any]:
+    """Train one run to its end and return its record.
+
+    Args:
+        study: which the run belongs to.
+        p: the run, which this process holds.
+        process_group: processes that train it together; this one is rank 0.
+        lines: print how far the run is.
+    """
     p.run.begin()
     context = p.context().with_compiler(study.compile if process_group.size == 1 else "never")
     model, tracker = p.fresh_model(), _tracker(study, p)
     end: dict[str, Any] | Exception
     try:
         with process_group.training(p.run.folder.name):
-            end = train_run(p.run, model, context, tracker, process_group)
+            end = train_run(p.run, model, context, tracker, process_group, lines)
     except Exception as error:
         end = error
     each = f"{process_group.size} ranks, each " if process_group.size > 1 else ""
     return _record(p, context, tracker, end, each + device_name(context.device))
 
 
-def train_together(study: Study, group: list[PlannedRun]) -> list[dict[str, Any] | Exception]:
-    """Train seeds of a variant side by side and record each; in place of a record, why there is none this time."""
+def train_together(study: Study, group: list[PlannedRun], lines: ProgressLines) -> list[dict[str, Any] | Exception]:
+    """Train seeds of a variant in lock-step; return the record of each, or why there is none this time."""
     for p in group:
         p.run.begin()
     context, trackers = group[0].context().with_compiler(study.compile), [_tracker(study, p) for p in group]
     runs, fresh = [p.run for p in group], [p.fresh_model for p in group]
     ends: list[dict[str, Any] | Exception] = []
-    for p, tracker, end in zip(group, trackers, train_at_once(runs, fresh, context, trackers), strict=True):
+    for p, tracker, end in zip(group, trackers, train_seeds(runs, fresh, context, trackers, lines), strict=True):
         if isinstance(end, dict):
             end |= {"seeds_at_once": len(group)}
         try:
@@ -55,7 +68,7 @@ def _tracker(study: Study, p: PlannedRun) -> Tracker:
 def _record(
     p: PlannedRun, context: RunContext, tracker: Tracker, end: dict[str, Any] | Exception, device: str
 ) -> dict[str, Any]:
-    """Record how a training ended, done or diverged; raises what does not last, since the next start tries again."""
+    """Record how a training ended, done or diverged; raise any other error, since the next start tries again."""
     values, status = end, "done"
     if isinstance(values, Exception):
         error, values, status = values, {"reason": str(values), "epoch": p.run.epochs_saved()}, "diverged"

@@ -15,7 +15,7 @@ import pandas as pd
 
 from analysis.evidence import Record, sort_evidence
 from experiments.report.tables import DamagedTableError, read_about, read_csv, read_table
-from experiments.store.runs import config_hash
+from experiments.store.runs import config_hash, short_commit
 from experiments.study.catalogue import HOME, trained_studies
 from experiments.study.config import Study, load_study
 
@@ -130,7 +130,7 @@ def _hardware(runs: pd.DataFrame) -> str:
         return "hardware not recorded"
     runs = runs.fillna("unknown")
     where = dict.fromkeys(f"{r['device']}, {r['precision']}, torch {r['torch']}" for _, r in runs.iterrows())
-    data, commits = dict.fromkeys(runs["dataset"]), dict.fromkeys(f"{c[:10]}{c[40:]}" for c in runs["commit"])
+    data, commits = dict.fromkeys(runs["dataset"]), dict.fromkeys(short_commit(c) for c in runs["commit"])
     return f"{'; '.join(where)}; dataset {', '.join(data)}; commit {', '.join(commits)}"
 
 

@@ -22,7 +22,7 @@ from analysis.tradeoff import (
 )
 from experiments.errors import UsageError
 from experiments.report.tables import read_arrays, read_csv, read_table
-from experiments.store.runs import file_name
+from experiments.store.runs import file_name, short_commit
 from experiments.study.invocation import typed
 
 LINES = 24  # of one table of the summary
@@ -111,7 +111,7 @@ def markdown(table: pd.DataFrame, runs: pd.DataFrame, overrides: dict[str, objec
     if loud := disturbed(table):
         intervals += f", disturbed by other work: {', '.join(loud)}"
     where = "; ".join(dict.fromkeys(f"{r['device']}, {r['precision']}, torch {r['torch']}" for _, r in runs.iterrows()))
-    commits = ", ".join(dict.fromkeys(f"{c[:10]}{c[40:]}" for c in runs["commit"].fillna("unknown")))
+    commits = ", ".join(dict.fromkeys(short_commit(c) for c in runs["commit"].fillna("unknown")))
     flags = " ".join(f"--{key}={value}" for key, value in overrides.items())
     with_flags = f" Run with `{flags}`." if flags else ""
     return "\n".join([*lines, "", f"{intervals}; {where}; commit {commits}.{with_flags}", ""])

@@ -39,11 +39,11 @@ class PartialEpoch:
 class Stateful(Protocol):
     """What can be saved and can go on: networks in training, told apart by their places."""
 
-    def state(self, place: int) -> dict[str, Any]:
+    def state(self, index: int) -> dict[str, Any]:
         """Of one network, its optimizer and its schedule."""
         ...
 
-    def restore(self, place: int, state: dict[str, Any]) -> None:
+    def restore(self, index: int, state: dict[str, Any]) -> None:
         """Go on from what ``state`` gave."""
         ...
 
@@ -55,17 +55,17 @@ class Progress:
         history: the metrics of every whole epoch.
     """
 
-    def __init__(self, run: Run, learner: Stateful, place: int = 0, together: int = 1) -> None:
+    def __init__(self, run: Run, learner: Stateful, index: int = 0, together: int = 1) -> None:
         """Begin where the run is.
 
         Args:
             run: where checkpoints and metrics go.
             learner: trains it.
-            place: of the run's network among those that the learner trains together.
+            index: of the run's network among those that the learner trains together.
             together: how many those are; they share the time.
         """
         self.history: list[dict[str, float]] = []
-        self._run, self._learner, self._place, self._together = run, learner, place, together
+        self._run, self._learner, self._index, self._together = run, learner, index, together
         self._device = torch.device("cpu")
         self._part: PartialEpoch | None = None
         self._at: tuple[int, Tensor, torch.Generator] | None = None
@@ -83,7 +83,7 @@ class Progress:
         if checkpoint is None:
             torch.manual_seed(self._run.seed)  # dropout's random numbers, whatever was drawn before
         else:
-            self._learner.restore(self._place, checkpoint)
+            self._learner.restore(self._index, checkpoint)
             _set_rng_state(checkpoint["rng"], self._device)
             self.history = checkpoint["history"]
             self._part = PartialEpoch(**checkpoint["part"]) if checkpoint.get("part") else None
@@ -127,7 +127,7 @@ class Progress:
         start = time.monotonic()
         part = asdict(PartialEpoch(at[0], at[1].cpu(), at[2].get_state(), self.seconds())) if at else None
         saved = {"rng": _rng_state(self._device), "history": self.history, "part": part}
-        self._run.save_checkpoint({**self._learner.state(self._place), **saved})
+        self._run.save_checkpoint({**self._learner.state(self._index), **saved})
         self._saved = time.monotonic()
         self._cost = self._saved - start
 

@@ -34,6 +34,8 @@ from experiments.errors import RunFailedError, UsageError
 from experiments.store import sealed
 from experiments.store.leases import Lease, LeaseLostError, claim
 
+UNCOMMITTED = " with uncommitted changes"
+
 
 def config_hash(config: dict[str, Any]) -> str:
     """Eight hex digits over a configuration, independent of key order."""
@@ -262,13 +264,19 @@ def _now() -> str:
 
 @lru_cache(maxsize=1)
 def _commit() -> str | None:
+    """Return the commit of this checkout and, if so, that files differ from it; None outside of a checkout."""
     try:
         here = Path(__file__).parent
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
         changed = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True)
-        return commit.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
+        return commit.stdout.strip() + (UNCOMMITTED if changed.stdout.strip() else "")
     except (OSError, subprocess.CalledProcessError):
-        return None  # not a git checkout
+        return None
+
+
+def short_commit(commit: str) -> str:
+    """Return the commit of a result with ten digits; older results say ``+changes`` for uncommitted changes."""
+    return commit[:10] + (UNCOMMITTED if commit.endswith((UNCOMMITTED, "+changes")) else "")
 
 
 def provenance(device: str) -> dict[str, Any]:

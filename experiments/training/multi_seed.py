@@ -45,22 +45,22 @@ class MultiSeedLearner(Learner):
     def _logits(self, xs: list[Tensor]) -> Tensor:
         return self._model(xs)
 
-    def state(self, place: int) -> dict[str, Any]:
+    def state(self, index: int) -> dict[str, Any]:
         """Everything that is needed to go on with a network, as ``Learner`` alone would give it."""
         optimizer = self._optimizer.state_dict()
         optimizer["state"] = {
-            number: {name: self._slice(value, place).clone() for name, value in of.items()}
+            number: {name: self._slice(value, index).clone() for name, value in of.items()}
             for number, of in optimizer["state"].items()
         }
         return {
-            "model": {name: value.clone() for name, value in self._networks[place].state_dict().items()},
+            "model": {name: value.clone() for name, value in self._networks[index].state_dict().items()},
             "optimizer": optimizer,
             "schedule": self._schedule.state_dict(),
         }
 
-    def restore(self, place: int, state: dict[str, Any]) -> None:
+    def restore(self, index: int, state: dict[str, Any]) -> None:
         """Go on from what ``state`` gave, on whatever device, in whatever company that is equally far."""
-        self._networks[place].load_state_dict(state["model"])
+        self._networks[index].load_state_dict(state["model"])
         saved = state["optimizer"]
         parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         for number, of in saved["state"].items():
@@ -68,11 +68,11 @@ class MultiSeedLearner(Learner):
             for name, value in of.items():
                 if name not in mine:
                     mine[name] = torch.zeros_like(parameters[number])
-                self._slice(mine[name], place).copy_(value)
+                self._slice(mine[name], index).copy_(value)
         for group, values in zip(self._optimizer.param_groups, saved["param_groups"], strict=True):
             group.update({name: value for name, value in values.items() if name != "params"})
         self._schedule.load_state_dict(state["schedule"])
 
-    def _slice(self, whole: Tensor, place: int) -> Tensor:
+    def _slice(self, whole: Tensor, index: int) -> Tensor:
         """One network's part of a parameter, or of what goes with it."""
-        return whole.chunk(len(self._networks))[place]
+        return whole.chunk(len(self._networks))[index]

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from experiments.memory import is_out_of_memory
-from experiments.training.epoch import EpochBatches
+from experiments.training.batches import EpochBatches
 from experiments.training.learner import Learner
 from experiments.training.multi_seed import MultiSeedLearner
 from experiments.training.process_group import SINGLE_PROCESS
@@ -73,7 +73,7 @@ def speedup(fresh: Callable[[], nn.Module], context: RunContext, count: int) -> 
 def _seconds(learner: Learner, context: RunContext) -> float:
     """Of a block of steps, batches made as in training."""
     streams = [EpochBatches(context, seed, 0) for seed in range(len(learner.networks))]
-    learner.begin_epoch(0)
+    learner.begin_epoch()
     _wait(context)
     start = time.perf_counter()
     for step in range(TIMED_STEPS):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from experiments.data.augment import Views
-from experiments.training.epoch import evaluate
+from experiments.training.evaluation import evaluate
 from experiments.training.recipe import Recipe
 from experiments.training.run_context import RunContext
 from fault_children import a_run, run_small, train

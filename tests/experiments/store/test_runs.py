@@ -4,7 +4,7 @@ import multiprocessing
 import pytest
 import torch
 
-from experiments.store.runs import Run, config_hash, write_atomic
+from experiments.store.runs import Run, config_hash, short_commit, write_atomic
 
 
 def a_run(folder, **changes):
@@ -77,3 +77,17 @@ def test_two_processes_do_not_train_the_same_run(tmp_path):
         other.join()
     with run.lock() as held:
         assert held
+
+
+@pytest.mark.parametrize(
+    ("commit", "shown"),
+    [
+        ("0123456789abcdef", "0123456789"),
+        ("0123456789abcdef+changes", "0123456789 with uncommitted changes"),
+        ("0123456789abcdef with uncommitted changes", "0123456789 with uncommitted changes"),
+        ("unknown", "unknown"),
+    ],
+)
+def test_a_commit_is_shown_short_and_says_so_if_files_differed_from_it(commit, shown):
+    """Older results have ``+changes``."""
+    assert short_commit(commit) == shown

@@ -181,14 +181,14 @@ def test_an_interrupted_sweep_goes_on_and_suggests_what_it_would_have(tmp_path, 
 @pytest.mark.usefixtures("threads", "no_figures")
 def test_hyperband_stops_a_run_in_the_middle_and_it_is_recorded(tmp_path, capsys, monkeypatch):
     """Each run is made worse than the one before; with eta 2 hyperband lets the better half past the second epoch."""
-    from experiments.training import run as training
+    from experiments.training import loop
 
-    evaluate, worse = training.evaluate, iter(k / 100 for k in range(100))
+    evaluate, worse = loop.evaluate, iter(k / 100 for k in range(100))
 
     def graded(*arguments, **named):
         return {**evaluate(*arguments, **named), "test_accuracy": 1 - next(worse)}
 
-    monkeypatch.setattr(training, "evaluate", graded)
+    monkeypatch.setattr(loop, "evaluate", graded)
     body = RANDOM + "early_terminate: {type: hyperband, min_iter: 1, eta: 2}\n"
     assert run(file(tmp_path, body, epochs=3), tmp_path) == 0
     first, second, *later = points(tmp_path)

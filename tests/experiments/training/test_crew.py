@@ -27,8 +27,9 @@ from experiments.store.runs import Run
 from experiments.study.config import load_study, resolve
 from experiments.study.plan import plan
 from experiments.training import data_parallel
+from experiments.training.batches import EpochBatches
 from experiments.training.distributed import DistributedProcessGroup, ProcessGroupLostError, backend_for
-from experiments.training.epoch import EpochBatches, evaluate
+from experiments.training.evaluation import evaluate
 from experiments.training.learner import Learner
 from experiments.training.process_group import SINGLE_PROCESS, ProcessGroup
 from experiments.training.recipe import Recipe
@@ -118,7 +119,7 @@ def fifty_steps(process_group, given, path, net=model):
     seen = []
     for epoch in count():
         stream = EpochBatches(given, 0, epoch)
-        learner.begin_epoch(epoch)
+        learner.begin_epoch()
         for step in range(1, len(stream) + 1):
             if len(seen) == 50:
                 torch.save(
@@ -248,7 +249,7 @@ def noise(process_group, path):
 
     learner = data_parallel.DataParallelLearner(Kept(), given, 4, process_group, seed=0)
     stream = EpochBatches(given, 0, 0)
-    learner.begin_epoch(0)
+    learner.begin_epoch()
     for step in (1, 2):
         learner.step([stream.batch(step, process_group)])
     torch.save(torch.stack(kept), path / f"noise-{process_group.rank}")

@@ -10,8 +10,9 @@ from experiments.errors import RunFailedError, UsageError
 from experiments.models import build_model
 from experiments.store.runs import Run
 from experiments.tracking import Tracker
-from experiments.training import learner
-from experiments.training.epoch import EpochBatches, evaluate
+from experiments.training import compiled_passes
+from experiments.training.batches import EpochBatches
+from experiments.training.evaluation import evaluate
 from experiments.training.learner import Learner
 from experiments.training.multi_seed import MultiSeedLearner
 from experiments.training.process_group import SINGLE_PROCESS
@@ -228,7 +229,7 @@ def test_a_device_that_is_not_here_is_one_clear_line(name):
 
 def taken(takes, given, seeds, steps=3):
     streams = [EpochBatches(given, seed, 0) for seed in seeds]
-    takes.begin_epoch(0)
+    takes.begin_epoch()
     return torch.stack([takes.step([s.batch(k, SINGLE_PROCESS) for s in streams]) for k in range(1, steps + 1)])
 
 
@@ -240,7 +241,7 @@ def network(seed):
 def test_compiled_steps_are_those_that_are_not(monkeypatch):
     """Traced as for a GPU; what Inductor makes of it is tested with the operator, and where there is a GPU."""
     if not torch.cuda.is_available():
-        monkeypatch.setattr(learner, "COMPILE_OPTIONS", {"backend": "aot_eager", "dynamic": False})
+        monkeypatch.setattr(compiled_passes, "COMPILE_OPTIONS", {"backend": "aot_eager", "dynamic": False})
     given = context(precision="fp32", device="auto")
     compiled = given.with_compiler("always")
     assert compiled.compiled and not given.compiled
@@ -262,7 +263,7 @@ def test_a_compiled_step_that_fails_is_taken_again_in_eager_mode_and_the_run_say
 
     passes = {"fw_compiler": lambda graph, _: graph.forward, "bw_compiler": lambda graph, _: graph.forward}
     passes["fw_compiler" if when == "forward" else "bw_compiler"] = fails
-    monkeypatch.setattr(learner, "COMPILE_OPTIONS", {"backend": aot_autograd(**passes), "dynamic": False})
+    monkeypatch.setattr(compiled_passes, "COMPILE_OPTIONS", {"backend": aot_autograd(**passes), "dynamic": False})
     given = context()
     eager, compiled = network(0), network(0)
     train_run(a_run(tmp_path, "eager"), eager, given, SILENT)
@@ -275,7 +276,7 @@ def test_a_compiled_step_that_fails_is_taken_again_in_eager_mode_and_the_run_say
 
 
 def test_a_run_says_that_its_steps_were_compiled_and_nothing_where_nobody_asked(tmp_path, monkeypatch):
-    monkeypatch.setattr(learner, "COMPILE_OPTIONS", {"backend": "eager", "dynamic": False})
+    monkeypatch.setattr(compiled_passes, "COMPILE_OPTIONS", {"backend": "eager", "dynamic": False})
     plain = train_run(a_run(tmp_path, "plain"), network(0), context(epochs=1), SILENT)
     assert not plain.keys() & {"compiled", "compile_error"}
     compiled = train_run(a_run(tmp_path), network(0), context(epochs=1).with_compiler("always"), SILENT)
@@ -286,7 +287,7 @@ def test_a_step_without_memory_does_not_count_as_one_that_cannot_be_compiled(mon
     def short(graph, inputs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(learner, "COMPILE_OPTIONS", {"backend": short, "dynamic": False})
+    monkeypatch.setattr(compiled_passes, "COMPILE_OPTIONS", {"backend": short, "dynamic": False})
     given = context().with_compiler("always")
     with pytest.raises(Exception, match="out of memory"):
         taken(Learner(network(0), given, 9), given, [0])

@@ -26,7 +26,7 @@ from experiments.tracking import Tracker
 from experiments.training.learner import Learner
 from experiments.training.multi_seed import MultiSeedLearner
 from experiments.training.recipe import Recipe
-from experiments.training.run import train_at_once, train_run
+from experiments.training.run import train_run, train_seeds
 from experiments.training.run_context import RunContext
 from experiments.training.seeds_at_once import choose_seeds_at_once, largest_worthwhile, speedup
 from experiments.training.wide_network import WideNetwork
@@ -78,7 +78,7 @@ def runs_in(folder, seeds=3):
 
 def at_once(runs, given, trackers=None, net=LOGNET):
     makers = [partial(fresh, run.seed, net) for run in runs]
-    return train_at_once(runs, makers, given, trackers or [SILENT] * len(runs))
+    return train_seeds(runs, makers, given, trackers or [SILENT] * len(runs))
 
 
 def alone(folder, given, seeds=3, net=LOGNET):
