@@ -21,7 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gconv import Block, GroupedConv2d, Partition, block, forced_kernel
 from gconv.kernels import band
-from gconv.kernels.band_tiles import Blocking
+from gconv.kernels.band import correlate, launch, support, tables, weights
+from gconv.kernels.band.tiles import Blocking
 from gconv.kernels.geometry import Geometry
 from gconv.operator import dispatch
 
@@ -189,7 +190,7 @@ def test_rows_that_share_what_they_read_are_as_exact_as_aten(case, batch, wide):
     x, weight, bias, dy = numbers(layer, batch, size)
     exact = by_aten(layer, x, weight, bias, dy, torch.float64)
     blocking = Blocking(16, 16, 32, 16, 1, rows=True)
-    with mock.patch.object(band, "_is_wide", lambda *images: wide), poisoned():
+    with mock.patch.object(correlate, "is_wide", lambda *images: wide), poisoned():
         found = (
             *band.conv2d_statistics(x, weight, bias, layer, blocking=blocking),
             band.input_gradient(dy, weight, layer, size, blocking=blocking),
@@ -206,14 +207,15 @@ def test_rows_that_share_what_they_read_are_as_exact_as_aten(case, batch, wide):
 def test_offsets_of_64_bits_give_the_same_bits(name, monkeypatch):
     inputs = numbers(NAMED[name])
     narrow = by_band(NAMED[name], *inputs)
-    monkeypatch.setattr(band, "_is_wide", lambda *images: True)
+    for module in (correlate, weights):
+        monkeypatch.setattr(module, "is_wide", lambda *images: True)
     for ours, same in zip(by_band(NAMED[name], *inputs), narrow, strict=True):
         assert torch.equal(ours, same)
 
 
 def test_offsets_have_64_bits_from_2_to_the_31_elements_on():
     near, far = (torch.zeros(1, 1, 1, 1).expand(2**15, 2**12, 4, width) for width in (3, 4))
-    assert not band._is_wide(near) and band._is_wide(far)
+    assert not launch.is_wide(near) and launch.is_wide(far)
 
 
 def test_weights_of_any_strides_are_read_as_they_lie():
@@ -241,8 +243,8 @@ class Allocations(TorchDispatchMode):
 def test_nothing_but_outputs_outlives_a_first_call():
     layer = geometry([16, 8, 4, 4], [16, 8, 4, 4])
     x, weight, bias, dy = numbers(layer)
-    band._tables.cache_clear()
-    band._phases.cache_clear()
+    tables.tables.cache_clear()
+    tables.phases.cache_clear()
     with Allocations() as allocations:
         kept = (*by_band(layer, x, weight, bias, dy), *band.conv2d_statistics(x, weight, bias, layer))
     gc.collect()
@@ -254,9 +256,9 @@ def test_nothing_but_outputs_outlives_a_first_call():
 
 def fails(error, monkeypatch, times=10**6):
     """Have Triton fail to build the kernel that correlates, so many times."""
-    from gconv.kernels import band_triton
+    from gconv.kernels.band import programs
 
-    kernels = {name: getattr(band_triton, name) for name in ("correlate", "correlate_rows")}
+    kernels = {name: getattr(programs, name) for name in ("correlate", "correlate_rows")}
     failures = []
 
     class Failing:
@@ -270,14 +272,14 @@ def fails(error, monkeypatch, times=10**6):
             return kernels[self.name][grid]
 
     for name in kernels:
-        monkeypatch.setattr(band_triton, name, Failing(name))
+        monkeypatch.setattr(programs, name, Failing(name))
     return failures
 
 
 @pytest.fixture
 def no_failures():
     yield
-    band._failures.clear()
+    support.failures.clear()
     dispatch.forget()
 
 
@@ -394,7 +396,7 @@ def test_statistics_are_those_of_what_is_written(name, dtype):
 
 
 def test_statistics_hold_far_from_zero_merged_twice_and_the_same_every_time(monkeypatch):
-    monkeypatch.setattr(band, "MERGED", 4)
+    monkeypatch.setattr(correlate, "MERGED", 4)
     layer = geometry([1, 2], [2, 1], kernel=(1, 1), padding=(0, 0))
     x, weight, _, _ = numbers(layer, batch=5, size=(9, 9))
     bias = torch.full((3,), 1e4, device=DEVICE)
@@ -487,7 +489,7 @@ def test_more_pixels_than_32_bits_count_are_named_before_any_is_touched():
 
 def test_it_refuses_what_it_cannot_compute_and_nothing_else():
     layer = geometry([4, 2], [2, 4])
-    for dtype in band.DTYPES:
+    for dtype in support.DTYPES:
         assert band.refuses(layer, dtype, DEVICE) is None
     assert "float64" in (band.refuses(layer, torch.float64, DEVICE) or "")
     assert "complex64" in (band.refuses(layer, torch.complex64, DEVICE) or "")

@@ -17,6 +17,7 @@ import torch
 
 from gconv import Partition
 from gconv.kernels import band
+from gconv.kernels.band import support
 from gconv.kernels.geometry import Geometry
 
 CHECKS = Path(__file__).with_name("band_checks.py")
@@ -53,7 +54,7 @@ CORRELATIONS = ("correlate", "correlate_rows")
 
 def launches(layer, dtype, monkeypatch, statistics=False, size=(8, 8), blocking=None):
     """What the three ops would launch, or the forward pass that counts: (name, kernel, arguments, options) in order."""
-    from gconv.kernels import band_triton
+    from gconv.kernels.band import programs
 
     blocking = blocking or band.configs(layer, dtype)[0]
 
@@ -61,14 +62,14 @@ def launches(layer, dtype, monkeypatch, statistics=False, size=(8, 8), blocking=
 
     class Recorder:
         def __init__(self, name):
-            self.name, self.kernel = name, getattr(band_triton, name)
+            self.name, self.kernel = name, getattr(programs, name)
 
         def __getitem__(self, grid):
             return lambda *arguments, **options: found.append((self.name, self.kernel, arguments, options))
 
     with monkeypatch.context() as patch:
         for name in ("gather", *CORRELATIONS, "weight_partials", "add_partials", "merge_statistics"):
-            patch.setattr(band_triton, name, Recorder(name))
+            patch.setattr(programs, name, Recorder(name))
         x = torch.zeros(8, layer.in_groups.channels, *size, dtype=dtype)
         dy = torch.zeros(8, layer.out_groups.channels, *layer.output_size(size), dtype=dtype)
         weight = torch.zeros(layer.weight_shape, dtype=dtype)
@@ -270,7 +271,7 @@ AMPERE, HOPPER = (86, 99 * 1024), (90, 227 * 1024)  # and the bytes of shared me
 def test_blockings_that_a_device_is_offered_fit_its_shared_memory(architecture, limit, dtype, monkeypatch):
     """The largest two of each device, with tiles as wide as they come."""
     layer = geometry((128, 128))
-    monkeypatch.setattr(band, "_shared_memory", lambda device: limit)
+    monkeypatch.setattr(support, "_shared_memory", lambda device: limit)
     offered = band.configs(layer, dtype, torch.device("cuda"))
     assert len(offered) > 4
     for blocking in sorted(offered, key=lambda b: -b.shared_bytes(dtype.itemsize))[:2]:
@@ -282,7 +283,7 @@ def test_blockings_that_a_device_is_offered_fit_its_shared_memory(architecture, 
 
 def test_blockings_beyond_a_devices_shared_memory_are_not_offered(monkeypatch):
     layer, device = geometry((128, 128)), torch.device("cuda")
-    monkeypatch.setattr(band, "_shared_memory", lambda device: 99 * 1024)
+    monkeypatch.setattr(support, "_shared_memory", lambda device: 99 * 1024)
     left = set(band.configs(layer, torch.bfloat16)) - set(band.configs(layer, torch.bfloat16, device))
     assert {(b.pixels, b.wide, b.stages) for b in left} == {(128, 128, 4), (64, 128, 4)}
 
@@ -295,19 +296,19 @@ def test_the_cpu_is_refused_without_the_interpreter():
 
 def test_it_asks_for_the_capability_of_the_tensors_device(monkeypatch):
     old_and_new = {0: (7, 5), 1: (9, 0)}
-    monkeypatch.setattr(band, "find_spec", lambda name: object())
+    monkeypatch.setattr(support, "find_spec", lambda name: object())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: old_and_new[device.index])
-    band._no_triton.cache_clear()
+    support._no_triton.cache_clear()
     assert "8.0, not 7.5" in (band.refuses(geometry((2, 3)), torch.float32, torch.device("cuda", 0)) or "")
     assert band.refuses(geometry((2, 3)), torch.float32, torch.device("cuda", 1)) is None
-    band._no_triton.cache_clear()
+    support._no_triton.cache_clear()
 
 
 def test_it_says_so_where_triton_is_missing(monkeypatch):
-    monkeypatch.setattr(band, "find_spec", lambda name: None)
-    band._no_triton.cache_clear()
+    monkeypatch.setattr(support, "find_spec", lambda name: None)
+    support._no_triton.cache_clear()
     assert "Triton, which is not installed" in (band.refuses(geometry((2, 3)), torch.float32, "cuda") or "")
-    band._no_triton.cache_clear()
+    support._no_triton.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gconv import Partition
-from gconv.kernels.band_tiles import (
-    Blocking,
-    blockings,
-    tile_table,
-    walk,
-    weight_index,
-    weight_jobs,
-    weight_places,
-)
+from gconv.kernels.band.tables import walk, weight_index, weight_jobs, weight_places
+from gconv.kernels.band.tiles import Blocking, blockings, tile_table
 from gconv.kernels.geometry import Geometry
 
 

@@ -12,11 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass
-from itertools import accumulate
 from math import gcd
-
-import torch
-from torch import Tensor
 
 from gconv.kernels.geometry import Geometry
 from gconv.partition import Partition
@@ -67,7 +63,7 @@ def blockings(geometry: Geometry, itemsize: int) -> tuple[Blocking, ...]:
     """
     narrow, depth, widths = (16, 32, (32, 64)) if itemsize > 2 else (32, 64, (64, 128))  # 128 spills registers in fp32
     sizes = [size for cut in (geometry.in_groups, geometry.out_groups) for size in cut.sizes if size > narrow]
-    wide = min(widths, key=lambda width: (sum(_ceil(size, width) * width for size in sizes), -width))
+    wide = min(widths, key=lambda width: (sum(units(size, width) * width for size in sizes), -width))
     aligned = not any(cut.channels % VECTOR for cut in (geometry.in_groups, geometry.out_groups))
     single = not aligned or any(size % VECTOR for size in sizes)  # channels that are moved one by one: registers
     depth = depth if aligned else 32
@@ -123,7 +119,7 @@ class TileSet:
 
     def steps(self, tile: Tile) -> int:
         """Steps of ``depth`` channels through the band of a tile."""
-        return _ceil(tile.band_size, self.depth)
+        return units(tile.band_size, self.depth)
 
     def columns(self, taps: int) -> int:
         """(tap, read channel) columns of one program of the weight gradient, in whole steps.
@@ -187,7 +183,7 @@ def tile_table(geometry: Geometry, blocking: Blocking, transposed: bool) -> Tile
         for start, stop in spans:
             band_start, band_stop = bands[start][0], bands[stop - 1][1]
             tiles.append(Tile(start, stop - start, band_start, band_stop - band_start, packed_size))
-            packed_size += taps * _ceil(band_stop - band_start, depth) * depth * width
+            packed_size += taps * units(band_stop - band_start, depth) * depth * width
         if tiles:
             reads = [n for tile in tiles for n in (tile.band_start, tile.band_size)]
             writes = [n for tile in tiles for n in (tile.start, tile.size)]
@@ -230,7 +226,7 @@ def _shared_spans(
     best = {first: (0, 0, first)}  # the cheapest way to get to a point: cost, tiles, where the last tile begins
     for end in points[1:]:
         best[end] = min(
-            (best[at][0] + width + _ceil(bands[end - 1][1] - bands[at][0], width) * width, best[at][1] + 1, at)
+            (best[at][0] + width + units(bands[end - 1][1] - bands[at][0], width) * width, best[at][1] + 1, at)
             for at in points[bisect_left(points, end - width) : bisect_left(points, end)]
         )
     spans, end = [], stop
@@ -240,97 +236,6 @@ def _shared_spans(
     return spans[::-1]
 
 
-def _ceil(size: int, unit: int) -> int:
+def units(size: int, unit: int) -> int:
     """How many units hold a size."""
     return -(-size // unit)
-
-
-def weight_index(geometry: Geometry, table: TileTable, transposed: bool) -> Tensor:
-    """Which weight lies in each place of the packed weights, -1 where a zero does.
-
-    A tile's weights are dense blocks of (width, depth), depth fastest, one per step: tap by tap, and within a tap
-    through the band.
-
-    Returns:
-        int32 (packed_size,): positions in the flat weight.
-    """
-    read, written = geometry.in_groups, geometry.out_groups
-    if transposed:
-        read, written = written, read
-    first_weight = list(accumulate((links * table.taps for links in geometry.links), initial=0))
-    labels, write_starts, read_starts = written.labels, written.starts, read.starts
-    taps_K = torch.arange(table.taps).view(-1, 1, 1)
-    parts = []
-    for tile_set in table.sets:
-        for tile in tile_set.tiles:
-            steps = tile_set.steps(tile)
-            places_KWR = torch.full((table.taps, tile_set.width, steps * tile_set.depth), -1, dtype=torch.int64)
-            for group in range(labels[tile.start], labels[tile.start + tile.size - 1] + 1):
-                rows = torch.arange(
-                    max(write_starts[group], tile.start),
-                    min(write_starts[group] + written.sizes[group], tile.start + tile.size),
-                )
-                columns = torch.arange(read_starts[group], read_starts[group] + read.sizes[group])
-                row = (rows - write_starts[group]).view(1, -1, 1)
-                column = (columns - read_starts[group]).view(1, 1, -1)
-                out, into = (column, row) if transposed else (row, column)
-                places_KWR[
-                    :,
-                    rows[0] - tile.start : rows[-1] + 1 - tile.start,
-                    columns[0] - tile.band_start : columns[-1] + 1 - tile.band_start,
-                ] = first_weight[group] + (out * geometry.in_groups.sizes[group] + into) * table.taps + taps_K
-            blocks = places_KWR.view(table.taps, tile_set.width, steps, tile_set.depth).transpose(1, 2)
-            parts.append(blocks.flatten())
-    return torch.cat(parts).int()
-
-
-def weight_places(index: Tensor) -> Tensor:
-    """The inverse of ``weight_index``: where each weight lies in the packed weights; int32 (weights,)."""
-    occupied = (index >= 0).nonzero().flatten()
-    places = torch.empty(occupied.numel(), dtype=torch.int32)
-    places[index[occupied].long()] = occupied.int()
-    return places
-
-
-def weight_jobs(tile_set: TileSet, taps: int) -> list[tuple[int, int]]:
-    """(tile, first block) of every run of packed blocks that one program of the weight gradient sums."""
-    blocks = tile_set.columns(taps) // tile_set.depth
-    return [
-        (number, first)
-        for number, tile in enumerate(tile_set.tiles)
-        for first in range(0, taps * tile_set.steps(tile), blocks)
-    ]
-
-
-@dataclass(frozen=True)
-class Walk:
-    """How one axis of the written image meets the read image.
-
-    Written position ``first + j · write_step`` of a phase, with j < count, is fed through its t-th tap, t < taps, from
-    read position ``j · read_step + offset + t · move``, where that is inside the image; the weight is that of kernel
-    position ``tap + t · tap_step``.
-
-    Attributes:
-        phases: (first, count, taps, tap, offset) of each phase.
-        read_step, write_step, tap_step, move: steps, the same in all phases.
-    """
-
-    phases: tuple[tuple[int, int, int, int, int], ...]
-    read_step: int
-    write_step: int
-    tap_step: int
-    move: int
-
-
-def walk(written: int, kernel_size: int, stride: int, padding: int, dilation: int, transposed: bool) -> Walk:
-    """Forward there is one phase. Backward, positions that differ modulo the stride meet different taps."""
-    if not transposed:
-        return Walk(((0, written, kernel_size, 0, -padding),), stride, 1, 1, dilation)
-    phases = []
-    for first in range(min(stride, written)):
-        met = [tap for tap in range(kernel_size) if (first + padding - tap * dilation) % stride == 0]
-        tap = met[0] if met else 0
-        offset = (first + padding - tap * dilation) // stride
-        phases.append((first, _ceil(written - first, stride), len(met), tap, offset))
-    common = gcd(stride, dilation)
-    return Walk(tuple(phases), 1, stride, stride // common, -dilation // common)
