@@ -9,7 +9,7 @@ READY := .venv/.ready
 quoted = $(if $(value $(1)),'$(subst ','\'',$(value $(1)))')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-avx2 test-all soak lint list experiment status cost measure figures results gather verify claims docs bench bench-kernels bench-blocks bench-training bench-gpu clean
+.PHONY: help setup test test-avx2 test-all soak lint list experiment status cost measure figures results gather verify claims report docs bench bench-kernels bench-blocks bench-training bench-gpu clean
 
 help: ## show this help
 	@echo "What filter groups buy, and what they learn."
@@ -71,6 +71,9 @@ results: $(READY) ## copy a study's tables, figures and packed runs to results/ 
 
 gather: $(READY) ## take runs of a study that were trained elsewhere: FROM=folder-or-archive NAME=quickstart [PROFILE=cpu]
 	@$(RUN) -m experiments gather $(call quoted,NAME) $(if $(FROM),--from=$(call quoted,FROM)) $(if $(PROFILE),--profile=$(call quoted,PROFILE)) $(ARGS)
+
+report: $(READY) ## one HTML page with verdicts, figures, tables, provenance: [NAME=quickstart], else of all results
+	@$(RUN) -m experiments report $(call quoted,NAME) $(ARGS)
 
 verify: $(READY) ## recompute what results/ and the README show from the packed runs: [NAME=quickstart] [ARGS="--retrain"]
 	@$(RUN) -m experiments verify $(call quoted,NAME) $(ARGS)

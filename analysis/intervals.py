@@ -34,6 +34,7 @@ _OF_UNITS: dict[str, Bounds] = {
     "adjusted Rand index": (-1.0, 1.0),
     "R²": (-math.inf, 1.0),
     "nats": (0.0, math.inf),
+    "s": (0.0, math.inf),
 }
 
 

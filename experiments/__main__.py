@@ -1,4 +1,4 @@
-"""The command line: list · run · sweep · status · cost · figures · results · gather · verify · measure · claims.
+"""The command line; the commands are the keys of ``commands`` below.
 
 Nothing heavy is imported before it is known to be needed, so that ``list`` and ``--help`` answer at once.
 """
@@ -21,6 +21,7 @@ from experiments.terminal import show_every_sign
 MEASURED = "measured.json"  # in a folder that ``measure`` wrote
 SUITE = (  # modules of the extra ``suite`` that no command goes without
     "PIL",
+    "jinja2",
     "jsonargparse",
     "matplotlib",
     "pandas",
@@ -47,6 +48,7 @@ def main(arguments: list[str]) -> int:
         "results": results,
         "gather": gather,
         "verify": verify,
+        "report": report,
         "measure": measure,
         "claims": claims,
     }
@@ -242,6 +244,13 @@ def verify(arguments: list[str]) -> int:
     from experiments.commands.verify import main as verify_record
 
     return verify_record(arguments)
+
+
+def report(arguments: list[str]) -> int:
+    """Write the page of a study, or of all."""
+    from experiments.commands.report import main as write_report
+
+    return write_report(arguments)
 
 
 def measure(arguments: list[str]) -> int:

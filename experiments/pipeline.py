@@ -17,6 +17,7 @@ from experiments.measure.table import NOTE_COLUMNS, gather, save_arrays, save_ta
 from experiments.measure.version import VERSION
 from experiments.report import summary as report
 from experiments.report.claims import study_verdicts
+from experiments.report.html_page import write_study_page
 from experiments.report.study_tables import COUNTS, write_tables
 from experiments.report.tables import DamagedTableError, read_about, read_arrays, read_csv, read_table
 from experiments.store import leases
@@ -50,12 +51,14 @@ def run_planned(study: Study, planned: list[PlannedRun], process_group: ProcessG
             measure_all(study, done)
             save_table(report.tables_folder(study.folder) / "missing.csv", missing)
             figures = report.draw_figures(study.folder)
+            page = write_study_page(study.folder)
             _log_results(study, done[0].run.result or {}, figures)
         print(f"\n{study.question}\n\n{report.summary(report.read_measures(study.folder))}\n")
         for _, row in missing.iterrows():
             print(f"Not in these tables: {row['variant']}, seed {row['seed']}: {row['status']}: {row['reason']}")
         if verdicts := study_verdicts(study.name, study.runs_root):
             print(f"Verdicts of this study alone (make claims prints the ledger)\n{verdicts}\n")
+        print(f"report:  {page}")
         print(f"tables:  {report.tables_folder(study.folder)}")
         print("figures: " + "\n         ".join(str(path) for path in figures if path.suffix == ".png"))
     return failed

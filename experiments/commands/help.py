@@ -53,6 +53,10 @@ USAGES = {
                                     recompute the tables of results/ from its packed runs, and name what differs;
                                     --retrain: train the quickest run of each study again, too
 """,
+    "report": """\
+  report [NAME] [--runs_root=DIR]   one HTML page: ledger, figures, tables, notes, provenance; of all recorded studies
+                                    without a name
+""",
     "measure": """\
   measure --model=NAME --checkpoint=WEIGHTS --data=FOLDER [--key=value …]
                                     every measure on a network that was trained elsewhere

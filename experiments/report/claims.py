@@ -91,7 +91,7 @@ def recorded_verdicts() -> str:
     for claim, finding in zip(claims, findings, strict=True):
         if finding.part is not None and finding.verdict not in OPEN:
             n = "" if finding.n is None else finding.n
-            lines.append(f"|{claim.number}|{claim.short}|{finding.verdict}|{_interval(finding.part)}|{n}|")
+            lines.append(f"|{claim.number}|{claim.short}|{finding.verdict}|{interval(finding.part)}|{n}|")
     counts = Counter(finding.verdict for finding in findings)
     return "\n".join([*lines, "", f"Open: {', '.join(f'{counts[verdict]} {verdict}' for verdict in OPEN)}."])
 
@@ -161,7 +161,7 @@ def _found(claim: Claim, finding: Finding, places: _Places) -> list[str]:
     numbers = "".join(
         f"{'' if value is None else value:>{width}}" for value, width in ((finding.n, 4), (finding.seeds, 6))
     )
-    first = f"{_interval(finding.part):<26}{_q(finding.q):>6}{numbers}"
+    first = f"{interval(finding.part):<26}{_q(finding.q):>6}{numbers}"
     study = f"{decides.record.study} {places.letter(decides)}"
     beside = len(first) + 2 + len(study) <= RIGHT
     lines = [f"{first}  {study}"] if beside else [first, *wrap(study, RIGHT)]
@@ -177,14 +177,15 @@ def _says(part: Part) -> str:
     """What another study says to a part, in words; a verdict only of what has no p."""
     verdict = part.decided or ""
     n = "" if part.n is None else f"n {part.n}"
-    return ", ".join(filter(None, (_interval(part), n, verdict if part.n is None else "")))
+    return ", ".join(filter(None, (interval(part), n, verdict if part.n is None else "")))
 
 
 def _q(q: float | None) -> str:
     return "" if q is None else f"{q:.3f}" if q >= 5e-4 else "<.001"
 
 
-def _interval(part: Part) -> str:
+def interval(part: Part) -> str:
+    """Return an effect and its interval as text."""
     value = f"{part.effect:+.3g}"
     if part.low is None or part.high is None or part.low == part.high:
         return value

@@ -101,8 +101,8 @@ def markdown(table: pd.DataFrame, runs: pd.DataFrame, overrides: dict[str, objec
     lines = ["| variant | accuracy | n | parameters | MACs | ms per image |", "|---|---|---|---|---|---|"]
     for _, row in tradeoff_table(table).iterrows():
         lines.append(
-            f"| {row['variant']} | {row['accuracy']:.3f}{_spread(row)} | {row['n']} | {row['parameters']:,.0f} "
-            f"| {row['macs']:,.0f} | {_time(row)} |"
+            f"| {row['variant']} | {row['accuracy']:.3f}{spread(row)} | {row['n']} | {row['parameters']:,.0f} "
+            f"| {row['macs']:,.0f} | {time_of_image(row)} |"
         )
     most = runs.groupby("variant").size().max()
     intervals = f"[95% interval] from {SEEDS_FOR_INTERVAL} seeds on, (least … largest) of fewer"
@@ -141,17 +141,17 @@ def _accuracy_lines(rows: pd.DataFrame) -> str:
     ]
     for _, row in rows.iterrows():
         difference = (
-            "" if pd.isna(row["difference"]) else f"{row['difference']:+.3f}{_spread(row, 'difference_', '+.3f')}"
+            "" if pd.isna(row["difference"]) else f"{row['difference']:+.3f}{spread(row, 'difference_', '+.3f')}"
         )
-        accuracy = f"{row['accuracy']:.3f}{_spread(row)} n={row['n']}"
+        accuracy = f"{row['accuracy']:.3f}{spread(row)} n={row['n']}"
         text.append(
             f"{row['variant']:<24}{accuracy:<30}{difference:<28}"
-            f"{row['parameters']:>12,.0f}{row['macs']:>14,.0f}  {_time(row)}"
+            f"{row['parameters']:>12,.0f}{row['macs']:>14,.0f}  {time_of_image(row)}"
         )
     return "\n".join(text)
 
 
-def _spread(row: pd.Series, of: str = "", form: str = ".3f") -> str:
+def spread(row: pd.Series, of: str = "", form: str = ".3f") -> str:
     """`` [low, high]``, the interval over seeds; of fewer than six `` (least … most)``; nothing of one."""
     low, high, least, most = (row[f"{of}{end}"] for end in ("low", "high", "least", "most"))
     if not pd.isna(low):
@@ -159,7 +159,7 @@ def _spread(row: pd.Series, of: str = "", form: str = ".3f") -> str:
     return f" ({least:{form}} … {most:{form}})" if least < most else ""
 
 
-def _time(row: pd.Series) -> str:
+def time_of_image(row: pd.Series) -> str:
     """Median and quartiles of the time of an image."""
     if pd.isna(row["latency_lower"]) or pd.isna(row["latency_upper"]):
         return "-" if pd.isna(row["latency"]) else f"{row['latency']:.3f}"
@@ -189,7 +189,7 @@ def _equal_cost_lines(table: pd.DataFrame) -> str:
     rows = []
     for by in ("groups", "parameters", "macs"):
         for _, pair in equal_pairs(table, by, EQUAL_WITHIN).iterrows():
-            interval = _spread(pair, form="+.3f")
+            interval = spread(pair, form="+.3f")
             tested = [value if pair["n"] > 1 else np.nan for value in (pair["p"], pair["p_equivalent"])]
             p, same = ("-" if pd.isna(value) else f"{value:.3f}" for value in tested)
             name = f"{pair['variant']} - {pair['baseline']}"

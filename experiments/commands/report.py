@@ -1,0 +1,44 @@
+"""The ``report`` command: one self-contained HTML page of a study, or of the whole record with the ledger."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from experiments.errors import UsageError
+from experiments.report.html_page import PAGE, write_recorded_page, write_study_page, write_whole_page
+from experiments.report.records import RESULTS
+from experiments.report.summary import tables_folder
+from experiments.study.catalogue import study_file
+from experiments.study.invocation import typed
+
+
+def main(arguments: list[str]) -> int:
+    """Write the page, and print its path and size; returns the exit code.
+
+    Args:
+        arguments: the name of a study, or none for all that are recorded; ``--runs_root=DIR``.
+
+    Raises:
+        UsageError: no such study, no tables of it, or an unknown flag.
+    """
+    name, runs = "", Path("runs")
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key == "--runs_root" and value:
+            runs = Path(value).expanduser()
+        elif argument.startswith("-") or name:
+            raise UsageError(f"report: unknown argument {argument}; there are: NAME, --runs_root=DIR")
+        else:
+            name = argument
+    if not name:
+        page = write_whole_page(runs, runs / PAGE)
+    else:
+        study_file(name)
+        if (tables_folder(runs / name) / "measures.csv").is_file():
+            page = write_study_page(runs / name)
+        elif (RESULTS / name / "measures.csv").is_file():
+            page = write_recorded_page(name, runs / name / PAGE)
+        else:
+            raise UsageError(f"report {name}: no tables in {runs / name} nor in {RESULTS}: {typed('run', name)} first")
+    print(f"{page} ({page.stat().st_size / 1e6:.1f} MB)")
+    return 0
