@@ -1,1 +1,1 @@
-"""What trained networks learned: pure functions over tensors, arrays and tidy tables."""
+"""Analysis of trained networks: pure functions over tensors, arrays and tidy tables."""

@@ -122,7 +122,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Said:
-    """What one study says to the parts of a claim.
+    """The answer of one study to the parts of a claim.
 
     Attributes:
         record: of the study.
@@ -159,7 +159,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Finding:
-    """What became of a claim.
+    """The verdict on a claim, and the numbers behind it.
 
     Attributes:
         verdict: by ``RULE``.
@@ -233,7 +233,7 @@ def decide_claims(claims: Sequence[Claim], chosen: Sequence[Chosen]) -> list[Fin
 
 
 def _corrected(p: Sequence[float | None]) -> list[float | None]:
-    """The q of p of one side: the false discovery rate, never below p doubled."""
+    """Return the q of the p of one side: the false discovery rate, never below p doubled."""
     rates = false_discovery_rates(p)
     return [None if x is None else float(max(rate, min(1.0, 2 * x))) for x, rate in zip(p, rates, strict=True)]
 
@@ -283,7 +283,7 @@ def _choose(claim: Claim, records: Sequence[Record]) -> Chosen:
 
 
 def _ask(claim: Claim, record: Record) -> Said:
-    """The parts of a claim on one record."""
+    """Return the parts of a claim on one record."""
     parts, missing = [], ""
     for test in claim.tests:
         table, lost = record.for_effect(test.metric)
@@ -295,7 +295,7 @@ def _ask(claim: Claim, record: Record) -> Said:
 
 
 def _decide(claim: Claim, t: _Tested, q_for: float | None, q_against: float | None, found: int, family: int) -> Finding:
-    """The verdict on a claim, the part that decides it, and the numbers that go with this verdict."""
+    """Return the verdict on a claim, the part that decides it, and the numbers of this verdict."""
     verdict = t.verdict
     if verdict != "contradicted" and q_against is not None and q_against <= ALPHA:
         verdict = "contradicted"
@@ -333,7 +333,7 @@ def _decide(claim: Claim, t: _Tested, q_for: float | None, q_against: float | No
 
 
 def _weight(part: Part, against: bool) -> tuple[float, ...]:
-    """How much a part decides: against a claim the clearest, else the weakest."""
+    """Return how much a part decides: against a claim the clearest part, else the weakest."""
     if against:
         return (part.decided == "contradicted", -(1.0 if part.oppose is None else part.oppose))
     return (
@@ -345,7 +345,7 @@ def _weight(part: Part, against: bool) -> tuple[float, ...]:
 
 
 def _needed(t: _Tested, level: float) -> tuple[int | None, str]:
-    """How many seeds an open claim needs, or a note why that is not told."""
+    """Return the number of seeds that an open claim needs, or a note why it is unknown."""
     wanted = []
     for part, _, _ in t.parts:
         if part.n is None or part.test.construction:

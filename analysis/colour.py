@@ -59,7 +59,7 @@ def smoothness(filters_O3KK: ArrayLike) -> NDArray[np.float64]:
 
 
 def concentration(filters_O3KK: ArrayLike) -> NDArray[np.float64]:
-    """How few spatial frequencies hold a filter's energy: Σ p², p the share of each of its K² Fourier components.
+    """Concentration of a filter's energy on few spatial frequencies: Σ p², p their shares of it.
 
     1 for a uniform patch of any colour, ½ for a grating of whole periods, little above 1/K² for noise.
 
@@ -76,7 +76,7 @@ LEARNED_ENERGY = 0.5
 
 
 def learned(filters_O3KK: ArrayLike) -> NDArray[np.bool_]:
-    """(O,) Which filters are no noise: more concentrated than 99% of white-noise filters of their size.
+    """Return the filters that are no noise (O,): more concentrated than 99% of white-noise filters of their size.
 
     The rule needs no initial weights, and minds neither colour nor frequency, so it does not decide what is compared.
     (Smoothness would: it takes fine gratings, which are mostly grey, for noise.) Of filters that never left their
@@ -96,7 +96,7 @@ def _noise_concentration(height: int, width: int) -> float:
 
 @dataclass(frozen=True)
 class Change:
-    """How far each filter is from where it started.
+    """Distance of each filter from its initialisation.
 
     Attributes:
         distance: (O,) |w − w0| / |w0|. Weight decay alone takes it to 1.
@@ -162,7 +162,7 @@ def learned_part(trained: ArrayLike, initial: ArrayLike) -> LearnedPart:
 
 
 def luminance(filters_O3KK: ArrayLike) -> NDArray[np.float64]:
-    """(O, K, K) each filter along the grey axis (1, 1, 1)/√3; zero where that is rounding."""
+    """Return each filter along the grey axis (1, 1, 1)/√3, (O, K, K); zero where that is rounding."""
     filters = _rgb(filters_O3KK)
     along = filters.sum(1) / np.sqrt(3)
     rounding = (along**2).sum((1, 2)) <= GREY * (filters**2).sum((1, 2, 3))
@@ -215,21 +215,21 @@ UNMOVED = (nn.ReLU, nn.GELU, nn.SiLU, nn.BatchNorm2d, nn.LocalResponseNorm, nn.D
 
 @dataclass(frozen=True)
 class ReceptiveField:
-    """What unit (row, column) of a layer reads: ``size`` pixels from row · stride − padding on, and so for columns."""
+    """Pixels that unit (row, column) of a layer reads: ``size`` rows from row · stride − padding on; columns alike."""
 
     size: int
     stride: int
     padding: int
 
     def window(self, row: int, column: int) -> tuple[slice, slice]:
-        """Rows and columns of an image, as far as they lie in it."""
+        """Return rows and columns of a unit's window, cut at the border of the image."""
         first = [place * self.stride - self.padding for place in (row, column)]
         down, right = (slice(max(start, 0), max(start + self.size, 0)) for start in first)
         return down, right
 
 
 def receptive_field(layers: Sequence[nn.Module]) -> ReceptiveField:
-    """Of the last of consecutive layers, from the images on, by composing their geometry.
+    """Return the receptive field of the last of consecutive layers, the first of which reads the image.
 
     Layers must be alike either way, and their padding hold no pixels (zeros).
 
@@ -257,7 +257,7 @@ def receptive_field(layers: Sequence[nn.Module]) -> ReceptiveField:
 
 @dataclass(frozen=True)
 class Top:
-    """Where each filter responded most, descending; at most one place in an image. All arrays are (O, M)."""
+    """Largest responses of each filter, descending; at most one per image. All arrays are (O, M)."""
 
     response: NDArray[np.float64]
     image: NDArray[np.int64]
@@ -279,7 +279,7 @@ class TopResponses:
         self._best: list[Tensor] | None = None
 
     def add(self, responses_NOHW: Tensor) -> None:
-        """Take in the responses to the next images."""
+        """Add the responses to the next images."""
         x = responses_NOHW.detach()
         peak, place = x.flatten(2).max(2)
         image = torch.arange(self.seen, self.seen + len(x), device=x.device)[:, None].expand_as(peak)
@@ -292,7 +292,7 @@ class TopResponses:
 
     @property
     def top(self) -> Top:
-        """The best so far."""
+        """Largest responses so far."""
         if self._best is None:
             raise ValueError("no responses were collected")
         response, *places = (part.T.cpu().numpy() for part in self._best)
@@ -300,7 +300,7 @@ class TopResponses:
 
 
 def grey_version(crop_3HW: ArrayLike) -> NDArray[np.float64]:
-    """(3, H, W) a crop of values 0 … 1 without colour: its first principal component in the opponent space.
+    """Return a crop (3, H, W) of values 0 … 1 without colour: its first principal component in the opponent space.
 
     Opponent space: (R + G + B − 1.5) / 1.5, R − G, (R + G − 2 B) / 2, each −1 … 1. The component keeps its contrast and
     the crop's mean brightness, brighter where the crop is (where it has no brightness of its own, where it is redder),

@@ -77,7 +77,7 @@ def group_contrast(corr: ArrayLike, labels: ArrayLike) -> GroupContrast:
 
 
 def mean_contrast(contrasts: Sequence[GroupContrast]) -> GroupContrast:
-    """Mean of within and of between over the draws of a null; the numbers of filters are rounded means.
+    """Average within and between over the draws of a null; the numbers of filters are rounded means.
 
     Raises:
         ValueError: no contrast.
@@ -104,7 +104,7 @@ def contrast_test(corr: ArrayLike, labels: ArrayLike, permutations: int = 2000, 
 
 
 def _alive(corr: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.int64], int]:
-    """The |r| of the filters that vary, with an empty diagonal, their groups, and how many never vary."""
+    """Return |r| of the filters that vary, with an empty diagonal, their groups, and the number that never vary."""
     matrix, group = np.asarray(corr, dtype=np.float64), np.asarray(labels, dtype=np.int64)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or group.shape != matrix.shape[:1]:
         raise ValueError(f"correlations of shape {matrix.shape} and labels of shape {group.shape} do not fit")
@@ -115,7 +115,7 @@ def _alive(corr: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float64], NDA
 
 
 def _means(magnitude: NDArray[np.float64], labels: NDArray[np.int64]) -> tuple[NDArray, NDArray]:
-    """Within and between means of |r| (C, C), its diagonal empty, under each row of ``labels`` (P, C).
+    """Return within and between means of |r| (C, C), its diagonal empty, under each row of ``labels`` (P, C).
 
     Either sum adds its own pairs, none is a difference: where filters do not correlate it is exactly zero.
     """

@@ -1,4 +1,4 @@
-"""What a claim compares: from the long table of a study to one effect per seed.
+"""The effects that claims compare: from the long table of a study to one effect per seed.
 
 Reads the columns variant, seed, layer, measure, null and value. Five kinds of effect cover the ledger:
 
@@ -29,7 +29,7 @@ SLOT = "{}"  # in a variant's name: where a slope puts the names it runs over
 
 
 class NotMeasuredError(LookupError):
-    """The table lacks what an effect is computed from; the message says what."""
+    """The table lacks a value that an effect is computed from; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ class Term:
 
 @dataclass(frozen=True)
 class Metric:
-    """How an effect is computed.
+    """The formula of an effect.
 
     Attributes:
         kind: of effect; see the head of this file.
         of: the terms that are added.
         minus: the terms that are subtracted; of a ratio the denominator.
-        over: of a slope: each name that is put into the slot of the variants, and its number; NaN where ``by`` tells.
+        over: of a slope: each name that is put into the slot of the variants, and its number; NaN with ``by``.
         by: the cost that a slope runs against, or that is equal.
         log: a slope in logarithms on both sides, so that a power law has its exponent.
         per_seed: otherwise one value per variant: a count, which no seed changes, or a timing with its quartiles.
@@ -137,14 +137,14 @@ def measure_effect(table: pd.DataFrame, metric: Metric, lost: Mapping[tuple[str,
     why = dict.fromkeys(f"{name} {lost[name, seed]}" for name in names for seed in missing if (name, seed) in lost)
     undefined = sum(not any((name, seed) in lost for name in names) for seed in missing)
     notes = [*why, f"value undefined in {undefined}" if undefined else ""]
-    told = [
+    notes = [
         f"{len(missing)} of {len(by_seed) + len(missing)} seeds lost ({'; '.join(filter(None, notes))})"
         if missing
         else "",
         f"seeds not yet trained in every variant: {len(untrained)}" if untrained else "",
     ]
     values = by_seed.to_numpy(dtype=np.float64)
-    return Effect(values, lost=len(missing), note="; ".join(filter(None, told)))
+    return Effect(values, lost=len(missing), note="; ".join(filter(None, notes)))
 
 
 def _variants(metric: Metric) -> list[str]:
@@ -240,7 +240,7 @@ def _without_seeds(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _corners(table: pd.DataFrame, metric: Metric) -> Iterator[pd.DataFrame]:
-    """The table itself, then with every timing at the lower or the upper quartile of its repeats, in all combinations.
+    """Yield the table itself, then with every timing at its lower or upper quartile, in all combinations.
 
     An effect that rises or falls with each of them has its extremes there.
     """

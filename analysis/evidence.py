@@ -56,7 +56,7 @@ class Record:
 
 
 def sort_evidence(table: pd.DataFrame, runs: pd.DataFrame, missing: pd.DataFrame) -> tuple[Lost, Lost, str]:
-    """Sort out the runs that are no evidence.
+    """Separate the runs that are no evidence from those that are.
 
     Args:
         table: the long table.

@@ -25,7 +25,7 @@ WHITE_CENTROID = (np.sqrt(2) + np.arcsinh(1)) / 6
 
 @dataclass(frozen=True)
 class Tuning:
-    """What gratings each filter prefers; NaN for a filter that is zero throughout.
+    """Gratings that each filter prefers; NaN for a filter that is zero throughout.
 
     Attributes:
         centroid: (O,) mean distance of the power from frequency zero, 0 … 0.707; white noise has 0.383.
@@ -70,7 +70,7 @@ def tuning(planes_OCKK: ArrayLike) -> Tuning:
 
 
 def luminance_tuning(filters_O3KK: ArrayLike) -> Tuning:
-    """Spatial tuning of what RGB filters read along the grey axis; NaN for a filter that reads nothing there.
+    """Spatial tuning of RGB filters along the grey axis; NaN for a filter that reads nothing there.
 
     Raises:
         ValueError: the filters do not read three channels.

@@ -1,4 +1,4 @@
-"""How much each parameter of a sweep matters for its metric: permutation importance and rank correlation.
+"""Importance of each parameter of a sweep for its metric: permutation importance and rank correlation.
 
 A random forest predicts the metric from the parameters; the importance of a parameter is how much worse it predicts
 runs that it was not fitted to when that parameter's values are exchanged for those of other runs (Breiman 2001,

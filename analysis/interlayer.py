@@ -1,4 +1,4 @@
-"""How the filters of two adjacent layers vary together, and whether that follows the groups.
+"""Covariance between the filters of two adjacent layers, and the share of it within the groups.
 
 Legend: C D filters of the first and the second layer, G groups.
 
@@ -94,7 +94,7 @@ def whitened_covariance(
 
 @dataclass(frozen=True)
 class BlockEnergy:
-    """How much of a covariance between two layers lies in the blocks that their groups link.
+    """Share of a covariance between two layers that lies in the blocks that their groups link.
 
     Attributes:
         squared: share of the squared entries.
@@ -114,7 +114,7 @@ class BlockEnergy:
 
     @property
     def share(self) -> float:
-        """See the class; NaN where the blocks are the whole matrix."""
+        """Share beyond chance, as in the class; NaN where the blocks are the whole matrix."""
         return (self.squared - self.chance) / (1 - self.chance) if self.chance < 1 else float("nan")
 
 
@@ -144,9 +144,8 @@ def block_energy(
     part, first, second = np.abs(matrix[np.ix_(rows, columns)]), first[rows], second[columns]
     linked = first[:, None] == second
     if not linked.any():
-        raise ValueError(
-            f"groups {np.unique(first).tolist()} and {np.unique(second).tolist()} of the two layers: none is linked"
-        )
+        of_first, of_second = ((np.unique(labels) + 1).tolist() for labels in (first, second))  # counted from 1
+        raise ValueError(f"groups {of_first} and {of_second} of the two layers: none is linked")
     if not (part > 0).any():
         raise ValueError("all covariances are zero: no share of them lies anywhere")
     # Energy of every filter of the first layer with every group of the second: all that a labelling can move.
@@ -167,7 +166,7 @@ def block_energy(
 
 
 def _whitening(covariance: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:
-    """The symmetric root Σ^-½ of the pseudo-inverse, and its rank."""
+    """Return the symmetric root Σ^-½ of the pseudo-inverse, and its rank."""
     variance, direction = np.linalg.eigh(covariance)
     kept = variance > RANK_TOLERANCE * variance[-1]
     scaled = direction[:, kept] / np.sqrt(np.sqrt(variance[kept]))

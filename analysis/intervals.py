@@ -1,4 +1,4 @@
-"""Means over seeds as they are shown: with an interval from six seeds on, and within the bounds of the quantity.
+"""Means over seeds, with an interval from six seeds on, within the bounds of the quantity.
 
 With fewer seeds the values themselves say more than an interval: Student's interval of two seeds is twelve times as
 wide as their standard error, and the smallest p of a sign-flip test of five is 0.0625.

@@ -1,4 +1,4 @@
-"""The partition that a dense layer may hold already: which filters connect to the same filters of the next layer.
+"""Latent partition of a dense layer: its filters by the filters of the next layer that they connect to.
 
 Legend: O filters of the reading layer, C filters that it reads, K kernel, F factors.
 
@@ -39,7 +39,7 @@ class Factors:
 
 
 def coupling(weight_OCKK: ArrayLike) -> NDArray[np.float64]:
-    """(O, C) how strongly each filter reads each other: the sum of its absolute weights over the kernel.
+    """Return how strongly each filter reads each input (O, C): the sum of its absolute weights over the kernel.
 
     Raises:
         ValueError: not weights (O, C, K, K), or some are not finite.
@@ -51,7 +51,7 @@ def coupling(weight_OCKK: ArrayLike) -> NDArray[np.float64]:
 
 
 def factors(coupling_OC: ArrayLike, count: int = 2) -> Factors:
-    """The first factors of the connections between two layers; see the head of this file.
+    """Return the first factors of the connections between two layers; see the head of this file.
 
     The sign of a factor is arbitrary: the filter read with the largest coordinate is given a positive one.
 
@@ -86,7 +86,7 @@ def associations(
     permutations: int = DRAWS,
     seed: int = 0,
 ) -> list[Inference]:
-    """Of each factor, the absolute rank correlation (Spearman) with an attribute of the filters, and its permutation p.
+    """Absolute rank correlation (Spearman) of each factor with an attribute of the filters, and its permutation p.
 
     The p are of one factor each: pass those of several through ``stats.false_discovery_rates``.
 
@@ -182,7 +182,7 @@ def agreement(found: ArrayLike, imposed: ArrayLike, permutations: int = DRAWS, s
 
 
 def _living(coupling_OC: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:
-    """The matrix without rows and columns of zeros, and which of either it keeps."""
+    """Return the matrix without rows and columns of zeros, and the indices that it keeps."""
     matrix = np.asarray(coupling_OC, dtype=np.float64)
     if matrix.ndim != 2 or not np.isfinite(matrix).all() or (matrix < 0).any():
         raise ValueError(f"coupling of shape {matrix.shape}: must be (O, C), finite and nowhere negative")

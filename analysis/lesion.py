@@ -1,4 +1,4 @@
-"""Silence a group and see what is lost, on colour and on grey images.
+"""Lesions: the accuracy lost when a group is silenced, on colour and on grey images.
 
 Legend: N batch, C channels, H W space, K classes, P draws.
 
@@ -30,7 +30,7 @@ Replacement = Literal["zero", "mean"]
 
 @dataclass(frozen=True)
 class Lesion:
-    """What silencing one group costs. Drops are intact − silenced, in fractions of 1.
+    """Fall of the accuracy when one group is silenced. Drops are intact − silenced, in fractions of 1.
 
     Attributes:
         group: which one; its name among the labels.
@@ -50,12 +50,12 @@ class Lesion:
 
     @property
     def interaction(self) -> float:
-        """How much more colour images lose than grey ones."""
+        """Fall on colour images less the fall on grey ones."""
         return self.colour_drop - self.grey_drop
 
     @property
     def null_interaction(self) -> NDArray[np.float64]:
-        """(P,) the interaction of random sets of as many filters."""
+        """Interaction of random sets of as many filters, (P,)."""
         return self.null_colour_drop - self.null_grey_drop
 
     @property
@@ -66,7 +66,7 @@ class Lesion:
 
 @contextmanager
 def silenced(model: nn.Module, layer: str, channels: ArrayLike, replacement: float | Tensor = 0.0) -> Iterator[None]:
-    """While open, some channels of what a layer puts out are constant; then the model is as it was.
+    """Hold some output channels of a layer constant while open; the model is unchanged afterwards.
 
     Args:
         model: any module.
@@ -102,7 +102,7 @@ def silenced(model: nn.Module, layer: str, channels: ArrayLike, replacement: flo
 
 
 def class_accuracy(model: nn.Module, batches: Batches) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(K,) images of each class that are told right, and (K,) images of each class; in evaluation mode.
+    """Count the correctly classified images of each class (K,), and all images of each class (K,), in evaluation mode.
 
     Raises:
         ValueError: no image, or a class that the model does not know.
@@ -116,11 +116,11 @@ def class_accuracy(model: nn.Module, batches: Batches) -> tuple[NDArray[np.int64
                 scores = model(x)
                 if not right.size:
                     right, images = (np.zeros(scores.shape[1], dtype=np.int64) for _ in range(2))
-                truth, told = target.cpu().numpy(), scores.argmax(1).cpu().numpy()
+                truth, predicted = target.cpu().numpy(), scores.argmax(1).cpu().numpy()
                 if truth.size and not 0 <= truth.min() <= truth.max() < len(right):
                     raise ValueError(f"classes {truth.min()} to {truth.max()}: the model knows 0 to {len(right) - 1}")
                 images += np.bincount(truth, minlength=len(right))
-                right += np.bincount(truth[truth == told], minlength=len(right))
+                right += np.bincount(truth[truth == predicted], minlength=len(right))
     finally:
         for module in training:
             module.training = True
@@ -147,7 +147,7 @@ def lesions(
         labels: (C,) the group of each of them; negative where it belongs to none.
         colour, grey: the same images in colour and in grey, with their classes. They are gone through once for every
             group and every draw, so a generator will not do.
-        replacement: "zero", or the "mean" of each channel over the images that are shown, which leaves what comes after
+        replacement: "zero", or the "mean" of each channel over the images, which leaves what comes after
             in the range that it knows.
         draws: of random filters, for each size of group.
         seed: of the draws.
@@ -164,7 +164,7 @@ def lesions(
         if iter(batches) is batches:
             raise ValueError(f"{name} batches that can be gone through only once: give a list or a loader")
     group = np.asarray(labels, dtype=np.int64)
-    shown = [_Shown(model, layer, batches) for batches in (colour, grey)]
+    shown = [_ImageSet(model, layer, batches) for batches in (colour, grey)]
     if group.ndim != 1 or len(group) != len(shown[0].mean):
         raise ValueError(f"labels of shape {group.shape} do not fit the {len(shown[0].mean)} channels of {layer!r}")
     if not (shown[0].images == shown[1].images).all():
@@ -193,8 +193,8 @@ def lesions(
     return found
 
 
-class _Shown:
-    """One kind of images: how many the intact model tells right, and the means of the layer."""
+class _ImageSet:
+    """Images of one kind: the number that the intact model classifies correctly, and the means of the layer."""
 
     def __init__(self, model: nn.Module, layer: str, batches: Batches) -> None:
         self._model, self._layer, self._batches = model, layer, batches
@@ -202,7 +202,7 @@ class _Shown:
         self._right, self.images = class_accuracy(model, batches)
 
     def lost(self, channels: NDArray[np.int64], replacement: Replacement) -> NDArray[np.int64]:
-        """(K,) how many fewer images of each class are told right."""
+        """Return how many fewer images of each class are classified correctly (K,)."""
         value = self.mean[torch.from_numpy(channels)] if replacement == "mean" else 0.0
         with silenced(self._model, self._layer, channels, value):
             return self._right - class_accuracy(self._model, self._batches)[0]

@@ -1,4 +1,4 @@
-"""The links of a layer: which inputs each output is computed from, in the channels and in space.
+"""Links of a layer: the inputs that each output is computed from, in the channels and in space.
 
 A convolution links every output channel to the channels of its group, and every output pixel to the pixels under its
 kernel. Each pair of a channel link and a pixel link is one multiplication, so the number of links is the cost:
@@ -21,14 +21,14 @@ CONVOLUTIONS = (nn.Conv2d, GroupedConv2d)
 
 
 def cuts(conv: Convolution) -> tuple[Partition, Partition]:
-    """How a convolution cuts its inputs and its outputs into groups."""
+    """Return the partitions of the inputs and of the outputs of a convolution."""
     if isinstance(conv, GroupedConv2d):
         return conv.geometry.in_groups, conv.geometry.out_groups
     return Partition.uniform(conv.in_channels, conv.groups), Partition.uniform(conv.out_channels, conv.groups)
 
 
 def channel_links(layer: nn.Module) -> list[Link]:
-    """The pairs (input channel, output channel) that a layer connects, by output channel.
+    """Return the pairs (input channel, output channel) that a layer connects, by output channel.
 
     Args:
         layer: a convolution, or a shuffle or permutation of channels, which links every output to the one it takes.
@@ -46,7 +46,7 @@ def channel_links(layer: nn.Module) -> list[Link]:
 
 
 def spatial_links(layer: nn.Module, size: int, axis: int = 1) -> list[Link]:
-    """The pairs (input pixel, output pixel) that a layer connects along one axis, by output pixel.
+    """Return the pairs (input pixel, output pixel) that a layer connects along one axis, by output pixel.
 
     Args:
         layer: as in ``channel_links``; what moves channels leaves pixels where they are.
@@ -91,7 +91,7 @@ def count_macs(layer: nn.Module, height: int, width: int) -> int:
 
 
 def inputs_seen(steps: list[list[Link]], output: int) -> list[set[int]]:
-    """What one output of a stack of layers depends on: of each row of units, from the first inputs to that output.
+    """Return the units that one output of a stack of layers depends on, row by row from the first inputs on.
 
     Args:
         steps: the links of each layer, the first layer first.
@@ -104,7 +104,7 @@ def inputs_seen(steps: list[list[Link]], output: int) -> list[set[int]]:
 
 
 def _moved_channels(layer: nn.Module) -> int:
-    """The channels of a layer that only moves them."""
+    """Return the number of channels of a layer that only moves them."""
     if isinstance(layer, ChannelShuffle):
         return layer.partition.channels
     if isinstance(layer, ChannelPermutation):

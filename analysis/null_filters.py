@@ -2,7 +2,7 @@
 
 Legend: G groups, O filters and I input channels of a group, K kernel.
 
-Two kinds of filters are shown the inputs of the trained layer:
+Two kinds of filters read the inputs of the trained layer:
 
 - random filters: drawn by the initialisation of the layer;
 - rotated filters: the trained ones, whose weights over the input channels of each group are multiplied by one random
@@ -31,7 +31,7 @@ def random_filters(module: nn.Module, seed: int) -> nn.Module:
     """
     reset = getattr(module, "reset_parameters", None)
     if reset is None or next(module.parameters(), None) is None:
-        raise ValueError(f"a {type(module).__name__} has no weights to draw anew; a convolution has")
+        raise ValueError(f"a {type(module).__name__} has no weights to draw again; a convolution has")
     device = next(module.parameters()).device
     fresh = copy.deepcopy(module).cpu().eval()
     with torch.random.fork_rng(devices=[]):

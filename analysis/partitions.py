@@ -1,4 +1,4 @@
-"""Partitions that nobody trained a layer with: the null of the groups that it was trained with.
+"""Partitions that a layer was not trained with: the null of the groups that another was trained with.
 
 Legend: C filters, P draws.
 
@@ -40,7 +40,7 @@ class NullPartition:
     Attributes:
         labels: (P, C) the group of each filter in each draw.
         contrast: mean over the draws.
-        note: what the reader must know of it in plain words; empty where nothing stands in the way.
+        note: what limits the result, in plain words; empty if nothing does.
     """
 
     labels: NDArray[np.int64]
@@ -51,7 +51,7 @@ class NullPartition:
 def null_partitions(
     corr: ArrayLike, sizes: Sequence[int], draws: int = 1000, seed: int = 0
 ) -> dict[str, NullPartition]:
-    """A dense layer under every kind of null partition.
+    """Contrast of a dense layer under every kind of null partition.
 
     Args:
         corr: (C, C) correlations of its filters; rows of NaN are dead filters.
@@ -85,7 +85,7 @@ def null_partitions(
 
 
 def spectral_partition(corr: ArrayLike, groups: int, seed: int = 0) -> NDArray[np.int64]:
-    """Spectral clustering of |r| into groups of whatever sizes (Ng, Jordan & Weiss 2001; as in scikit-learn).
+    """Spectral clustering of |r| into groups of any sizes (Ng, Jordan & Weiss 2001; as in scikit-learn).
 
     Returns:
         (C,) group of each filter; −1 for a dead one.
@@ -104,7 +104,7 @@ def sized_spectral_partition(corr: ArrayLike, sizes: Sequence[int], seed: int = 
     """Spectral clustering of |r| into groups of given sizes.
 
     The filters are placed as for ``spectral_partition``; the largest cluster found there starts the largest group, and
-    so on. Then k-means with sizes: filters are dealt to the centres so that each gets its number at the least sum of
+    so on. Then k-means with sizes: filters are assigned to the centres so that each gets its number at the least sum of
     squared distances (linear assignment), centres move to their means, until nothing changes.
 
     Args:
@@ -126,12 +126,12 @@ def sized_spectral_partition(corr: ArrayLike, sizes: Sequence[int], seed: int = 
     centres = np.empty_like(found)
     centres[np.argsort(-np.asarray(sizes), kind="stable")] = found[by_size]
     slots = np.repeat(np.arange(len(sizes)), sizes)
-    taken = _dealt(place, centres[slots])
+    taken = _assign(place, centres[slots])
     for _ in range(ROUNDS):
         before = slots[taken]
         for group in np.unique(before):
             centres[group] = place[before == group].mean(0)
-        taken = _dealt(place, centres[slots])
+        taken = _assign(place, centres[slots])
         if (slots[taken] == before).all():
             break
     labels = np.empty(len(matrix), dtype=np.int64)
@@ -153,7 +153,7 @@ def _fit(matrix: NDArray[np.float64], sizes: Sequence[int]) -> None:
 
 
 def _embedding(matrix: NDArray[np.float64], groups: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Which filters vary, and where the first eigenvectors of the normalised Laplacian of |r| place them."""
+    """Return the filters that vary, and their coordinates: first eigenvectors of the normalised Laplacian of |r|."""
     living = np.flatnonzero(~np.isnan(np.diag(matrix)))
     if not 1 <= groups < living.size:
         raise ValueError(f"{living.size} filters that vary cannot be clustered into {groups} groups: more are needed")
@@ -161,12 +161,12 @@ def _embedding(matrix: NDArray[np.float64], groups: int, seed: int) -> tuple[NDA
     return living, spectral_embedding(affinity, n_components=groups, drop_first=False, random_state=seed)
 
 
-def _dealt(place: NDArray[np.float64], slots: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The slot of each filter, at the least sum of squared distances."""
+def _assign(place: NDArray[np.float64], slots: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Assign a slot to each filter, at the least sum of squared distances."""
     return linear_sum_assignment(((place[:, None] - slots) ** 2).sum(-1))[1]
 
 
 def _clusters(place: NDArray[np.float64], groups: int, seed: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Centres and labels."""
+    """Return the centres of the clusters and the label of each filter."""
     means = KMeans(groups, n_init=10, random_state=seed).fit(place)  # type: ignore[arg-type]
     return np.asarray(means.cluster_centers_), np.asarray(means.labels_, dtype=np.int64)

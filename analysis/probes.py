@@ -1,4 +1,4 @@
-"""What each group of a layer knows: linear probes of hue, orientation, frequency and class.
+"""Linear probes of hue, orientation, frequency and class from each group of a layer.
 
 Legend: N images, C channels, H W space, D dimensions of a target, P draws.
 
@@ -41,13 +41,13 @@ class PooledResponses:
         self._rows: list[Tensor] = []
 
     def add(self, x_NCHW: Tensor) -> None:
-        """Take in the responses of one batch."""
+        """Add the responses of one batch."""
         x = x_NCHW.cpu() if x_NCHW.device.type == "mps" else x_NCHW  # MPS has no float64
         self._rows.append(x.detach().flatten(2).double().mean(2).cpu())
 
     @property
     def features(self) -> NDArray[np.float64]:
-        """(N, C).
+        """Pooled responses (N, C).
 
         Raises:
             ValueError: no responses.
@@ -95,7 +95,7 @@ def image_targets(batches: Iterable[Tensor]) -> dict[str, NDArray[np.float64]]:
 
 @dataclass(frozen=True)
 class GroupProbe:
-    """What one group knows of one target, beside what as many filters drawn at random know.
+    """Score of one group for one target, and the scores of random sets of as many filters.
 
     Attributes:
         group: its name among the labels.
@@ -107,7 +107,7 @@ class GroupProbe:
         dead: filters of the group that never vary.
         null: (P,) scores of the random sets.
         p: two-sided, of the score among the null of this network; None where nothing was drawn.
-        note: what the reader must know of it in plain words; empty where nothing stands in the way.
+        note: what limits the result, in plain words; empty if nothing does.
     """
 
     group: int
@@ -128,7 +128,7 @@ class GroupProbe:
 
 
 def probe_score(features_NC: ArrayLike, target: ArrayLike, seed: int = 0) -> float:
-    """How well a linear probe predicts a target, on images that it has not learned from (5-fold cross-validation).
+    """Score of a linear probe of a target, on images that it was not fitted to (5-fold cross-validation).
 
     Features are standardised, the ridge penalty is chosen within the images learned from. Quantities are scored by R²,
     1 − Σ (y − ŷ)² / Σ (y − ȳ)² over all dimensions together, which is below 0 where the mean would have done better;
@@ -163,8 +163,8 @@ def probe_score(features_NC: ArrayLike, target: ArrayLike, seed: int = 0) -> flo
     if spread <= 1e-20 * (y**2).sum():
         raise ValueError(f"the target is the same for all {len(y)} images: there is nothing to predict")
     folds = KFold(FOLDS, shuffle=True, random_state=seed)
-    told = np.asarray(cross_val_predict(make_pipeline(StandardScaler(), RidgeCV(PENALTIES)), x, y, cv=folds))
-    return float(1 - ((y - told.reshape(y.shape)) ** 2).sum() / spread)
+    predicted = np.asarray(cross_val_predict(make_pipeline(StandardScaler(), RidgeCV(PENALTIES)), x, y, cv=folds))
+    return float(1 - ((y - predicted.reshape(y.shape)) ** 2).sum() / spread)
 
 
 def group_probes(
@@ -235,7 +235,7 @@ def _known(features: NDArray[np.float64], target: NDArray) -> tuple[NDArray[np.f
 
 
 def _direction(vector_N2: Tensor, least: float) -> Tensor:
-    """Unit vectors; NaN where there is less than ``least`` of it."""
+    """Return unit vectors; NaN where the length is below ``least``."""
     length = vector_N2.norm(dim=1, keepdim=True)
     return torch.where(length >= least, vector_N2 / length, torch.nan)
 

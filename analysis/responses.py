@@ -23,14 +23,14 @@ BLOCK = 128  # columns of the sum of products at a time; blocks below the diagon
 
 @dataclass(frozen=True)
 class Input:
-    """What a layer reads, where its name alone means what it puts out."""
+    """The input of a layer; the name of a layer alone means its output."""
 
     layer: str
 
 
 @dataclass(frozen=True, eq=False)
 class Refiltered:
-    """What a layer would put out if it had other filters; the model goes on with its own.
+    """The output that a layer would have with other filters; the model goes on with its own.
 
     Attributes:
         layer: by name.
@@ -42,10 +42,10 @@ class Refiltered:
 
 
 class Accumulator(Protocol):
-    """Takes in responses batch by batch."""
+    """Statistics that are accumulated batch by batch."""
 
     def add(self, x_NCHW: Tensor, /) -> None:
-        """Take in the responses of one batch."""
+        """Add the responses of one batch."""
 
 
 Tap = TypeVar("Tap", bound="str | Input | Refiltered")
@@ -65,12 +65,12 @@ class ResponseStatistics:
         self._products: Tensor  # upper triangle
 
     def add(self, x_NCHW: Tensor) -> None:
-        """Take in the responses of one batch, (N, C, H, W) or (S, C)."""
+        """Add the responses of one batch, (N, C, H, W) or (S, C)."""
         for samples_CS in samples_in_parts(x_NCHW):
             self.add_samples(samples_CS)
 
     def add_samples(self, x_CS: Tensor, repeats_S: Tensor | None = None) -> Tensor:
-        """Take in samples (C, S), float64, which it overwrites; sample s counts ``repeats_S[s]`` times, if given.
+        """Add samples (C, S), float64, which it overwrites; sample s counts ``repeats_S[s]`` times, if given.
 
         Returns:
             (C, S) the samples less what the sums are taken about.
@@ -90,7 +90,7 @@ class ResponseStatistics:
 
     @property
     def shift(self) -> Tensor:
-        """(C,) what the sums are taken about; float64 on the CPU."""
+        """Centre that the sums are taken about, (C,); float64 on the CPU."""
         if self._shift is None:
             raise ValueError("no responses were collected")
         return self._shift.cpu().double()
@@ -131,7 +131,7 @@ class PairStatistics:
         self._cross: Tensor | None = None
 
     def add(self, x_NCHW: Tensor, y_NDHW: Tensor) -> None:
-        """Take in the responses of both layers to one batch.
+        """Add the responses of both layers to one batch.
 
         Raises:
             ValueError: not the same images, or neither map covers the other.
@@ -173,7 +173,7 @@ class PairStatistics:
 
 
 def collect(model: nn.Module, batches: Iterable[Tensor], into: Mapping[Tap, Gathered]) -> dict[Tap, Gathered]:
-    """One pass over the images in evaluation mode; what the layers put out, or read, goes into accumulators.
+    """Pass the images through in evaluation mode; outputs and inputs of layers go into accumulators.
 
     Args:
         model: on the device of the batches.
@@ -197,7 +197,7 @@ def collect(model: nn.Module, batches: Iterable[Tensor], into: Mapping[Tap, Gath
 def collect_responses(
     model: nn.Module, batches: Iterable[Tensor], layers: Sequence[str]
 ) -> dict[str, ResponseStatistics]:
-    """One pass over the images in evaluation mode, gathering what the named layers put out.
+    """Pass the images through in evaluation mode, and gather the outputs of the named layers.
 
     Args and raises as ``collect``.
     """
@@ -207,7 +207,7 @@ def collect_responses(
 def collect_pairs(
     model: nn.Module, batches: Iterable[Tensor], pairs: Sequence[tuple[Tap, Tap]]
 ) -> dict[tuple[Tap, Tap], PairStatistics]:
-    """One pass over the images in evaluation mode, gathering how pairs of layers vary together.
+    """Pass the images through in evaluation mode, and gather the covariance of pairs of layers.
 
     Args:
         model, batches: as of ``collect``.
@@ -238,7 +238,7 @@ def collect_pairs(
 
 @contextmanager
 def _tapped(model: nn.Module, layers: Sequence[Tap], take: Callable[[Tap, Tensor], None]) -> Iterator[None]:
-    """While open, in evaluation mode and without gradients, ``take`` is called with what flows at each layer."""
+    """Call ``take`` with the tensor at each layer while open, in evaluation mode and without gradients."""
     modules = _named(model, [_name(layer) for layer in layers])
 
     def tap(layer: Tap) -> Any:
@@ -260,7 +260,7 @@ def _tapped(model: nn.Module, layers: Sequence[Tap], take: Callable[[Tap, Tensor
         with torch.no_grad():
             yield
     finally:
-        for module in training:  # one by one: a part of a model may stand in evaluation mode
+        for module in training:  # one by one: a part of a model may be in evaluation mode
             module.training = True
         for handle in handles:
             handle.remove()
@@ -297,7 +297,7 @@ def _samples(x_NCHW: Tensor) -> Tensor:
 
 
 def _covered(small: int, large: int, like: Tensor) -> Tensor:
-    """(small, large) which pixels of the larger map each pixel of the smaller one becomes, along one axis."""
+    """Return the pixels of the larger map that each pixel of the smaller one becomes along one axis, (small, large)."""
     if small > large:
         raise ValueError(
             f"maps of which one is larger down and the other along ({small} and {large}) have no common one"

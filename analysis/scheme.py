@@ -1,7 +1,7 @@
 """The wiring of a whole network as columns of units and flows of filters between them, ready to be drawn.
 
 A column is a convolution, in the order of computation; the network's input is column 0. Its units are its groups. Where
-there are too many groups to be told apart (depthwise), filters belong to the unit that *reads* them, as those of
+there are too many groups to be distinguished (depthwise), filters belong to the unit that *reads* them, as those of
 AlexNet's conv1 belong to the group of conv2 that reads them.
 """
 
@@ -38,7 +38,7 @@ class Column:
 
     @property
     def is_striped(self) -> bool:
-        """Whether there are too many groups for a unit each."""
+        """True if there are too many groups for a unit each."""
         return self.groups > MAX_UNITS
 
 
@@ -67,7 +67,7 @@ class Flow:
 
 @dataclass(frozen=True)
 class Bus:
-    """Columns whose filters are read past the next column, told by one line.
+    """Columns whose filters are read past the next column, drawn as one line.
 
     Every reader reads all sources before it, and none of the others: a stream of residual sums is one bus.
 
@@ -88,7 +88,7 @@ class Scheme:
 
 
 def network_scheme(model: nn.Module, input_shape: tuple[int, ...]) -> Scheme:
-    """Trace a model and say which unit reads how many filters of which.
+    """Trace a model, and count the filters that each unit reads of each other.
 
     Args:
         model: any module that ``gconv.wiring`` can trace.
@@ -115,7 +115,7 @@ def network_scheme(model: nn.Module, input_shape: tuple[int, ...]) -> Scheme:
 
 
 def buses(scheme: Scheme) -> list[Bus]:
-    """Gather everything that is read past the next column into as few lines as tell it exactly."""
+    """Gather all that is read past the next column into the fewest lines that show it exactly."""
     readers: dict[int, set[int]] = defaultdict(set)
     for flow in scheme.flows:
         readers[flow.source].add(flow.reader)
@@ -136,7 +136,7 @@ Units = dict[str, tuple[list[int], list[int]]]  # by convolution: unit of each i
 
 
 def _units(model: nn.Module, wiring: dict[str, LayerWiring]) -> Units:
-    """Readers first, since where groups are many the units are those of the reader."""
+    """Return the units of each convolution, readers first: many groups take the units of their reader."""
     units: Units = {}
     for name in reversed(wiring):
         conv = model.get_submodule(name)
@@ -170,7 +170,7 @@ def _units_by_reader(
 def _flows_into(
     name: str, wiring: dict[str, LayerWiring], units: Units, place: dict[str, int], image_channels: int
 ) -> list[Flow]:
-    """The flows that one convolution reads. Sets of filters are whole numbers: bit f stands for filter f."""
+    """The flows that one convolution reads. Sets of filters are whole numbers: bit f is filter f."""
     members = {source: _members(units[source][1]) for source in wiring}
     # What each input channel comes from: filters of each (column, unit). If from the image, its channels come in order.
     origins = [
@@ -212,7 +212,7 @@ def _flows_into(
 
 
 def _members(labels: list[int]) -> list[int]:
-    """The filters of each unit, as bits."""
+    """Return the filters of each unit, as bits."""
     bits = [0] * (1 + max(labels))
     for number, unit in enumerate(labels):
         bits[unit] |= 1 << number

@@ -1,4 +1,4 @@
-"""Do groups of filters differ in an attribute: colour, spatial frequency, orientation, selectivity?
+"""Separation of groups of filters by an attribute: colour, spatial frequency, orientation, selectivity.
 
 Legend: n filters, G groups, P labelings. One attribute per filter, one group per filter.
 
@@ -37,12 +37,14 @@ SPLIT_P, SPLIT_DIFFERENCE = 0.05, 0.1  # of a split: p of the area under the cur
 
 @dataclass(frozen=True)
 class Separation:
-    """How far the groups are apart in one attribute; where it cannot be told the values are NaN and the notes say why.
+    """Separation of the groups by one attribute; a value that cannot be computed is NaN and its note says why.
 
     Attributes:
         sizes: filters of each group that took part.
         means: of the attribute in each of these groups.
         difference, eta_squared, auc, information: with the p of a label permutation; see the head of this file.
+
+    Notes count groups from 1, as figures do.
     """
 
     sizes: dict[int, int]
@@ -54,7 +56,7 @@ class Separation:
 
     @property
     def is_split(self) -> bool:
-        """Return True where the groups are clearly apart: beyond chance, and by ``SPLIT_DIFFERENCE`` at least."""
+        """True if the groups differ beyond chance, and by at least ``SPLIT_DIFFERENCE``."""
         return self.auc.p is not None and self.auc.p < SPLIT_P and self.difference.value >= SPLIT_DIFFERENCE
 
 
@@ -104,7 +106,7 @@ def separation(
 
 
 def splits_in_runs(p_values: Sequence[float | None], alpha: float = 0.05) -> Inference:
-    """In how many runs do the groups split (p ≤ alpha)? The share, its exact interval, and p against a share of alpha.
+    """Share of runs in which the groups split (p ≤ alpha), its exact interval, and p against a share of alpha.
 
     The training seed is the unit. "In every run" means a value of 1; the lower bound says how much that is worth: eight
     of eight leave 0.63.
@@ -171,12 +173,12 @@ def normalised_information(values_n: NDArray[np.float64], labels_Pn: NDArray[np.
 
 
 def _members(labels_Pn: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(G, P, n) 1 where a filter belongs to a group."""
+    """Return 1 where a filter belongs to a group, (G, P, n)."""
     return (labels_Pn == np.unique(labels_Pn[0])[:, None, None]).astype(np.float64)
 
 
 def _entropy(share: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of shares along the last axis, in nats."""
+    """Entropy of shares along the last axis, in nats."""
     return -(share * np.log(np.where(share > 0, share, 1.0))).sum(-1)
 
 
@@ -186,16 +188,16 @@ def _left_out(count: int, chosen: NDArray, ungrouped: NDArray, without: NDArray)
         (int(ungrouped.sum()), "of no one group"),
         (int(without.sum()), "without the attribute"),
     ]
-    told = ", ".join(f"{number} {why}" for number, why in reasons if number)
-    return f"of {count} filters left out: {told}" if told else ""
+    listed = ", ".join(f"{number} {why}" for number, why in reasons if number)
+    return f"of {count} filters left out: {listed}" if listed else ""
 
 
 def _hindrance(values: NDArray[np.float64], sizes: dict[int, int]) -> str:
-    """Why nothing can be tested; empty where it can."""
+    """Return the reason why nothing can be tested; empty if it can."""
     if not sizes:
         return "no filter took part: nothing to separate"
     if len(sizes) == 1:
-        return f"all filters that took part are of group {next(iter(sizes))}: nothing to separate"
+        return f"all filters that took part are of group {next(iter(sizes)) + 1}: nothing to separate"
     if max(sizes.values()) == 1:
         return "groups of one filter: nothing to permute"
     if np.ptp(values) <= 1e-12 * np.abs(values).max():
@@ -204,11 +206,11 @@ def _hindrance(values: NDArray[np.float64], sizes: dict[int, int]) -> str:
 
 
 def _reach(sizes: dict[int, int], permutations: int) -> str:
-    """What small groups do to the test."""
+    """Return a note on the smallest p that small groups can reach."""
     count = sum(sizes.values())
     ways = math.factorial(count) // math.prod(math.factorial(size) for size in sizes.values())
     renamings = math.prod(math.factorial(alike) for alike in Counter(sizes.values()).values())
     floor = max(renamings / ways, 1 / (1 + permutations))  # renaming groups of one size changes no statistic
-    single = [str(name) for name, size in sizes.items() if size == 1]
-    told = [f"group {', '.join(single)}: one filter"] if single else []
-    return "; ".join(told + ([f"p cannot fall below {floor:.3g}"] if floor > 0.05 else []))
+    single = [str(name + 1) for name, size in sizes.items() if size == 1]
+    notes = [f"group {', '.join(single)}: one filter"] if single else []
+    return "; ".join(notes + ([f"p cannot fall below {floor:.3g}"] if floor > 0.05 else []))

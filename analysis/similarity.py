@@ -1,4 +1,4 @@
-"""How alike two sets of features are: CKA, canonical correlations, Procrustes; between the groups of a layer.
+"""Similarity of two sets of features: CKA, canonical correlations, Procrustes; between the groups of a layer.
 
 Legend: N batch, C channels, H W space, S samples, P Q features of two sets, G groups. Every pixel is a sample.
 
@@ -33,7 +33,7 @@ RANK_TOLERANCE = 1e-10
 
 @dataclass(frozen=True)
 class Moments:
-    """What the measures need to know of C features.
+    """Moments of C features that the similarities are computed from.
 
     Attributes:
         covariance: (C, C), with S − 1.
@@ -52,12 +52,12 @@ class Moments:
 
     @cached_property
     def alive(self) -> NDArray[np.bool_]:
-        """(C,) which features vary; the others take part in no measure."""
+        """True for the features that vary, (C,); the others take part in no similarity."""
         return ~np.isnan(np.diag(correlation_matrix(self.covariance)))
 
     @cached_property
     def whitenings(self) -> dict[bytes, tuple[NDArray[np.float64], NDArray[np.float64]]]:
-        """What ``canonical_correlations`` has computed of each set of features so far; several measures need it."""
+        """Whitenings of each set of features so far; several similarities need them."""
         return {}
 
 
@@ -77,7 +77,7 @@ class MomentStatistics:
         self._fourth: Tensor
 
     def add(self, x_NCHW: Tensor) -> None:
-        """Take in the responses of one batch, (N, C, H, W) or (S, C)."""
+        """Add the responses of one batch, (N, C, H, W) or (S, C)."""
         for samples_CS in samples_in_parts(x_NCHW):
             x_CS = self.responses.add_samples(samples_CS)
             if self._third is None:
@@ -116,7 +116,7 @@ class MomentStatistics:
 
 
 def moments(x_SC: ArrayLike) -> Moments:
-    """Moments of responses that are all at hand.
+    """Moments of responses that are all in memory.
 
     Raises:
         ValueError: fewer than four samples, or responses that are not finite.
@@ -127,7 +127,7 @@ def moments(x_SC: ArrayLike) -> Moments:
 
 
 def minibatch_moments(batches: Iterable[Tensor]) -> Moments:
-    """As ``moments``, with HSIC averaged over batches (Nguyen et al. 2021), each weighted by its samples.
+    """Moments as of ``moments``, with HSIC averaged over batches (Nguyen et al. 2021), each weighted by its samples.
 
     This is the estimate of the literature; that of ``MomentStatistics`` has the same expectation and less noise. The
     batches must be drawn at random: of batches sorted by class it misses all that differs between them.
@@ -145,7 +145,7 @@ def minibatch_moments(batches: Iterable[Tensor]) -> Moments:
 
 
 def compare(measure: Similarity, x_SP: ArrayLike, y_SQ: ArrayLike) -> float:
-    """A measure between two sets of responses to the same samples, in whatever units either is.
+    """Return the similarity between two sets of responses to the same samples, each in any unit.
 
     Raises:
         ValueError: not as many samples of either, or what the measure refuses.

@@ -1,4 +1,4 @@
-"""The few statistics that everything uses.
+"""Intervals, tests and false discovery rates.
 
 The training seed is the unit of inference. What cannot be had (an interval from one seed, a test of values that are all
 equal) is None, and a note says why.
@@ -48,14 +48,14 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Inference:
-    """What a test or an interval found.
+    """The result of a test or of an interval.
 
     Attributes:
         value: of the statistic.
         low, high: bounds of the interval; None where there is none.
         n: number of values.
         p: None where nothing was or could be tested.
-        note: what the reader must know of it in plain words; empty where nothing stands in the way.
+        note: what limits the result, in plain words; empty if nothing does.
     """
 
     value: float
@@ -151,7 +151,7 @@ def permutation_p(observed: float, null: ArrayLike) -> float:
 
 
 def null_p(observed: float, null: ArrayLike, side: Side) -> float:
-    """``permutation_p`` on a side: was more observed than in the null, or less, or either (the smaller p, doubled)?
+    """Return ``permutation_p`` on a side: greater than the null, less, or two-sided (the smaller p, doubled).
 
     Raises:
         ValueError: an unknown side.
@@ -165,7 +165,7 @@ def null_p(observed: float, null: ArrayLike, side: Side) -> float:
 
 
 def permuted_labels(labels: ArrayLike, permutations: int, seed: int) -> NDArray[np.int64]:
-    """(permutations, n): the labels in random order, every group keeping its size."""
+    """Return the labels in random order (permutations, n), every group keeping its size."""
     rng = np.random.default_rng(seed)
     return rng.permuted(np.tile(np.asarray(labels, dtype=np.int64), (permutations, 1)), axis=1)
 
@@ -177,7 +177,7 @@ def label_permutation_test(
     seed: int = 0,
     permutations: int = DRAWS,
 ) -> Inference:
-    """Is a statistic of the labels what it would be if they had been dealt at random, every group keeping its size?
+    """Test a statistic of the labels against labels permuted at random, every group keeping its size.
 
     Exact where there are at most ``EXACT_RELABELINGS`` distinct ways to deal them, else against random ones.
 
@@ -217,7 +217,7 @@ def label_permutation_test(
 
 @dataclass(frozen=True)
 class SignFlips:
-    """All that sign flips say of a mean, for a claim about it in either direction.
+    """Sign-flip tests of a mean in either direction, and its interval.
 
     Flipping the signs of a subset leaves a mean at least as large as the one observed if and only if the mean of the
     subset is not positive. So p counts subset means on the far side of a centre, and the interval that belongs to the
@@ -259,7 +259,7 @@ class SignFlips:
 
 
 def sign_flip_test(differences: ArrayLike, side: Side = "two-sided", level: float = 0.95, seed: int = 0) -> Inference:
-    """Is the mean of paired differences zero, if each could as well have had the other sign? See ``SignFlips``.
+    """Test if the mean of paired differences is zero, by flipping their signs. See ``SignFlips``.
 
     Args:
         differences: (n,) one per seed.
@@ -294,12 +294,12 @@ def sign_flip_test(differences: ArrayLike, side: Side = "two-sided", level: floa
 
 
 def smallest_p(seeds: int) -> float:
-    """The smallest two-sided p that a sign-flip test of so many seeds can reach: 2 / 2^n, and 1 for one seed."""
+    """Return the smallest two-sided p of a sign-flip test of that many seeds: 2 / 2^n, and 1 for one seed."""
     return min(1.0, 2 / 2**seeds)
 
 
 def seeds_needed(alpha: float) -> int:
-    """The fewest seeds with which a two-sided sign-flip test can reach p ≤ alpha: 6 for 0.05.
+    """Return the fewest seeds with which a two-sided sign-flip test can reach p ≤ alpha: 6 for 0.05.
 
     Raises:
         ValueError: alpha is not between 0 and 1.
@@ -313,7 +313,7 @@ def seeds_needed(alpha: float) -> int:
 
 
 def equivalence_test(differences: ArrayLike, margin: float, alpha: float = 0.05) -> Inference:
-    """Do paired differences lie within ± margin? Two one-sided t tests (Schuirmann 1987).
+    """Test if paired differences lie within ± margin: two one-sided t tests (Schuirmann 1987).
 
     p is the larger of the two, against a mean ≤ −margin and a mean ≥ margin; it is at most alpha where the interval of
     level 1 − 2 alpha lies within the margin. The sign-flip analogue is the interval of ``sign_flip_test`` at that
@@ -388,13 +388,13 @@ def _subset_means(x: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
 
 @lru_cache(maxsize=4)
 def _weights_of_subsets(n: int) -> NDArray[np.float64]:
-    """(2^n − 1, n): of each non-empty subset of n values, 1 / its size at its members."""
+    """Return 1 / size at the members of each non-empty subset of n values, (2^n − 1, n)."""
     member = np.arange(1, 2**n)[:, None] >> np.arange(n) & 1
     return member / member.sum(axis=1, keepdims=True)
 
 
 def _all_relabelings(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(ways, n): every distinct order of the labels, grown group by group."""
+    """Return every distinct order of the labels (orders, n), built group by group."""
     rows = np.empty((1, 0), dtype=np.int64)
     for name, size in zip(*np.unique(labels, return_counts=True), strict=True):
         width = rows.shape[1] + int(size)

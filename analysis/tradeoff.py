@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from analysis.intervals import UNBOUNDED, SeedEstimate, measure_bounds, seed_estimate
 from analysis.stats import Inference, equivalence_test, sign_flip_test
 
-COSTS = {  # those that figures draw
+COSTS = {  # drawn in figures
     "parameters": "parameters",
     "macs": "MACs per image",
     "latency": "time per image (ms)",
@@ -24,7 +24,7 @@ COSTS = {  # those that figures draw
 MORE_COSTS = {
     "activations": "activations per image",
     "peak_memory": "memory of a training step (bytes)",
-    "energy": "energy per image (J)",  # where the hardware tells
+    "energy": "energy per image (J)",  # where the hardware has a meter
 }
 FRONT_COLUMNS = ["variant", "at", "value", "on_front", "probability", "n", "note", "cost"]
 RESAMPLINGS = 4000
@@ -51,7 +51,7 @@ def paired_difference(table: pd.DataFrame, measure: str, variant: str, baseline:
 def paired_equivalence(
     table: pd.DataFrame, measure: str, variant: str, baseline: str, margin: float
 ) -> Inference | None:
-    """Is variant − baseline, over the seeds that both have, within ± margin? Two one-sided tests; None without a seed.
+    """Test if variant − baseline, over common seeds, lies within ± margin (two one-sided tests); None without a seed.
 
     Raises:
         ValueError: the margin is not positive.
@@ -110,7 +110,7 @@ def disturbed(table: pd.DataFrame) -> list[str]:
 
 
 def on_front(costs: ArrayLike, accuracies: ArrayLike) -> NDArray[np.bool_]:
-    """Which points are on the Pareto front: no other is at most as costly and at least as accurate, and either better.
+    """Return the points on the Pareto front: no other is as cheap and as accurate, and better in one of the two.
 
     Points that are equal in both are on it together.
 
@@ -129,7 +129,7 @@ def on_front(costs: ArrayLike, accuracies: ArrayLike) -> NDArray[np.bool_]:
 
 
 def front_probability(table: pd.DataFrame, cost: str, measure: str = "test_accuracy", seed: int = 0) -> pd.DataFrame:
-    """How often each variant is on the Pareto front of accuracy against a cost, when the seeds are drawn again.
+    """Share of resampled seeds in which each variant is on the Pareto front of accuracy against a cost.
 
     The seeds that all variants have are drawn with replacement, the same for all, since runs of one seed share their
     images' order. Few seeds show less than their variance, (n − 1)/n of it: read 0.9 from three seeds as "probably".

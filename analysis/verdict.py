@@ -1,4 +1,4 @@
-"""One part of a claim: what its effects over seeds say for the claim and against it.
+"""One part of a claim: the evidence of its effects over seeds, for the claim and against it.
 
 The rule itself stands in ``analysis.claims``; here are its p, its intervals and its numbers of seeds.
 """
@@ -54,7 +54,7 @@ class Test:
 
 @dataclass(frozen=True)
 class Part:
-    """What was found of one part of a claim.
+    """The result for one part of a claim.
 
     Attributes:
         test: the part.
@@ -119,7 +119,7 @@ def weigh(effect: Effect, test: Test) -> Part:
 
 
 def interval_verdict(low: float, high: float, test: Test) -> Verdict:
-    """The rule on an interval: of a count, or of a timing."""
+    """Return the verdict from an interval: of a count, or of a timing."""
     low, high = low - test.than, high - test.than
     if test.direction == "within":
         inside, outside = -test.matters < low and high < test.matters, low > test.matters or high < -test.matters
@@ -132,7 +132,7 @@ def interval_verdict(low: float, high: float, test: Test) -> Verdict:
 
 
 def seeds_to_find(test: Test, spread: float | None, p: float = ALPHA / 2) -> int | None:
-    """The fewest seeds with which the smallest effect of interest, or equality, is found with ``POWER``.
+    """Return the fewest seeds with which the smallest effect of interest, or equality, is found with ``POWER``.
 
     Args:
         test: the part of the claim.
@@ -257,7 +257,7 @@ def _power(n: int, test: Test, spread: float, p: float) -> float:
 
 @lru_cache
 def _seeds_for_share(than: float, matters: float, p: float) -> int | None:
-    """The fewest seeds with which a true share of ``than + matters`` is found with ``POWER``."""
+    """Return the fewest seeds with which a true share of ``than + matters`` is found with ``POWER``."""
     for n in range(FEWEST_SEEDS, MOST_SEEDS):
         k = np.arange(n + 1)
         found = (stats.binom.sf(k - 1, n, than) <= p) & (stats.binom.cdf(k, n, than + matters) > ALPHA / 2)

@@ -1,4 +1,4 @@
-"""A row for each variant, its groups side by side in every panel: marks, the nulls beside them."""
+"""Panels of a page by group: a row for each variant, its groups along the axis, with their nulls."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from analysis.figures import page
-from analysis.figures.estimates import Mark, draw_beside
+from analysis.figures.estimates import Mark, draw_side_by_side
 
 MOST_TICKS = 8  # group numbers below a panel
 
 
 def row_height(rows: int) -> float:
-    """Inches for each of so many rows of panels on one page."""
+    """Return the height in inches of one of ``rows`` rows of panels on a page."""
     return min(0.95, (page.HEIGHT - 1.2) / rows)
 
 
 def of_group(table: pd.DataFrame, pattern: str) -> pd.DataFrame:
-    """The rows whose measure is that of a group.
+    """Return the rows whose measure is that of a group.
 
     Args:
         table: long table.
@@ -35,12 +35,12 @@ def of_group(table: pd.DataFrame, pattern: str) -> pd.DataFrame:
 
 
 def draw_panel(panel: Axes, here: pd.DataFrame, styles: dict[str, Mark], within: tuple[float, float]) -> None:
-    """Groups along x, one mark for each series of each group.
+    """Draw groups along x, one mark for each series of each group.
 
     Args:
         panel: where.
         here: group (1 …), series, mean, low, high, n.
-        styles: the mark of each series, in the order in which they stand side by side.
+        styles: mark of each series, in order from left to right.
         within: ends of the axis of the values.
     """
     groups = sorted({int(group) for group in here["group"]})
@@ -49,7 +49,7 @@ def draw_panel(panel: Axes, here: pd.DataFrame, styles: dict[str, Mark], within:
         panel.set_xticks([])
         return
     size = 3 if len(groups) <= 8 else 2
-    draw_beside(panel, here["group"].map(groups.index), here, "series", styles, "y", size, within)
+    draw_side_by_side(panel, here["group"].map(groups.index), here, "series", styles, "y", size, within)
     step = -(-len(groups) // MOST_TICKS)
     panel.set_xticks(range(0, len(groups), step), [str(group) for group in groups[::step]])
     panel.set_xlim(-0.6, len(groups) - 0.4)
@@ -62,7 +62,7 @@ def draw_panel(panel: Axes, here: pd.DataFrame, styles: dict[str, Mark], within:
 
 
 def name_rows(first: Sequence[Axes], names: Sequence[str], height: float) -> None:
-    """The name of each row at the left of its first panel, along it."""
+    """Write the name of each row at the left of its first panel, along it."""
     shown = page.short_names(names, 3 * page.fitting(height, 6.5))
     for panel, name in zip(first, names, strict=True):
         panel.set_ylabel(page.wrapped(shown[name], page.fitting(height, 6.5), 3), fontsize=6.5)

@@ -1,4 +1,4 @@
-"""Connection diagrams: what each output of a layer is computed from, in space and in the channels.
+"""Connection diagrams: the inputs that each output of a layer is computed from, in space and in the channels.
 
 The number of lines is the cost ("Why MobileNet and its variants are fast", yu4u). Every line is a link of a real layer
 (``analysis.links``). Lengths are inches, y runs downward.
@@ -21,7 +21,7 @@ from analysis.links import CONVOLUTIONS, Link, channel_links, count_macs, cuts, 
 from gconv.partition import Partition
 
 DIAGRAM = 1.37  # width of one, at least
-PIXELS = 5  # in the row of pixels that is shown
+PIXELS = 5  # in the row of pixels that is drawn
 GAP = 0.43  # from one row of units to the next
 HEAD = 0.44  # three lines of text above a diagram
 FOOT = 0.32  # one line below it, and the space to the next
@@ -32,7 +32,7 @@ Colour = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Diagram:
-    """A layer, or layers in a row, to be shown.
+    """A layer, or consecutive layers, to be drawn.
 
     Attributes:
         title: what it is called.
@@ -103,7 +103,7 @@ def count_lines(diagram: Diagram) -> Count:
 
 
 def draw(diagrams: list[Diagram], folder: Path) -> list[Path]:
-    """As many diagrams a row as fit; of each title, formula, count and its links in space and in the channels.
+    """Draw the diagrams in rows: title, formula, count, and the links in space and in the channels.
 
     Args:
         diagrams: what to show, in reading order.

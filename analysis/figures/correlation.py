@@ -22,7 +22,7 @@ CAPTION = (
 
 
 def draw(saved: Saved, folder: Path) -> list[Path]:
-    """One row per variant, one column per convolution: |r| between its filters' responses on test images.
+    """Draw one row per variant, one column per convolution: |r| between its filters' responses on test images.
 
     Columns are headed by the layer and by which groups sort its filters, those that computed or those that read them;
     where that differs between variants each panel says it.

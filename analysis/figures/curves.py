@@ -12,8 +12,8 @@ from analysis.figures import page
 from analysis.figures.saved import Saved
 
 TITLES = {"train_loss": "training loss (nats)", "test_accuracy": "test accuracy"}
-MARKS = 6  # along each curve, where there are many epochs
-BANDS = 7  # variants, at most, whose ranges are shown: more would hide each other
+MARKS = 6  # markers along each curve, where there are many epochs
+BANDS = 7  # maximum number of variants whose ranges are drawn: more would hide each other
 
 
 def by_epoch(curves: pd.DataFrame, variant: str, measure: str) -> pd.DataFrame:
@@ -23,7 +23,7 @@ def by_epoch(curves: pd.DataFrame, variant: str, measure: str) -> pd.DataFrame:
 
 
 def draw(saved: Saved, folder: Path) -> list[Path]:
-    """Training loss and test accuracy by epoch.
+    """Draw training loss and test accuracy by epoch.
 
     Args:
         saved: curves with the columns variant, seed, epoch, train_loss, test_accuracy (NaN in epochs without
@@ -56,7 +56,7 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
         panel.set(xlabel="epoch", ylabel=title)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     seeds = curves["seed"].nunique()
-    spread = "band: range" if banded else f"range not shown of more than {BANDS} variants"
+    spread = "band: range" if banded else f"no ranges of more than {BANDS} variants"
     page.title(figure, f"Learning curves (mean of {seeds} seeds, {spread})" if seeds > 1 else "Learning curves")
     page.legend(figure, *panels[0].get_legend_handles_labels())
     return page.save(figure, folder, "learning-curves")

@@ -1,4 +1,4 @@
-"""Means over seeds beside their nulls: how they are computed from the long table, and how they are marked.
+"""Means over seeds and their nulls: computed from the long table, and drawn as marks.
 
 The same null looks the same in every figure.
 """
@@ -36,7 +36,7 @@ def seed_estimates(values: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     Args:
         values: columns ``by``, seed and value, and measure and unit where the values have bounds; several values of
             one seed are averaged first, so that the seed stays the unit.
-        by: columns that tell the estimates apart.
+        by: columns whose combinations are the estimates.
 
     Returns:
         ``by``, mean, low, high (NaN below six seeds, which have no interval), n, seeds (the value of each), undefined
@@ -53,7 +53,7 @@ def seed_estimates(values: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
 
 def _bounds(values: pd.DataFrame) -> tuple[float, float]:
-    """Of what was measured, if the table says what that is."""
+    """Return the bounds of the measures in the table; unbounded if it does not name them."""
     if not {"measure", "unit"} <= set(values.columns):
         return UNBOUNDED
     each = [
@@ -64,7 +64,7 @@ def _bounds(values: pd.DataFrame) -> tuple[float, float]:
 
 
 def seeds_note(estimates: pd.DataFrame) -> str:
-    """What the bars are, and what was left out, in words."""
+    """Return a sentence on the bars, and on the values left out."""
     if estimates.empty:
         return ""
     low, high = int(estimates["n"].min()), int(estimates["n"].max())
@@ -82,33 +82,33 @@ def seeds_note(estimates: pd.DataFrame) -> str:
 
 
 def evenly(items: Sequence[Item], most: int) -> list[Item]:
-    """At most so many of them, evenly spaced, the first and the last among them."""
+    """Return at most ``most`` items, evenly spaced, the first and the last among them."""
     if len(items) <= most:
         return list(items)
     return [items[k] for k in np.linspace(0, len(items) - 1, most).round().astype(int)]
 
 
 def left_out_note(shown: int, all_of_them: int, what: str) -> str:
-    """That not all are shown; empty where they are."""
-    return f" {shown} of {all_of_them} {what} shown, evenly spaced." if shown < all_of_them else ""
+    """Return a sentence on the items left out; empty if all are drawn."""
+    return f" {shown} of {all_of_them} {what} drawn, evenly spaced." if shown < all_of_them else ""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """How one null, or what was measured, is marked."""
+    """Marker of one null, or of the trained network."""
 
     colour: Colour
     marker: str
     hollow: bool
 
     def handle(self) -> Line2D:
-        """For a legend."""
+        """Return the entry of a legend."""
         face = "white" if self.hollow else self.colour
         return Line2D([], [], color=self.colour, marker=self.marker, markersize=4, markerfacecolor=face, linestyle="")
 
 
 def marks(nulls: Iterable[str]) -> dict[str, Mark]:
-    """Of each null that occurs its mark; what was measured comes first."""
+    """Return the mark of each null that occurs; the trained network comes first."""
     found = set(nulls)
     order = [null for null in NULLS if null in found] + sorted(found - {TRAINED, *NULLS})
     palette = sns.color_palette("colorblind")[:7]
@@ -118,12 +118,12 @@ def marks(nulls: Iterable[str]) -> dict[str, Mark]:
 
 
 def label(null: str) -> str:
-    """What a legend calls it."""
+    """Return the name of a null in a legend."""
     return null or "trained"
 
 
-def side_by_side(count: int, width: float) -> NDArray[np.float64]:
-    """Where so many marks stand around the middle of their place."""
+def offsets(count: int, width: float) -> NDArray[np.float64]:
+    """Return the offsets of ``count`` marks around the middle of their place."""
     return width * ((np.arange(count) + 0.5) / count - 0.5)
 
 
@@ -136,7 +136,7 @@ def draw_marks(
     size: float = 3.5,
     within: tuple[float, float] = (-np.inf, np.inf),
 ) -> None:
-    """Estimates of one kind with their intervals, else the values of their seeds; values run along x or y.
+    """Draw estimates of one kind with their intervals, or with the values of their seeds; values run along x or y.
 
     An interval that goes on beyond ``within``, the ends of the axis, ends there in an arrow.
     """
@@ -171,7 +171,7 @@ def draw_marks(
                 axes.plot(*at, arrow, color=mark.colour, markersize=size, markeredgewidth=0, clip_on=False, zorder=5)
 
 
-def draw_beside(
+def draw_side_by_side(
     axes: Axes,
     places: ArrayLike,
     estimates: pd.DataFrame,
@@ -181,7 +181,7 @@ def draw_beside(
     size: float,
     within: tuple[float, float],
 ) -> None:
-    """Estimates of several series: those of one place side by side, in the middle of it.
+    """Draw estimates of several series; those of one place side by side around its middle.
 
     Args:
         axes: where.
@@ -197,13 +197,13 @@ def draw_beside(
     for place in np.unique(at):
         here = estimates[at == place]
         order = [name for name in styles if name in set(here[series])]
-        for name, beside in zip(order, side_by_side(len(order), 0.65), strict=True):
+        for name, offset in zip(order, offsets(len(order), 0.65), strict=True):
             rows = here[here[series] == name]
-            draw_marks(axes, np.full(len(rows), place + beside), rows, styles[name], along, size, within)
+            draw_marks(axes, np.full(len(rows), place + offset), rows, styles[name], along, size, within)
 
 
 def axis_ends(estimates: pd.DataFrame, *also: float) -> tuple[float, float]:
-    """Ends of an axis on which all means and drawn seeds lie, and all intervals but those far longer than most.
+    """Return the ends of an axis with all means and drawn seeds on it, and all intervals but the longest.
 
     An interval is cut where it goes beyond the means by more than these spread, or than most intervals are long.
 

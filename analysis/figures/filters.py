@@ -19,7 +19,7 @@ TITLE = 6  # size of the text over a block
 
 
 def draw(saved: Saved, folder: Path) -> list[Path]:
-    """One strip per variant; inside it one block per group, the most coloured filters first.
+    """Draw one strip per variant; inside it one block per group, the most coloured filters first.
 
     Args:
         saved: per variant the arrays ``filters`` (O, 3, K, K), ``colour_index`` and ``learned`` (O,), and
@@ -58,7 +58,7 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
 
 
 def titles(starts: Sequence[float], means: Sequence[float], counts: Sequence[tuple[int, int]]) -> list[str]:
-    """What stands over the blocks of a strip: the longest form that fits over all of them, else over as many as fit.
+    """Return the titles of the blocks of a strip: the longest form that fits over all, else over as many as fit.
 
     Args:
         starts: (G + 1,) inches at which the blocks start, and at which the last one ends.
@@ -115,7 +115,7 @@ def _draw_strip(
 
 
 def _mosaic(filters_O3KK: NDArray, rows: int) -> NDArray:
-    """The filters as one image, column by column, each scaled to its own largest weight, white lines between."""
+    """Return the filters as one image, column by column, each scaled to its own largest weight, white lines between."""
     count, _, height, width = filters_O3KK.shape
     columns = ceil(count / rows)
     image = np.ones((rows * (height + 1) - 1, columns * (width + 1) - 1, 3))

@@ -1,4 +1,4 @@
-"""A page of small panels: a line for each variant, its value as a dot, the nulls beside it."""
+"""Forest plot: small panels with a line for each variant, its value as a dot, and its nulls."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from analysis.figures import page
-from analysis.figures.estimates import Mark, axis_ends, draw_beside, label, marks
+from analysis.figures.estimates import Mark, axis_ends, draw_side_by_side, label, marks
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Quantity:
     """A row of panels.
 
     Attributes:
-        name: beside the first panel.
+        name: label of the row.
         zero: where nothing would be found; a line is drawn there. None where there is no such value.
     """
 
@@ -37,7 +37,7 @@ def draw(
     folder: Path,
     name: str,
 ) -> list[Path]:
-    """Panels of quantities (down) and columns (across); the variants share the lines of all panels.
+    """Draw panels of quantities (down) and columns (across); the variants share the lines of all panels.
 
     Args:
         cells: quantity, column, variant, null, mean, low, high, n; one row per mark.
@@ -88,7 +88,7 @@ def draw(
 
 
 def _variants(cells: pd.DataFrame, quantity: Quantity) -> list[str]:
-    """Those of which a quantity was measured."""
+    """Return the variants of which a quantity was measured."""
     return list(dict.fromkeys(cells.loc[cells["quantity"] == quantity.name, "variant"]))
 
 
@@ -109,4 +109,4 @@ def _draw_panel(
         panel.axvline(quantity.zero, color="0.6", linewidth=0.7, zorder=1)
     for border in range(1, len(variants)):
         panel.axhline(border - 0.5, color="0.9", linewidth=0.5, zorder=0)
-    draw_beside(panel, here["variant"].map(variants.index), here, "null", styles, "x", size, within)
+    draw_side_by_side(panel, here["variant"].map(variants.index), here, "null", styles, "x", size, within)

@@ -1,4 +1,4 @@
-"""A network spread over devices by its groups, beside data parallelism: memory, bytes sent, time, and balance."""
+"""A network spread over devices by its groups, compared with data parallelism: memory, bytes, time, balance."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MEGA = 1e6
 
 
 def draw(table: pd.DataFrame, folder: Path) -> list[Path]:
-    """Four panels against the number of devices; returns the paths.
+    """Draw four panels against the number of devices; returns the paths.
 
     Args:
         table: the long table of the study; a variant is a family and its number of devices, such as ``log-4``. Families
@@ -74,7 +74,7 @@ def draw(table: pd.DataFrame, folder: Path) -> list[Path]:
 
 
 def _wide(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per variant, one column per measure of the whole network."""
+    """Return one row per variant, one column per measure of the whole network."""
     whole = table[(table["layer"].fillna("") == "") & (table["null"].fillna("") == "")]
     wide = whole.pivot_table(index="variant", columns="measure", values="value", sort=False).reset_index()
     if "devices" not in wide:
@@ -83,7 +83,7 @@ def _wide(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _line(panel: Axes, rows: pd.DataFrame, measure: str, style: page.Style, unit: float, hollow: bool = False) -> None:
-    """One family against the number of devices, with quartiles where there are some."""
+    """Draw one family against the number of devices, with quartiles where there are some."""
     if measure not in rows or rows.empty:
         return
     rows = rows.sort_values("devices")
@@ -105,7 +105,7 @@ def _line(panel: Axes, rows: pd.DataFrame, measure: str, style: page.Style, unit
 
 
 def _draw_ideal(panel: Axes, rows: pd.DataFrame) -> None:
-    """What one device holds, divided by the number of devices."""
+    """Draw the memory of one device, divided by the number of devices."""
     single = rows.loc[rows["devices"] == 1, "memory_per_device"]
     if len(single):
         devices = np.array(sorted(rows["devices"]))

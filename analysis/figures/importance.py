@@ -1,4 +1,4 @@
-"""How much each parameter of a sweep matters, and in which direction."""
+"""Importance of each parameter of a sweep, and its direction."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROW = 0.3  # inches
 
 
 def draw(table: pd.DataFrame, metric: str, folder: Path) -> list[Path]:
-    """Bars of importance, and beside them rank correlations.
+    """Draw bars of importance, and rank correlations to their right.
 
     Args:
         table: as ``analysis.importance.parameter_importance`` returns it.

@@ -14,7 +14,7 @@ from analysis.figures.saved import Saved
 from analysis.nulls import BLOCK_AREAS, TRAINED, UNTRAINED
 
 PAIRS = 4  # of layers, side by side, at most
-BRIGHTEST = 0.995  # quantile of all entries at which the scale ends: a few stand out far
+BRIGHTEST = 0.995  # quantile of all entries at which the scale ends: a few are far larger
 TITLE = "Whitened covariance between layers, by the groups of the second"
 
 
@@ -28,7 +28,7 @@ def energies(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(saved: Saved, folder: Path) -> list[Path]:
-    """A row for each variant, a column for each pair of layers; over it the energy on the blocks and its nulls.
+    """Draw a row for each variant, a column for each pair of layers; over it the energy on the blocks and its nulls.
 
     Args:
         saved: the long table, and per variant the arrays ``whitened <a>-<b>`` (C, D) and the group of each row and
@@ -75,7 +75,7 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
 
 
 def _title(energy: pd.DataFrame, variant: str, pair: str) -> tuple[str, ...]:
-    """``on blocks 0.62``, ``chance 0.25``, ``untr. 0.40``: of these what was measured."""
+    """``on blocks 0.62``, ``chance 0.25``, ``untr. 0.40``: those that were measured."""
     rows = energy[(energy["variant"] == variant) & (energy["layer"] == pair)].set_index("null")["mean"]
     names = {TRAINED: "on blocks", BLOCK_AREAS: "chance", UNTRAINED: "untr."}
     return tuple(f"{name} {rows[null]:.2f}" for null, name in names.items() if null in rows)

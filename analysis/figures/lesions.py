@@ -1,4 +1,4 @@
-"""What is a group needed for? The fall of the accuracy without it, on colour images and on grey ones."""
+"""Fall of the accuracy without each group, on colour images and on grey ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COLOURS = {"colour": (0.84, 0.37, 0.0), "grey": (0.4, 0.4, 0.4)}
 
 
 def styles(found: pd.Series) -> dict[str, Mark]:
-    """The mark of each series, the colour that of the images, nulls hollow; a group stands before its nulls."""
+    """Return the mark of each series: colour by images, nulls hollow; a group comes before its nulls."""
     order = sorted(set(found), key=lambda series: (series.endswith("grey images"), not series.startswith("group,")))
     return {
         series: Mark(COLOURS["grey" if series.endswith("grey images") else "colour"], "so"[plain], not plain)
@@ -46,7 +46,7 @@ def drops(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(saved: Saved, folder: Path) -> list[Path]:
-    """A row for each variant: the falls by group for both replacements, and which classes fall.
+    """Draw a row for each variant: the falls by group for both replacements, and the fall of each class.
 
     Args:
         saved: the long table, and per variant the array ``lesion mean classes`` (G, classes).
@@ -101,7 +101,7 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
     page.caption(
         figure,
         f"The filters of {layers} that one group reads, set to zero or to their mean; hollow: as many filters whatever "
-        f"their group. {seeds_note(found)} Right: which classes fall, a row for each group, of the first seed.",
+        f"their group. {seeds_note(found)} Right: the fall of each class, a row for each group, of the first seed.",
     )
     return page.save(figure, folder, "lesions")
 

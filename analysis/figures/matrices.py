@@ -30,13 +30,13 @@ NAME_LENGTH = 12  # characters in a line of a variant's name
 
 @dataclass(frozen=True)
 class Matrix:
-    """What one panel shows.
+    """The content of one panel.
 
     Attributes:
         values: (C, D); NaN where there is nothing, as of dead filters.
         rows: (C,) group of each row; None without groups.
         columns: (D,) group of each column.
-        title: parts of what stands above it, in as few lines as they fit into.
+        title: parts of its title, in as few lines as fit.
     """
 
     values: NDArray
@@ -62,7 +62,7 @@ def in_blocks(matrix: Matrix) -> tuple[NDArray, NDArray, NDArray]:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the panels of a page stand.
+    """The places of the panels of a page.
 
     Attributes:
         broad: side of a panel that the columns leave room for.
@@ -80,7 +80,7 @@ class Layout:
 
     @property
     def pitch(self) -> float:
-        """From one row to the next."""
+        """Inches from one row to the next."""
         return self.side + LINE * self.lines + GAP
 
 
@@ -111,13 +111,13 @@ def draw(
     folder: Path,
     name: str,
 ) -> list[Path]:
-    """Draw them all on one scale.
+    """Draw all matrices on one scale.
 
     Args:
         variants: rows.
         columns: headings of the columns.
         matrices: by variant and column, values not negative.
-        scale: the largest value that is told apart, and what the values are.
+        scale: the value at which the colour scale ends, and the name of the values.
         texts: title and caption.
         folder: where the figure goes.
         name: of the files, without a suffix; a second page is ``<name>-2``.
@@ -159,7 +159,7 @@ def draw(
 
 
 def _heading(column: str, side: float) -> tuple[str, float]:
-    """The name of a column, and how high it stands: upright over narrow panels."""
+    """Return the name of a column and its height in inches: upright over narrow panels."""
     if side < UPRIGHT:
         text = page.wrapped(column, 17)
         return text, page.CHARACTER * 6 * max(map(len, text.split("\n")))
@@ -168,7 +168,7 @@ def _heading(column: str, side: float) -> tuple[str, float]:
 
 
 def _joined(parts: Sequence[str], side: float) -> list[str]:
-    """The parts in as few lines as fit."""
+    """Return the parts in as few lines as fit."""
     lines: list[str] = []
     for part in parts:
         if lines and len(lines[-1]) + len(part) + 2 <= page.fitting(side + GAP, TITLE):

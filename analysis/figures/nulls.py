@@ -1,4 +1,4 @@
-"""Is the correlation within groups more than grouping alone brings? The gap within − between against every null."""
+"""Correlation within groups less between groups, against every null: is it more than grouping alone brings?"""
 
 from __future__ import annotations
 
@@ -46,22 +46,22 @@ def rises(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def columns_of(found: pd.DataFrame) -> pd.Series:
-    """The heading under which each gap stands: ``layer, side``.
+    """Return the heading of each gap: ``layer, side``.
 
-    A dense layer is cut by no group, so its partitions stand with the groups that the layer has in other variants:
+    A dense layer is cut by no group, so its partitions are drawn with the groups that the layer has in other variants:
     those that compute its filters, else those that read them.
     """
     grouped = set(found.loc[found["null"] == TRAINED, ["layer", "side"]].itertuples(index=False, name=None))
 
     def column(layer: str, side: str) -> str:
-        side = next((s for s in (side, "read") if (layer, s) in grouped), "cut at will")
+        side = next((s for s in (side, "read") if (layer, s) in grouped), "arbitrary groups")
         return f"{layer}, {side}"
 
     return pd.Series(list(map(column, found["layer"], found["side"])), index=found.index, dtype=str)
 
 
 def draw(saved: Saved, folder: Path) -> list[Path]:
-    """Above the gap of each variant and layer beside its nulls, below what training added to it.
+    """Draw the gap of each variant and layer with its nulls, and below it what training added.
 
     Args:
         saved: the long table.
@@ -101,13 +101,13 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
 
 
 def _in_order(found: pd.DataFrame) -> list[str]:
-    """Columns as the layers come, whichever variant has most of them."""
+    """Return the columns in the order of the layers, whichever variant has most of them."""
     layers = {layer: place for place, layer in enumerate(_merged(found))}
     first = found.drop_duplicates("column")
     return [column for _, column in sorted(zip(first["layer"].map(layers), first["column"], strict=True))]
 
 
 def _merged(found: pd.DataFrame) -> list[str]:
-    """Layers in the order of computation: those of the variant with most of them, the others' after them."""
+    """Return the layers in the order of computation: those of the variant with most of them, the others' after them."""
     by_variant = [list(dict.fromkeys(rows["layer"])) for _, rows in found.groupby("variant", sort=False)]
     return list(dict.fromkeys(layer for layers in sorted(by_variant, key=len, reverse=True) for layer in layers))

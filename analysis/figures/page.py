@@ -1,4 +1,4 @@
-"""What all figures share: paper size, fonts, how variants look, names and text that fit, and how figures are saved."""
+"""The page of all figures: paper size, fonts, styles of variants, text that fits, and saving."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tueplots import axes, figsizes, fontsizes
 WIDTH = figsizes.neurips2024()["figure.figsize"][0]  # inches
 HEIGHT = 8.4  # at most, with a caption below still on the page
 MARGIN = 0.1
-CHARACTER = 0.0087  # width of one in inches per point of its size, generous
+CHARACTER = 0.0087  # width of a character in inches per point of its size, rounded up
 COLOURS = 7  # of the palette; the eighth is grey
 MARKERS = "os^DvPX<>pd*h8"
 LINES = ("-", "--", ":", "-.")
@@ -44,7 +44,7 @@ def set_output(formats: Sequence[str], width: float, bare: bool) -> None:
     Args:
         formats: suffixes of the files.
         width: inches.
-        bare: whether title and caption go to a text file of the figure's name, and not into it.
+        bare: True to write title and caption to a text file of the figure's name, and not into it.
     """
     global FORMATS, WIDTH, BARE
     FORMATS, WIDTH, BARE = tuple(formats), width, bare
@@ -65,7 +65,7 @@ def apply_style() -> None:
 
 @dataclass(frozen=True)
 class Style:
-    """How a variant looks: told apart by more than colour, since there may be more variants than colours."""
+    """Style of a variant: more than a colour, since there may be more variants than colours."""
 
     colour: Colour
     marker: str
@@ -73,7 +73,7 @@ class Style:
 
 
 def variant_styles(variants: Sequence[str]) -> dict[str, Style]:
-    """The look of each variant, the same in every figure of a study; no two alike up to 98 variants."""
+    """Return the style of each variant, the same in every figure of a study; all differ up to 98 variants."""
     palette = sns.color_palette("colorblind")[:COLOURS]
     return {
         variant: Style(
@@ -84,7 +84,7 @@ def variant_styles(variants: Sequence[str]) -> dict[str, Style]:
 
 
 def short_names(names: Sequence[str], length: int) -> dict[str, str]:
-    """Each name in at most so many characters: the middle of a long one is left out; no two become the same."""
+    """Return each name in at most ``length`` characters: long ones lose their middle; no two become the same."""
     shown: dict[str, str] = {}
     for name in dict.fromkeys(names):
         text, number = _cut(name, length), 1
@@ -96,7 +96,7 @@ def short_names(names: Sequence[str], length: int) -> dict[str, str]:
 
 
 def wrapped(name: str, length: int, lines: int = 2) -> str:
-    """A name in several lines, broken after dots, hyphens, commas and spaces; what does not fit is left out."""
+    """Return a name in lines, broken after dots, hyphens, commas and spaces; the rest is left out."""
     rows: list[str] = []
     for part in re.findall(r"[^-., _]*[-., _]+|[^-., _]+", name):
         if rows and len((rows[-1] + part).strip()) <= length:
@@ -116,12 +116,12 @@ def _cut(text: str, length: int) -> str:
 
 
 def fitting(inches: float, size: float) -> int:
-    """How many characters of a font size fit into a width."""
+    """Return the number of characters of a font size that fit into a width."""
     return int(inches / (CHARACTER * size))
 
 
 def legend(figure: Figure, handles: Sequence[Artist], names: Sequence[str]) -> None:
-    """One legend below the panels, in as many columns as its names leave room for."""
+    """Draw one legend below the panels, in as many columns as its names leave room for."""
     if not names:
         return
     size = 6.5
@@ -148,7 +148,7 @@ def legend(figure: Figure, handles: Sequence[Artist], names: Sequence[str]) -> N
 
 
 def settle(figure: Figure) -> None:
-    """Lay out what is there; it keeps its place whatever is added."""
+    """Lay out the figure; later additions move nothing."""
     if figure.get_layout_engine() is None:
         return
     figure.draw_without_rendering()
@@ -158,7 +158,7 @@ def settle(figure: Figure) -> None:
 
 
 def title(figure: Figure, text: str) -> None:
-    """What a figure shows, above it."""
+    """Write the title above a figure."""
     if BARE:
         keep_text(figure, f"{text}.")
     else:
@@ -166,12 +166,12 @@ def title(figure: Figure, text: str) -> None:
 
 
 def keep_text(figure: Figure, text: str) -> None:
-    """Add to what is written beside a bare figure."""
+    """Add to the text file of a bare figure."""
     _texts.setdefault(figure, []).append(" ".join(text.split()))
 
 
 def caption(figure: Figure, text: str) -> None:
-    """How to read a figure, in small print below it; the last thing that is added."""
+    """Write how to read a figure, in small print below it; nothing may be added after it."""
     settle(figure)
     if BARE:
         keep_text(figure, text)

@@ -1,4 +1,4 @@
-"""Every run of a sweep as a line through its parameters to what it reached."""
+"""Parallel coordinates: every run of a sweep as a line through its parameters to its metric."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from analysis.figures import page
 
 HEIGHT = 2.6  # inches
 TICKS = 5
-APART = 0.06  # of an axis: runs of one category are spread, so that they can be told apart
+SPREAD = 0.06  # share of an axis over which runs of one category are spread
 
 
 def draw(table: pd.DataFrame, scales: Mapping[str, str], metric: str, maximize: bool, folder: Path) -> list[Path]:
-    """One vertical axis per parameter and one for the metric.
+    """Draw one vertical axis per parameter and one for the metric.
 
     Args:
         table: one row per run: ``state``, the metric and the parameters.
@@ -89,7 +89,7 @@ def _place(axes: Any, x: int, values: pd.Series, scale: str) -> np.ndarray:
         places = np.array([at[str(value)] for value in values])
         within = values.groupby(values.map(str)).cumcount().to_numpy(float)
         count = values.groupby(values.map(str)).transform("size").to_numpy(float)
-        return places + APART * ((within + 0.5) / count - 0.5) * 2
+        return places + SPREAD * ((within + 0.5) / count - 0.5) * 2
     numbers = values.to_numpy(float)
     measured = np.log10(numbers) if scale == "log" else numbers
     low, high = _limits(measured)
@@ -113,7 +113,7 @@ def _ticks(axes: Any, x: int, ticks: Sequence[tuple[float, str]]) -> None:
 
 
 def _natural(text: str) -> tuple[int, float, str]:
-    """Numbers by size, before texts."""
+    """Return a sort key: numbers by size, before texts."""
     try:
         return (0, float(text), text)
     except ValueError:
@@ -121,7 +121,7 @@ def _natural(text: str) -> tuple[int, float, str]:
 
 
 def _line(axes: Any, heights: np.ndarray, **look: Any) -> None:
-    """A smooth line through the axes, level where it crosses one."""
+    """Return a smooth line through the axes, level where it crosses one."""
     points, codes = [(0.0, heights[0])], [Line.MOVETO]
     for x in range(1, len(heights)):
         points += [(x - 0.6, heights[x - 1]), (x - 0.4, heights[x]), (float(x), heights[x])]

@@ -1,4 +1,4 @@
-"""What does each group know? Scores of linear probes against those of as many filters drawn at random."""
+"""Scores of linear probes of each group, against those of random sets of as many filters."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def scores(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(saved: Saved, folder: Path) -> list[Path]:
-    """A row for each variant, a column for each target; the panels of a column share their axis.
+    """Draw a row for each variant, a column for each target; the panels of a column share their axis.
 
     Args:
         saved: the long table.
@@ -72,12 +72,12 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
         )
     for panel in panels[-1]:
         panel.set_xlabel("group", fontsize=7)
-    page.title(figure, "What each group knows: linear probes")
+    page.title(figure, "Linear probes of each group")
     page.legend(figure, [mark.handle() for mark in styles.values()], [label(series) for series in styles])
     where = "" if several else f" of {rows[0][1]}"
     page.caption(
         figure,
-        f"Score on images that the probe has not learned from, of the filters{where} of one group; random sets: the "
-        f"mean over sets of as many, whatever their group. Dotted: a probe that knows nothing. {seeds_note(found)}",
+        f"Score of the filters{where} of one group, on images that the probe was not fitted to; random sets: the mean "
+        f"over sets of as many filters from all groups. Dotted: the score of a guess. {seeds_note(found)}",
     )
     return page.save(figure, folder, "probes")

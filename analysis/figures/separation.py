@@ -1,4 +1,4 @@
-"""Do groups split the first layer? Colour and frequency of its filters by the group that reads them, and the tests."""
+"""Colour and frequency of the first layer's filters by the group that reads them, and the tests of the groups."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from analysis.figures import page
 from analysis.figures.by_group import MOST_TICKS, name_rows, row_height
-from analysis.figures.estimates import Mark, axis_ends, draw_beside, label, marks, seed_estimates, seeds_note
+from analysis.figures.estimates import Mark, axis_ends, draw_side_by_side, label, marks, seed_estimates, seeds_note
 from analysis.figures.saved import Saved
 from analysis.nulls import LABELS_PERMUTED, TRAINED
 
@@ -26,7 +26,7 @@ NARROW = 4.5  # inches: a narrower figure has fewer numbers below its panels
 
 
 def filter_points(arrays: Mapping[str, Mapping[str, NDArray]]) -> pd.DataFrame:
-    """One row per variant, filter and attribute.
+    """Return one row per variant, filter and attribute.
 
     Args:
         arrays: per variant ``colour_index``, ``frequency`` and ``learned`` (O,), and ``filter_groups`` (O,) if several
@@ -67,7 +67,7 @@ def areas(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def verdicts(table: pd.DataFrame) -> dict[tuple[str, str], str]:
-    """By variant and attribute the difference of the groups and its p: of one seed both, of several how many split."""
+    """Return the difference of the groups by variant and attribute, with its p, or the number of seeds that split."""
     texts = {}
     for variant in dict.fromkeys(table["variant"]):
         for attribute in TESTED:
@@ -87,7 +87,7 @@ def verdicts(table: pd.DataFrame) -> dict[tuple[str, str], str]:
 
 
 def draw(saved: Saved, folder: Path) -> list[Path]:
-    """A row for each variant: colour and frequency of each filter by group, and how far the groups are apart.
+    """Draw a row for each variant: colour and frequency of each filter by group, and the separation of the groups.
 
     Args:
         saved: the long table, and the arrays of ``filter_points``.
@@ -147,7 +147,7 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
 
 
 def spread(values: NDArray, width: float) -> NDArray[np.float64]:
-    """Sideways places of dots: those of about one value beside each other, so that none hides another."""
+    """Return sideways offsets of dots, so that dots of about one value do not hide each other."""
     places = np.zeros(len(values))
     if len(values) < 2:
         return places
@@ -199,7 +199,7 @@ def _draw_areas(
     panel.set_xticks([0.5, 0.75, 1] if page.WIDTH > NARROW else [0.5, 1])
     panel.xaxis.set_major_formatter("{x:.3g}")
     panel.tick_params(labelsize=6)
-    draw_beside(panel, here["attribute"].map(tested.index), here, "null", styles, "x", 3, within)
+    draw_side_by_side(panel, here["attribute"].map(tested.index), here, "null", styles, "x", 3, within)
     for place, attribute in enumerate(tested):
         text = texts.get((variant, attribute), "")
         panel.text(1.03, place, text, transform=panel.get_yaxis_transform(), fontsize=5, va="center")

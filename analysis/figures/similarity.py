@@ -1,4 +1,4 @@
-"""Do groups hold the same representation? Similarity between groups against its nulls."""
+"""Similarity between the groups of a layer, against its nulls."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def similarities(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(saved: Saved, folder: Path) -> list[Path]:
-    """One row of panels for each similarity, one panel for each layer, a line for each variant.
+    """Draw one row of panels for each similarity, one panel for each layer, a line for each variant.
 
     Args:
         saved: the long table.
@@ -53,8 +53,8 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
     quantities = [Quantity(name) for name in SIMILARITIES.values() if name in set(cells["quantity"])]
     caption = (
         "Mean over all pairs of groups of a layer; arbitrary partition: of a layer into parts that it was not trained "
-        "with, a mark for each number of parts. Groups are unlike each other where the trained value is below that of "
-        "the nulls. "
+        "with, a mark for each number of parts. Groups differ where the trained value is below that of the nulls. "
+        ""
         f"{seeds_note(cells)}{left_out_note(len(shown), len(layers), 'layers')}"
     )
     return forest.draw(cells, quantities, shown, "Similarity between groups", caption, folder, "similarity")

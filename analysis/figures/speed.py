@@ -1,4 +1,4 @@
-"""Time against arithmetic: what grouping saves of a layer's time, beside what it saves of its multiply-accumulates."""
+"""Time that grouping saves in a layer, against the multiply-accumulates that it saves."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ def draw(table: pd.DataFrame, folder: Path) -> list[Path]:
         for panel, layer in zip(row, layers, strict=True):
             here = steps[(steps["layer"] == layer) & (steps["dtype"] == dtype)]
             _panel(panel, here, colours)
-            panel.set_title(page.wrapped(f"{spoken(layer)}, {dtype}", page.fitting(page.WIDTH / len(layers) - 0.1, 7)))
+            panel.set_title(
+                page.wrapped(f"{in_words(layer)}, {dtype}", page.fitting(page.WIDTH / len(layers) - 0.1, 7))
+            )
     for panel in panels[-1]:
         panel.set_xlabel("MACs / dense")
     for row in panels:
@@ -57,8 +59,8 @@ def draw(table: pd.DataFrame, folder: Path) -> list[Path]:
     return page.save(figure, folder, "speed")
 
 
-def spoken(layer: str) -> str:
-    """``64@32/1x1`` as ``64 channels, 32×32, kernel 1×1``."""
+def in_words(layer: str) -> str:
+    """Return ``64@32/1x1`` as ``64 channels, 32×32, kernel 1×1``."""
     shape, *more = layer.split("/")
     channels, size = shape.split("@")
     parts = [f"{channels} channels", f"{size}×{size}"]
@@ -67,7 +69,7 @@ def spoken(layer: str) -> str:
 
 
 def _panel(panel: Axes, steps: pd.DataFrame, colours: dict) -> None:
-    """One layer in one dtype: a point per partition and way, the line where time is saved as arithmetic is."""
+    """Draw one layer in one dtype: a point per partition and way, the line where time is saved as arithmetic is."""
     panel.plot([0, 1], [0, 1], color="0.5", linestyle="--", linewidth=0.8, label="ideal 1/G")
     panel.axhline(1, color="0.8", linewidth=0.8, zorder=0, label="dense")
     dense = steps[steps["kernel"] == "dense"].groupby("partition")["median"].first()

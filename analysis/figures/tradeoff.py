@@ -22,12 +22,12 @@ SOMETIMES = 0.05  # share of resamplings from which a variant counts as sometime
 
 
 def costs_shown(summary: pd.DataFrame) -> list[str]:
-    """The costs that were measured."""
+    """Return the costs that were measured."""
     return [cost for cost in SHOWN if (summary[cost] > 0).any()]
 
 
 def draw(saved: Saved, folder: Path) -> list[Path]:
-    """One panel per cost; each variant a point with its 95% interval, and every seed a faint dot.
+    """Draw one panel per cost; each variant a point with its 95% interval, and every seed a faint dot.
 
     Variants on the Pareto front are ringed; a dotted ring means in some resamplings of the seeds alone.
 
@@ -67,8 +67,8 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
             page.wrapped(SHOWN[cost].replace("(bytes)", "(MB)"), page.fitting(page.WIDTH / wide - 0.4, 7)), fontsize=7
         )
         panel.margins(y=0.12)
-        dearest = [float(summary[column].max()) for column in (cost, f"{cost}_upper") if column in summary]
-        panel.set_xlim(0, 1.1 * max(dearest))
+        largest = [float(summary[column].max()) for column in (cost, f"{cost}_upper") if column in summary]
+        panel.set_xlim(0, 1.1 * max(largest))
         panel.xaxis.set_major_locator(MaxNLocator(4))
         panel.xaxis.set_major_formatter(FuncFormatter(_megabytes if "bytes" in SHOWN[cost] else _short))
     for row in grid:
@@ -96,7 +96,7 @@ def _seeds(summary: pd.DataFrame) -> str:
 
 
 def _draw_front(panel: Axes, front: pd.DataFrame) -> bool:
-    """Ring those on the front; returns whether there is a dotted ring."""
+    """Ring the variants on the front; return True if there is a dotted ring."""
     dotted = False
     for _, point in front.iterrows():
         if not point["on_front"] and not point["probability"] >= SOMETIMES:  # NaN of one seed
@@ -129,7 +129,7 @@ def _megabytes(value: float, _position: int) -> str:
 
 
 def _short(value: float, _position: int) -> str:
-    """1.2M for 1,200,000."""
+    """Return ``1.2M`` for 1,200,000."""
     for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= unit:
             return f"{value / unit:.3g}{name}"

@@ -1,4 +1,4 @@
-"""The group wiring of a whole network: which group's filters each group reads.
+"""Group wiring of a whole network: the filters that each group reads, by the group that computes them.
 
 Columns are convolutions in the order of computation, in several rows where the network is deep. Lengths are inches, y
 runs downward.
@@ -22,7 +22,7 @@ from analysis.figures import page
 from analysis.scheme import MAX_UNITS, Bus, Column, Scheme, buses
 
 ROW_COLUMNS = 20  # at most, in one row
-LEFT, RIGHT = 0.22, 0.1  # margins; the scale bar stands in the left one
+LEFT, RIGHT = 0.22, 0.1  # margins; the scale bar is in the left one
 LANE = 0.065  # between two lines above the blocks
 STUB = 0.1  # of a ribbon that goes on in another row
 CHARACTER = page.CHARACTER * 6
@@ -35,7 +35,7 @@ Span = tuple[float, float]  # top, bottom
 
 @dataclass(frozen=True)
 class Row:
-    """Where the columns of one row stand.
+    """The places of the columns of one row.
 
     Attributes:
         scheme: the whole network.
@@ -80,7 +80,7 @@ class Row:
 
 
 def draw(scheme: Scheme, title: str, folder: Path, name: str) -> list[Path]:
-    """One network: blocks for its groups, ribbons for the filters that the next convolution reads, lines for the rest.
+    """Draw a network: blocks for its groups, ribbons for filters that the next convolution reads, lines for the rest.
 
     Args:
         scheme: columns and flows.
@@ -121,7 +121,7 @@ def draw(scheme: Scheme, title: str, folder: Path, name: str) -> list[Path]:
 
 
 def _break_rows(names: list[str]) -> list[range]:
-    """Rows of about equal length, broken between blocks of the network where that leaves no row half empty."""
+    """Return rows of about equal length, broken between blocks of the network where that leaves no row half empty."""
     rows, first = [], 0
     while first < len(names):
         left = len(names) - first
@@ -135,7 +135,7 @@ def _break_rows(names: list[str]) -> list[range]:
 
 
 def _lanes(found: list[Bus]) -> dict[Bus, int]:
-    """A lane for each bus, the shortest lowest, so that no two overlap."""
+    """Return a lane for each bus, the shortest lowest, so that no two overlap."""
     lanes: dict[Bus, int] = {}
     for bus in sorted(found, key=lambda bus: bus.readers[-1] - bus.sources[0]):
         taken = {
@@ -152,7 +152,7 @@ def _unit_colour(column: Column, unit: int, palette: list[Colour]) -> Colour:
 
 
 def _draw_blocks(axes: Axes, row: Row, number: int, palette: list[Colour]) -> None:
-    """One block per unit: a trapezoid from the channels it reads to the filters it computes."""
+    """Draw one block per unit: a trapezoid from the channels it reads to the filters it computes."""
     column = row.scheme.columns[number]
     left, right = row.edges(number)
     for unit, (into, out) in enumerate(zip(row.spans(column.inputs), row.spans(column.outputs), strict=True)):
@@ -172,7 +172,7 @@ def _at(span: Span, share: float) -> float:
 
 
 def _draw_flows(axes: Axes, row: Row, palette: list[Colour]) -> None:
-    """Ribbons from each column to the next; between two rows, a stub on either side."""
+    """Draw ribbons from each column to the next; between two rows, a stub on either side."""
     for flow in row.scheme.flows:
         if flow.reader != flow.source + 1 or not {flow.source, flow.reader} & set(row.columns):
             continue
@@ -191,7 +191,7 @@ def _draw_flows(axes: Axes, row: Row, palette: list[Colour]) -> None:
 
 
 def _part(row: Row, span: Span, start: int, size: int) -> Span:
-    """The stretch of a unit that a flow takes."""
+    """Return the stretch of a unit that a flow takes."""
     top = span[0] + start * row.scale
     return top, top + size * row.scale
 
@@ -205,7 +205,7 @@ def _ribbon(start: float, end: float, out: Span, into: Span) -> Outline:
 
 
 def _draw_bus(axes: Axes, row: Row, bus: Bus, y: float) -> None:
-    """One line above the blocks: its sources join it with a dot, its readers take from it with an arrow."""
+    """Draw one line above the blocks: its sources join it with a dot, its readers take from it with an arrow."""
     columns = row.scheme.columns
     ends = [LEFT, row.edges(row.columns[-1])[1] + STUB]
     if bus.sources[0] in row.columns:
@@ -227,7 +227,7 @@ def _draw_bus(axes: Axes, row: Row, bus: Bus, y: float) -> None:
 
 
 def _draw_scale(axes: Axes, row: Row) -> None:
-    """How high a round number of filters is in this row."""
+    """Draw the height of a round number of filters in this row."""
     size = 1
     while 2 * size * row.scale <= 0.5 * row.height:
         size *= 2
@@ -237,7 +237,7 @@ def _draw_scale(axes: Axes, row: Row) -> None:
 
 
 def _draw_names(axes: Axes, row: Row, y: float) -> float:
-    """Under each column its name, kernel and groups; under neighbours of one block, its name. Returns where it ends."""
+    """Write name, kernel and groups under each column, and the name of a block; returns where the text ends."""
     shown = [(number, row.scheme.columns[number]) for number in row.columns]
     if row.pitch >= 0.75:
         for number, column in shown:
@@ -274,21 +274,21 @@ def _draw_names(axes: Axes, row: Row, y: float) -> float:
 
 
 def _block(name: str) -> str:
-    """The part of a module's name that its neighbours share: up to the first number, else all but the last part."""
+    """Return the part of a name that its neighbours share: up to the first number, else all but the last part."""
     parts = name.split(".")
     numbers = [place for place, part in enumerate(parts[:-1]) if part.isdigit()]
     return ".".join(parts[: numbers[0] + 1] if numbers else parts[:-1])
 
 
 def _draw_note(axes: Axes, scheme: Scheme, lines_above: bool, y: float) -> float:
-    """How to read what there is; returns where it ends."""
+    """Write how to read the figure; returns where the text ends."""
     lines = [
         "Blocks are groups; left edge: the channels they read, right edge: the filters they compute. Ribbons: filters",
         "that the next convolution reads, coloured by the group that computes them, else by the one that reads them.",
     ]
     if any(column.is_striped for column in scheme.columns):
         lines.append(
-            f"Striped: more than {MAX_UNITS} groups, told apart by the group that reads them, if there are several."
+            f"Striped: more than {MAX_UNITS} groups, split by the group that reads them, if there are several."
         )
     if lines_above:
         lines.append(

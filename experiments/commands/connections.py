@@ -1,4 +1,4 @@
-"""What is connected to what: diagrams of layers, and the group wiring of whole networks."""
+"""Connections: diagrams of layers, and the group wiring of whole networks."""
 
 from __future__ import annotations
 
@@ -76,10 +76,11 @@ def _model_name(flags: list[str]) -> str:
 
 
 def flow_table(scheme: Scheme) -> pd.DataFrame:
-    """Who reads how many filters of whom: one row per flow, with the names of the convolutions."""
+    """Return one row per flow of filters, with the names of the convolutions and their units, counted from 1."""
     table = pd.DataFrame([asdict(flow) for flow in scheme.flows]).drop(columns=["source_start", "reader_start"])
     for column in ("source", "reader"):
         table[column] = [scheme.columns[number].name for number in table[column]]
+        table[f"{column}_unit"] += 1
     return table
 
 

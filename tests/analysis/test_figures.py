@@ -227,8 +227,8 @@ def test_bytes_are_shown_in_megabytes(tmp_path, monkeypatch):
 
 
 def test_layers_of_the_kernels_are_spelt_out():
-    assert speed.spoken("64@32") == "64 channels, 32×32"
-    assert speed.spoken("128@28/3x3/2") == "128 channels, 28×28, kernel 3×3, stride 2"
+    assert speed.in_words("64@32") == "64 channels, 32×32"
+    assert speed.in_words("128@28/3x3/2") == "128 channels, 28×28, kernel 3×3, stride 2"
 
 
 def test_native_is_seen_where_another_way_takes_as_long(tmp_path, monkeypatch):

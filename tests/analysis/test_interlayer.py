@@ -133,7 +133,7 @@ def test_one_group_has_no_null_and_says_so():
 def test_labels_that_link_nothing_are_refused():
     with pytest.raises(ValueError, match="do not fit"):
         block_energy(np.ones((3, 2)), [0, 1], [0, 1])
-    with pytest.raises(ValueError, match="none is linked"):
+    with pytest.raises(ValueError, match=r"groups \[1, 2\] and \[3, 4\] of the two layers: none is linked"):
         block_energy(np.ones((2, 2)), [0, 1], [2, 3])
     with pytest.raises(ValueError, match="all covariances are zero"):
         block_energy(np.zeros((2, 2)), [0, 1], [0, 1])

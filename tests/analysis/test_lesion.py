@@ -137,7 +137,7 @@ class Additive:
 def test_of_groups_that_are_no_different_p_is_uniform(monkeypatch):
     rng, p = np.random.default_rng(7), []
     worths = iter(())
-    monkeypatch.setattr("analysis.lesion._Shown", lambda _model, *rest: Additive(next(worths), *rest))
+    monkeypatch.setattr("analysis.lesion._ImageSet", lambda _model, *rest: Additive(next(worths), *rest))
     for draw in range(500):
         worths = iter(rng.normal(size=(2, 40)))  # on colour images, and on grey ones
         labels = rng.permutation(np.repeat([0, -1], [12, 28]))

@@ -105,7 +105,7 @@ def test_a_null_looks_the_same_whatever_else_is_drawn():
 def test_layers_are_left_out_evenly_and_said():
     assert estimates.evenly("abcdefghi", 3) == ["a", "e", "i"]
     assert estimates.evenly("ab", 3) == ["a", "b"]
-    assert estimates.left_out_note(3, 9, "layers") == " 3 of 9 layers shown, evenly spaced."
+    assert estimates.left_out_note(3, 9, "layers") == " 3 of 9 layers drawn, evenly spaced."
     assert estimates.left_out_note(3, 3, "layers") == ""
 
 
@@ -154,7 +154,7 @@ def test_partitions_of_a_dense_layer_stand_with_the_groups_of_the_others():
         ("g2", "conv2, computed"),
     }
     alone = found[found["variant"] == "dense"]
-    assert set(nulls.columns_of(alone)) == {"conv1, cut at will", "conv2, cut at will"}
+    assert set(nulls.columns_of(alone)) == {"conv1, arbitrary groups", "conv2, arbitrary groups"}
 
 
 def test_partitions_into_several_numbers_of_parts_are_one_null_with_a_mark_each(tmp_path, monkeypatch):
@@ -233,7 +233,7 @@ def test_an_interval_longer_than_the_axis_ends_in_an_arrow():
     assert 0.4 + 0.3 < high < 0.9
     assert estimates.axis_ends(cells[:2]) == pytest.approx((0 - 0.04, 0.5 + 0.04)), "intervals alike are whole"
     figure, panel = plt.subplots()
-    estimates.draw_beside(panel, [0, 1, 2], cells, "null", estimates.marks([""]), "x", 3, (low, high))
+    estimates.draw_side_by_side(panel, [0, 1, 2], cells, "null", estimates.marks([""]), "x", 3, (low, high))
     arrows = {line.get_marker(): line.get_xydata().tolist() for line in panel.lines if line.get_marker() in "<>"}
     assert arrows == {"<": [[low, 2]], ">": [[high, 2]]}
     plt.close(figure)
@@ -242,7 +242,7 @@ def test_an_interval_longer_than_the_axis_ends_in_an_arrow():
 def test_marks_of_a_place_stand_in_its_middle():
     cells = pd.DataFrame({"null": ["", "untrained", ""], "mean": 0.5, "low": np.nan, "high": np.nan, "n": 1})
     figure, panel = plt.subplots()
-    estimates.draw_beside(panel, [0, 0, 1], cells, "null", estimates.marks(cells["null"]), "x", 3, (0, 1))
+    estimates.draw_side_by_side(panel, [0, 0, 1], cells, "null", estimates.marks(cells["null"]), "x", 3, (0, 1))
     heights = [mark[0].get_ydata()[0] for mark in panel.containers]
     assert heights[0] + heights[1] == pytest.approx(0) and heights[0] < 0
     assert heights[2] == 1

@@ -115,8 +115,8 @@ def test_planted_colours_and_frequencies_are_recovered():
     ("values", "labels", "why"),
     [
         ([], [], "no filter took part"),
-        ([1, 2, 3], [4, 4, 4], "all filters that took part are of group 4"),
-        ([1, 2, 3], [4, 4, -1], "all filters that took part are of group 4"),
+        ([1, 2, 3], [4, 4, 4], "all filters that took part are of group 5"),
+        ([1, 2, 3], [4, 4, -1], "all filters that took part are of group 5"),
         ([1, 2, 3], [0, 1, 2], "groups of one filter: nothing to permute"),
         ([2, 2, 2, 2], [0, 0, 1, 1], "all values equal: nothing to test"),
     ],
@@ -133,7 +133,7 @@ def test_what_was_left_out_is_counted():
     found = separation([1, math.nan, 3, 4, 5, 6], [0, 0, 1, 1, -1, 1], kept=[1, 1, 1, 1, 1, 0])
     assert found.sizes == {0: 1, 1: 2}
     note = "of 6 filters left out: 1 by rule, 1 of no one group, 1 without the attribute"
-    assert found.auc.note == f"group 0: one filter; p cannot fall below 0.333; {note}"
+    assert found.auc.note == f"group 1: one filter; p cannot fall below 0.333; {note}"
 
 
 def test_values_and_labels_must_be_of_the_same_filters():

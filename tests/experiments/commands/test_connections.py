@@ -28,8 +28,8 @@ def test_by_default_layers_and_alexnet_are_drawn_beside_their_tables(capsys, mon
     assert {path.name for path in folder.iterdir()} == figures | tables
     flows = pd.read_csv(folder / "wiring-alexnet-groups-2.csv")
     assert flows[flows["source"] == "conv1"][["reader", "reader_unit", "filters"]].values.tolist() == [
-        ["conv2", 0, 48],
         ["conv2", 1, 48],
+        ["conv2", 2, 48],
     ]
     layers = pd.read_csv(folder / "layers.csv").set_index("title")
     assert layers.loc["3×3, log:4 groups", "share"] == 11 / 32
