@@ -1,4 +1,4 @@
-"""What one model costs, per layer and in sum, as a table, JSON or CSV; also before and after cutting it into groups."""
+"""The ``cost`` command: parameters, MACs and activations of a model, also before and after cutting it into groups."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from torch import nn
 
+from experiments.commands.arguments import name_and_flags
 from experiments.errors import UsageError
 from experiments.models.named import add_model_arguments, build_named_model, full_name
 from experiments.study.config import parser_error, strict_parser
@@ -24,6 +25,12 @@ from gconv.regroup import Regrouped, RegroupedLayer, regroup
 
 REPEATS = 21
 GROUPS_WIDTH = 24  # of their column in the table; JSON and CSV have them in full
+
+
+def main(arguments: list[str]) -> int:
+    """Print the cost of a model; returns the exit code. Raises as ``print_cost``."""
+    print_cost(*name_and_flags(arguments, "cost MODEL"))
+    return 0
 
 
 def print_cost(name: str, flags: list[str]) -> None:

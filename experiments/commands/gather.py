@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.commands.arguments import name_and_flags
 from experiments.errors import UsageError
 from experiments.measure.table import NOTE_COLUMNS
 from experiments.report import summary as report
@@ -23,7 +24,7 @@ from experiments.report.study_tables import COUNTS, kept_speed, write_tables
 from experiments.report.tables import DamagedTableError, read_about, read_csv, read_table
 from experiments.store.packed import MEASURED, NotGatheredError, is_packed, read_done, take, unpack
 from experiments.store.runs import Run, check_writable, config_hash
-from experiments.study.catalogue import GROUP_PARALLEL, study_file
+from experiments.study.catalogue import TRAINED, study_kind
 from experiments.study.config import Study, Variant, load_study, profile_names
 from experiments.study.invocation import typed
 
@@ -50,6 +51,12 @@ class Found:
         return config_hash(self.config)
 
 
+def main(arguments: list[str]) -> int:
+    """Take runs into a study; returns the exit code. Raises as ``gather``."""
+    gather(*name_and_flags(arguments, "gather NAME"))
+    return 0
+
+
 def gather(name: str, flags: Sequence[str]) -> None:
     """Take runs into a study, and draw it.
 
@@ -60,8 +67,7 @@ def gather(name: str, flags: Sequence[str]) -> None:
     Raises:
         UsageError: there is no such folder or archive, or nothing in it fits.
     """
-    study_file(name)
-    if name == GROUP_PARALLEL:
+    if study_kind(name) != TRAINED:
         raise UsageError(f"gather {name}: it has no runs, it measures; a study that trains has some")
     sources = [flag.removeprefix("--from=") for flag in flags if flag.startswith("--from=")]
     if len(sources) != 1 or not sources[0]:

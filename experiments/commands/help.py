@@ -151,24 +151,14 @@ def _sweeps() -> str:
 
 
 def _of_study(name: str) -> str:
-    """The keys of a study: of ``configs/``, of a file, or of the one that trains nothing."""
-    from pathlib import Path
+    """Return the keys of a study of ``configs/``, or of the study in a file."""
+    from experiments.commands.kinds import kind_of
 
-    from experiments.study.catalogue import GROUP_PARALLEL, study_file
-
-    is_file = name.endswith((".yaml", ".yml"))
-    path = Path(name) if is_file else study_file(name)
-    if not is_file and name == GROUP_PARALLEL:
-        from experiments.group_parallel.study import study_help as parallel_help
-
-        return parallel_help()
-    from experiments.study.config import study_help
-
-    return study_help(path)
+    return kind_of(name).flags_help(name)
 
 
 def _of_sweep(name: str) -> str:
-    """The keys of the study that a sweep's file names."""
+    """Return the keys of the study that a sweep's file names."""
     from experiments.sweep.file import read_sweep, sweep_path
 
     sweep = read_sweep(sweep_path(name))

@@ -12,7 +12,7 @@ from experiments.report.claims import BLOCK, recorded_verdicts
 from experiments.report.keep import PAGE
 from experiments.report.retrain import retrain
 from experiments.report.verify import compare_block, verify_study
-from experiments.study.catalogue import GROUP_PARALLEL, HOME, study_file, study_names
+from experiments.study.catalogue import HOME, TRAINED, study_file, study_kind, study_names
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     recorded = names or [name for name in study_names() if (results / name / "measures.csv").is_file()]
     failed = 0
     for name in recorded:
-        if name == GROUP_PARALLEL:
+        if study_kind(name) != TRAINED:
             print(f"{name}: measured on several devices, no runs to recompute it from; not verified")
             continue
         with tempfile.TemporaryDirectory() as scratch:

@@ -27,10 +27,10 @@ from experiments.report.claims import study_verdicts
 from experiments.report.summary import read_measures, tables_folder
 from experiments.report.tables import DamagedTableError, read_about
 from experiments.store.runs import config_hash, provenance, write_atomic, write_json
-from experiments.study.catalogue import GROUP_PARALLEL, study_file
+from experiments.study.catalogue import locate_study
 from experiments.study.config import parser_error, strict_parser
 from experiments.study.invocation import typed
-from experiments.study.strict_yaml import read_yaml
+from experiments.study.strict_yaml import place_of, read_yaml
 from experiments.training.ranks import device_for, run_on_ranks
 from experiments.training.run_context import device_name
 
@@ -43,6 +43,7 @@ class GroupParallel:
     """The study, fully resolved.
 
     Attributes:
+        name: of its file.
         question: what it asks.
         cases: its variants.
         repeats: timed steps of each.
@@ -51,6 +52,7 @@ class GroupParallel:
         folder: where tables and figures go.
     """
 
+    name: str
     question: str
     cases: tuple[Case, ...]
     repeats: int
@@ -59,9 +61,9 @@ class GroupParallel:
     folder: Path
 
 
-def run_group_parallel(flags: Sequence[str]) -> int:
+def run(name: str, flags: Sequence[str]) -> int:
     """Measure what is not measured yet, draw and report; returns how many processes failed, 0 or 1."""
-    study = load(flags)
+    study = load(name, flags)
     tables = tables_folder(study.folder)
     hardware = device_name(torch.device(study.device))
     key, kept = _key(study), tables / "study.json"
@@ -84,7 +86,7 @@ def run_group_parallel(flags: Sequence[str]) -> int:
             return 1
         _save(study, [[of_rank[k] for of_rank in seen] for k in range(len(study.cases))], hardware)
         write_json(kept, {"question": study.question, "key": key, "overrides": list(flags)})
-    paths = draw_figures(study.folder)
+    paths = draw(study.folder)
     print(f"\n{study.question}\n\n{summary(read_measures(study.folder))}\n")
     if verdicts := study_verdicts(study.folder.name, study.folder.parent):
         print(f"Verdicts of this study alone (make claims prints the ledger)\n{verdicts}\n")
@@ -93,15 +95,15 @@ def run_group_parallel(flags: Sequence[str]) -> int:
     return 0
 
 
-def study_status(flags: Sequence[str]) -> dict[str, Any]:
-    """Where the study stands, in the form of ``commands.status.study_status``."""
-    study = load(flags)
+def status(name: str, flags: Sequence[str]) -> dict[str, Any]:
+    """Return the state of every run, in the form of ``study.status.study_status``."""
+    study = load(name, flags)
     kept = tables_folder(study.folder) / "study.json"
     done = _is_measured(study)
     runs = [{"variant": case.name, "seed": 0, "state": "done" if done else "to do"} for case in study.cases]
     counts = {"done": len(runs) * done, "running": 0, "failed": 0, "to do": len(runs) * (not done)}
     other = int(kept.is_file() and not done)
-    return {"study": GROUP_PARALLEL, "counts": counts, "runs": runs, "others": other, "others_running": []}
+    return {"study": study.name, "counts": counts, "runs": runs, "others": other, "others_running": []}
 
 
 def _is_measured(study: GroupParallel) -> bool:
@@ -124,51 +126,52 @@ def _key(study: GroupParallel) -> str:
     return config_hash({"version": VERSION, "repeats": study.repeats, "device": hardware, "cases": cases})
 
 
-def study_help() -> str:
-    """Every flag of the study, with its type and meaning."""
-    return _parser(read_yaml(study_file(GROUP_PARALLEL))["model"]["name"]).format_help()
+def flags_help(name: str) -> str:
+    """Return every flag of the study, with its type and meaning."""
+    return _parser(read_yaml(locate_study(name)[1])["model"]["name"]).format_help()
 
 
-def draw_figures(folder: Path) -> list[Path]:
+def draw(folder: Path) -> list[Path]:
     """Draw the figure from the saved table.
 
     Raises:
         UsageError: the study has no tables yet.
     """
     if not (tables_folder(folder) / "measures.csv").is_file():
-        raise UsageError(f"{tables_folder(folder)} has no measures.csv: {typed('run', GROUP_PARALLEL)} first")
+        raise UsageError(f"{tables_folder(folder)} has no measures.csv: {typed('run', folder.name)} first")
     return figure.draw(read_measures(folder), folder / "figures")
 
 
-def keep_results(folder: Path, results: Path) -> list[Path]:
-    """Copy tables, figure and summary to the record; returns the files written.
+def keep(folder: Path, home: Path) -> list[Path]:
+    """Copy tables, figure and summary to ``results/`` in ``home``; returns the files written.
 
     Raises:
         UsageError: the study has no tables yet.
     """
-    figures = draw_figures(folder)
+    figures = draw(folder)
     tables = tables_folder(folder)
     contents = {path.name: path.read_bytes() for path in (*sorted(tables.iterdir()), *figures)}
     contents["summary.txt"] = f"{summary(read_measures(folder))}\n".encode()
+    record = home / "results" / folder.name
     for name, content in contents.items():
-        write_atomic(results / folder.name / name, lambda file, content=content: file.write(content))
-    return [results / folder.name / name for name in contents]
+        write_atomic(record / name, lambda file, content=content: file.write(content))
+    return [record / name for name in contents]
 
 
-def load(flags: Sequence[str]) -> GroupParallel:
+def load(name: str, flags: Sequence[str]) -> GroupParallel:
     """Read the study's file and the command line; all that can be told before a process is started is told here.
 
     Raises:
         UsageError: an unknown key, a wrong value, a network that cannot be placed on so many devices, or fewer devices
             than are asked for.
     """
-    path = study_file(GROUP_PARALLEL)
-    return resolve(read_yaml(path), f"configs/{path.name}", flags)
+    name, path = locate_study(name)
+    return resolve(name, read_yaml(path), place_of(path), flags)
 
 
-def resolve(content: dict[str, Any], place: str, flags: Sequence[str]) -> GroupParallel:
+def resolve(name: str, content: dict[str, Any], place: str, flags: Sequence[str]) -> GroupParallel:
     """Turn the content of the study's file and the command line into the study; raises as ``load``."""
-    content = dict(content)
+    content = {key: value for key, value in content.items() if key != "kind"}
     variants = content.pop("variants", None)
     if not isinstance(variants, dict) or not all(isinstance(v, dict) for v in variants.values()) or not variants:
         raise UsageError(f"{place}: variants: must map names to overrides such as {{devices: 2}}")
@@ -178,9 +181,9 @@ def resolve(content: dict[str, Any], place: str, flags: Sequence[str]) -> GroupP
     if unknown := [name for name in chosen if name not in variants]:
         raise UsageError(f"--only={only[0]}: there is no variant {unknown[0]}; there are: {', '.join(variants)}")
     cases, settled = [], {}
-    for name in chosen:
-        where = f"{place}: variants.{name}"
-        merged = {**content, **variants[name]}
+    for variant in chosen:
+        where = f"{place}: variants.{variant}"
+        merged = {**content, **variants[variant]}
         model = merged.get("model")
         if not isinstance(model, dict) or not isinstance(model.get("name"), str):
             raise UsageError(f"{where}: model.name is missing")
@@ -191,14 +194,16 @@ def resolve(content: dict[str, Any], place: str, flags: Sequence[str]) -> GroupP
             if settled[key] < least:
                 there = "command line" if any(flag.startswith(f"--{key}=") for flag in flags) else where
                 raise UsageError(f"{there}: {key}={settled[key]}: must be at least {least}")
-        case = Case(name, **{key: settled[key] for key in ("model", "input_size", "batch_size", "devices", "way")})
+        case = Case(variant, **{key: settled[key] for key in ("model", "input_size", "batch_size", "devices", "way")})
         if case.way == "data" and case.batch_size < case.devices:
             raise UsageError(f"{where}: batch_size={case.batch_size}: {case.devices} devices need an image each")
         _check(case, where)
         cases.append(case)
     device = device_for(settled["device"], max(case.devices for case in cases))
-    folder = Path(settled["runs_root"]).expanduser() / GROUP_PARALLEL
-    return GroupParallel(settled["question"], tuple(cases), settled["repeats"], device, settled["timeout"], folder)
+    folder = Path(settled["runs_root"]).expanduser() / name
+    return GroupParallel(
+        name, settled["question"], tuple(cases), settled["repeats"], device, settled["timeout"], folder
+    )
 
 
 def _check(case: Case, where: str) -> None:
@@ -227,7 +232,7 @@ def _settled(merged: dict[str, Any], where: str, flags: Sequence[str]) -> dict[s
 
 
 def _parser(model: str) -> ArgumentParser:
-    parser = strict_parser(f"experiments run {GROUP_PARALLEL}")
+    parser = strict_parser("experiments run NAME")
     parser.add_argument("--question", type=str, default="", help="What the study asks.")
     parser.add_argument("--devices", type=int, default=1, help="How many devices, a process each.")
     parser.add_argument("--way", type=Way, default=get_args(Way)[0], help="groups: its towers; data: its images.")
@@ -252,7 +257,7 @@ def _save(study: GroupParallel, seen: list[list[Measured | None]], hardware: str
             items.append(
                 Note("step_time", f"{case.devices} processes share {cores} cores: longer than with a core each")
             )
-        gathered = gather(items, GROUP_PARALLEL, case.name, None)
+        gathered = gather(items, study.name, case.name, None)
         tables.append(gathered.table)
         notes.append(gathered.notes)
         model = f"{case.model['name']}, noise of {case.input_size} pixels"

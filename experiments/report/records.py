@@ -16,7 +16,7 @@ import pandas as pd
 from analysis.evidence import Record, sort_evidence
 from experiments.report.tables import DamagedTableError, read_about, read_csv, read_table
 from experiments.store.runs import config_hash, short_commit
-from experiments.study.catalogue import HOME, trained_studies
+from experiments.study.catalogue import HOME, TRAINED, study_kind, study_names
 from experiments.study.config import Study, load_study
 
 RESULTS = HOME / "results"
@@ -72,7 +72,7 @@ def read_record(
 def _trial(study: str, folder: Path, runs: pd.DataFrame, known_data: set[str] | None) -> str:
     """What makes the runs others than those of the study's file; empty where nothing does."""
     overrides = _overrides(folder / "study.json")
-    if study not in trained_studies():
+    if study not in study_names() or study_kind(study) != TRAINED:
         return _as_flags(overrides)
     asked = load_study(study, [f"--{key}={overrides[key]}" for key in (*OF_A_MACHINE, "profile") if key in overrides])
     if "profile" in overrides and {v.dataset for v in asked.variants} != {

@@ -11,25 +11,26 @@ from typing import Any
 
 from experiments.errors import UsageError
 from experiments.nearest import hint
+from experiments.study.strict_yaml import place_of, read_yaml
 
 _BROUGHT = Path(__file__).parents[1] / "configs"  # by an installed package
 CONFIGS = _BROUGHT if _BROUGHT.is_dir() else Path(__file__).parents[2] / "configs"
 HOME = Path.cwd() if _BROUGHT.is_dir() else CONFIGS.parent  # of the record: results/ and the README
-GROUP_PARALLEL = "group-parallel"  # the study that trains nothing: it measures steps on several devices
+TRAINED, GROUP_PARALLEL = KINDS = ("trained", "group-parallel")  # kinds of studies; the key ``kind`` of a file
 
 
 def study_names() -> list[str]:
-    """The studies in ``configs/``: every file there but the ledger of claims."""
+    """Return the studies in ``configs/``: every file there but the ledger of claims."""
     return sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "claims")
 
 
 def trained_studies() -> list[str]:
-    """The studies whose variants are trained: all but ``group-parallel``."""
-    return [name for name in study_names() if name != GROUP_PARALLEL]
+    """Return the studies in ``configs/`` whose variants are trained."""
+    return [name for name in study_names() if study_kind(name) == TRAINED]
 
 
 def study_file(name: str) -> Path:
-    """The file of a study.
+    """Return the file of a study in ``configs/``.
 
     Raises:
         UsageError: there is none of that name; lists those there are and suggests the nearest.
@@ -41,26 +42,51 @@ def study_file(name: str) -> Path:
     raise UsageError(f"NAME={name}: no such study; {hint(name, study_names(), 0.4)}")
 
 
+def locate_study(name: str) -> tuple[str, Path]:
+    """Return the name and the file of a study in ``configs/``, or of one whose name is the path of a file.
+
+    A study whose file lies elsewhere is called after the file and its folder. Raises as ``study_file``.
+    """
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        return f"{path.resolve().parent.name}-{path.stem}", path
+    return name, study_file(name)
+
+
+def study_kind(name: str) -> str:
+    """Return the kind of a study, one of ``KINDS``; ``trained`` where its file names none.
+
+    Args:
+        name: of a study in ``configs/``, or the path of a file.
+
+    Raises:
+        UsageError: no such study, a file that cannot be read, or an unknown kind.
+    """
+    _, path = locate_study(name)
+    kind = read_yaml(path).get("kind", TRAINED)
+    if kind not in KINDS:
+        raise UsageError(f"{place_of(path)}: kind={kind}: must be one of {', '.join(KINDS)}")
+    return kind
+
+
 def sweep_names() -> list[str]:
-    """The sweeps in ``configs/sweeps/``."""
+    """Return the sweeps in ``configs/sweeps/``."""
     return sorted(path.stem for path in (CONFIGS / "sweeps").glob("*.yaml"))
 
 
 def studies(done: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Name, question, variants, expected time and runs of every study.
+    """Return name, question, variants, seeds, expected time and runs of every study, in JSON types.
 
     Args:
-        done: finished runs of each, as ``experiments.commands.status`` counts them; of those left out none.
+        done: number of finished runs of each study; 0 for a study that is left out.
     """
-    from experiments.study.strict_yaml import read_yaml
-
-    found = []
+    listed = []
     for name in study_names():
         content, text = read_yaml(study_file(name)), study_file(name).read_text(encoding="utf-8")
         head = text.split("# Time:", 1)[-1].split("# Result:", 1)[0].split("\nquestion:", 1)[0]
         time = " ".join(line.removeprefix("#").strip() for line in head.splitlines()).strip()
         time = f"Time: {time}" if "# Time:" in text else ""
-        found.append(
+        listed.append(
             {
                 "name": name,
                 "question": content.get("question", ""),
@@ -71,4 +97,4 @@ def studies(done: Mapping[str, int]) -> list[dict[str, Any]]:
                 "runs_done": done.get(name, 0),
             }
         )
-    return found
+    return listed

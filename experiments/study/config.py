@@ -21,7 +21,7 @@ from experiments.errors import UsageError
 from experiments.measure.options import MeasureOptions
 from experiments.models import model_builder
 from experiments.nearest import hint
-from experiments.study.catalogue import study_file
+from experiments.study.catalogue import TRAINED, locate_study
 from experiments.study.strict_yaml import StrictLoader, place_of, read_yaml
 from experiments.tracking import WandbMode
 from experiments.training.recipe import Precision, Recipe
@@ -136,24 +136,21 @@ def load_study(name: str, flags: list[str] | None = None) -> Study:
     A flag that sets what the variants differ in replaces them by one variant, named after the flag.
 
     Args:
-        name: of the file in ``configs/``.
+        name: of the file in ``configs/``, or the path of a file.
         flags: ``["--recipe.lr=0.05", …]``.
 
     Raises:
         UsageError: no such study, an unknown or duplicate key, a value of the wrong type or one that cannot work.
     """
-    path = study_file(name)
+    name, path = locate_study(name)
     return resolve(name, read_yaml(path), place_of(path), flags or [])
-
-
-def load_study_file(path: Path, flags: list[str]) -> Study:
-    """Read a study whose file lies outside ``configs/``; it is called after the file and its folder."""
-    return resolve(f"{path.resolve().parent.name}-{path.stem}", read_yaml(path), str(path), flags)
 
 
 def resolve(name: str, content: dict[str, Any], place: str, flags: list[str]) -> Study:
     """Turn the content of a study's file and the command line into a study; raises as ``load_study``."""
     content = dict(content)
+    if (kind := content.pop("kind", TRAINED)) != TRAINED:
+        raise UsageError(f"{place}: kind={kind}: its variants are not trained; must be {TRAINED}")
     variants = _variants(content.pop("variants", None) or {name: {}}, place)
     profiles = _profiles(content.pop("profiles", None) or {}, place)
     base = flat_keys(content)
@@ -218,7 +215,7 @@ def resolve(name: str, content: dict[str, Any], place: str, flags: list[str]) ->
 
 def profile_names(name: str) -> list[str]:
     """Return the names of the profiles of a study in ``configs/``; raises as ``load_study``."""
-    path = study_file(name)
+    path = locate_study(name)[1]
     return list(_profiles(read_yaml(path).get("profiles") or {}, place_of(path)))
 
 
@@ -286,8 +283,9 @@ def _parser(model: str) -> ArgumentParser:
     return parser
 
 
-def study_help(path: Path) -> str:
-    """Every flag of a study, with its type and meaning, by the path of its file."""
+def study_help(name: str) -> str:
+    """Return every flag of a study, by its name or the path of its file, with its type and meaning."""
+    path = locate_study(name)[1]
     content, place = read_yaml(path), place_of(path)
     variants = _variants(content.pop("variants", None) or {}, place)
     return _parser(_model_name([flat_keys(content), *variants.values()], place)).format_help()

@@ -183,7 +183,7 @@ def test_a_full_disk_is_one_line(capsys, monkeypatch):
     def full(_arguments):
         raise OSError(28, "No space left on device", "runs/x")
 
-    monkeypatch.setattr(command_line, "list_studies", full)
+    monkeypatch.setattr("experiments.commands.list.main", full)
     code, _, err = run(capsys, monkeypatch, "list")
     assert code == 1
     assert err == "error: runs/x: No space left on device; nothing was half-written\n"

@@ -123,7 +123,7 @@ def test_the_own_values_of_all_ranks_are_all_values():
 
 def study(*flags, **changes):
     content = read_yaml(CONFIGS / "group-parallel.yaml")
-    return group_parallel.resolve({**content, **changes}, "configs/group-parallel.yaml", list(flags))
+    return group_parallel.resolve("group-parallel", {**content, **changes}, "configs/group-parallel.yaml", list(flags))
 
 
 def test_the_study_is_one_of_the_studies_and_none_that_trains():
@@ -213,7 +213,7 @@ def test_the_study_is_measured_once_and_gives_the_verdict_on_claim_26(tmp_path, 
     capsys.readouterr()
     assert command_line.main(["figures", GROUP_PARALLEL, f"--runs_root={tmp_path}"]) == 0
     assert "group-parallel.png" in capsys.readouterr().out
-    kept = group_parallel.keep_results(tmp_path / GROUP_PARALLEL, tmp_path / "results")
+    kept = group_parallel.keep(tmp_path / GROUP_PARALLEL, tmp_path)
     assert {"measures.csv", "runs.csv", "summary.txt", "group-parallel.pdf"} <= {path.name for path in kept}
 
 

@@ -10,7 +10,6 @@ import yaml
 from experiments.errors import UsageError
 from experiments.store.runs import config_hash
 from experiments.study import catalogue
-from experiments.study.catalogue import study_file
 from experiments.study.config import load_study, resolve, study_help
 from experiments.study.strict_yaml import read_yaml
 
@@ -156,7 +155,7 @@ def test_groups_reach_the_model_as_they_are_written(groups):
 
 
 def test_help_names_every_key_of_the_model():
-    text = study_help(study_file("quickstart"))
+    text = study_help("quickstart")
     for key in ("--recipe.lr", "--model.groups", "--model.width", "--data.colour", "--only", "--wandb"):
         assert key in text
 

@@ -1,0 +1,51 @@
+"""Arguments that several commands take: the name of a study, and ``--runs_root``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from experiments.errors import UsageError
+from experiments.study.catalogue import study_file
+from experiments.study.invocation import typed
+
+
+def name_and_flags(arguments: list[str], usage: str) -> tuple[str, list[str]]:
+    """Split the arguments of a command into the name that comes first, and its flags.
+
+    Args:
+        arguments: of the command.
+        usage: of the command, such as ``run NAME``.
+
+    Raises:
+        UsageError: no name comes first.
+    """
+    if not arguments or arguments[0].startswith("-"):
+        hint = f"; `{typed('list')}` shows the studies" if "NAME" in usage else ""
+        raise UsageError(f"{usage}: the name is missing{hint}")
+    return arguments[0], arguments[1:]
+
+
+def study_folder(arguments: list[str], command: str) -> Path:
+    """Return the folder of the study that the arguments of a command name.
+
+    Raises:
+        UsageError: no such study, or an unknown flag.
+    """
+    name, flags = name_and_flags(arguments, f"{command} NAME")
+    study_file(name)
+    return runs_root(flags, command) / name
+
+
+def runs_root(flags: list[str], command: str) -> Path:
+    """Return the folder of the run store, as ``--runs_root`` says; ``runs`` by default.
+
+    Raises:
+        UsageError: another flag.
+    """
+    root = "runs"
+    for flag in flags:
+        key, _, value = flag.partition("=")
+        if key != "--runs_root" or not value:
+            raise UsageError(f"{command}: unknown flag {flag}; there is: --runs_root=DIR")
+        root = value
+    return Path(root).expanduser()

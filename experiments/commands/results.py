@@ -1,0 +1,21 @@
+"""The ``results`` command: copies the tables and figures of a study to the record."""
+
+from __future__ import annotations
+
+from experiments.commands.arguments import study_folder
+from experiments.commands.kinds import kind_of
+from experiments.report.replacement import check_replaces
+from experiments.study.catalogue import HOME
+
+
+def main(arguments: list[str]) -> int:
+    """Copy the results of a study to ``results/``, and print the paths of what was written; returns the exit code.
+
+    Raises:
+        UsageError: no such study, no tables yet, or a record that is worth more.
+    """
+    folder = study_folder([a for a in arguments if a != "--replace"], "results")
+    if "--replace" not in arguments:
+        check_replaces(folder / "tables", HOME / "results" / folder.name)
+    print(*kind_of(folder.name).keep(folder, HOME), sep="\n")
+    return 0

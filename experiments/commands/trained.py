@@ -1,0 +1,37 @@
+"""Studies whose variants are trained and measured, as a kind of study; see ``kinds.py``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from experiments.launch import run_on_devices
+from experiments.report.keep import keep_results
+from experiments.report.summary import draw_figures
+from experiments.study.config import load_study, study_help
+from experiments.study.status import study_status
+
+
+def run(name: str, flags: list[str]) -> int:
+    """Train, measure, draw and report what has not been; returns the exit code."""
+    return run_on_devices(load_study(name, flags), ["run", name, *flags])
+
+
+def status(name: str, flags: list[str]) -> dict[str, Any]:
+    """Return the state of every run, in the form of ``study_status``."""
+    return study_status(load_study(name, flags))
+
+
+def draw(folder: Path) -> list[Path]:
+    """Draw the figures of a study's folder from its saved tables; returns the files written."""
+    return draw_figures(folder)
+
+
+def keep(folder: Path, home: Path) -> list[Path]:
+    """Copy tables and figures to ``results/`` in ``home``, and the table to its README; returns the files written."""
+    return keep_results(folder, home / "results", home / "README.md")
+
+
+def flags_help(name: str) -> str:
+    """Return every flag of the study, with its type and meaning."""
+    return study_help(name)
