@@ -17,6 +17,7 @@ import threading
 import time
 import uuid
 from contextlib import suppress
+from dataclasses import replace
 
 import torch
 
@@ -45,25 +46,18 @@ def run_on_devices(study: Study, arguments: list[str]) -> int:
         arguments: of the command line that asks for it, for the processes that are started.
 
     Raises:
-        UsageError: there are not as many devices, or what is asked for does not go with several.
+        UsageError: there are not as many devices, or a run cannot be trained on several.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
         return _be_a_rank(study)
-    if study.gpus > 1:
-        return _launch(study, _ready(study, study.gpus, study.gpus), arguments)
+    if study.execution.gpus > 1:
+        return _launch(study, _ready(study, study.execution.gpus), arguments)
     return 1 if run_study(study) else 0
 
 
-def _ready(study: Study, ranks: int, here: int) -> list[PlannedRun]:
-    """The planned runs, once it is sure that so many ranks can train them, some of them on this machine."""
-    if study.on != "here":
-        raise UsageError(f"gpus={ranks} cannot stand beside on={study.on}, where each run is trained by one process")
-    if study.seeds_at_once not in ("auto", 1):
-        raise UsageError(f"gpus={ranks} cannot stand beside seeds_at_once={study.seeds_at_once}: one or the other")
-    if study.compile == "always":
-        raise UsageError(
-            f"gpus={ranks} cannot stand beside compile=always: steps of several processes are not compiled"
-        )
+def _ready(study: Study, here: int) -> list[PlannedRun]:
+    """Return the planned runs, once it is sure that ``gpus`` ranks can train them, ``here`` of them on this machine."""
+    ranks = study.execution.gpus
     check_devices([v.recipe.device for v in study.variants], here)
     planned = plan(study)
     for p in planned:
@@ -88,7 +82,9 @@ def check_devices(names: list[str], ranks: int) -> None:
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     for name in set(names) - {"cpu"}:
         if name not in ("auto", "cuda"):
-            raise UsageError(f"recipe.device={name} does not go with {ranks} processes: must be auto, cuda or cpu")
+            raise UsageError(
+                f"recipe.device={name} cannot be combined with {ranks} processes: must be auto, cuda or cpu"
+            )
         if found < ranks:
             fewer = f"gpus={found}, or " if found else ""
             raise UsageError(
@@ -103,7 +99,7 @@ def _launch(study: Study, planned: list[PlannedRun], arguments: list[str]) -> in
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    os.environ["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // study.gpus))
+    os.environ["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // study.execution.gpus))
     # What the shell turned off (`&`, nohup) stays off; the ranks save when this process is gone.
     heeded = ["SIGTERM"] + ["SIGINT"] * (signal.getsignal(signal.SIGINT) is not signal.SIG_IGN)
     logging.disable(logging.CRITICAL)  # the agent tells in many lines what is told below in one
@@ -111,7 +107,7 @@ def _launch(study: Study, planned: list[PlannedRun], arguments: list[str]) -> in
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
-            nproc_per_node=study.gpus,
+            nproc_per_node=study.execution.gpus,
             run_id=uuid.uuid4().hex,
             rdzv_backend="c10d",
             rdzv_endpoint="localhost:0",
@@ -128,7 +124,7 @@ def _launch(study: Study, planned: list[PlannedRun], arguments: list[str]) -> in
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
             if failure.exitcode < 0:  # else it has told why
-                how = f"rank {rank} of {study.gpus} {ending(failure.exitcode)}; the others were stopped"
+                how = f"rank {rank} of {study.execution.gpus} {ending(failure.exitcode)}; the others were stopped"
                 print(f"error: {how}; {_kept(planned)}; the same command goes on", file=sys.stderr)
             elif failure.exitcode == INTERRUPTED:
                 raise KeyboardInterrupt from None
@@ -152,11 +148,14 @@ def _be_a_rank(study: Study) -> int:
     local, here = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     threading.Thread(target=_watch, args=[os.getppid()], daemon=True).start()
     try:
-        if study.gpus not in (1, here):
-            raise UsageError(f"gpus={study.gpus}, but {here} processes were started on this machine: leave it out")
+        if study.execution.gpus not in (1, here):
+            raise UsageError(
+                f"gpus={study.execution.gpus}, but {here} processes were started on this machine: leave it out"
+            )
         if torch.cuda.is_available() and local < torch.cuda.device_count():
             torch.cuda.set_device(local)
-        planned = _ready(study, size, here)
+        study = replace(study, execution=replace(study.execution, gpus=size))
+        planned = _ready(study, here)
     except UsageError:
         if local:
             return USED_WRONGLY  # the first process of the machine tells it

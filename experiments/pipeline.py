@@ -56,7 +56,7 @@ def run_planned(study: Study, planned: list[PlannedRun], process_group: ProcessG
         print(f"\n{study.question}\n\n{report.summary(report.read_measures(study.folder))}\n")
         for _, row in missing.iterrows():
             print(f"Not in these tables: {row['variant']}, seed {row['seed']}: {row['status']}: {row['reason']}")
-        if verdicts := study_verdicts(study.name, study.runs_root):
+        if verdicts := study_verdicts(study.name, study.execution.runs_root):
             print(f"Verdicts of this study alone (make claims prints the ledger)\n{verdicts}\n")
         print(f"report:  {page}")
         print(f"tables:  {report.tables_folder(study.folder)}")
@@ -70,7 +70,7 @@ def _log_results(study: Study, first: dict[str, Any], figures: list[Path]) -> No
     tables = [path for name in report.TABLES if (path := folder / f"{name}.csv").is_file()]
     about = {key: value for key, value in first.items() if key in PROVENANCE}
     about |= {"question": study.question, "overrides": public(study.overrides)}
-    log_results(study.wandb, study.name, study.folder, tables, figures, about)
+    log_results(study.execution.wandb, study.name, study.folder, tables, figures, about)
 
 
 def _intent(study: Study, planned: list[PlannedRun]) -> str:
@@ -107,7 +107,7 @@ def take_from_others(study: Study, planned: list[PlannedRun]) -> None:
         if p.run.result is not None:
             continue
         dtype = str(choose_dtype(p.recipe.precision, choose_device(p.recipe.device))).removeprefix("torch.")
-        for folder in sorted(study.runs_root.glob(f"*/*-seed{p.run.seed}-{config_hash(p.run.config)}")):
+        for folder in sorted(study.execution.runs_root.glob(f"*/*-seed{p.run.seed}-{config_hash(p.run.config)}")):
             try:
                 _, result = read_done(folder)
             except NotGatheredError:

@@ -76,7 +76,7 @@ def gather(name: str, flags: Sequence[str]) -> None:
     if not source.exists():
         raise UsageError(f"gather: --from={source}: no such file or folder")
     studies = _readings(name, [flag for flag in flags if not flag.startswith("--from=")])
-    check_writable(studies[0].runs_root, "runs_root")
+    check_writable(studies[0].execution.runs_root, "runs_root")
     with tempfile.TemporaryDirectory() as scratch:
         found, left_out = find_runs(source, Path(scratch))
         study, data, fitting, foreign = choose(found, studies)

@@ -50,7 +50,7 @@ def outcomes_on_ray(
     where, told = " (done before)", set()
     sent = pickle.dumps(study)
     devices = {v.recipe.device for v in study.variants} - {"cpu"}
-    with reached(study.runs_root, study.cpus_per_run, max(devices, default="cpu")) as cluster:
+    with reached(study.execution.runs_root, study.execution.cpus_per_run, max(devices, default="cpu")) as cluster:
         at_work: dict[Ticket, int] = {}
         try:
             while left:

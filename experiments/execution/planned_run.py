@@ -30,7 +30,7 @@ def train_planned(
         lines: print how far the run is.
     """
     p.run.begin()
-    context = p.context().with_compiler(study.compile if process_group.size == 1 else "never")
+    context = p.context().with_compiler(study.execution.compile if process_group.size == 1 else "never")
     model, tracker = p.fresh_model(), _tracker(study, p)
     end: dict[str, Any] | Exception
     try:
@@ -46,7 +46,7 @@ def train_together(study: Study, group: list[PlannedRun], lines: ProgressLines) 
     """Train seeds of a variant in lock-step; return the record of each, or why there is none this time."""
     for p in group:
         p.run.begin()
-    context, trackers = group[0].context().with_compiler(study.compile), [_tracker(study, p) for p in group]
+    context, trackers = group[0].context().with_compiler(study.execution.compile), [_tracker(study, p) for p in group]
     runs, fresh = [p.run for p in group], [p.fresh_model for p in group]
     ends: list[dict[str, Any] | Exception] = []
     for p, tracker, end in zip(group, trackers, train_seeds(runs, fresh, context, trackers, lines), strict=True):
@@ -62,7 +62,7 @@ def train_together(study: Study, group: list[PlannedRun], lines: ProgressLines) 
 
 def _tracker(study: Study, p: PlannedRun) -> Tracker:
     name = f"{p.variant.name}-seed{p.run.seed}"
-    return Tracker(study.wandb, "grouped-convolution", name, study.name, p.run.config, p.run.folder)
+    return Tracker(study.execution.wandb, "grouped-convolution", name, study.name, p.run.config, p.run.folder)
 
 
 def _record(

@@ -35,7 +35,7 @@ def train_all(study: Study, planned: list[PlannedRun], process_group: ProcessGro
     """
     training = StudyTraining(study, planned, process_group)
     runs = [p.run for p in planned]
-    if study.on == "ray":
+    if study.execution.on == "ray":
         ended = closing(outcomes_on_ray(study, runs, training.say))
     else:
         ended = nullcontext(outcomes(runs, training.train, training.say))
@@ -106,14 +106,16 @@ class StudyTraining:
 
 def _seeds_at_once(study: Study, p: PlannedRun, most: int, say: Callable[[str], None]) -> int:
     """Return how many seeds of a variant to train at once; ``auto`` is measured once for each architecture."""
-    if study.seeds_at_once != "auto":
-        return min(study.seeds_at_once, most)
+    if study.execution.seeds_at_once != "auto":
+        return min(study.execution.seeds_at_once, most)
     if most == 1 or choose_device(p.variant.recipe.device).type != "cuda":
         return 1  # slower on a CPU, see ``seeds_at_once``
     v = p.variant
     key = config_hash({"model": v.model, "views": asdict(v.views), "recipe": asdict(v.recipe), "most": most})
     if key not in _measured:
-        _measured[key], faster = choose_seeds_at_once(p.fresh_model, p.context().with_compiler(study.compile), most)
+        _measured[key], faster = choose_seeds_at_once(
+            p.fresh_model, p.context().with_compiler(study.execution.compile), most
+        )
         if _measured[key] > 1:
             say(f"{_measured[key]} seeds at once are {faster:.1f} times as fast as one after the other")
     return _measured[key]

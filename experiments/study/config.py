@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jsonargparse import ArgumentParser, _loaders_dumpers
 
@@ -22,30 +22,16 @@ from experiments.measure.options import MeasureOptions
 from experiments.models import model_builder
 from experiments.nearest import hint
 from experiments.study.catalogue import TRAINED, locate_study
+from experiments.study.execution import KEYS as EXECUTION_KEYS
+from experiments.study.execution import Execution
 from experiments.study.strict_yaml import StrictLoader, place_of, read_yaml
-from experiments.tracking import WandbMode
-from experiments.training.recipe import Precision, Recipe
-from experiments.training.run_context import Compile
+from experiments.training.recipe import Recipe
 
 # jsonargparse reads the values of flags with this loader; there is no public way to give it another for plain types.
 _loaders_dumpers.yaml_default_loader = StrictLoader
 
-# What says where things are on this machine, and nothing about the study.
-OF_THIS_MACHINE = (
-    "data_root",
-    "runs_root",
-    "download",
-    "wandb",
-    "compile",
-    "precision",
-    "gpus",
-    "on",
-    "cpus_per_run",
-    "seeds_at_once",
-)
-# What a variant may override: all that decides the outcome of a run except its seed.
-OF_A_PROFILE = re.compile(r"(?:seeds|dataset)$|(?:data|model|recipe|measures)\.")  # what a profile may override
-OF_A_RUN = re.compile(r"dataset$|(?:data|model|recipe)\.")
+PROFILE_KEYS = re.compile(r"(?:seeds|dataset)$|(?:data|model|recipe|measures)\.")
+VARIANT_KEYS = re.compile(r"dataset$|(?:data|model|recipe)\.")  # they decide the outcome of a run, but for its seed
 
 
 @dataclass(frozen=True)
@@ -93,17 +79,7 @@ class Study:
         variants: in the order of the file.
         seeds: runs of each variant, with seeds 0, 1, …
         measures: what is measured on each trained network.
-        data_root: folder of downloads and of decoded images.
-        runs_root: folder of the run store.
-        download: whether to fetch a dataset that is not there.
-        wandb: where metrics are sent.
-        seeds_at_once: how many seeds of a variant are trained side by side; ``auto``: as many as pay on this device.
-        compile: whether steps are compiled; ``auto``: where that pays.
-        gpus: devices of this machine that train each run together, with a process each.
-        on: where runs are trained: in this process, or on the nodes of a Ray cluster.
-        cpus_per_run: cores that the cluster sets aside for a run.
-        precision: what ``recipe.precision=auto`` means, so that a study begun elsewhere goes on in one precision;
-            ``auto``: what this hardware multiplies fastest.
+        execution: its folders and devices.
         overrides: what the command line changed about the study itself.
     """
 
@@ -112,22 +88,13 @@ class Study:
     variants: tuple[Variant, ...]
     seeds: int
     measures: MeasureOptions
-    data_root: Path
-    runs_root: Path
-    download: bool
-    wandb: WandbMode
-    seeds_at_once: Literal["auto"] | int
-    compile: Compile
-    gpus: int
-    on: Literal["here", "ray"]
-    cpus_per_run: int
-    precision: Precision
+    execution: Execution
     overrides: dict[str, Any]
 
     @property
     def folder(self) -> Path:
-        """Where the study's runs, tables and figures go."""
-        return self.runs_root / self.name
+        """Folder of the study's runs, tables and figures."""
+        return self.execution.runs_root / self.name
 
 
 def load_study(name: str, flags: list[str] | None = None) -> Study:
@@ -166,7 +133,7 @@ def resolve(name: str, content: dict[str, Any], place: str, flags: list[str]) ->
     only = given.pop("only", None)
     touched = {key for overrides in variants.values() for key in overrides} & given.keys()
     if only and touched:
-        raise UsageError(f"--only={only} cannot stand beside --{min(touched)}, which replaces the variants")
+        raise UsageError(f"--only={only} cannot be combined with --{min(touched)}, which replaces the variants")
     if touched:
         variants = {" ".join(f"{key}={given[key]}" for key in sorted(touched)): {}}
     elif only:
@@ -183,33 +150,19 @@ def resolve(name: str, content: dict[str, Any], place: str, flags: list[str]) ->
         resolved.append(Variant(variant, settled["dataset"], settled["data"], model, settled["recipe"]))
     if not isinstance(settled["seeds"], int) or settled["seeds"] < 1:
         raise UsageError(f"seeds={settled['seeds']}: must be at least 1")
-    at_once = settled["seeds_at_once"]
-    if at_once != "auto" and (isinstance(at_once, bool) or at_once < 1):
-        raise UsageError(f"seeds_at_once={at_once}: must be auto or at least 1")
-    if at_once not in ("auto", 1) and settled["on"] == "ray":
-        raise UsageError(f"seeds_at_once={at_once} cannot stand beside on=ray, where each run is a call of its own")
-    if not isinstance(settled["gpus"], int) or settled["gpus"] < 1:
-        raise UsageError(f"gpus={settled['gpus']}: must be at least 1")
-    if not isinstance(settled["cpus_per_run"], int) or settled["cpus_per_run"] < 1:
-        raise UsageError(f"cpus_per_run={settled['cpus_per_run']}: must be at least 1")
+    try:
+        execution = Execution(**{key: settled[key] for key in EXECUTION_KEYS})
+    except UsageError as error:
+        raise UsageError(f"{'command line' if given.keys() & set(EXECUTION_KEYS) else place}: {error}") from None
+    kept = {key: value for key, value in given.items() if key not in EXECUTION_KEYS}
     return Study(
-        name,
-        settled["question"],
-        tuple(resolved),
-        settled["seeds"],
-        settled["measures"],
-        Path(settled["data_root"]).expanduser(),
-        Path(settled["runs_root"]).expanduser(),
-        settled["download"],
-        settled["wandb"],
-        settled["seeds_at_once"],
-        settled["compile"],
-        settled["gpus"],
-        settled["on"],
-        settled["cpus_per_run"],
-        settled["precision"],
-        ({"profile": profile} if profile else {})
-        | {key: value for key, value in given.items() if key not in OF_THIS_MACHINE},
+        name=name,
+        question=settled["question"],
+        variants=tuple(resolved),
+        seeds=settled["seeds"],
+        measures=settled["measures"],
+        execution=execution,
+        overrides=({"profile": profile} if profile else {}) | kept,
     )
 
 
@@ -222,13 +175,13 @@ def profile_names(name: str) -> list[str]:
 def _profiles(content: Any, place: str) -> dict[str, dict[str, Any]]:
     """Return the profiles of a study's file: named sets of overrides of the study; raises as ``_named_overrides``."""
     allowed = "seeds, dataset, data.*, model.*, recipe.* and measures.*"
-    return _named_overrides(content, f"{place}: profiles", "a profile", "recipe.epochs: 5", OF_A_PROFILE, allowed)
+    return _named_overrides(content, f"{place}: profiles", "a profile", "recipe.epochs: 5", PROFILE_KEYS, allowed)
 
 
 def _variants(content: Any, place: str) -> dict[str, dict[str, Any]]:
     """Return the variants of a study's file; raises as ``_named_overrides``."""
     allowed = "dataset, data.*, model.* and recipe.*"
-    return _named_overrides(content, f"{place}: variants", "a variant", "model.groups: 2", OF_A_RUN, allowed)
+    return _named_overrides(content, f"{place}: variants", "a variant", "model.groups: 2", VARIANT_KEYS, allowed)
 
 
 def _named_overrides(
@@ -263,18 +216,7 @@ def _parser(model: str) -> ArgumentParser:
     parser.add_argument("--seeds", type=int, default=3, help="Runs of each variant.")
     parser.add_argument("--only", type=str, help="Comma-separated variants to run; all by default.")
     parser.add_argument("--profile", type=str, default="", help="One of the profiles of the study's file.")
-    parser.add_argument("--data_root", type=str, default="data", help="Folder of downloads and decoded images.")
-    parser.add_argument("--runs_root", type=str, default="runs", help="Folder of the run store.")
-    parser.add_argument("--download", type=bool, default=False, help="Fetch a dataset that is not there.")
-    at_once = "Seeds of a variant trained side by side; auto: as many as are measured to pay, on a GPU."
-    parser.add_argument("--seeds_at_once", type=Literal["auto"] | int, default="auto", help=at_once)
-    parser.add_argument("--wandb", type=WandbMode, default="auto", help="auto: online where logged in, else offline.")
-    parser.add_argument("--compile", type=Compile, default="auto", help="Compile steps; auto: where that pays.")
-    precision = "What recipe.precision=auto means: fp32 or bf16, as in the runs that are done; auto: what is fast here."
-    parser.add_argument("--precision", type=Precision, default="auto", help=precision)
-    parser.add_argument("--gpus", type=int, default=1, help="Devices that train each run together, a process each.")
-    parser.add_argument("--on", type=Literal["here", "ray"], default="here", help="ray: on the nodes of a Ray cluster.")
-    parser.add_argument("--cpus_per_run", type=int, default=1, help="Cores of a run with on=ray; beside a GPU if any.")
+    parser.add_class_arguments(Execution)
     parser.add_class_arguments(Views, "data")
     parser.add_class_arguments(Recipe, "recipe")
     parser.add_class_arguments(MeasureOptions, "measures")

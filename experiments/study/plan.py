@@ -69,8 +69,8 @@ def plan(study: Study) -> list[PlannedRun]:
     Raises:
         UsageError: a dataset cannot be loaded, or an architecture cannot be built.
     """
-    check_writable(study.runs_root, "runs_root")
-    check_account(study.wandb)
+    check_writable(study.execution.runs_root, "runs_root")
+    check_account(study.execution.wandb)
     planned = runs_of(study)
     refuse_mixed_precision(study, planned)
     for p in planned[: len(study.variants)]:  # what cannot work is told before anything is trained
@@ -83,9 +83,9 @@ def plan(study: Study) -> list[PlannedRun]:
             trace_wiring(model, (3, size, size))
         except ValueError as error:
             raise UsageError(f"variant {p.variant.name}, data.crop_size={size}: {error}") from None
-        if study.seeds_at_once not in ("auto", 1) and (reason := refusal(model)):
+        if (at_once := study.execution.seeds_at_once) not in ("auto", 1) and (reason := refusal(model)):
             raise UsageError(
-                f"seeds_at_once={study.seeds_at_once}, variant {p.variant.name}: its seeds cannot be trained together "
+                f"seeds_at_once={at_once}, variant {p.variant.name}: its seeds cannot be trained together "
                 f"as if alone, since {reason}; seeds_at_once=auto trains such a variant one seed at a time"
             )
     return planned
@@ -97,13 +97,13 @@ def runs_of(study: Study) -> list[PlannedRun]:
     for v in study.variants:
         source = (v.dataset, v.views.image_size)
         if source not in datasets:
-            datasets[source] = data.load(*source, study.data_root, study.download)
+            datasets[source] = data.load(*source, study.execution.data_root, study.execution.download)
     planned = []
     for seed in range(study.seeds):
         for v in study.variants:
             dataset = datasets[v.dataset, v.views.image_size]
             run = Run.of(study.folder, v.name, v.run_config(dataset.key, seed))
-            planned.append(PlannedRun(v, run, dataset, study.precision))
+            planned.append(PlannedRun(v, run, dataset, study.execution.precision))
     return planned
 
 

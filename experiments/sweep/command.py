@@ -46,7 +46,7 @@ def run_sweep(name: str, arguments: list[str]) -> int:
     study, _ = plan_one(place, sweep.of_one_run(first, flags))
     if options.get("on") == "ray":
         points, sent = _lead_on_ray(sweep, place, flags, runs, options.get("workers"), study), "off"
-    elif options.get("online") or (not options.get("local") and tracking.online(study.wandb)):
+    elif options.get("online") or (not options.get("local") and tracking.online(study.execution.wandb)):
         from experiments.sweep.online import lead_agents
 
         if flags:
@@ -72,7 +72,7 @@ def run_for_agent(name: str, flags: list[str]) -> int:
         UsageError: the flags make no run, or more than one.
     """
     flags = from_agent(flags)
-    root = load_study(name, flags).runs_root / "sweeps"
+    root = load_study(name, flags).execution.runs_root / "sweeps"
     # A folder for each of the agent's runs: two of the same configuration both report.
     within = f"{os.environ['WANDB_SWEEP_ID']}/{os.environ['WANDB_RUN_ID']}"
     study, planned = plan_one(Place(within, name, root), flags)
@@ -160,7 +160,7 @@ def _lead_on_ray(
     from experiments.execution.cluster import reached
     from experiments.sweep.points import begin_on
 
-    with reached(place.root, study.cpus_per_run, study.variants[0].recipe.device) as cluster:
+    with reached(place.root, study.execution.cpus_per_run, study.variants[0].recipe.device) as cluster:
         there = replace(place, root=place.root.resolve())
         return _lead_locally(sweep, there, flags, runs, workers or cluster.room, begin_on(cluster))
 

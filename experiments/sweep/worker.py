@@ -61,11 +61,15 @@ def plan_one(place: Place, flags: list[str]) -> tuple[Any, Any]:
     from experiments.study.plan import plan
 
     study = load_study(place.study, flags)
-    if study.on != "here":
-        raise UsageError(f"on={study.on}: not for a single run of a sweep; it is a flag of the command `sweep`")
-    if study.gpus > 1:
-        raise UsageError(f"gpus={study.gpus}: a run of a sweep has one process; --workers trains several runs")
-    study = replace(study, name=place.sweep, runs_root=place.root)
+    if study.execution.on != "here":
+        raise UsageError(
+            f"on={study.execution.on}: not for a single run of a sweep; it is a flag of the command `sweep`"
+        )
+    if study.execution.gpus > 1:
+        raise UsageError(
+            f"gpus={study.execution.gpus}: a run of a sweep has one process; --workers trains several runs"
+        )
+    study = replace(study, name=place.sweep, execution=replace(study.execution, runs_root=place.root))
     if len(study.variants) * study.seeds != 1:
         names = ", ".join(v.name for v in study.variants)
         raise UsageError(
@@ -126,8 +130,8 @@ def train_flags(link: Link, place: Place, flags: list[str]) -> None:
     history = []
     try:
         study, planned = plan_one(place, flags)
-        if study.wandb == "auto":  # nobody is logged in; the run store has it all
-            study = replace(study, wandb="off")
+        if study.execution.wandb == "auto":  # nobody is logged in; the run store has it all
+            study = replace(study, execution=replace(study.execution, wandb="off"))
         link.send(("began", (planned.run.folder.name, planned.run.metrics())))
         with listening(lambda metrics: _report(link, metrics)):
             record = train_one(study, planned)

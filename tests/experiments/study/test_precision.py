@@ -13,7 +13,7 @@ from experiments.study.plan import PlannedRun, refuse_mixed_precision
 def planned(tmp_path, *flags):
     study = load_study("quickstart", [f"--runs_root={tmp_path}", "--recipe.device=cpu", *flags])
     runs = [
-        PlannedRun(v, Run.of(study.folder, v.name, v.run_config("key", seed)), None, study.precision)  # type: ignore[arg-type]
+        PlannedRun(v, Run.of(study.folder, v.name, v.run_config("key", seed)), None, study.execution.precision)  # type: ignore[arg-type]
         for seed in range(study.seeds)
         for v in study.variants
     ]

@@ -457,10 +457,10 @@ def test_a_failure_of_its_own_breaks_the_crew_and_one_that_all_see_does_not():
     [
         (["--gpus=0"], "gpus=0: must be at least 1"),
         (["--gpus=3", "--recipe.batch_size=2", "--recipe.device=cpu"], "3 processes need an image each, .*batch has 2"),
-        (["--gpus=2", "--recipe.device=cpu", "--seeds_at_once=2"], "gpus=2 cannot stand beside seeds_at_once=2"),
-        (["--gpus=2", "--recipe.device=mps"], "recipe.device=mps does not go with 2 processes"),
-        (["--gpus=2", "--recipe.device=cpu", "--compile=always"], "gpus=2 cannot stand beside compile=always"),
-        (["--gpus=2", "--on=ray"], "gpus=2 cannot stand beside on=ray"),
+        (["--gpus=2", "--recipe.device=cpu", "--seeds_at_once=2"], "gpus=2 cannot be combined with seeds_at_once=2"),
+        (["--gpus=2", "--recipe.device=mps"], "recipe.device=mps cannot be combined with 2 processes"),
+        (["--gpus=2", "--recipe.device=cpu", "--compile=always"], "gpus=2 cannot be combined with compile=always"),
+        (["--gpus=2", "--on=ray"], "gpus=2 cannot be combined with on=ray"),
     ],
 )  # fmt: skip
 def test_what_cannot_work_with_several_processes_is_one_line(tmp_path, monkeypatch, flags, words):
