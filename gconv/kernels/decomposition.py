@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import threading
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +23,12 @@ from torch import Tensor
 
 from gconv.kernels import aten, loop
 from gconv.kernels.geometry import Geometry, geometry_of
+from gconv.kernels.inference_weights import InferenceWeights
 from gconv.kernels.kept import in_a_thread
 from gconv.kernels.packing import Packing
 
 Packings = tuple[Packing, ...]
+LARGE = 1 << 16  # numbers of a weight from which on its channels last are worth keeping
 
 
 class DecomposedKernel:
@@ -51,8 +53,15 @@ class DecomposedKernel:
         parts = self.decompose(geometry)
         inputs, links = _slices(x_NCHW, parts.in_channels), parts.links_of(weight)
         biases = [None] * len(links) if bias is None else bias.split(parts.out_channels)
-        each = zip(parts.calls, inputs, links, biases, strict=True)
-        outputs = [_forward(call, x, part, b, activation) for call, x, part, b in each]
+
+        def weights() -> list[Tensor]:
+            return [call.weight(part) for call, part in zip(parts.calls, links, strict=True)]
+
+        worth_keeping = parts.has_zeros or weight.numel() >= LARGE
+        last = aten.is_channels_last(x_NCHW)
+        wholes = parts.inference_weights.of(weight, last, weights) if worth_keeping else weights()
+        each = zip(parts.calls, inputs, links, wholes, biases, strict=True)
+        outputs = [_forward(*call, activation) for call in each]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
 
     def input_gradient(self, dy_NOHW: Tensor, weight: Tensor, geometry: Geometry, input_size: Sequence[int]) -> Tensor:
@@ -187,6 +196,7 @@ class Decomposition:
         geometry: of the grouped convolution.
         calls: the uniform ones.
         in_channels, out_channels, links: of each call.
+        inference_weights: of the calls, for each parameter that is not being trained.
     """
 
     geometry: Geometry
@@ -194,6 +204,7 @@ class Decomposition:
     in_channels: list[int]
     out_channels: list[int]
     links: list[int]
+    inference_weights: InferenceWeights = field(default_factory=InferenceWeights)
 
     @classmethod
     def of(cls, geometry: Geometry, packings: Packings) -> Decomposition:
@@ -202,7 +213,7 @@ class Decomposition:
         channels = [sum(call.in_fill) for call in calls], [sum(call.out_fill) for call in calls]
         return cls(geometry, calls, *channels, [call.links for call in calls])
 
-    @property
+    @cached_property
     def has_zeros(self) -> bool:
         """Whether it multiplies channel pairs that are not connected."""
         return any(call.has_zeros for call in self.calls)
@@ -213,15 +224,22 @@ class Decomposition:
         return [links] if len(self.calls) == 1 else list(links.split(self.links))
 
 
-def _slices(x: Tensor, channels: list[int]) -> list[Tensor]:
-    """The channels of each call. ATen would copy a slice in the forward pass, and again in each backward pass."""
+def _slices(x: Tensor, channels: list[int]) -> Iterator[Tensor]:
+    """Yield the channels of each call, copied just before it, so that they are still in the cache.
+
+    ATen would copy a slice in the forward pass, and again in each backward pass.
+    """
     if len(channels) == 1:
-        return [x]
+        yield x
+        return
     layout = torch.channels_last if aten.is_channels_last(x) else torch.contiguous_format
-    return [part.contiguous(memory_format=layout) for part in x.split(channels, 1)]
+    for part in x.split(channels, 1):
+        yield part.contiguous(memory_format=layout)
 
 
-def _forward(call: UniformCall, x: Tensor, links: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+def _forward(
+    call: UniformCall, x: Tensor, links: Tensor, whole: Tensor, bias: Tensor | None, activation: str
+) -> Tensor:
     geometry, packing = call.geometry, call.packing
     if call.has_zeros and not aten.is_finite(x):
         return loop.conv2d(x, links.view(geometry.weight_shape), bias, geometry, activation)
@@ -229,7 +247,7 @@ def _forward(call: UniformCall, x: Tensor, links: Tensor, bias: Tensor | None, a
         x = _pad_bins(x, call.in_fill, packing.in_capacity, 1)
     if bias is not None and not call.out_full:
         bias = _pad_bins(bias, call.out_fill, packing.out_capacity, 0)
-    y = aten.convolve(x, call.weight(links), bias, geometry, call.bins, activation)
+    y = aten.convolve(x, whole, bias, geometry, call.bins, activation)
     return y if call.out_full else _without_padding(y, call.out_fill, packing.out_capacity)
 
 

@@ -52,13 +52,15 @@ def test_infinities_stay_in_their_group_when_compiled():
     assert not y[:, 14:].isfinite().all()
 
 
-@pytest.mark.parametrize("kernel", ["tails", "packed", "nested", "masked"])
+@pytest.mark.parametrize("kernel", ["merged", "tails", "packed", "nested", "masked"])
 @pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
-def test_no_result_is_that_of_an_old_weight(kernel, guard):
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "last"])
+def test_no_result_is_that_of_an_old_weight(kernel, guard, layout):
     """However the weight is changed, and by other layers of the same geometry."""
     torch.manual_seed(1)
     layer, other = (GroupedConv2d(16, 16, 3, groups="log:4", bias=False) for _ in range(2))
-    x = torch.randn(1, 16, 5, 5)
+    x = torch.randn(1, 16, 5, 5).contiguous(memory_format=layout)
+    saved = {name: value.clone() for name, value in layer.state_dict().items()}
 
     def changed_by_numpy():
         layer.weight.detach().numpy()[:] *= 2
@@ -71,15 +73,56 @@ def test_no_result_is_that_of_an_old_weight(kernel, guard):
         "other parameter": lambda: setattr(layer, "weight", nn.Parameter(torch.randn(layer.weight.shape))),
         "numpy": changed_by_numpy,
         "another layer": lambda: other(x),
+        "state_dict": lambda: layer.load_state_dict(saved),
+        "another layout": lambda: layer(x.contiguous()),
+        "one number": lambda: layer.weight.data[-1, -1, -1].add_(1),
+        "another layer's": lambda: setattr(layer, "weight", other.weight),
     }
     with guard(), forced_kernel(kernel):
         for how, change in changes.items():
             change()
-            y = layer(x)
-            with forced_kernel("reference"):
-                assert torch.allclose(y.double(), layer(x), atol=1e-5), how
+            for _ in range(3):  # the first sees the change, the second keeps the weight, the third uses it
+                y = layer(x)
+                with forced_kernel("reference"):
+                    assert torch.allclose(y.double(), layer(x), atol=1e-5), how
     with forced_kernel(kernel):  # what inference kept must not get into training
         other(x.requires_grad_()).sum().backward()
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The weights that uniform convolutions are given."""
+    given = []
+    convolve = aten.convolve
+    monkeypatch.setattr(aten, "convolve", lambda *a: given.append(a[1]) or convolve(*a))
+    return given
+
+
+def test_in_inference_a_weight_is_made_once_and_goes_with_its_parameter(made):
+    x = torch.randn(1, 16, 5, 5).to(memory_format=torch.channels_last)
+    layer = GroupedConv2d(16, 16, 3, groups="log:4", bias=False)
+    kept = packed.KERNEL.decompose(layer.geometry).inference_weights._seen
+    before = len(kept)
+    with torch.no_grad(), forced_kernel("packed"):
+        for _ in range(4):
+            layer(x)
+    assert made[1] is made[2] is made[3] is not made[0]
+    assert made[1].is_contiguous(memory_format=torch.channels_last)
+    assert len(kept) == before + 1
+    del layer
+    assert len(kept) == before
+
+
+def test_in_training_no_weight_is_kept(made):
+    layer = GroupedConv2d(16, 16, 3, groups="log:4", bias=False)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    for _ in range(3):
+        with forced_kernel("packed"):
+            layer(torch.randn(1, 16, 5, 5)).sum().backward()
+        optimizer.step()
+    seen = packed.KERNEL.decompose(layer.geometry).inference_weights._seen.get(layer.weight)
+    assert seen is None or not seen.made
+    assert len({id(weight) for weight in made}) == len(made)
 
 
 def test_threads_do_not_share_a_weight():
