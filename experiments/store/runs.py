@@ -1,10 +1,10 @@
 """The run store: one folder per run, every write atomic, a finished run never run again.
 
-A folder ``<variant>-seed<seed>-<hash>`` holds ``config.json``, ``metrics.jsonl`` (one line per epoch),
-``checkpoint.pt`` (and, until the run has ended, the one before it), ``result.json`` (written last: its presence means
-the run has ended), or ``failure.json`` (why the last try did not end), and what was measured. The hash is over
-everything that decides the outcome (data content, views, model, recipe, seed): a run whose configuration changed is
-another run.
+A folder ``<variant>-seed<seed>-<hash>`` holds ``config.json``, ``kernels.csv`` (by which its kernels are chosen),
+``metrics.jsonl`` (one line per epoch), ``checkpoint.pt`` (and, until the run has ended, the one before it),
+``result.json`` (written last: its presence means the run has ended), or ``failure.json`` (why the last try did not
+end), and what was measured. The hash is over everything that decides the outcome (data content, views, model, recipe,
+seed): a run whose configuration changed is another run.
 """
 
 from __future__ import annotations

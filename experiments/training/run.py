@@ -24,6 +24,7 @@ from experiments.training.multi_seed import MultiSeedLearner
 from experiments.training.process_group import SINGLE_PROCESS, ProcessGroup
 from experiments.training.progress_lines import ProgressLines
 from experiments.training.run_context import RunContext
+from experiments.training.run_kernels import kernels_of
 from experiments.training.session import TrainingSession
 
 
@@ -46,7 +47,8 @@ def train_run(
         lines: print how far the run is.
 
     Returns:
-        The metrics of the last epoch, the seconds spent in training, and ``Learner.compilation``.
+        The metrics of the last epoch, the seconds spent in training, ``Learner.compilation``, and the table by which
+        kernels were chosen.
 
     Raises:
         RunFailedError: the loss or a weight is no longer finite, or the device has too little memory; the last
@@ -56,7 +58,10 @@ def train_run(
     """
     choose_kernels()
     try:
-        with stop_signal.deferred(together=process_group.size > 1):
+        with (
+            stop_signal.deferred(together=process_group.size > 1),
+            kernels_of(run, model, context, process_group) as kernels,
+        ):
             if process_group.size == 1:
                 learner = Learner(model, context, context.steps)
             else:
@@ -66,7 +71,7 @@ def train_run(
             train(learner, session)
             (result,) = session.results()
             assert isinstance(result, dict), "the lost lease of a single run is raised"
-            return result
+            return result | {"kernels": kernels}
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

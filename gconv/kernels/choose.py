@@ -7,7 +7,8 @@ forward pass, the gradient of the input and that of the weight may be computed b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from types import ModuleType
@@ -21,8 +22,10 @@ from gconv.kernels import table as tables
 from gconv.kernels.aten import is_channels_last
 from gconv.kernels.geometry import Geometry
 from gconv.kernels.machine import this_machine
+from gconv.kernels.packing import cheapest_packing, equal_neighbours
 
 ALIKE = 1.03  # times within 3% are taken for equal
+MACS_OF_A_CALL = 4e6  # multiply-accumulates in whose time a CPU begins and ends a call: 50 to 100 µs
 APART = "apart"  # in the table: a step whose ops each have the kernel of their own choice
 
 
@@ -83,7 +86,7 @@ def _choose(
 ) -> Choice:
     if device.type == "meta":  # nothing is computed, costs are counted: these multiply connected channels alone
         return Choice("native" if geometry.is_uniform else "loop", "nothing is computed on the meta device")
-    ruled = by_rule(op, geometry, dtype, device)
+    ruled = by_rule(op, geometry, dtype, device, bits)
     found = _measured(op, geometry, dtype, device, channels_last, bits)
     if found is None:
         return ruled
@@ -110,14 +113,16 @@ def together(
 def _together(
     geometry: Geometry, dtype: torch.dtype, device: torch.device, channels_last: bool, bits: int, threads: int
 ) -> str | None:
-    choices = {choose(op, geometry, dtype, device, channels_last, bits).kernel for op in OPS}
+    choices = [choose(op, geometry, dtype, device, channels_last, bits) for op in OPS]
     if device.type != "meta":
         found = _measured("step", geometry, dtype, device, channels_last, bits)
         if found is not None:
             times = found[1]
             name = min((name for name in times if name in DIFFERENTIABLE), key=lambda name: times[name], default=APART)
             return name if name != APART and times[name] <= ALIKE * min(times.values()) else None
-    return choices.pop() if len(choices) == 1 and choices <= DIFFERENTIABLE else None
+    # The rule of the forward pass is that of inference, where a weight stays.
+    names = {choice.kernel for op, choice in zip(OPS, choices, strict=True) if op != "conv2d" or choice.seconds}
+    return names.pop() if len(names) == 1 and names <= DIFFERENTIABLE else None
 
 
 def kernel_for(op: str, geometry: Geometry, dtype: torch.dtype, x: Tensor, input_size: Sequence[int]) -> ModuleType:
@@ -139,6 +144,15 @@ def forget() -> None:
         cached.cache_clear()
 
 
+@contextmanager
+def chosen_by(table: tables.Table) -> Iterator[None]:
+    """Choose by one table alone inside the block, in all threads, whatever is measured meanwhile."""
+    with tables.pinned(table):
+        forget()
+        yield
+    forget()
+
+
 def _measured(
     op: str, geometry: Geometry, dtype: torch.dtype, device: torch.device, channels_last: bool, bits: int
 ) -> tuple[dict[str, float], dict[str, float], int] | None:
@@ -155,11 +169,11 @@ def _measured(
     return (seconds, {name: seconds[name] for name in usable}, steps) if usable else None
 
 
-def by_rule(op: str, geometry: Geometry, dtype: torch.dtype, device: torch.device) -> Choice:
+def by_rule(op: str, geometry: Geometry, dtype: torch.dtype, device: torch.device, bits: int) -> Choice:
     """The kernel where nothing is measured: ATen, by what bounds it.
 
-    A CPU multiplies no zeros but those that merge narrow groups: equal groups share a call, one after the other. Matrix
-    units (AMX) and GPUs prefer one wide call, zeros included.
+    A CPU multiplies no zeros, and equal groups share a call. Only for few images and many calls zeros cost less than
+    calls, in inference, where the weight with its zeros is kept. Matrix units (AMX) and GPUs prefer one wide call.
     """
     silent = "no such layer is measured; by rule "
     on_cpu = device.type == "cpu"
@@ -169,4 +183,15 @@ def by_rule(op: str, geometry: Geometry, dtype: torch.dtype, device: torch.devic
         return Choice("native", f"{silent}ATen's own grouped convolution")
     if not on_cpu or (dtype == torch.bfloat16 and machine.has_matrix_units()):
         return Choice("packed", f"{silent}one call, with zeros between the groups")
+    if op == "conv2d" and bits and _calls_cost_more_than_zeros(geometry, bits):
+        return Choice("packed", f"{silent}one call, with zeros between the groups, for few pixels")
     return Choice("merged", f"{silent}one call for equal groups, no zeros")
+
+
+def _calls_cost_more_than_zeros(geometry: Geometry, bits: int) -> bool:
+    """Whether the calls of ``merged`` take longer than the zeros that ``packed`` multiplies in one call."""
+    sizes = geometry.in_groups.sizes, geometry.out_groups.sizes
+    zeros = cheapest_packing(*sizes).links - sum(geometry.links)
+    taps, pixels = math.prod(geometry.kernel_size), 2 ** (bits - 0.5)
+    macs = zeros * taps * pixels / math.prod(geometry.stride)
+    return macs < MACS_OF_A_CALL * (len(equal_neighbours(*sizes)) - 1)

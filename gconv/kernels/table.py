@@ -16,7 +16,7 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,17 @@ def nearest(table: Table, kind: Kind) -> tuple[Kind, int] | None:
         return None
     steps, _, other = min(near)
     return other, steps
+
+
+def near(table: Table, geometries: Iterable[Geometry]) -> Table:
+    """The part of a table that may speak for some layers, in any dtype, layout and size of input."""
+    wanted = [Kind.of("conv2d", geometry, torch.float32, True, 0) for geometry in geometries]
+
+    def is_near(kind: Kind) -> bool:
+        alike = [replace(w, dtype=kind.dtype, layout=kind.layout, op=kind.op, pixels=kind.pixels) for w in wanted]
+        return any(w.sort == kind.sort and w.distance(kind) <= REACH for w in alike)
+
+    return {kind: times for kind, times in table.items() if is_near(kind)}
 
 
 def shipped_path(machine: Machine) -> Path:

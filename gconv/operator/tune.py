@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 from torch.utils._pytree import tree_leaves
 
 from gconv.kernels import DIFFERENTIABLE, OPS, find, runnable
@@ -71,8 +72,9 @@ class Use(NamedTuple):
     @property
     def by_rule(self) -> str:
         """The kernel that computes it where nothing is measured."""
-        names = {by_rule(op, *self.case[:3]).kernel for op in (OPS if self.op == "step" else (self.op,))}
-        return names.pop() if len(names) == 1 else APART
+        geometry, dtype, device, _, bits = self.case
+        op = "weight_gradient" if self.op == "step" else self.op  # the rule has one kernel for all of a training step
+        return by_rule(op, geometry, dtype, device, bits).kernel
 
     @property
     def order(self) -> tuple[int, int]:
@@ -278,14 +280,14 @@ def _calls(use: Use) -> dict[str, Callable[[], object]]:
     generator = torch.Generator(use.device).manual_seed(0)
     x = images(geometry.in_groups.channels, size)
     dy = images(geometry.out_groups.channels, geometry.output_size(size))
-    weight = torch.empty(geometry.weight_shape, dtype=use.dtype, device=use.device)
-    weight.uniform_(-0.1, 0.1, generator=generator)
+    numbers = torch.empty(geometry.weight_shape, dtype=use.dtype, device=use.device)
+    weight = nn.Parameter(numbers.uniform_(-0.1, 0.1, generator=generator))  # as of a layer
     names = runnable(geometry, use.dtype, use.device)
     if use.op == "step":
         x.requires_grad_()
-        weight.requires_grad_()
 
         def step(name: str) -> object:
+            increment_version(weight)  # as an optimizer does: nothing that was made of it holds
             with nullcontext() if name == APART else dispatch.forced_kernel(name):
                 return torch.autograd.grad(grouped_conv2d(x, weight, None, geometry), [x, weight], dy)
 

@@ -283,6 +283,29 @@ def test_without_a_table_aten_computes_by_rule_on_every_cpu(cpu, bf16, matrix, d
     assert "no such layer is measured" in choose.choose("conv2d", LOG, dtype, CPU, True, BITS).reason
 
 
+@pytest.mark.parametrize(
+    ("groups", "channels", "pixels", "kernel"),
+    [
+        # Of 64² pairs, log:5 connects 1392 in 4 calls, packed has 2048: 656 zeros × 9 × 1024 = 6.0 million MACs, which
+        # cost less than three calls; twice that for two images.
+        ("log:5", 64, 1024, "packed"),
+        ("log:5", 64, 2 * 1024, "merged"),
+        ("log:3", 64, 1024, "merged"),
+        ("log:5", 128, 256, "packed"),
+        ("log:5", 512, 49, "merged"),
+        ("4", 64, 1024, "native"),
+    ],
+)
+def test_for_few_pixels_zeros_cost_less_than_calls_in_inference_alone(cpu, groups, channels, pixels, kernel):
+    cpu(bf16=False, matrix=False)
+    partition = Partition.of(groups, channels)
+    geometry = Geometry(partition, partition, (3, 3), padding=(1, 1))
+    bits = choose.pixel_bits(1, 1, pixels)
+    training = "native" if kernel == "native" else "merged"
+    assert names(geometry, bits=bits) == (kernel, training, training)
+    assert choose.together(geometry, torch.float32, CPU, True, bits) == training
+
+
 def test_nothing_is_timed_in_a_training_step(own_table, monkeypatch):
     def clock():
         raise AssertionError("a training step looked at the clock")

