@@ -30,7 +30,7 @@ from experiments.tracking import Tracker
 from experiments.training.data_parallel import whole_batch
 from experiments.training.distributed import DistributedProcessGroup, ProcessGroupLostError, backend_for
 from experiments.training.loss_monitor import DivergedError
-from experiments.training.ranks import GRACE, ending
+from experiments.training.ranks import GRACE_PERIOD_S, ending
 from experiments.training.run import train_run
 from experiments.training.run_context import choose_device
 
@@ -196,7 +196,7 @@ def _leave(rank: int, size: int) -> int:
     """End after another rank was lost; whoever started the ranks knows which, and has some seconds to stop this one."""
     try:
         with stop_signal.deferred(together=True, aloud=False):
-            deadline = time.monotonic() + GRACE
+            deadline = time.monotonic() + GRACE_PERIOD_S
             while time.monotonic() < deadline and not stop_signal.received():
                 time.sleep(0.05)
     except KeyboardInterrupt:

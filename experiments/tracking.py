@@ -1,8 +1,8 @@
-"""wandb, where it is wanted and works; it can never stop a training.
+"""Tracking by wandb, which never stops a training.
 
-``auto`` is online where somebody is logged in, else offline; our own metrics file is written beside it in any case. A
-server that is gone, slow or refuses the key costs one line and at most ``PATIENCE`` seconds: what could not be sent is
-kept in ``wandb/`` and ``wandb sync`` sends it later.
+``auto`` is online where somebody is logged in, otherwise offline; ``metrics.jsonl`` is written in any case. A server
+that is gone, slow or refuses the key costs one line and at most ``FINISH_TIMEOUT_S`` seconds: what could not be sent is
+kept in ``wandb/``, and ``wandb sync`` sends it later.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from urllib.parse import urlparse
 from experiments.errors import UsageError
 
 PROJECT = "grouped-convolution"
-START = 20  # seconds in which a server must answer before a run is kept offline
-PATIENCE = 60  # seconds for the last uploads of a run
-MODES = {"dryrun": "offline", "run": "online"}  # older names of wandb's modes
-LATER = "`wandb sync` sends it later"
+START_TIMEOUT_S = 20  # for the server to answer; after it a run is kept offline
+FINISH_TIMEOUT_S = 60  # for the last uploads of a run
+OLD_MODES = {"dryrun": "offline", "run": "online"}  # names of modes in older versions of wandb
+SYNC_HINT = "`wandb sync` sends it later"
 WandbMode = Literal["auto", "online", "offline", "off"]
 
 _listeners: list[Callable[[dict[str, float]], None]] = []
@@ -36,9 +36,9 @@ _kept_offline = threading.Event()  # set once the server has failed: no later ru
 
 @contextmanager
 def listening(listener: Callable[[dict[str, float]], None]) -> Iterator[None]:
-    """Have a function told the metrics of every epoch of this process's runs, after they are saved.
+    """Call a function with the metrics of every epoch of this process's runs, after they are saved.
 
-    What it raises ends the run: so a sweep stops one early.
+    An exception that it raises ends the run: a sweep stops a run early in this way.
     """
     _listeners.append(listener)
     try:
@@ -48,12 +48,12 @@ def listening(listener: Callable[[dict[str, float]], None]) -> Iterator[None]:
 
 
 def called_by_agent() -> bool:
-    """Whether a wandb agent started this process, for one run of a sweep."""
+    """Tell if a wandb agent started this process, for one run of a sweep."""
     return bool(os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"))
 
 
 class Tracker:
-    """One wandb run, or nothing: every failure is told once and ends the tracking, not the training."""
+    """One wandb run, or none: a failure is reported in one line and ends the tracking, not the training."""
 
     def __init__(
         self,
@@ -69,12 +69,12 @@ class Tracker:
         """Begin a run.
 
         Args:
-            mode: where it is sent.
-            project, name, group: as wandb shows them; under an agent project and run are the agent's.
-            config: what the run was made with.
-            folder: where wandb keeps its files.
-            kind: of job.
-            identity: the run's id, where it must be the same each time.
+            mode: online, offline, off, or auto.
+            project, name, group: as wandb shows them; under an agent, project and group are the agent's.
+            config: configuration of the run.
+            folder: of wandb's files.
+            kind: wandb's job type.
+            identity: wandb's id of the run, where it must be the same each time.
         """
         self._run: Any = None
         self._given_up = False
@@ -105,11 +105,11 @@ class Tracker:
             _warn(f"wandb could not start ({_line(error)}): metrics go to metrics.jsonl alone")
 
     def _begin(self, wandb: Any, wanted: str, started: dict[str, Any]) -> Any:
-        """The wandb run; kept offline where the server does not take it."""
+        """Return the wandb run, which is kept offline where the server does not take it."""
 
         def begin(mode: str) -> Any:
             settings = wandb.Settings(
-                silent=True, init_timeout=START, x_disable_stats=True, console="off", reinit="create_new"
+                silent=True, init_timeout=START_TIMEOUT_S, x_disable_stats=True, console="off", reinit="create_new"
             )
             return wandb.init(mode=mode, settings=settings, **started)
 
@@ -124,22 +124,22 @@ class Tracker:
             _kept_offline.set()
             started.pop("resume", None)
             run = begin("offline")
-            _warn(f"wandb's server did not take the run ({_line(error)}): kept offline, {LATER}")
+            _warn(f"wandb's server did not take the run ({_line(error)}): kept offline, {SYNC_HINT}")
             return run
 
     @property
     def on(self) -> bool:
-        """Whether there is a wandb run."""
+        """True while there is a wandb run."""
         return self._run is not None
 
     def log(self, metrics: dict[str, float]) -> None:
-        """Send the metrics of one epoch, and tell who listens."""
+        """Send the metrics of one epoch, and call the functions of ``listening``."""
         for listener in _listeners:
             listener(metrics)
         self._try(lambda run: run.log(metrics))
 
     def log_step(self, step: int, metrics: dict[str, float]) -> None:
-        """Send metrics of the steps since the last call, drawn against the step.
+        """Send metrics of the steps since the last call; wandb draws them against the step.
 
         Args:
             step: steps of the run so far.
@@ -182,11 +182,11 @@ class Tracker:
         # An upload over a lost network can take forever; the next run does not wait for it.
         closing = threading.Thread(target=close, daemon=True)
         closing.start()
-        closing.join(PATIENCE)
+        closing.join(FINISH_TIMEOUT_S)
         if closing.is_alive():
             self._given_up = True
             _kept_offline.set()
-            _warn(f"wandb did not finish within {PATIENCE} s: the run is kept, {LATER}")
+            _warn(f"wandb did not finish within {FINISH_TIMEOUT_S} s: the run is kept, {SYNC_HINT}")
 
     def _try(self, send: Callable[[Any], object]) -> None:
         if self._run is not None:
@@ -203,15 +203,15 @@ class Tracker:
 def log_results(
     mode: WandbMode, study: str, folder: Path, tables: list[Path], figures: list[Path], config: dict[str, Any]
 ) -> None:
-    """Send what a study (or a sweep) found as a run of its own: every table and figure, beside its training runs.
+    """Send the tables and figures of a study, or of a sweep, as a wandb run of its own.
 
-    The same results are sent once; what was kept offline does not count as sent.
+    The same results are sent once; results that were kept offline do not count as sent.
 
     Args:
-        mode: where they are sent.
-        study: of this name; the run is called ``<study> results``.
+        mode: online, offline, off, or auto.
+        study: its name; the run is called ``<study> results``.
         folder: of the study.
-        tables, figures: files that exist; CSVs and PNGs are shown.
+        tables, figures: files that exist; CSVs and PNGs are sent.
         config: the question, the overrides, the provenance.
     """
     if mode == "off" or called_by_agent():
@@ -237,12 +237,12 @@ def log_results(
 
 
 def online(mode: WandbMode) -> bool:
-    """Whether a run of this mode is sent to a server."""
+    """Tell if a run of this mode is sent to a server."""
     return (_automatic() if mode == "auto" else mode) == "online"
 
 
 def _values(table: Any) -> list[list[Any]]:
-    """Cells of a table of texts: numbers where all of a column are numbers, so that a workspace can plot them."""
+    """Return the cells of a table of texts; columns of numbers become numbers, which a workspace can plot."""
     import pandas as pd
 
     columns: list[list[Any]] = []
@@ -255,30 +255,30 @@ def _values(table: Any) -> list[list[Any]]:
 
 
 def _automatic() -> str:
-    """What ``auto`` means here: what WANDB_MODE or wandb's settings say, else online where somebody is logged in."""
+    """Return the mode of ``auto``: WANDB_MODE or wandb's settings, otherwise online where somebody is logged in."""
     said = os.environ.get("WANDB_MODE") or _mode_in_settings()
-    return MODES.get(said, said) or ("online" if _logged_in() else "offline")
+    return OLD_MODES.get(said, said) or ("online" if _logged_in() else "offline")
 
 
 def _mode_in_settings() -> str:
-    """``disabled`` or ``offline`` where the commands ``wandb disabled`` and ``wandb offline`` left it, else nothing."""
+    """Return ``disabled`` or ``offline`` if the command ``wandb disabled`` or ``wandb offline`` was given, else ''."""
     home = Path(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser()
     here = Path(os.environ.get("WANDB_DIR", ".")).expanduser()
     files = ConfigParser(interpolation=None)
     for path in (home, here / ".wandb" if (here / ".wandb").is_dir() else here / "wandb"):
         try:
             files.read(path / "settings", encoding="utf-8")
-        except (ConfigParserError, UnicodeDecodeError):  # wandb itself tells
+        except (ConfigParserError, UnicodeDecodeError):  # wandb itself reports it
             continue
     said = files.get("default", "mode", fallback="")
-    return said if MODES.get(said, said) in ("disabled", "offline") else ""
+    return said if OLD_MODES.get(said, said) in ("disabled", "offline") else ""
 
 
 def check_account(mode: WandbMode) -> None:
-    """Make sure that somebody is logged in where metrics shall go online.
+    """Check that somebody is logged in if metrics are to be sent.
 
     Raises:
-        UsageError: nobody is.
+        UsageError: nobody is logged in.
     """
     if mode == "online" and not (called_by_agent() or _logged_in()):
         raise UsageError("wandb=online: nobody is logged in to wandb here; `wandb login` does, or leave --wandb out")

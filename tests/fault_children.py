@@ -131,7 +131,7 @@ def work(runs_root, log, flags=(), beat=leases.BEAT, expiry=leases.EXPIRY, host=
         host: to be taken for a process of another machine.
     """
     data.load = lambda _spec, size, *_rest: tiny_dataset(size)
-    leases.BEAT, leases.EXPIRY, divide.POLL = beat, expiry, 0.02
+    leases.BEAT, leases.EXPIRY, divide.POLL_INTERVAL_S = beat, expiry, 0.02
     if host is not None:
         leases.machine = lambda: host
     trained = planned_run.train_run

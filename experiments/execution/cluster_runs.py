@@ -19,7 +19,7 @@ from experiments.errors import RunFailedError, UsageError
 from experiments.execution.cluster import CallLostError, Ticket, reached
 from experiments.execution.planned_run import train_planned
 from experiments.store import leases
-from experiments.store.divide import POLL, Outcome, attempt
+from experiments.store.divide import POLL_INTERVAL_S, Outcome, attempt
 from experiments.store.runs import Run
 from experiments.study.config import Study
 from experiments.study.plan import PlannedRun, refuse_mixed_precision, runs_of
@@ -71,9 +71,9 @@ def outcomes_on_ray(
                         told.add(k)
                 where = " (by another process)"
                 if not at_work:
-                    sleep(POLL if left else 0)
+                    sleep(POLL_INTERVAL_S if left else 0)
                     continue
-                for ticket in cluster.answered(at_work, POLL):
+                for ticket in cluster.answered(at_work, POLL_INTERVAL_S):
                     k = at_work.pop(ticket)
                     try:
                         (result, note), node = cluster.answer(ticket)

@@ -1,6 +1,7 @@
-"""The architectures, one readable file each: a function of typed arguments that returns a module.
+"""Architectures, one file each: a function of typed arguments that returns a module.
 
-Every grouped layer takes any partition: ``4``, ``"log:4"``, ``"4:2:1:1"``. To add one, write its file and name it here.
+Every grouped layer takes any partition: ``4``, ``"log:4"``, ``"4:2:1:1"``. A new architecture is a file and a line in
+``MODELS``.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from torch import nn
 from experiments.errors import UsageError
 from experiments.nearest import hint
 
-# Of each model, the file in this folder and the function in it have its name; the number is the height and width of
-# the images that its paper counts costs for.
+# File and function of each model have its name; the number is the height and width in pixels of the images for which
+# its paper counts costs.
 MODELS = {
     "alexnet": 227,
     "lognet": 32,
@@ -30,10 +31,10 @@ MODELS = {
 
 
 def model_builder(name: str) -> Callable[..., nn.Module]:
-    """The function that builds the model called ``name``.
+    """Return the function that builds a model.
 
     Raises:
-        UsageError: there is no such model; names those there are.
+        UsageError: there is no model of this name; gives the names that exist.
     """
     if name not in MODELS:
         raise UsageError(f"model.name={name}: no such model; {hint(str(name), MODELS)}")
@@ -41,7 +42,7 @@ def model_builder(name: str) -> Callable[..., nn.Module]:
 
 
 def build_model(name: str, input_size: int | None = None, **arguments: Any) -> nn.Module:
-    """Build a model; what its arguments cannot be is an error of one line.
+    """Build a model.
 
     Args:
         name: of the model.
@@ -49,7 +50,8 @@ def build_model(name: str, input_size: int | None = None, **arguments: Any) -> n
         arguments: of the model's function.
 
     Raises:
-        UsageError: no such model, or arguments that no network can have (groups that cannot cut the channels).
+        UsageError: there is no model of this name, or it cannot be built, for instance because the groups cannot cut
+            the channels; one line.
     """
     builder = model_builder(name)
     if input_size is not None and "input_size" in inspect.signature(builder).parameters:

@@ -1,4 +1,4 @@
-"""The pieces that several architectures share."""
+"""Layers that several architectures share."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def conv_norm_relu(
     groups: Groups = 1,
     norm: Norm = "batch",
 ) -> list[nn.Module]:
-    """Convolution, batch normalisation if asked for (then without a bias), ReLU."""
+    """Return a convolution, a batch normalisation if ``norm="batch"``, and a ReLU; before a norm there is no bias."""
     conv = GroupedConv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=norm != "batch")
     normalise = [nn.BatchNorm2d(out_channels)] if norm == "batch" else []
     return [conv, *normalise, nn.ReLU(inplace=True)]
 
 
 def conv_norm(in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, groups: Groups = 1) -> Block:
-    """Convolution that keeps height and width, divided by its stride, without a bias, then batch normalisation."""
+    """Return a convolution without a bias and its batch normalisation; only the stride reduces height and width."""
     return Block(
         GroupedConv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, groups=groups, bias=False),
         nn.BatchNorm2d(out_channels),
@@ -40,7 +40,7 @@ def conv_norm(in_channels: int, out_channels: int, kernel_size: int, *, stride: 
 def he_initialise(model: Model) -> Model:
     """Draw the weights of all convolutions as He et al. 2015 (arXiv 1502.01852), each group by its own fan-in.
 
-    Biases become 0. Returns the model.
+    Biases become 0. The model is changed in place and returned.
     """
     for module in model.modules():
         if not isinstance(module, GroupedConv2d | nn.Conv2d):

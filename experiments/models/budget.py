@@ -1,4 +1,4 @@
-"""The width at which a network costs what another costs: comparisons at equal parameters or equal MACs."""
+"""Width at which a network costs as much as another, for comparisons at equal parameters or equal MACs."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch import nn
 from gconv.cost import count_cost
 
 Spent = Literal["parameters", "macs"]
-WIDEST = 2048
+WIDEST = 2048  # channels
 TOLERANCE = 0.03  # of the budget: at 64 channels, one more or less is 3%
 
 
 def cost_of(build: Callable[[], nn.Module], spent: Spent, input_size: int) -> int:
-    """Parameters, or MACs for one image of ``input_size`` pixels, of the network that ``build`` returns."""
+    """Return the parameters of a network, or its MACs for one image of ``input_size`` pixels height and width."""
     with torch.device("meta"):
         return getattr(count_cost(build(), (3, input_size, input_size)), spent)
 
 
 def width_at_equal_cost(build: Callable[[int], nn.Module], spent: Spent, budget: int, input_size: int) -> int:
-    """The width whose cost is nearest to the budget.
+    """Return the width whose cost is nearest to the budget.
 
     Args:
         build: the network of a width; its cost must grow with the width, and a width that its groups cannot cut must

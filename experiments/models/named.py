@@ -18,10 +18,10 @@ TIMM = "timm:"
 
 
 def full_name(name: str) -> str:
-    """The full name of a model: ``resnet50`` is ``torchvision:resnet50``, where the suite has none of that name.
+    """Return the full name of a model: ``torchvision:resnet50`` for ``resnet50``, which the suite has not.
 
     Raises:
-        UsageError: there is no such model; names the nearest.
+        UsageError: there is no such model; gives the nearest names.
     """
     if name in MODELS:
         return name
@@ -44,12 +44,12 @@ def full_name(name: str) -> str:
 
 
 def import_timm(name: str) -> ModuleType:
-    """timm, for the model of that full name.
+    """Import timm for the model of this full name.
 
     Raises:
-        UsageError: it is not installed.
+        UsageError: timm is not installed.
     """
-    import_torchvision()  # which timm imports itself, and cannot beside every torch
+    import_torchvision()  # timm imports torchvision, which may not fit the installed torch
     try:
         return importlib.import_module("timm")
     except ImportError:
@@ -57,7 +57,7 @@ def import_timm(name: str) -> ModuleType:
 
 
 def add_model_arguments(parser: ArgumentParser, name: str) -> None:
-    """Add the flags of the model of that full name, and ``--input_size``."""
+    """Add the flags of the model of this full name, and ``--input_size``."""
     size = 224
     if name in MODELS:
         parser.add_function_arguments(model_builder(name), "model", skip={"input_size"})
@@ -66,7 +66,7 @@ def add_model_arguments(parser: ArgumentParser, name: str) -> None:
 
 
 def build_named_model(name: str, given: Namespace) -> nn.Module:
-    """Build the model of that full name as the flags say.
+    """Build the model of this full name from its flags.
 
     Raises:
         UsageError: an input size below 1, arguments that no network can have.

@@ -64,7 +64,7 @@ def nin(
 
 
 def _groups_of(variant: str) -> list[Groups]:
-    """How conv2a and conv3a are cut."""
+    """Return the groups of conv2a and of conv3a."""
     if variant == "orig":
         return [1, 1]
     shape, _, text = variant.partition("-")

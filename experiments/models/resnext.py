@@ -96,7 +96,7 @@ def resnext(
 
 
 def _bottleneck(cardinality: Groups, width: float | None, channels: int) -> int:
-    """Channels of the first stage's bottleneck."""
+    """Return the channels of the first stage's bottleneck."""
     cuts, refusal = {}, ValueError()
     for bottleneck in range(1, 2 * channels + 1):
         try:

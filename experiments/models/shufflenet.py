@@ -102,7 +102,7 @@ def shufflenet(
 
 
 def _cuttable(channels: int, groups: Groups) -> int:
-    """The first number from ``channels`` on that the groups can cut."""
+    """Return the first number from ``channels`` on that the groups can cut."""
     refusal = ValueError()
     for candidate in range(channels, 2 * channels + 64):
         try:

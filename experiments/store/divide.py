@@ -1,4 +1,4 @@
-"""Several processes divide runs among themselves: each trains what no other does, and all see the end."""
+"""Runs divided among processes: each trains runs that no other trains, and all wait for the end of all."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from experiments.store import leases
 from experiments.store.leases import LeaseLostError
 from experiments.store.runs import Run
 
-POLL = 1.0  # seconds between looks at runs in other hands
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+POLL_INTERVAL_S = 1.0  # for runs that other processes hold
+DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Outcome = tuple[int, dict[str, Any], str]
 
@@ -21,18 +21,18 @@ Outcome = tuple[int, dict[str, Any], str]
 def outcomes(
     runs: Sequence[Run], train: Callable[[int, Run], dict[str, Any]], say: Callable[[int, str], None]
 ) -> Iterator[Outcome]:
-    """Bring every run to an end, here or in the hands of other processes.
+    """Train every run, or wait until another process has trained it.
 
-    A run that another process holds is passed over; when nothing else is left, this one waits for it, and trains it if
-    its holder dies. A run that fails, here or there, does not stop the others and is not tried twice.
+    A run that another process holds is passed over. When nothing else is left, this process waits for it, and trains it
+    if its holder dies. A run that fails, here or elsewhere, does not stop the others and is not tried twice.
 
     Args:
-        runs: in the order in which to train them.
-        train: trains the run of an index, under the lease in the run given, and returns its record.
-        say: tells something about the run of an index.
+        runs: in the order of training.
+        train: trains the run of an index, under the lease of the run given, and returns its record.
+        say: prints a line on the run of an index.
 
     Yields:
-        The index of a run as it ends, its record, and where it was trained if not here and now.
+        The index of a run that has ended, its record, and where it was trained if not here and now.
 
     Raises:
         OSError: the disk is full.
@@ -59,13 +59,13 @@ def outcomes(
                 who = f" ({by.pid} on {by.host})" if by else ""
                 say(k, f"in training by another process{who}; waiting for it")
                 told.add(k)
-            sleep(POLL)
+            sleep(POLL_INTERVAL_S)
 
 
 def attempt(
     k: int, run: Run, train: Callable[[int, Run], dict[str, Any]], say: Callable[[int, str], None]
 ) -> tuple[dict[str, Any] | None, str]:
-    """The record of a run trained here; None if another process holds it."""
+    """Train a run unless another process holds it; return its record, or None, and where it was trained."""
     try:
         with run.lock() as lease:
             if lease is None:
@@ -80,10 +80,10 @@ def attempt(
                 say(k, str(error))
                 return None, ""
             except Exception as error:
-                if isinstance(error, OSError) and error.errno in FULL:
+                if isinstance(error, OSError) and error.errno in DISK_FULL_ERRORS:
                     raise
                 return held.fail(error, held.epochs_saved()), ""
     except OSError as error:
-        if error.errno in FULL:
+        if error.errno in DISK_FULL_ERRORS:
             raise
         return run.fail(error, 0), ""

@@ -1,6 +1,6 @@
-"""How far a run has come: saved so that it goes on to the same bits, and no more often than it can afford.
+"""Progress of a run, saved so that a resumed run ends with the same bits.
 
-The checkpoint is the only truth; ``metrics.jsonl`` follows it, and is written anew from it when a run goes on.
+The checkpoint alone counts. ``metrics.jsonl`` follows it, and is written anew from it when a run is resumed.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from torch import Tensor
 from experiments.store import stop_signal
 from experiments.store.runs import Run
 
-MAX_CHECKPOINT_SHARE = 0.02  # of the time, that checkpoints may take
-SAVE_INTERVAL_S = 300.0  # seconds of an epoch after which its part is saved
+MAX_CHECKPOINT_SHARE = 0.02  # of the training time
+SAVE_INTERVAL_S = 300.0  # between two checkpoints of one epoch
 
 
 @dataclass(frozen=True)
 class PartialEpoch:
-    """The part of an epoch that is trained already.
+    """Steps of an epoch that were taken before an interruption.
 
     Attributes:
-        step: steps taken.
+        step: number of steps.
         total: loss and accuracy summed over them, (2,).
         generator: state of the epoch's random numbers after them.
-        seconds: spent on them.
+        seconds: spent on them, as the run's share of the time.
     """
 
     step: int
@@ -37,32 +37,32 @@ class PartialEpoch:
 
 
 class Stateful(Protocol):
-    """What can be saved and can go on: networks in training, told apart by their places."""
+    """Networks in training whose states can be saved and restored, by their index."""
 
     def state(self, index: int) -> dict[str, Any]:
-        """Of one network, its optimizer and its schedule."""
+        """Return the state of a network, its optimizer and its schedule."""
         ...
 
     def restore(self, index: int, state: dict[str, Any]) -> None:
-        """Go on from what ``state`` gave."""
+        """Continue from a state."""
         ...
 
 
 class Progress:
-    """One run's way from its last checkpoint to its end.
+    """Progress of one run from its last checkpoint to its end.
 
     Attributes:
-        history: the metrics of every whole epoch.
+        history: metrics of every whole epoch.
     """
 
     def __init__(self, run: Run, learner: Stateful, index: int = 0, together: int = 1) -> None:
-        """Begin where the run is.
+        """Read nothing yet; ``restore`` does.
 
         Args:
-            run: where checkpoints and metrics go.
+            run: folder of checkpoints and metrics.
             learner: trains it.
             index: of the run's network among those that the learner trains together.
-            together: how many those are; they share the time.
+            together: number of these networks; they share the time.
         """
         self.history: list[dict[str, float]] = []
         self._run, self._learner, self._index, self._together = run, learner, index, together
@@ -73,10 +73,10 @@ class Progress:
         self._saved, self._cost = time.monotonic(), 0.0
 
     def restore(self, device: torch.device) -> None:
-        """Go back to the last checkpoint, or to the start of a run that has none.
+        """Continue from the last checkpoint, or begin the run if there is none.
 
         Args:
-            device: whose random numbers are saved beside those of the CPU.
+            device: its random numbers are saved as well as those of the CPU.
         """
         self._device = device
         checkpoint = self._run.load_checkpoint()
@@ -87,36 +87,47 @@ class Progress:
             _set_rng_state(checkpoint["rng"], self._device)
             self.history = checkpoint["history"]
             self._part = PartialEpoch(**checkpoint["part"]) if checkpoint.get("part") else None
-        self._run.write_metrics(self.history)  # it may tell of epochs after the checkpoint, or end in half a line
+        self._run.write_metrics(self.history)  # it may hold epochs after the checkpoint, or end in half a line
 
     def begin_epoch(self) -> PartialEpoch | None:
-        """The part of the next epoch that is trained already, if any."""
+        """Return the steps of the next epoch that were taken before, if any."""
         part, self._part, self._at = self._part, None, None
         self._started = time.perf_counter() - (part.seconds if part else 0.0) * self._together
         return part
 
     def seconds(self) -> float:
-        """Spent on this epoch so far, also before an interruption: this run's share of the time."""
+        """Return this run's share of the seconds spent on the epoch so far, those before an interruption included."""
         return (time.perf_counter() - self._started) / self._together
 
     def note_step(self, step: int, total: Tensor, generator: torch.Generator) -> None:
-        """Note where the epoch stands after a step."""
+        """Note the state of the epoch after a step.
+
+        Args:
+            step: counted from 1.
+            total: loss and accuracy summed over the steps, (2,).
+            generator: random numbers of the epoch.
+        """
         self._at = step, total, generator
 
     def save_if_due(self) -> None:
-        """Save on notice or after long, between two steps or two batches of an evaluation."""
+        """Save before stopping, or if the last checkpoint is old; between two steps or two batches of an evaluation."""
         if stop_signal.pending() or time.monotonic() - self._saved > max(
             SAVE_INTERVAL_S, self._cost / MAX_CHECKPOINT_SHARE
         ):
             self.save()
 
     def save(self) -> None:
-        """Save where the epoch stands; what diverges is left at its last good checkpoint."""
+        """Save the epoch so far; a run that diverges keeps its last good checkpoint."""
         if self._at is not None and self._at[1].isfinite().all():
             self._save(self._at)
 
     def end_epoch(self, metrics: dict[str, float], last: bool) -> None:
-        """Add a whole epoch; save it if it is the last, or if the time since the last checkpoint allows for another."""
+        """Add a whole epoch.
+
+        Args:
+            metrics: of the epoch.
+            last: save it in any case; otherwise if the time since the last checkpoint allows for another.
+        """
         self.history.append(metrics)
         self._at = None
         if last or time.monotonic() - self._saved >= self._cost / MAX_CHECKPOINT_SHARE:

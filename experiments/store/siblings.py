@@ -1,4 +1,4 @@
-"""Runs that are trained together: the lead's companions are those that are free and as far as it is at that moment."""
+"""Runs that are trained together: one that is held, and others that are free and equally far."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from experiments.store.runs import Run
 
 
 def how_far(run: Run) -> tuple[int, int]:
-    """Whole epochs in the last checkpoint, and steps of the one after."""
+    """Return the whole epochs in the last checkpoint, and the steps of the epoch after them."""
     checkpoint = run.load_checkpoint() or {}
     return len(checkpoint.get("history", [])), (checkpoint.get("part") or {}).get("step", 0)
 
 
 @contextmanager
 def siblings(lead: Run, others: Mapping[int, Run], most: int) -> Iterator[dict[int, Run]]:
-    """Hold runs beside one that is held, each by a lease of its own; those in other hands are passed over.
+    """Hold further runs, each by a lease of its own; runs that other processes hold are passed over.
 
     Args:
-        lead: the run that is held.
-        others: those that may go with it, by index.
-        most: how many may be trained at once, the lead among them.
+        lead: run that is held already.
+        others: runs that may be trained with it, by index.
+        most: upper bound of the runs trained together, the lead included.
 
     Yields:
-        Those that do, by index.
+        The further runs that are held, by index.
     """
     found: dict[int, Run] = {}
     with ExitStack() as held:

@@ -1,7 +1,7 @@
-"""A notice to stop (Ctrl-C, or the SIGTERM of a cluster or a shutdown): the step at work is finished and saved first.
+"""Stop signals: Ctrl-C, and the SIGTERM of a cluster or a shutdown. The current step is finished and saved first.
 
-Only training saves on notice; whatever else is going on is interrupted at once, and training too by a second notice.
-Where several processes train together, a notice to any of them counts once all have agreed to stop.
+Training alone saves on a signal. All other work is interrupted at once, and so is training by a second signal. Where
+several processes train together, a signal to any of them takes effect once all have confirmed it.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_saving = False  # whether somebody is looking out for a notice
+_deferred = False  # within ``deferred``
 _received = False
-_together = False  # whether others must agree
+_together = False  # other processes must confirm
 _confirmed = False
-_aloud = True
+_announced = True  # a signal is answered with a line
 
 
 def install_handlers() -> None:
-    """Have Ctrl-C and SIGTERM handled here. A Ctrl-C that the shell turned off (``&``) stays off."""
+    """Handle Ctrl-C and SIGTERM in this process. A Ctrl-C that the shell has turned off (``&``) stays off."""
     signal.signal(signal.SIGTERM, _handle)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, _handle)
@@ -30,41 +30,44 @@ def deferred(together: bool = False, aloud: bool = True) -> Iterator[None]:
     """Keep signals that arrive meanwhile for ``raise_if_stopping``; within another ``deferred`` block, for that one.
 
     Args:
-        together: a notice counts once ``confirm`` was called, since other processes must stop at the same step. Another
-            one changes nothing: launchers and clusters may each pass on the same.
-        aloud: say that a notice was heard.
+        together: a signal takes effect once ``confirm`` was called, since other processes must stop at the same step.
+            A second signal changes nothing then: launchers and clusters may each pass on the same one.
+        aloud: print a line when a signal arrives.
+
+    Raises:
+        KeyboardInterrupt: at the end of the block, if a signal has arrived.
     """
-    global _saving, _received, _together, _confirmed, _aloud
-    if _saving:
+    global _deferred, _received, _together, _confirmed, _announced
+    if _deferred:
         yield
         return
-    _saving, _received, _together, _confirmed, _aloud = True, False, together, False, aloud
+    _deferred, _received, _together, _confirmed, _announced = True, False, together, False, aloud
     try:
         yield
         if _received:
             raise KeyboardInterrupt
     finally:
-        _saving, _received, _together, _confirmed, _aloud = False, False, False, False, True
+        _deferred, _received, _together, _confirmed, _announced = False, False, False, False, True
 
 
 def received() -> bool:
-    """Whether a notice has come to this process."""
+    """Tell if this process has received a signal."""
     return _received
 
 
 def confirm() -> None:
-    """Have a notice count here that came to this process, or to one of those it works with."""
+    """Let a signal take effect that this process, or one that trains with it, has received."""
     global _received, _confirmed
     _received = _confirmed = True
 
 
 def pending() -> bool:
-    """Whether a notice has come that counts."""
+    """Tell if a signal has been received and takes effect."""
     return _received and (_confirmed or not _together)
 
 
 def raise_if_stopping() -> None:
-    """Stop if a notice has come that counts.
+    """Stop if a signal has been received and takes effect.
 
     Raises:
         KeyboardInterrupt: it has.
@@ -75,9 +78,9 @@ def raise_if_stopping() -> None:
 
 def _handle(_signal: int, _frame: object) -> None:
     global _received
-    if not _saving or (_received and not _together):
+    if not _deferred or (_received and not _together):
         raise KeyboardInterrupt
-    if _aloud and not _received:
+    if _announced and not _received:
         again = "" if _together else " Once more stops at once."
         os.write(2, f"\nstopping after this step; what is trained is saved.{again}\n".encode())
     _received = True

@@ -1,7 +1,7 @@
-"""One of several processes of torch.distributed that train together: gloo between CPUs, nccl between GPUs.
+"""Several processes of torch.distributed that train together: gloo between CPUs, nccl between GPUs.
 
-Rank 0 says through a store what is to be trained, and the others poll it: so nothing times out while rank 0 waits for
-runs in other hands, however long that takes. All else are collective operations, with a time limit.
+Rank 0 announces through a store which run is trained next, and the others poll the store. So nothing times out while
+rank 0 waits for runs that other processes hold. All other communication is collective operations with a time limit.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from experiments.store import stop_signal
 from experiments.training.process_group import ProcessGroup
 from experiments.training.ranks import another_failed
 
-POLL = 0.05  # seconds between looks at what rank 0 says
-LEAVE = "leave"
+POLL_INTERVAL_S = 0.05
+LEAVE = "leave"  # announced by rank 0 in place of a run
 
 
 class ProcessGroupLostError(KeyboardInterrupt):
-    """What the processes did together is broken: this one stops as on notice, since nothing can be trained any more.
+    """The process group is broken: this process stops as on a signal, since nothing can be trained any more.
 
     Attributes:
-        by_another: whether another one is gone, or else this one failed before.
+        by_another: another process is gone; if false, this one has failed before.
     """
 
     def __init__(self, by_another: bool) -> None:
@@ -40,20 +40,20 @@ class ProcessGroupLostError(KeyboardInterrupt):
 
 
 class DistributedProcessGroup(ProcessGroup):
-    """One rank of a process group."""
+    """Process group of several ranks; this process is one of them."""
 
     def __init__(
         self, rank: int, size: int, backend: str, timeout: float, meeting: str = "env://", here: int = 1
     ) -> None:
-        """Nothing is begun yet; ``at_work`` meets the others.
+        """Describe the group; ``joined`` joins it.
 
         Args:
             rank: of this process.
-            size: how many there are.
+            size: number of ranks.
             backend: ``gloo``, ``nccl``, or both by device: ``cpu:gloo,cuda:nccl``.
-            timeout: seconds that a rank waits for another in the midst of training before it counts as lost.
-            meeting: where they meet: the environment that torchrun sets, or ``file:///path``.
-            here: how many of them share this machine's cores; rank 0 has them to itself once the others have left.
+            timeout: seconds that a rank waits for another during training before the other counts as lost.
+            meeting: where the ranks find each other: the environment that torchrun sets, or ``file:///path``.
+            here: number of ranks that share this machine's cores; rank 0 has all cores once the others have left.
         """
         self.rank, self.size = rank, size
         self._backend, self._timeout, self._meeting = backend, timedelta(seconds=timeout), meeting
@@ -63,29 +63,29 @@ class DistributedProcessGroup(ProcessGroup):
         self._broken = False
 
     def all_reduce(self, values: Tensor) -> Tensor:
-        """The sum over all ranks; on a GPU the host does not wait for it."""
+        """Return the sum over all ranks; on a GPU the host does not wait for it."""
         total = values.clone()
         dist.all_reduce(total)
         return total
 
     def all_gather(self, values: Tensor) -> Tensor:
-        """The values of all ranks, (size, …)."""
+        """Return the values of all ranks, (size, …)."""
         found = [torch.empty_like(values) for _ in range(self.size)]
         dist.all_gather(found, values)
         return torch.stack(found)
 
     def broadcast(self, value: Any) -> Any:
-        """What rank 0 gives, pickled: ranks share no files."""
+        """Return the value of rank 0, which is pickled: ranks share no files."""
         held = [value]
         dist.broadcast_object_list(held, src=0)
         return held[0]
 
     @contextmanager
     def joined(self) -> Iterator[None]:
-        """Join the process group; however rank 0 leaves, the others are told to leave too.
+        """Join the process group; when rank 0 leaves, for whatever reason, the others leave too.
 
         Raises:
-            ProcessGroupLostError: another rank is gone, or this one failed in the midst of what they did together.
+            ProcessGroupLostError: another rank is gone, or this one failed during a collective operation.
         """
         store, _, _ = next(iter(rendezvous(self._meeting, self.rank, self.size, timeout=self._timeout)))
         dist.init_process_group(
@@ -109,7 +109,7 @@ class DistributedProcessGroup(ProcessGroup):
 
     @contextmanager
     def training(self, name: str) -> Iterator[None]:
-        """Train a run with the others; rank 0 tells them which.
+        """Train a run together; rank 0 announces it.
 
         Raises:
             ProcessGroupLostError: another rank is gone, or this one failed before during a collective operation.
@@ -129,30 +129,30 @@ class DistributedProcessGroup(ProcessGroup):
             raise
 
     def announced_runs(self) -> Iterator[str]:
-        """The names of the runs to train, as rank 0 tells them, until it lets the others go.
+        """Yield the names of the runs to train, as rank 0 announces them, until it dismisses the others.
 
         Raises:
-            KeyboardInterrupt: a notice to stop has come, and nothing is being trained.
+            KeyboardInterrupt: a stop signal has come while nothing was trained.
         """
-        assert self._announcements is not None, "at work"
+        assert self._announcements is not None, "joined"
         for number in map(str, count()):
             while not self._announcements.check([number]):
                 if stop_signal.received():
                     raise KeyboardInterrupt
-                time.sleep(POLL)
+                time.sleep(POLL_INTERVAL_S)
             order = self._announcements.get(number).decode()
             if order == LEAVE:
                 return
             yield order
 
     def _announce(self, what: str) -> None:
-        assert self._announcements is not None, "at work"
+        assert self._announcements is not None, "joined"
         self._announcements.set(str(self._given), what)
         self._given += 1
 
 
 def backend_for(kinds: Iterable[str]) -> str:
-    """The backend for devices of these kinds, ``cpu`` and ``cuda``, or of each by kind."""
+    """Return the backend for devices of these kinds, ``cpu`` and ``cuda``; for both, one for each kind."""
     names = {"cpu": "gloo", "cuda": "nccl"}
     found = sorted(set(kinds))
     return names[found[0]] if len(found) == 1 else ",".join(f"{kind}:{names[kind]}" for kind in found)

@@ -1,8 +1,8 @@
-"""Several seeds of one variant at once: their networks side by side, each trained as if it were alone.
+"""Several seeds of one variant trained in lock-step, each as if it were alone.
 
-The networks see their own batches, have their own losses and update their own weights; SGD works number by number, so
-that one optimizer over all is as many optimizers. Small networks leave most of a GPU idle, where k of them may take
-little longer than one. A CPU they do not.
+Each network has its own batches, losses and weights. SGD works element by element, so that one optimizer over all
+weights equals one for each network. A small network leaves most of a GPU idle, so that k of them may take little
+longer than one. On a CPU nothing is gained.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from experiments.training.wide_network import WideNetwork
 
 
 class MultiSeedLearner(Learner):
-    """Networks of one architecture, trained side by side by one process."""
+    """Networks of one architecture, trained in lock-step by one process."""
 
     def __init__(self, models: Sequence[nn.Module], context: RunContext, steps: int) -> None:
-        """Move networks to the device of a setting, and put them side by side.
+        """Move networks to their device and join them to one wide network.
 
         Args:
-            models: each freshly built under its run's seed; they show the training from here on.
-            context: what they are trained with; labels of their own are in their batches.
-            steps: in the whole training.
+            models: each freshly built under its run's seed; their weights become views of the wide network's.
+            context: recipe, device and precision.
+            steps: of the whole training.
 
         Raises:
-            ValueError: networks that cannot be trained so (``wide_network.refusal``).
+            ValueError: the networks cannot be trained in lock-step, see ``wide_network.refusal``.
         """
         for model in models:
             model.to(context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -39,14 +39,14 @@ class MultiSeedLearner(Learner):
 
     @property
     def networks(self) -> list[nn.Module]:
-        """As they are now, for evaluation: views, not copies."""
+        """The networks as they are now; views of the wide network, not copies."""
         return self._networks
 
     def _logits(self, xs: list[Tensor]) -> Tensor:
         return self._model(xs)
 
     def state(self, index: int) -> dict[str, Any]:
-        """Everything that is needed to go on with a network, as ``Learner`` alone would give it."""
+        """Return all that is needed to continue the training of a network, in the form of ``Learner.state``."""
         optimizer = self._optimizer.state_dict()
         optimizer["state"] = {
             number: {name: self._slice(value, index).clone() for name, value in of.items()}
@@ -59,7 +59,7 @@ class MultiSeedLearner(Learner):
         }
 
     def restore(self, index: int, state: dict[str, Any]) -> None:
-        """Go on from what ``state`` gave, on whatever device, in whatever company that is equally far."""
+        """Continue from a state, on any device, with any networks that are equally far."""
         self._networks[index].load_state_dict(state["model"])
         saved = state["optimizer"]
         parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
@@ -74,5 +74,5 @@ class MultiSeedLearner(Learner):
         self._schedule.load_state_dict(state["schedule"])
 
     def _slice(self, whole: Tensor, index: int) -> Tensor:
-        """One network's part of a parameter, or of what goes with it."""
+        """Return one network's part of a parameter or of its momentum."""
         return whole.chunk(len(self._networks))[index]

@@ -1,7 +1,7 @@
-"""Processes that work together as the ranks of one process group, on one machine.
+"""Functions run by several ranks of one process group, on one machine.
 
-They meet through a file, never at a fixed port. torch is imported once, by a server that forks the ranks. If a rank
-dies, the others are stopped and one line names it; nobody waits for ever.
+The ranks find each other through a file, never at a fixed port. torch is imported once, by a server that forks the
+ranks. If a rank dies, the others are stopped and one line names it; no rank waits for ever.
 """
 
 from __future__ import annotations
@@ -25,16 +25,24 @@ from experiments.errors import RunFailedError, UsageError
 
 # torch._dynamo takes seconds, and every optimizer imports it.
 PRELOADED = ["torch._dynamo", "experiments.group_parallel.one_step"]
-GRACE = 2.0  # seconds that the other ranks have to tell what they saw, after the first has failed
-# What gloo and nccl say if it is another rank that failed.
-OTHERS = ("connection closed", "connection reset", "timed out", "timeout", "peer", "broken pipe", "remote process")
+GRACE_PERIOD_S = 2.0  # for the other ranks to report, after the first has failed
+# Words of gloo and nccl if another rank has failed.
+MESSAGES_OF_A_LOST_RANK = (
+    "connection closed",
+    "connection reset",
+    "timed out",
+    "timeout",
+    "peer",
+    "broken pipe",
+    "remote process",
+)
 
 
 def device_for(name: str, ranks: int) -> str:
-    """``cpu`` or ``cuda`` for so many ranks, each with a device of its own.
+    """Return ``cpu`` or ``cuda``; with CUDA, each rank has a device of its own.
 
     Raises:
-        UsageError: unknown, or not as many devices.
+        UsageError: the name is unknown, or this machine has too few devices.
     """
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name not in ("auto", "cpu", "cuda"):
@@ -49,13 +57,13 @@ def run_on_ranks(function: Callable[..., Any], ranks: int, *arguments: Any, devi
 
     Args:
         function: of a module; called as ``function(rank, *arguments)`` inside the group.
-        ranks: how many.
+        ranks: their number.
         arguments: that can be pickled.
         device: ``cpu`` (gloo) or ``cuda`` (nccl, one device a rank).
         timeout: seconds that a rank waits for another before it counts as lost.
 
     Returns:
-        What the function returned, rank by rank.
+        The values that the function returned, rank by rank.
 
     Raises:
         RunFailedError: a rank died, or did not answer in time: names the first, and how it ended.
@@ -76,7 +84,7 @@ def run_on_ranks(function: Callable[..., Any], ranks: int, *arguments: Any, devi
                 ends.append(end)
             found = _gathered(processes, ends, timeout)
             for process in processes:
-                process.join(GRACE)
+                process.join(GRACE_PERIOD_S)
             return found
         finally:
             for process in processes:
@@ -95,7 +103,7 @@ def _rank(
     timeout: float,
     arguments: tuple,
 ) -> None:
-    """One process: join the group, run, tell what came of it."""
+    """Join the group in a new process, call the function, report its value or its error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started the ranks ends them
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     tqdm.set_lock(threading.RLock())  # its own, which torch.fx calls for, outlives a process that is killed
@@ -106,51 +114,51 @@ def _rank(
         backend = "nccl" if device == "cuda" else "gloo"
         wait_for = timedelta(seconds=timeout)
         dist.init_process_group(backend, f"file://{meeting}", timeout=wait_for, world_size=ranks, rank=rank)
-        told = ("done", function(rank, *arguments))
+        reports = ("done", function(rank, *arguments))
         dist.barrier()
         dist.destroy_process_group()
     except Exception as error:
         text = " ".join(str(error).split())
-        told = ("lost" if another_failed(error) else "failed", f"failed with {type(error).__name__}: {text}")
-    end.send(told)
+        reports = ("lost" if another_failed(error) else "failed", f"failed with {type(error).__name__}: {text}")
+    end.send(reports)
 
 
 def another_failed(error: Exception) -> bool:
-    """Whether an error says that it is another rank that failed."""
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in OTHERS)
+    """Tell if an error says that another rank has failed."""
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in MESSAGES_OF_A_LOST_RANK)
 
 
 def _gathered(processes: list[BaseProcess], ends: list[Connection], timeout: float) -> list[Any]:
-    """What the ranks tell, or the error that began with the first to fail."""
-    told: dict[int, tuple[str, Any]] = {}
+    """Return the reported values, or raise the error of the first rank that failed."""
+    reports: dict[int, tuple[str, Any]] = {}
     deadline = None
-    while len(told) < len(ends):
-        waiting = {end: rank for rank, end in enumerate(ends) if rank not in told}
+    while len(reports) < len(ends):
+        waiting = {end: rank for rank, end in enumerate(ends) if rank not in reports}
         ready = wait(list(waiting), None if deadline is None else max(0.0, deadline - time.monotonic()))
         if not ready:
             break
         for end in ready:
             rank = waiting[end]  # type: ignore[index]
             try:
-                told[rank] = end.recv()  # type: ignore[union-attr]
+                reports[rank] = end.recv()  # type: ignore[union-attr]
             except EOFError:
                 processes[rank].join()
-                told[rank] = ("died", ending(processes[rank].exitcode))
-            if told[rank][0] != "done" and deadline is None:
-                deadline = time.monotonic() + GRACE
+                reports[rank] = ("died", ending(processes[rank].exitcode))
+            if reports[rank][0] != "done" and deadline is None:
+                deadline = time.monotonic() + GRACE_PERIOD_S
     for kind in ("died", "failed"):
-        for rank, (what, how) in told.items():
+        for rank, (what, how) in reports.items():
             if what == kind:
                 raise RunFailedError(f"rank {rank} of {len(ends)} {how}; the others were stopped", lasting=False)
-    silent = [rank for rank in range(len(ends)) if rank not in told]
-    if lost := next((how for what, how in told.values() if what == "lost"), None):
+    silent = [rank for rank in range(len(ends)) if rank not in reports]
+    if lost := next((how for what, how in reports.values() if what == "lost"), None):
         who = f"rank {silent[0]} of {len(ends)} did not answer for {timeout:g} s" if silent else lost
         raise RunFailedError(f"{who}; the others were stopped", lasting=False)
-    return [told[rank][1] for rank in range(len(ends))]
+    return [reports[rank][1] for rank in range(len(ends))]
 
 
 def ending(code: int | None) -> str:
-    """How a process ended, by its exit code."""
+    """Return how a process ended, in words, by its exit code."""
     if code is not None and code < 0:
         return f"was killed by signal {-code} ({signal.Signals(-code).name})"
     return f"ended with exit code {code}"

@@ -1,4 +1,4 @@
-"""How a network is trained: the recipe, and the optimizer that it asks for."""
+"""The recipe of a training, and its optimizer and schedule."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained: SGD with Nesterov momentum on a one-cycle schedule.
+    """Recipe of a training: SGD with Nesterov momentum on a one-cycle schedule.
 
     Args:
         epochs: passes over the training images.
@@ -56,7 +56,7 @@ class Recipe:
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe, steps: int) -> tuple[torch.optim.SGD, Any]:
-    """SGD and its one-cycle schedule over ``steps`` steps."""
+    """Return SGD and its one-cycle schedule over ``steps`` steps."""
     weights = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() <= 1]
     optimizer = torch.optim.SGD(

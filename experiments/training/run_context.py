@@ -1,4 +1,4 @@
-"""What a run is trained with, on its device: images, views, recipe, precision."""
+"""All that a run is trained with, on its device: images, views, recipe, precision."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from experiments.errors import UsageError
 from experiments.training.recipe import Recipe
 
 Compile = Literal["auto", "always", "never"]
-MIN_STEPS_TO_COMPILE = 2000  # steps of a training from which on compiling is worth its time
+MIN_STEPS_TO_COMPILE = 2000  # of a training; a shorter one does not repay the time of the compiler
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
-    """The random numbers of one epoch of one run, whatever was drawn before."""
+    """Return the random numbers of one epoch of one run; they do not depend on what was drawn before."""
     return torch.Generator().manual_seed(seed * 1_000_003 + epoch)
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that ``name`` means on this machine.
+    """Return the device that ``recipe.device`` names on this machine; ``auto`` is CUDA, then MPS, then the CPU.
 
     Raises:
-        UsageError: no such device here.
+        UsageError: this machine has no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -43,7 +43,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype that convolutions run in: bf16 only where the hardware multiplies it, since elsewhere it crawls."""
+    """Return the dtype of convolutions; ``auto`` is bf16 where the hardware multiplies it, elsewhere it is slow."""
     if precision != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     if device.type == "cuda":
@@ -56,7 +56,7 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def device_name(device: torch.device) -> str:
-    """What the hardware calls itself, for provenance."""
+    """Return the model of the hardware, for provenance; for a CPU with the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":
@@ -71,20 +71,21 @@ def device_name(device: torch.device) -> str:
 
 @lru_cache(maxsize=4)
 def _on_device(dataset: Dataset, device: torch.device) -> Dataset:
-    """The dataset on a device, there once for all runs."""
+    """Return the dataset on a device, where all runs share it."""
     return dataset.to(device)
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """Everything a run is trained with, on its device.
+    """All that a run is trained with, on its device.
 
     Attributes:
         dataset: on the device.
-        views: how images become inputs.
-        recipe: how to train.
-        device, dtype: where, and in what precision convolutions run.
-        compiled: whether both passes of a step are compiled, and replayed as CUDA graphs on a GPU.
+        views: from images to inputs.
+        recipe: optimizer, schedule, epochs.
+        device: of network and images.
+        dtype: of convolutions.
+        compiled: both passes of a step are compiled, and replayed as CUDA graphs on a GPU.
     """
 
     dataset: Dataset
@@ -102,21 +103,23 @@ class RunContext:
 
     @property
     def steps(self) -> int:
-        """In the whole training."""
+        """Number of steps of the whole training."""
         return self.recipe.epochs * max(1, len(self.dataset.train.labels) // self.recipe.batch_size)
 
     def with_compiler(self, wanted: Compile) -> RunContext:
-        """The setting with or without a compiler; ``auto``: on a GPU that Triton is there for, for trainings that repay
-        the minute that it takes. On a CPU a compiled step is no faster (``make bench-blocks``).
+        """Return the context with or without compiled steps.
+
+        ``auto`` compiles on a GPU where Triton is installed, for trainings that repay the minute that the compiler
+        takes. On a CPU a compiled step is no faster (``make bench-blocks``).
         """
         pays = self.device.type == "cuda" and self.steps >= MIN_STEPS_TO_COMPILE and find_spec("triton") is not None
         return replace(self, compiled=wanted == "always" or (wanted == "auto" and pays))
 
     def with_labels(self, seed: int) -> RunContext:
-        """The setting in which a run with this seed is trained: training labels permuted if its views say so.
+        """Return the context of a run with this seed: with permuted training labels if the views ask for them.
 
-        The permutation depends on the seed alone, so that a resumed run goes on with the labels that it began with.
-        Zhang et al. 2017 (arXiv 1611.03530) draw every label anew; permuted, each class also keeps its images' number.
+        The permutation depends on the seed alone, so that a resumed run keeps the labels that it began with. Zhang et
+        al. 2017 (arXiv 1611.03530) draw every label anew; a permutation also keeps the number of images of each class.
         """
         if self.views.labels == "stored":
             return self
@@ -126,22 +129,23 @@ class RunContext:
         return replace(self, dataset=replace(self.dataset, train=permuted))
 
     def autocast(self) -> torch.autocast:
-        """Mixed precision where the dtype asks for it."""
+        """Return the context manager of mixed precision; it does nothing in fp32."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def training_inputs(
         self, index: torch.Tensor, generator: torch.Generator, share: slice = slice(None)
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Augmented inputs (B, 3, h, w) and labels (B,) of the indexed training images, or of a share of them.
+        """Return augmented inputs (B, 3, h, w) and labels (B,) of the indexed training images, or of a share of them.
 
-        As many random numbers are drawn whatever the share, so that several processes make up the batch of one.
+        The number of random numbers drawn does not depend on the share, so that the shares of several processes make
+        up the batch of one.
         """
         images = self.dataset.train
         x = training_batch(images.pixels, index, self.views, generator, share)
         return self._inputs(x), self._labels(images, index[share])
 
     def test_inputs(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Centre crops (B, 3, h, w) and labels (B,) of the indexed test images."""
+        """Return centre crops (B, 3, h, w) and labels (B,) of the indexed test images."""
         images = self.dataset.test
         x = evaluation_batch(images.pixels, index, self.views)
         return self._inputs(x), self._labels(images, index)

@@ -1,8 +1,8 @@
-"""How many seeds at once pay on this device: tried out on throw-away networks before anything is trained.
+"""The number of seeds to train in lock-step on this device, measured on throw-away networks before the training.
 
-On a CPU nothing is tried, since there they do not: on two threads of a Xeon four log-groups networks at once (width 32,
-batches of 64; dense, 4 groups, log:4) went at 0.72 to 0.89 of the pace of one after the other, three AlexNets at 0.73
-to 0.77 (``make bench-training``).
+On a CPU one seed at a time is always chosen. On two threads of a Xeon, four log-groups networks in lock-step (width 32,
+batches of 64; dense, 4 groups, log:4) reached 0.72 to 0.89 of the speed of one after the other, three AlexNets 0.73 to
+0.77 (``make bench-training``).
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from experiments.training.run import choose_kernels
 from experiments.training.run_context import RunContext
 from experiments.training.wide_network import refusal
 
-MIN_SPEEDUP = 1.1  # times the pace of one after the other, from which on several at once are worth it
-TIMED_STEPS, TIMED_BLOCKS = 8, 3  # timed of each way, in turn; the first block warms up
-MAX_MEMORY_SHARE = 0.8  # of the free memory, that networks at once may take
+MIN_SPEEDUP = 1.1  # over one seed after the other, from which on lock-step is chosen
+TIMED_STEPS, TIMED_BLOCKS = 8, 3  # steps of a block, and blocks of each way, in turn; one more block warms up
+MAX_MEMORY_SHARE = 0.8  # of the free GPU memory
 
 
 def choose_seeds_at_once(fresh: Callable[[], nn.Module], context: RunContext, most: int) -> tuple[int, float]:
-    """How many networks to train at once, at most so many, and how many times the pace of one after the other that is.
+    """Return the number of networks to train in lock-step, and its speedup over one after the other.
 
     Args:
         fresh: builds an untrained network.
-        context: what it is trained with.
-        most: how many there are to train.
+        context: recipe, device and precision.
+        most: upper bound of the number.
     """
     if most < 2 or context.device.type != "cuda" or refusal(fresh()) is not None:
         return 1, 1.0
@@ -42,7 +42,12 @@ def choose_seeds_at_once(fresh: Callable[[], nn.Module], context: RunContext, mo
 
 
 def largest_worthwhile(speedup: Callable[[int], float], most: int) -> tuple[int, float]:
-    """The first of ``most``, half of it, … that fits and is worth it, and its pace; else 1."""
+    """Return the first of ``most``, half of it, … that fits into memory and is worth it, and its speedup; else 1, 1.0.
+
+    Args:
+        speedup: measures the speedup of a number of networks.
+        most: number to begin with.
+    """
     while most > 1:
         try:
             found = speedup(most)
@@ -57,7 +62,7 @@ def largest_worthwhile(speedup: Callable[[int], float], most: int) -> tuple[int,
 
 
 def speedup(fresh: Callable[[], nn.Module], context: RunContext, count: int) -> float:
-    """How many times as fast ``count`` networks are at once as one after the other: whole steps, block by block."""
+    """Return how many times as fast ``count`` networks are in lock-step as one after the other, by whole steps."""
     steps = max(context.steps, 2 * TIMED_STEPS * (TIMED_BLOCKS + 1))
     alone = Learner(fresh(), context, steps)
     several = MultiSeedLearner([fresh() for _ in range(count)], context, steps)
@@ -71,7 +76,7 @@ def speedup(fresh: Callable[[], nn.Module], context: RunContext, count: int) -> 
 
 
 def _seconds(learner: Learner, context: RunContext) -> float:
-    """Of a block of steps, batches made as in training."""
+    """Return the seconds of a block of steps, with batches made as in training."""
     streams = [EpochBatches(context, seed, 0) for seed in range(len(learner.networks))]
     learner.begin_epoch()
     _wait(context)
@@ -88,7 +93,7 @@ def _wait(context: RunContext) -> None:
 
 
 def _that_fit(fresh: Callable[[], nn.Module], context: RunContext, most: int) -> int:
-    """How many fit into the memory of a GPU, as far as one tells."""
+    """Return how many networks fit into the memory of a GPU, judged by the peak of one."""
     device = context.device
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)

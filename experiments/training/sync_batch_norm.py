@@ -1,7 +1,7 @@
 """Batch normalisation with the statistics of a batch that several processes share.
 
-On CUDA that is torch's ``SyncBatchNorm``, whose kernels exist there alone; elsewhere the layer below. Either way names
-and values of a checkpoint are those of the layers that are replaced.
+On CUDA this is torch's ``SyncBatchNorm``, whose kernels exist for CUDA alone; elsewhere the layer below. Either way
+names and values of a checkpoint are those of the layers that are replaced.
 
 Legend: N images of this process, C channels, L positions, R ranks.
 """
@@ -22,9 +22,9 @@ def synchronise_batch_norms(model: nn.Module, process_group: ProcessGroup, devic
     """Have the batch normalisations of a model take their statistics from all processes, in place.
 
     Args:
-        model: whose parameters stay the same tensors.
-        process_group: the processes, each with at least one image.
-        device: that it is trained on.
+        model: its parameters stay the same tensors.
+        process_group: processes, each with at least one image.
+        device: of the training.
     """
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -39,11 +39,11 @@ class SyncBatchNorm2d(_BatchNorm):
     """Batch normalisation over the images of all processes (Ioffe & Szegedy 2015, arXiv 1502.03167)."""
 
     def __init__(self, norm: _BatchNorm, process_group: ProcessGroup) -> None:
-        """Take the place of a layer.
+        """Replace a layer.
 
         Args:
-            norm: whose parameters and running statistics it shares.
-            process_group: the processes.
+            norm: the layer; its parameters and running statistics are shared.
+            process_group: processes that share a batch.
         """
         assert norm.track_running_stats and norm.momentum is not None, "as torch makes them by default"
         super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, device="meta")
@@ -55,7 +55,7 @@ class SyncBatchNorm2d(_BatchNorm):
         assert input.dim() >= 2
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise (N, C, …); training, by the statistics of the whole batch."""
+        """Normalise (N, C, …), in training by the statistics of the whole batch."""
         if not self.training:
             return super().forward(input)
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
@@ -68,10 +68,10 @@ class SyncBatchNorm2d(_BatchNorm):
 
 
 def global_moments(x: Tensor, process_group: ProcessGroup) -> tuple[Tensor, Tensor, float]:
-    """Mean and biased variance of each channel over all processes, (C,) each, and the number of values of a channel.
+    """Return mean and biased variance of each channel over all processes, (C,) each, and the values of a channel.
 
     Each process sends count, mean and variance, and all combine them in the same order (Chan, Golub & LeVeque 1983,
-    eq. 2.1): sums of squares, which lose what little differs far from zero, are never formed.
+    eq. 2.1). Sums of squares are never formed, since they lose small differences far from zero.
     """
     channels = x.shape[1]
     scratch = x.new_zeros(2, channels, dtype=torch.promote_types(x.dtype, torch.float32))

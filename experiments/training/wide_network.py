@@ -1,9 +1,9 @@
-"""Networks of one architecture side by side, as one network with as many times the channels.
+"""k networks of one architecture as one network with k times the channels.
 
-Every layer becomes an ordinary one of k times the channels that keeps the networks apart: a convolution in g groups one
-in k · g groups, a batch normalisation one of k · C channels. Tensors are (N, k · C, …), network after network. Nothing
-is copied at a step: the parameters and buffers of the networks become slices, along their first dimension, of those of
-the wide network, and show its training.
+Every layer becomes an ordinary layer of k times the channels that keeps the networks separate: a convolution in g
+groups becomes one in k · g groups, a batch normalisation one of k · C channels. Tensors are (N, k · C, …), network
+after network. No step copies anything: parameters and buffers of the networks become slices, along their first
+dimension, of those of the wide network.
 
 The same by ``torch.func.stack_module_state`` and ``torch.vmap`` costs the host 2.7 times the calls of one network and
 batch normalisation three more passes over its tensors, since vmap has no rule that normalises and scales at once; on
@@ -60,7 +60,7 @@ class WideNetwork(nn.Module):
 
 
 def refusal(network: nn.Module) -> str | None:
-    """Why a network cannot be computed beside others as if alone, in words; None if it can."""
+    """Return why a network cannot be part of a wide network, in words; None if it can."""
     try:
         _graph(network)
     except ValueError as error:
@@ -69,7 +69,7 @@ def refusal(network: nn.Module) -> str | None:
 
 
 def _graph(network: nn.Module) -> fx.Graph:
-    """What a network computes, layer by layer.
+    """Return the graph of a network, layer by layer.
 
     Raises:
         ValueError: something in it has no rule.
@@ -100,7 +100,7 @@ class _Tracer(fx.Tracer):
 
 
 def _layers_in(graph: fx.Graph) -> list[str]:
-    """Names of the layers, each once."""
+    """Return the names of the layers, each once."""
     return list(dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "call_module"))
 
 
@@ -117,7 +117,7 @@ def _refusal_of(layer: nn.Module) -> str | None:
 
 
 def _share(wide: nn.Module, layers: Sequence[nn.Module]) -> None:
-    """Give a wide layer the numbers of the layers side by side, and them slices of its own."""
+    """Join the parameters and buffers of the layers in a wide layer; those of the layers become slices of them."""
 
     def joined(parts: list[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
         if parts[0].dim() == 0:  # a count of batches, the same for all
@@ -139,7 +139,7 @@ def _share(wide: nn.Module, layers: Sequence[nn.Module]) -> None:
 
 
 def _join(parts: Sequence[Tensor], count: int) -> Tensor:
-    """``torch.cat(parts, 1)`` of each network, channels innermost where they were."""
+    """Apply ``torch.cat(parts, 1)`` to each network; the memory format is kept."""
     last = [part.movedim(1, -1).unflatten(-1, (count, -1)) for part in parts]
     return torch.cat(last, -1).flatten(-2).movedim(-1, 1)
 
@@ -153,7 +153,7 @@ def _grouped_conv(conv: GroupedConv2d, count: int) -> nn.Module:
 
 
 def _conv(conv: nn.Conv2d, count: int) -> nn.Module:
-    """Dense networks side by side are a grouped convolution, for which a kernel is chosen as for any other."""
+    """Return k dense convolutions as one grouped convolution, for which a kernel is chosen as for any other."""
     named: Any = {
         name: getattr(conv, name) for name in ("kernel_size", "stride", "padding", "dilation", "padding_mode")
     }
@@ -166,7 +166,7 @@ def _norm(norm: nn.BatchNorm2d, count: int) -> nn.Module:
 
 
 class _Linear(nn.Module):
-    """Linear layers side by side: (N, k · C) to (N, k · O)."""
+    """k linear layers: (N, k · C) to (N, k · O)."""
 
     weight: Tensor
     bias: Tensor | None
@@ -188,7 +188,7 @@ class _Linear(nn.Module):
 
 
 class _LocalNorm(nn.Module):
-    """Local response normalisation, which looks at neighbouring channels of its own network alone."""
+    """Local response normalisation over neighbouring channels of one network, not of the next."""
 
     def __init__(self, norm: nn.LocalResponseNorm, count: int) -> None:
         super().__init__()
@@ -196,12 +196,12 @@ class _LocalNorm(nn.Module):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         batch = x_NCHW.shape[0]
-        apart = x_NCHW.unflatten(1, (self.count, -1)).flatten(0, 1)
-        return self.norm(apart).unflatten(0, (batch, self.count)).flatten(1, 2)
+        separate = x_NCHW.unflatten(1, (self.count, -1)).flatten(0, 1)
+        return self.norm(separate).unflatten(0, (batch, self.count)).flatten(1, 2)
 
 
 class _Permutation(nn.Module):
-    """Channels in another order, that of each network in its own range."""
+    """Permutation of channels within each network."""
 
     order: Tensor
     first: Tensor
@@ -235,8 +235,8 @@ def _shuffle(shuffle: ChannelShuffle, count: int) -> nn.Module:
     return _Permutation(shuffle, count)
 
 
-def _as_it_is(layer: nn.Module, _count: int) -> nn.Module:
-    """What treats every channel alike."""
+def _unchanged(layer: nn.Module, _count: int) -> nn.Module:
+    """Return a layer that treats every channel alike."""
     return layer
 
 
@@ -249,6 +249,6 @@ RULES: dict[type[nn.Module], Callable[[Any, int], nn.Module]] = {
     ChannelPermutation: _Permutation,
     ChannelShuffle: _shuffle,
     **dict.fromkeys(
-        (nn.ReLU, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Identity, nn.Dropout), _as_it_is
+        (nn.ReLU, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Identity, nn.Dropout), _unchanged
     ),
 }

@@ -141,7 +141,7 @@ def test_a_server_that_does_not_take_a_run_is_asked_once_and_the_runs_are_kept_o
 
 
 def test_a_hanging_upload_does_not_hold_up_the_next_run(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("experiments.tracking.PATIENCE", 0.05)
+    monkeypatch.setattr("experiments.tracking.FINISH_TIMEOUT_S", 0.05)
     release = threading.Event()
 
     def hang(*_arguments, **_named):
@@ -201,7 +201,7 @@ PROGRAM = """
 import sys, time
 from pathlib import Path
 from experiments import tracking
-tracking.START, tracking.PATIENCE = 2, 2
+tracking.START_TIMEOUT_S, tracking.FINISH_TIMEOUT_S = 2, 2
 folder = Path(sys.argv[1])
 begun = time.monotonic()
 for name in ("first", "second"):
