@@ -1,0 +1,108 @@
+"""The recipes of CONTRIBUTING, followed to the letter in a copy of the project."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(r"```(\w+)\n# (\S+)\n(.*?)```", re.DOTALL)
+# The measures of a small network of two groups, its long table, and the figures that draw the new measure.
+MEASURE = """
+import copy, sys
+from pathlib import Path
+import torch
+from analysis.figures.registry import FIGURES
+from analysis.figures.saved import Saved
+from experiments.data.augment import Views
+from experiments.measure.context import prepare
+from experiments.measure.options import MeasureOptions
+from experiments.measure.registry import MEASURES
+from experiments.measure.table import gather
+from experiments.models import build_model
+from experiments.training.recipe import Recipe
+from experiments.training.run_context import RunContext
+from tiny_images import tiny_dataset
+
+torch.manual_seed(0)
+network = build_model("small", classes=2, groups=2, width=4)
+untrained = copy.deepcopy(network)
+with torch.no_grad():
+    network.conv2.weight[:4] *= 3
+run_context = RunContext.of(tiny_dataset(), Views(12, 12), Recipe(device="cpu"))
+context = prepare(network, untrained, run_context, MeasureOptions(8, 9, 0, 0))
+(measure,) = [measure for measure in MEASURES if measure.__name__ == "measure_growth"]
+table = gather(measure(context), "study", "groups-2", 0, context.groups).table
+folder = Path(sys.argv[1])
+table.to_csv(folder / "measures.csv", index=False)
+for figure in FIGURES:
+    if figure.draw.__module__ == "analysis.figures.growth":
+        figure.draw(Saved(table), folder)
+"""
+
+
+def inserted(text, lines):
+    """A text with the ``+`` lines of a diff put between the lines around them, which occur in this order."""
+    rows, place = text.splitlines(), 0
+    for line, following in zip(lines, [*lines[1:], " "], strict=True):
+        if not line.startswith("+"):
+            place = rows.index(line[1:], place) + 1
+            continue
+        if not place:  # the block begins with a new line
+            place = rows.index(following[1:])
+        rows.insert(place, line[1:])
+        place += 1
+    return "\n".join(rows) + "\n"
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A copy of the project with the blocks of CONTRIBUTING that make the measure and the claim."""
+    copy = tmp_path_factory.mktemp("recipes") / "checkout"
+    ignored = shutil.ignore_patterns("__pycache__")
+    for folder in ("analysis", "configs", "experiments", "gconv"):
+        shutil.copytree(ROOT / folder, copy / folder, ignore=ignored)
+    for language, name, content in BLOCK.findall((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")):
+        path = copy / name
+        if language == "diff":
+            path.write_text(inserted(path.read_text(encoding="utf-8"), content.splitlines()), encoding="utf-8")
+        elif language == "yaml":
+            path.write_text(path.read_text(encoding="utf-8") + "\n" + content, encoding="utf-8")
+        elif "growth" in name:
+            assert not path.exists(), f"{name} is taken"
+            path.write_text(content, encoding="utf-8")
+    return copy
+
+
+def run(checkout, *arguments):
+    """Standard output of Python in the copy."""
+    environment = {"PYTHONPATH": f"{checkout}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
+    command = [sys.executable, *arguments]
+    ended = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_a_measure_takes_three_files_and_two_registrations(checkout, tmp_path):
+    """In one of two groups of equal filters the weights are tripled: norms 3 and 1, standard deviation ½ of the mean.
+
+    Filters differ before by their initialisation, so the value is near ½; untrained it is near 0.
+    """
+    run(checkout, "-c", MEASURE, str(tmp_path))
+    table = pd.read_csv(tmp_path / "measures.csv", keep_default_na=False)
+    values = table[table["layer"] == "conv2"].set_index("null")["value"]
+    assert set(table["measure"]) == {"norm_spread"} and set(table["layer"]) == {"conv2", "conv3"}
+    assert values[""] == pytest.approx(0.5, abs=0.15)
+    assert values["untrained"] < 0.2
+    assert {path.name for path in tmp_path.iterdir()} == {"measures.csv", "growth.pdf", "growth.png"}
+
+
+def test_a_claim_takes_yaml_alone(checkout, tmp_path):
+    out = run(checkout, "-m", "experiments", "claims", f"--runs_root={tmp_path}")
+    assert "99" in out and "not run" in out
+    explained = run(checkout, "-m", "experiments", "claims", "--explain", f"--runs_root={tmp_path}")
+    assert "Training makes the filter groups of a layer grow unequally." in " ".join(explained.split())
