@@ -91,8 +91,8 @@ bench: $(READY) ## time every kernel side by side, then whole training steps, th
 	@$(if $(filter -h --help,$(ARGS)),,$(RUN) -m benchmarks.steps)
 	@$(if $(filter -h --help,$(ARGS)),,$(RUN) -m benchmarks.training --model=lognet)
 
-bench-kernels: $(READY) ## measure this machine's kernels into ~/.cache/gconv/kernels/, for the choice between them
-	@$(RUN) -m benchmarks.kernels --learn $(ARGS)
+bench-kernels: $(READY) ## measure this machine's kernels for the choice between them, in two minutes at most
+	@$(RUN) -m benchmarks.learn $(ARGS)
 
 bench-blocks: $(READY) ## convolution, batch norm, ReLU and shuffle: one after the other, and as one block
 	@$(RUN) -m benchmarks.blocks $(ARGS)

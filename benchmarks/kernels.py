@@ -6,7 +6,6 @@ them alike. ``dense`` is the layer without groups, ``ours`` what the operator ch
 
     python -m benchmarks.kernels [--layers=64@32,128@16] [--partitions=2,log:4] [--dtypes=float32,bfloat16]
         [--layouts=channels_last] [--batch=64] [--repeats=15] [--to=FOLDER]       one long CSV, and the figure
-    python -m benchmarks.kernels --learn […]                  extends the user's table of measured kernels
 
 A layer is written ``64@32`` (channels at a size), ``256@14/1x1`` or ``128@28/3x3/2`` (with a stride).
 """
@@ -34,10 +33,9 @@ from experiments.training.run_context import choose_device, device_name
 from gconv import GroupedConv2d, forced_kernel
 from gconv.cost import Latency, measure_latencies
 from gconv.explanation import floor_of, seconds_of, share_of_dense
-from gconv.kernels import OPS, find, runnable, table
-from gconv.kernels.choose import APART, pixel_bits
+from gconv.kernels import OPS, find, runnable
 from gconv.kernels.geometry import Geometry
-from gconv.kernels.machine import device_family, this_machine
+from gconv.kernels.machine import device_family
 from gconv.operator import dispatch
 
 LAYERS = {
@@ -46,7 +44,6 @@ LAYERS = {
 }
 PARTITIONS = {"cpu": "2,8,log:3,log:4,log:5", "cuda": "2,4,8,32,log:3,log:4,log:5"}
 BATCH = {"cpu": 64, "cuda": 256}
-TINY = ("8@4", "64@4")  # batches of one and two, where calls cost more than arithmetic: for the table alone
 SHORT = 2e-3  # seconds: what takes less is repeated within one measurement
 FP32_ERROR = 1e-5  # relative to the largest number of the result, at most
 FP32_ROUNDING = 1e-6  # what sums in another order may differ by
@@ -90,23 +87,15 @@ def main() -> None:
     parser.add_argument("--layers", default=LAYERS[kind])
     parser.add_argument("--partitions", default=PARTITIONS[kind])
     parser.add_argument("--dtypes", default="bfloat16,float32")
-    parser.add_argument("--layouts", help="by default channels_last, and for --learn contiguous too")
+    parser.add_argument("--layouts", default="channels_last")
     parser.add_argument("--batch", type=int, default=BATCH[kind])
     parser.add_argument("--repeats", type=int, default=15, help="timed rounds")
-    parser.add_argument("--learn", action="store_true", help="extend the table that chooses kernels, instead")
     parser.add_argument("--to", type=Path, default=Path("runs/kernels"), help="folder of the CSV and the figure")
     given = parser.parse_args()
-    given.layouts = given.layouts or ("channels_last,contiguous" if given.learn else "channels_last")
     try:
         cases = list(cases_of(given, device))
     except (ValueError, AttributeError) as error:
         parser.error(str(error))
-    if given.learn:
-        for case in cases:
-            learn(case, given.repeats)
-            print(f"{case.layer} {case.partition} {case.dtype} × {case.batch}", flush=True)
-        print(f"table: {table.own_path(this_machine(device))}")
-        return
     rows = []
     for case in cases:
         rows += measure(case, given.repeats)
@@ -125,15 +114,10 @@ def cases_of(given: argparse.Namespace, device: torch.device) -> Iterator[Case]:
         for layout in given.layouts.split(","):
             if layout not in ("channels_last", "contiguous"):
                 raise ValueError(f"--layouts={layout}: write channels_last or contiguous")
-            layers = [(layer, given.batch) for layer in given.layers.split(",")]
-            if given.learn:
-                layers += [(layer, batch) for layer in TINY for batch in (1, 2)]
-            for layer, batch in layers:
+            for layer in given.layers.split(","):
                 for partition in given.partitions.split(","):
-                    case = Case(layer, partition, getattr(torch, dtype), layout == "channels_last", batch, device)
-                    if layer not in TINY or parse_layer(layer)[0] >= 64 or partition in ("2", "log:3"):
-                        GroupedConv2d(parse_layer(layer)[0], parse_layer(layer)[0], 1, groups=partition, device="meta")
-                        yield case
+                    GroupedConv2d(parse_layer(layer)[0], parse_layer(layer)[0], 1, groups=partition, device="meta")
+                    yield Case(layer, partition, getattr(torch, dtype), layout == "channels_last", given.batch, device)
 
 
 def parse_layer(text: str) -> tuple[int, int, int, int]:
@@ -279,22 +263,6 @@ def measure(case: Case, repeats: int) -> list[dict[str, object]]:
                 }
             )
     return rows
-
-
-def learn(case: Case, repeats: int) -> None:
-    """Extend the user's table by one case: first each op apart, then the step, which depends on what was chosen."""
-    layer, _, x, _ = case.build()
-    bits, machine = pixel_bits(x.shape[0], *x.shape[2:]), this_machine(case.device)
-    kinds = {op: table.Kind.of(op, layer.geometry, case.dtype, case.channels_last, bits) for op in (*OPS, "step")}
-    times: dict[table.Kind, dict[str, float]] = {kinds["step"]: {}}
-    for op in OPS:
-        times[kinds[op]] = {name: latency.median for name, latency, *_ in time_op(case, op, repeats, with_ours=False)}
-    table.extend(machine, times.items())
-    dispatch.forget()
-    step = {name: latency.median for name, latency, *_ in time_op(case, "step", repeats)}
-    step[APART] = step.pop("ours")
-    table.extend(machine, [(kinds["step"], step)])
-    dispatch.forget()
 
 
 def summary(case: Case, rows: list[dict[str, object]]) -> str:

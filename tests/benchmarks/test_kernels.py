@@ -7,9 +7,7 @@ import pytest
 import torch
 
 from benchmarks import kernels
-from gconv import GroupedConv2d
-from gconv.kernels import OPS, choose, find, table
-from gconv.kernels.machine import this_machine
+from gconv.kernels import OPS, find
 from gconv.operator import dispatch
 
 SMALL = ["--layers=16@6", "--partitions=2,log:3", "--dtypes=float32", "--batch=2", "--repeats=2"]
@@ -63,25 +61,6 @@ def test_a_kernel_that_puts_out_nan_is_not_timed(monkeypatch):
     monkeypatch.setattr(packed, "input_gradient", lambda dy, *rest: torch.full_like(dy, float("nan")))
     case = kernels.Case("16@6", "log:3", torch.float32, True, 2, torch.device("cpu"))
     assert "packed" not in [name for name, *_ in kernels.time_op(case, "input_gradient", 1)]
-
-
-def test_what_is_learned_is_what_is_chosen(monkeypatch, capsys):
-    run(monkeypatch, *SMALL, "--learn")
-    assert str(table.own_path(this_machine(torch.device("cpu")))) in capsys.readouterr().out
-    layer = GroupedConv2d(16, 16, 3, padding=1, groups="log:3")
-    bits = choose.pixel_bits(2, 6, 6)
-    for op in OPS:
-        chosen = choose.choose(op, layer.geometry, torch.float32, torch.device("cpu"), True, bits)
-        seconds = {name: t for name, t in chosen.seconds if name != "dense"}
-        assert chosen.reason in ("the fastest measured", "as fast as any measured")
-        assert seconds[chosen.kernel] <= choose.ALIKE * min(seconds.values())
-    steps = [
-        times
-        for kind, times in table.read(table.own_path(this_machine(torch.device("cpu"))))[1].items()
-        if kind.op == "step"
-    ]
-    assert all({"apart", "dense", "loop", "packed"} <= set(times) for times in steps)
-    assert len(steps) == 2 * (2 + 8)  # what was asked for and the smallest layers, in both layouts
 
 
 @pytest.mark.parametrize(
