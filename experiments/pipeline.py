@@ -16,13 +16,14 @@ from experiments.measure.speed import measure_speed
 from experiments.measure.table import NOTE_COLUMNS, gather, save_arrays, save_table
 from experiments.measure.version import VERSION
 from experiments.report import summary as report
-from experiments.report.claims import study_verdicts
+from experiments.report.closing import closing_text, path_lines, remarks_on_images, remarks_on_notes
 from experiments.report.html_page import write_study_page
+from experiments.report.records import read_record
 from experiments.report.study_tables import COUNTS, write_tables
 from experiments.report.tables import DamagedTableError, read_about, read_arrays, read_csv, read_table
 from experiments.store import leases
 from experiments.store.packed import MARK, NotGatheredError, read_done, take
-from experiments.store.runs import config_hash, public, write_json
+from experiments.store.runs import config_hash, public, write_atomic, write_json
 from experiments.study.config import Study
 from experiments.study.plan import PlannedRun, plan
 from experiments.tracking import log_results
@@ -53,15 +54,21 @@ def run_planned(study: Study, planned: list[PlannedRun], process_group: ProcessG
             figures = report.draw_figures(study.folder)
             page = write_study_page(study.folder)
             _log_results(study, done[0].run.result or {}, figures)
-        print(f"\n{study.question}\n\n{report.summary(report.read_measures(study.folder))}\n")
-        for _, row in missing.iterrows():
-            print(f"Not in these tables: {row['variant']}, seed {row['seed']}: {row['status']}: {row['reason']}")
-        if verdicts := study_verdicts(study.name, study.execution.runs_root):
-            print(f"Verdicts of this study alone (make claims prints the ledger)\n{verdicts}\n")
-        print(f"report:  {page}")
-        print(f"tables:  {report.tables_folder(study.folder)}")
-        print("figures: " + "\n         ".join(str(path) for path in figures if path.suffix == ".png"))
+        print(_closing(study, done, missing, page))
     return failed
+
+
+def _closing(study: Study, done: list[PlannedRun], missing: pd.DataFrame, page: Path) -> str:
+    """Return what the study says at its end; the long tables go to a file."""
+    folder, table = report.tables_folder(study.folder), report.read_measures(study.folder)
+    write_atomic(folder / "summary.txt", lambda file: file.write(f"{report.summary(table)}\n".encode()))
+    remarks = remarks_on_images({p.dataset.key: p.dataset for p in done}.values())
+    remarks += remarks_on_notes(read_csv(folder / "notes.csv", NOTE_COLUMNS), missing)
+    results = [p.run.result or {} for p in done]
+    seconds = pd.DataFrame({"variant": [p.variant.name for p in done], "seconds": [r["seconds"] for r in results]})
+    record = read_record(study.name, str(study.execution.runs_root), folder)
+    text = closing_text(study.question, table, record, seconds, remarks, study.name)
+    return "\n".join(["", text, "", *path_lines(study.folder, page)])
 
 
 def _log_results(study: Study, first: dict[str, Any], figures: list[Path]) -> None:

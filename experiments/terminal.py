@@ -20,3 +20,11 @@ def show_every_sign() -> None:
 def shown(name: str | Path) -> str:
     r"""Return a file's name as text that can be printed and saved: a byte that is no UTF-8 becomes ``\xe9``."""
     return os.fsencode(name).decode(errors="backslashreplace")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

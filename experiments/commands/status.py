@@ -13,6 +13,7 @@ from experiments.errors import UsageError
 from experiments.store import leases
 from experiments.study.catalogue import study_names, trained_studies
 from experiments.study.status import STATES
+from experiments.terminal import duration
 
 
 def main(arguments: list[str]) -> int:
@@ -95,11 +96,3 @@ def _detail(run: dict[str, Any]) -> str:
     if run.get("silent_seconds", 0) > leases.EXPIRY:
         text += f"; no sign of life for {duration(run['silent_seconds'])}: perhaps dead, the next start finds out"
     return text
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
