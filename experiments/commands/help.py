@@ -62,7 +62,7 @@ USAGES = {
                                     every measure on a network that was trained elsewhere
 """,
     "claims": """\
-  claims [--json] [--explain] [--markdown] [--readme] [--trials] [--runs_root=DIR]
+  claims [--json] [--explain] [--figure] [--markdown] [--readme] [--trials] [--runs_root=DIR]
                                     what is claimed of filter groups, and what the studies say to it
 """,
 }

@@ -17,12 +17,13 @@ from analysis.verdict import ALPHA, Part, Verdict
 from experiments.errors import UsageError
 from experiments.report.claims_page import EVERY, claimed, planned, read_rates, write_page
 from experiments.report.ledger import CLAIM_KEYS, LEDGER, read_claims
+from experiments.report.ledger_figure import draw_ledger
 from experiments.report.marked_text import replace_block
 from experiments.report.records import RESULTS, find_records, read_record
 from experiments.study.catalogue import HOME, study_names
 
 RATES = RESULTS / "null-studies" / "rates.csv"
-FLAGS = "--json, --explain, --markdown, --readme, --trials, --runs_root=DIR"
+FLAGS = "--json, --explain, --figure, --markdown, --readme, --trials, --runs_root=DIR"
 README, BLOCK = HOME / "README.md", "verdicts"  # the block of the README that ``--readme`` writes
 WIDTH = 120
 CLAIM, RIGHT = 40, 62  # columns of the ledger: the claim, and what was found
@@ -44,7 +45,7 @@ def print_claims(flags: Sequence[str]) -> None:
             runs = Path(value).expanduser()
             if not runs.is_dir():
                 raise UsageError(f"claims: {flag}: no such folder")
-        elif flag in ("--json", "--explain", "--markdown", "--readme", "--trials"):
+        elif flag in ("--json", "--explain", "--figure", "--markdown", "--readme", "--trials"):
             given.add(flag)
         else:
             raise UsageError(f"claims: unknown flag {flag}; there are: {FLAGS}")
@@ -63,6 +64,8 @@ def print_claims(flags: Sequence[str]) -> None:
     if "--json" in given:
         rows = [_as_json(*row) for row in zip(claims, findings, strict=True)]
         print(json.dumps(rows, indent=1, ensure_ascii=False))
+    elif "--figure" in given:
+        print(*draw_ledger(claims, findings, runs / "figures"), sep="\n")
     elif "--explain" in given:
         print("\n\n".join([RULE.rstrip(), *(_explained(*row) for row in zip(claims, findings, strict=True))]))
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import shlex
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from analysis.tradeoff import tradeoff_table
 from experiments.report.claims import command, interval
 from experiments.report.claims_page import claimed
 from experiments.report.ledger import LEDGER, read_claims
+from experiments.report.ledger_figure import draw_ledger
 from experiments.report.records import RESULTS, find_records, read_record
 from experiments.report.summary import spread, tables_folder, time_of_image
 from experiments.report.tables import read_about, read_csv, read_table
@@ -237,7 +239,8 @@ def _ledger(claims: Sequence[Claim], findings: Sequence[Finding]) -> list[dict[s
 
 def _write(sections: Sequence[Section], records: Sequence[Record], target: Path, name: str) -> Path:
     claims = [claim for claim in read_claims(LEDGER) if not name or name in claim.studies]
-    ledger = _ledger(claims, judge_claims(claims, records)) if records else []
+    findings = judge_claims(claims, records)
+    ledger = _ledger(claims, findings) if records else []
     environment = Environment(
         loader=PackageLoader("experiments.report", "templates"),
         autoescape=True,
@@ -246,10 +249,13 @@ def _write(sections: Sequence[Section], records: Sequence[Record], target: Path,
         lstrip_blocks=True,
     )
     template = environment.get_template("page.html")
+    with tempfile.TemporaryDirectory() as scratch:
+        drawn = draw_ledger(claims, findings, Path(scratch))
+        forest = next((_picture(path, max(WIDTHS)) for path in drawn if path.suffix == ".png"), None)
     html = ""
     for width in WIDTHS:
         pictures = {path: _picture(path, width) for section in sections for _, path in section.figures}
-        html = template.render(sections=sections, ledger=ledger, pictures=pictures, name=name)
+        html = template.render(sections=sections, ledger=ledger, forest=forest, pictures=pictures, name=name)
         if len(html.encode()) <= MOST_BYTES:
             break
     write_atomic(target, lambda file: file.write(html.encode()))

@@ -10,6 +10,7 @@ from browser import find_browser, open_page
 from experiments.commands import report
 from experiments.errors import UsageError
 from experiments.report.html_page import MOST_BYTES
+from experiments.report.records import RESULTS
 
 NAME = "quickstart"
 
@@ -49,7 +50,7 @@ def test_the_page_has_claims_figures_tables_provenance_and_commands(page):
         assert words in text
     for words in ("Notes: what could not be measured", "data hash", f"make experiment NAME={NAME}", "ARGS=--seeds=8"):
         assert words in text
-    assert text.count("<img ") == 10
+    assert text.count("<img ") == 1 + len(list((RESULTS / NAME).glob("*.png")))
 
 
 @pytest.mark.skipif(find_browser() is None, reason="no browser with its driver is installed")
