@@ -1,7 +1,8 @@
-"""Correlation within groups less between groups, against every null: is it more than grouping alone brings?"""
+"""Correlation within groups less between groups, and covariance on the blocks of the groups, against every null."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +16,7 @@ from analysis.nulls import TRAINED, UNTRAINED, without_cut
 PLACES = 6  # layers side by side, at most
 GAP = Quantity("|r| within − between", 0)
 RISE = Quantity("trained − untrained", 0)
+SHARE = Quantity("energy on blocks, beyond chance", 0)
 
 
 def gaps(table: pd.DataFrame) -> pd.DataFrame:
@@ -45,6 +47,24 @@ def rises(found: pd.DataFrame) -> pd.DataFrame:
     return (trained.loc[both] - untrained.loc[both]).rename("value").reset_index()
 
 
+def block_shares(table: pd.DataFrame, columns: Collection[str]) -> pd.DataFrame:
+    """Return ``on_block_share`` of each pair of layers, in the column of the first one.
+
+    Args:
+        table: long table.
+        columns: headings ``layer, side``; the filters of the first layer are sorted by the group that reads them, which
+            is the one that computes them where the layer has no column ``read``.
+
+    Returns:
+        The rows of these columns, with the heading in ``column``.
+    """
+    rows = table[table["measure"] == "on_block_share"]
+    first = rows["layer"].str.split("-", n=1).str[0]
+    read = first + ", read"
+    rows = rows.assign(column=read.where(read.isin(columns), first + ", computed"))
+    return rows[rows["column"].isin(columns)]
+
+
 def columns_of(found: pd.DataFrame) -> pd.Series:
     """Return the heading of each gap: ``layer, side``.
 
@@ -61,7 +81,7 @@ def columns_of(found: pd.DataFrame) -> pd.Series:
 
 
 def draw(saved: Saved, folder: Path) -> list[Path]:
-    """Draw the gap of each variant and layer with its nulls, and below it what training added.
+    """Draw the gap of each variant and layer with its nulls; below it what training added, and the energy on blocks.
 
     Args:
         saved: the long table.
@@ -82,7 +102,7 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
     keys = ["variant", "column", "null", "groups"]
     found = found.assign(null=found["null"].map(without_cut))
     parts = []
-    for quantity, values in ((GAP, found), (RISE, added)):
+    for quantity, values in ((GAP, found), (RISE, added), (SHARE, block_shares(table, columns))):
         parts.append(seed_estimates(values[values["column"].isin(shown)], keys).assign(quantity=quantity.name))
     cells = pd.concat([part for part in parts if len(part)])
     order = [variant for variant in dict.fromkeys(table["variant"]) if variant in set(cells["variant"])]
@@ -91,12 +111,19 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
         "Correlation of responses of filters of one group less that of filters of two groups; a trained gap is a "
         "finding where it exceeds those of the nulls. Computed, read: by which groups the filters are sorted. "
         "A spectral partition looks for the largest gap there is, an arbitrary one for none; of either "
-        "there is a mark for each number of parts. "
+        "there is a mark for each number of parts. Energy on blocks: share of the whitened covariance "
+        "with the next layer that lies within the groups; 0: as without groups, 1: all of it. "
         f"{seeds_note(cells)}{left_out_note(len(shown), len(columns), 'layers')}"
     )
-    quantities = [quantity for quantity in (GAP, RISE) if quantity.name in set(cells["quantity"])]
+    quantities = [quantity for quantity in (GAP, RISE, SHARE) if quantity.name in set(cells["quantity"])]
     return forest.draw(
-        cells, quantities, shown, "Correlation within groups, against its nulls", caption, folder, "nulls"
+        cells,
+        quantities,
+        shown,
+        "Correlation and covariance within groups, against their nulls",
+        caption,
+        folder,
+        "nulls",
     )
 
 

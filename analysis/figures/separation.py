@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from analysis.colour import CHROMA_AXES_2C
 from analysis.figures import page
 from analysis.figures.by_group import MOST_TICKS, name_rows, row_height
 from analysis.figures.estimates import Mark, axis_ends, draw_side_by_side, label, marks, seed_estimates, seeds_note
@@ -22,18 +23,28 @@ from analysis.nulls import LABELS_PERMUTED, TRAINED
 ATTRIBUTES = {"colour_index": "colour index", "frequency": "frequency centroid (cycles per pixel)"}
 TESTED = ("colour", "frequency", "orientation")
 SIGNIFICANT = 0.05
+GREY_FILTER = 0.3
 NARROW = 4.5  # inches: a narrower figure has fewer numbers below its panels
+
+
+def axis_colours(angle_O: NDArray) -> NDArray[np.float64]:
+    """Return the colour (O, 3) of one end of each axis of ``colour.FirstColour``; dark grey for a grey filter (NaN)."""
+    radians = np.radians(angle_O)
+    ends = np.stack([np.cos(radians), np.sin(radians)], axis=1) @ CHROMA_AXES_2C
+    colours = 0.5 + 0.45 * ends / np.abs(ends).max(axis=1, keepdims=True)
+    return np.where(np.isnan(colours), GREY_FILTER, colours)
 
 
 def filter_points(arrays: Mapping[str, Mapping[str, NDArray]]) -> pd.DataFrame:
     """Return one row per variant, filter and attribute.
 
     Args:
-        arrays: per variant ``colour_index``, ``frequency`` and ``learned`` (O,), and ``filter_groups`` (O,) if several
-            groups read them.
+        arrays: per variant ``colour_index``, ``frequency``, ``first_colour_angle`` and ``learned`` (O,), and
+            ``filter_groups`` (O,) if several groups read them.
 
     Returns:
-        variant, filter, group (1 …), attribute, value, learned; filters whose value is undefined are left out.
+        variant, filter, group (1 …), attribute, value, learned, angle (of the learned colour; NaN for a grey filter);
+        filters whose value is undefined are left out.
     """
     parts = []
     for variant, a in arrays.items():
@@ -42,8 +53,9 @@ def filter_points(arrays: Mapping[str, Mapping[str, NDArray]]) -> pd.DataFrame:
             groups = a.get("filter_groups", np.zeros(len(values), dtype=np.int64)) + 1
             fixed = {"variant": variant, "attribute": attribute}
             rows = {"filter": np.arange(len(values)), "group": groups, "value": values, "learned": a["learned"]}
+            rows["angle"] = a.get("first_colour_angle", np.full(len(values), np.nan))
             parts.append(pd.DataFrame({**fixed, **rows}))
-    columns = pd.Index(["variant", "filter", "group", "attribute", "value", "learned"])
+    columns = pd.Index(["variant", "filter", "group", "attribute", "value", "learned", "angle"])
     if not parts:
         return pd.DataFrame(columns=columns)
     points = pd.concat(parts, ignore_index=True)[columns]
@@ -137,10 +149,15 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
         "One dot per filter, of the first seed; faint: never left its initialisation, and not counted; line: mean of "
         "the group."
     )
+    if points["angle"].notna().any():
+        text += (
+            " In the panel of the colour index each dot has the colour that the filter learned: one end of the axis "
+            "along which it varies most (the other end is the complement); dark grey: none."
+        )
     if not area.empty:
         text += (
-            " Right, AUC: chance that of two filters of two groups the one of the higher group has more; Δ: largest "
-            "less smallest group mean, with its p under permuted labels, or in how many seeds p < .05. "
+            " Right, AUC: probability that of two filters of two groups the one of the higher group has the larger "
+            "value; Δ: largest − smallest group mean, with its p under permuted labels, or the seeds with p < .05. "
         )
     page.caption(figure, text + seeds_note(area))
     return page.save(figure, folder, "separation")
@@ -168,7 +185,11 @@ def _draw_strips(panel: Axes, here: pd.DataFrame, means: pd.Series) -> None:
     for k in range(len(groups)):
         x[place == k] += spread(y[place == k], 0.8)
     panel.scatter(x[~learned], y[~learned], s=size, color="0.8", linewidths=0, zorder=2)
-    panel.scatter(x[learned], y[learned], s=size, c=[palette[k] for k in place[learned]], linewidths=0, zorder=3)
+    if set(here["attribute"]) == {"colour_index"} and here["angle"].notna().any():
+        colours = axis_colours(here["angle"].to_numpy(dtype=np.float64))
+    else:
+        colours = np.array(palette)[place]
+    panel.scatter(x[learned], y[learned], s=size, c=colours[learned], linewidths=0, zorder=3)
     middles = [groups.index(group) for group in means.index]
     panel.hlines(means, np.subtract(middles, 0.4), np.add(middles, 0.4), color="black", linewidth=0.9, zorder=4)
     step = -(-len(groups) // MOST_TICKS)

@@ -271,6 +271,27 @@ def test_nothing_is_drawn_for_what_was_not_measured(tmp_path, monkeypatch):
     plt.close("all")
 
 
+def test_the_share_on_the_blocks_is_in_the_column_of_the_first_layer():
+    """conv1's filters are sorted by the group that reads them, conv2's by the one that computes and reads them."""
+    rows = table(
+        ("g2", 0, "conv1-conv2", "on_block_share", "", 0.3),
+        ("g2", 0, "conv2-conv3", "on_block_share", "rotated filters", 0.4),
+        ("g2", 0, "conv3-conv4", "on_block_share", "", 0.5),
+        ("g2", 0, "conv1-conv2", "on_block_energy", "", 0.6),
+    )
+    shares = nulls.block_shares(rows, ["conv1, read", "conv1, computed", "conv2, computed"])
+    assert shares[["column", "null", "value"]].values.tolist() == [
+        ["conv1, read", "", 0.3],
+        ["conv2, computed", "rotated filters", 0.4],
+    ]
+
+
+def test_a_dot_has_the_colour_of_one_end_of_the_learned_axis():
+    """Angle 0 is red against green, (1, −1, 0); 90 is yellow against blue, (1, 1, −2); NaN is a grey filter."""
+    colours = separation.axis_colours(np.array([0.0, 90.0, np.nan]))
+    assert colours == pytest.approx(np.array([[0.95, 0.05, 0.5], [0.725, 0.725, 0.05], [0.3, 0.3, 0.3]]))
+
+
 def test_energy_on_the_blocks_is_named_with_its_nulls():
     rows = table(
         ("g2", 0, "conv1-conv2", "on_block_energy", "", 0.6),
