@@ -57,7 +57,7 @@ def test_what_no_node_has_is_told_and_not_waited_for(cpus, device, told):
 
 def test_where_a_study_is_trained_is_no_part_of_it():
     here, there = (load_study("quickstart", flags) for flags in ([], ["--on=ray", "--cpus_per_run=2"]))
-    assert (there.on, there.cpus_per_run) == ("ray", 2)
+    assert (there.execution.on, there.execution.cpus_per_run) == ("ray", 2)
     assert there.overrides == here.overrides == {}
     assert [v.run_config("data", 0) for v in there.variants] == [v.run_config("data", 0) for v in here.variants]
 
