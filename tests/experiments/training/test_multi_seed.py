@@ -1,47 +1,44 @@
-"""Several seeds at once on the CPU: each run leaves behind what it leaves behind alone, within ``TOLERANCE``."""
+"""Several seeds in lock-step on the CPU: each run leaves what it leaves alone, within ``TOLERANCE``."""
 
-import os
-import re
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
-import pandas as pd
 import pytest
 import torch
 
 from experiments.data.augment import Views
-from experiments.errors import RunFailedError, UsageError
-from experiments.execution.study_runs import train_all
+from experiments.errors import RunFailedError
 from experiments.models import build_model
-from experiments.pipeline import run_study
-from experiments.report import summary as report
 from experiments.store import leases, stop_signal
 from experiments.store.leases import LeaseLostError
 from experiments.store.runs import Run
-from experiments.store.siblings import how_far, siblings
-from experiments.study.config import load_study
-from experiments.study.plan import PlannedRun, plan
+from experiments.store.siblings import how_far
 from experiments.tracking import Tracker
 from experiments.training.learner import Learner
 from experiments.training.multi_seed import MultiSeedLearner
 from experiments.training.recipe import Recipe
 from experiments.training.run import train_run, train_seeds
 from experiments.training.run_context import RunContext
-from experiments.training.seeds_at_once import choose_seeds_at_once, largest_worthwhile, speedup
 from experiments.training.wide_network import WideNetwork
+from fault_children import SILENT
 from tiny_images import tiny_dataset
 
 TOLERANCE = 1e-4  # of every metric after 20 steps in fp32, on the CPU
-SILENT = Tracker("off", "", "", "", {}, None)  # type: ignore[arg-type]
+
+
 METRICS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "lr")
+
+
 LOGNET = ("lognet", {"groups": "log:4", "width": 8})
+
+
 NETS = {
     "log groups, batch norm, shortcuts": LOGNET,
     "uneven groups": ("lognet", {"groups": "~3", "width": 16}),
     "channel shuffle": ("shufflenet", {"groups": 2, "width": 32, "stem": "cifar"}),
     "depthwise": ("mobilenet", {"multiplier": 0.125, "stem": "cifar"}),
 }
+
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -257,145 +254,3 @@ def test_only_weights_decay():
     for group, known in zip(stack._optimizer.param_groups, learner._optimizer.param_groups, strict=True):
         assert group["weight_decay"] == known["weight_decay"]
         assert [len(p) for p in group["params"]] == [2 * len(p) for p in known["params"]]
-
-
-def test_half_as_many_are_tried_until_they_fit_and_pay():
-    tried = []
-
-    def found(count):
-        tried.append(count)
-        if count == 8:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return {4: 1.05, 2: 1.3}[count]
-
-    assert largest_worthwhile(found, 8) == (2, 1.3)
-    assert tried == [8, 4, 2]
-    assert largest_worthwhile(lambda _: 1.09, 8) == (1, 1.0)
-    with pytest.raises(RuntimeError, match="a bug"):
-        largest_worthwhile(lambda _: (_ for _ in ()).throw(RuntimeError("a bug")), 8)
-
-
-def test_the_pace_is_measured_and_on_a_cpu_nothing_is_tried():
-    given = context()
-    assert 0.05 < speedup(lambda: fresh(0, ("small", {"width": 4})), given, 2) < 20
-    assert choose_seeds_at_once(lambda: pytest.fail("built"), given, 8) == (1, 1.0)
-
-
-SMALL = [
-    "--recipe.epochs=2",
-    "--recipe.batch_size=8",
-    "--recipe.lr=0.02",
-    "--data.image_size=16",
-    "--data.crop_size=16",
-]
-SMALL += ["--measures.images=8", "--measures.permutations=99", "--recipe.device=cpu", "--wandb=off", "--model.width=8"]
-SMALL += ["--measures.draws=0", "--measures.lesion_images=0", "--recipe.precision=fp32"]
-
-
-def small_study(folder, *flags):
-    return load_study("quickstart", [*SMALL, f"--runs_root={folder}", *flags])
-
-
-@pytest.mark.usefixtures("tiny")
-def test_a_whole_study_at_once_gives_the_tables_of_the_study_alone(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("experiments.report.summary.draw_figures", lambda _folder: [])
-    monkeypatch.setattr("experiments.measure.first_layer.CROPS", 2)
-    monkeypatch.setattr("experiments.pipeline._speed", lambda *_: pd.DataFrame())
-    flags = ["--only=dense,log-4", "--seeds=2"]
-    studies = [small_study(tmp_path / at, *flags, f"--seeds_at_once={at}") for at in ("1", "3")]
-    assert run_study(studies[0]) == 0
-    capsys.readouterr()
-    with monkeypatch.context() as patch:
-        patch.setattr("experiments.execution.planned_run.train_run", lambda *_: pytest.fail("trained alone"))
-        assert run_study(studies[1]) == 0
-    out = capsys.readouterr().out
-    trained = [line for line in out.splitlines() if re.match(r"\[\d+/\d+\] ", line)]
-    assert len(trained) == 4
-    assert any("dense, seed 0: accuracy" in line and line.endswith("(together with seed 1)") for line in trained)
-    assert any("log-4, seed 1: accuracy" in line and line.endswith("(together with seed 0)") for line in trained)
-    known, found = (report.read_measures(study.folder) for study in studies)
-    names = [name for name in known.columns if name != "value"]
-    pd.testing.assert_frame_equal(known[names], found[names])
-    same = ~known["measure"].str.contains("second|time")
-    assert np.allclose(known["value"][same], found["value"][same], rtol=1e-3, atol=1e-3)
-    first, second = plan(studies[0]), plan(studies[1])
-    for p, q in zip(first, second, strict=True):
-        assert p.run.folder.name == q.run.folder.name, "no part of what a run is"
-        assert q.run.result.keys() - p.run.result.keys() == {"seeds_at_once"}
-        assert abs(p.run.result["test_loss"] - q.run.result["test_loss"]) < TOLERANCE
-        assert not list(q.run.folder.glob("lease-*"))
-    assert "seeds_at_once" not in studies[1].overrides
-
-
-@pytest.mark.usefixtures("tiny")
-def test_a_seed_in_other_hands_is_left_to_them(tmp_path, capsys, monkeypatch):
-    study = small_study(tmp_path, "--only=dense", "--seeds=3", "--seeds_at_once=3")
-    planned = plan(study)
-    other = leases.claim(planned[1].run.folder)
-    assert other is not None
-
-    def the_other_ends(_seconds):
-        planned[1].run.finish("done", {"test_accuracy": 0.5, "seconds": 1.0}, "elsewhere")
-        other.release(remove=True)
-
-    monkeypatch.setattr("experiments.store.divide.sleep", the_other_ends)
-    assert train_all(study, planned) == 0
-    ended = [line for line in capsys.readouterr().out.splitlines() if "accuracy" in line]
-    assert "seed 0" in ended[0] and ended[0].endswith("(together with seed 2)")
-    assert "seed 2" in ended[1] and ended[1].endswith("(together with seed 0)")
-    assert ended[2].endswith("accuracy 0.500, 1 s (by another process)")
-
-
-@pytest.mark.usefixtures("tiny")
-def test_a_seed_that_diverges_beside_others_is_recorded_as_diverged(tmp_path, capsys, monkeypatch):
-    study = small_study(tmp_path, "--only=dense", "--seeds=3", "--seeds_at_once=3")
-    fresh_model = PlannedRun.fresh_model
-
-    def broken(self):
-        model = fresh_model(self)
-        if self.run.seed == 2:
-            torch.nn.init.constant_(model.get_parameter("classify.weight"), float("inf"))
-        return model
-
-    planned = plan(study)
-    monkeypatch.setattr(PlannedRun, "fresh_model", broken)
-    assert train_all(study, planned) == 1
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3
-    assert "seed 0: accuracy" in lines[0] and lines[0].endswith("(together with seeds 1, 2)")
-    assert "seed 2: diverged: the loss became" in lines[2]
-    assert [p.run.result["status"] for p in planned] == ["done", "done", "diverged"]
-
-
-def test_siblings_are_what_is_free_and_equally_far(tmp_path):
-    lead, free, ahead, done, held, spare = runs_in(tmp_path, 6)
-    ahead.save_checkpoint({"history": [{}], "part": None})
-    done.finish("done", {}, "here")
-    other = leases.claim(held.folder)
-    others = dict(enumerate((free, ahead, done, held, spare)))
-    with siblings(lead, others, 6) as found:
-        assert list(found) == [0, 4]
-        assert all(run.lease is not None and leases.claim(run.folder) is None for run in found.values())
-        assert leases.claim(ahead.folder) is not None, "given back at once"
-    assert leases.claim(free.folder) is not None
-    with siblings(lead, {4: spare, 0: free}, 2) as found:
-        assert list(found) == [4]
-    other.release()
-
-
-@pytest.mark.usefixtures("tiny")
-def test_dropout_is_refused_before_anything_is_trained_and_goes_alone_by_itself(tmp_path):
-    flags = ["--model.name=alexnet", "--data.image_size=67", "--data.crop_size=67", "--model.norm=none"]
-    flags = [flag for flag in SMALL if "size=16" not in flag and "width" not in flag] + flags
-    flags += ["--only=dense", f"--runs_root={tmp_path}"]
-    with pytest.raises(UsageError, match=r"seeds_at_once=3, variant dense: .*drop6 \(Dropout\).*p=0.5") as error:
-        plan(load_study("quickstart", [*flags, "--seeds_at_once=3"]))
-    assert "\n" not in str(error.value)
-    assert not os.listdir(tmp_path)
-    assert len(plan(load_study("quickstart", [*flags, "--seeds_at_once=auto"]))) == 3
-
-
-@pytest.mark.parametrize("value", ["0", "-2", "many", "true", "1.5"])
-def test_a_number_of_seeds_that_cannot_be_is_refused(value):
-    with pytest.raises(UsageError, match="seeds_at_once"):
-        load_study("quickstart", [f"--seeds_at_once={value}"])
