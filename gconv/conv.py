@@ -26,32 +26,32 @@ PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 class GroupedConv2d(nn.Conv2d):
     """2-D convolution in filter groups: input group g feeds output group g, and nothing else.
 
-    It is an ``nn.Conv2d`` and takes what that takes. With equal groups the ``state_dict`` is that of ``nn.Conv2d``, and
-    so are the initial values under the same seed.
+    It is a subclass of ``nn.Conv2d`` and takes the same inputs. With equal groups the ``state_dict`` is that of
+    ``nn.Conv2d``, and so are the initial values under the same seed.
 
     With unequal groups ``weight`` has shape (L, Kh, Kw): the weights of all L connected channel pairs, group after
     group; ``group_weights()`` gives them as (O_g, C_g, Kh, Kw) views. No tensor (O, C, Kh, Kw) holds them, so tools
     that work filter by filter need the groups: ``nn.init.kaiming_normal_(layer.weight)``, ``weight_norm(layer)`` and
     structured pruning raise, and ``layer.initialise(nn.init.kaiming_normal_)`` and ``layer.parametrise(weight_norm)``
-    are right for equal and unequal groups alike. The memory format of such a weight has no meaning and stays.
+    are right for equal and for unequal groups. ``.to(memory_format=…)`` leaves a weight of unequal groups as it is.
 
     Infinities and NaN stay in their group on a CPU. On other devices kernels that multiply zeros between the groups
-    (``packed``, ``nested``, ``masked``, ``band``) turn them into NaN in other groups; ``forced_kernel("loop")`` does
-    not.
+    (``packed``, ``nested``, ``masked``, ``band``) turn them into NaN in other groups. ``forced_kernel("loop")`` avoids
+    this.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, bias, padding_mode, device, dtype:
             as in ``nn.Conv2d``.
-        groups: how the outputs are cut, and the inputs too unless ``in_groups`` is given: anything that
+        groups: partition of the outputs, and of the inputs unless ``in_groups`` is given: anything that
             ``Partition.of`` reads (``4``, ``"log:4"``, ``"32,16,8,8"``, ``"4:2:1:1"``, a Partition).
-        in_groups: how the inputs are cut, where they are cut differently.
+        in_groups: partition of the inputs, if it differs from that of the outputs.
 
     Attributes:
         groups: number of groups, an int as in ``nn.Conv2d``.
         geometry: both partitions, kernel size, stride, the padding that the kernel does itself, dilation.
 
     Raises:
-        ValueError: the channels cannot be cut so; an unknown padding; ``padding="same"`` with a stride.
+        ValueError: the channels cannot be cut in this way; an unknown padding; ``padding="same"`` with a stride.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class GroupedConv2d(nn.Conv2d):
         *,
         in_groups: Spec | None = None,
     ) -> None:
-        nn.Module.__init__(self)  # that of nn.Conv2d knows equal groups alone
+        nn.Module.__init__(self)  # that of nn.Conv2d allows equal groups only
         if padding_mode not in PADDING_MODES:
             raise ValueError(f"padding_mode {padding_mode!r}: must be one of {', '.join(PADDING_MODES)}")
         self.in_channels = _whole(in_channels, "in_channels")
@@ -103,7 +103,7 @@ class GroupedConv2d(nn.Conv2d):
         self.reset_parameters()
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Register a parameter; the weight of unequal groups is kept from initialisers of filters."""
+        """Register a parameter, and have initialisers that need a fan-in raise on a weight of unequal groups."""
         if name == "weight" and param is not None and not self.geometry.is_uniform:
             refuse_fan_in(param)
         super().register_parameter(name, param)
@@ -150,11 +150,11 @@ class GroupedConv2d(nn.Conv2d):
         fill(self.bias, draw)
 
     def initialise(self, initialiser: Callable[..., Any], *arguments: Any, **named: Any) -> None:
-        """Fill the weight of each group by a function of ``torch.nn.init``, which finds the group's own fan-in.
+        """Initialise the weight of each group with a function of ``torch.nn.init``, by the fan-in of the group.
 
         Args:
             initialiser: fills a tensor of shape (O_g, C_g, Kh, Kw) in place, as ``nn.init.kaiming_normal_`` does.
-            arguments, named: what it takes after the tensor.
+            arguments, named: its arguments after the tensor.
         """
 
         def draw(weight: Tensor) -> None:
@@ -164,7 +164,7 @@ class GroupedConv2d(nn.Conv2d):
         fill(self.weight, draw)
 
     def parametrise(self, parametrisation: Callable[[nn.Conv2d], object]) -> None:
-        """Reparametrise the weight of each group by itself.
+        """Reparametrise the weight of each group separately.
 
         Args:
             parametrisation: registers a parametrisation on the weight of a layer, as
@@ -179,11 +179,11 @@ class GroupedConv2d(nn.Conv2d):
         register_parametrization(self, "weight", per_group, unsafe=True)
 
     def group_weights(self) -> list[Tensor]:
-        """Views of the weight, one of shape (O_g, C_g, Kh, Kw) per group."""
+        """Return views of the weight, one of shape (O_g, C_g, Kh, Kw) per group."""
         return self.geometry.group_weights(self.weight)
 
     def forward(self, input: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, O, H', W'), or (C, H, W) to (O, H', W')."""
+        """Map (N, C, H, W) to (N, O, H', W'), or (C, H, W) to (O, H', W')."""
         if isinstance(input, Proxy):
             named = leaf(self, input)
             return self._conv_forward(input, self.weight, self.bias) if named is None else named
@@ -198,7 +198,7 @@ class GroupedConv2d(nn.Conv2d):
                 if x.dim() != 3:
                     raise InputError(f"input of shape {tuple(x.shape)}: GroupedConv2d takes (N, C, H, W) or (C, H, W)")
                 return self._conv_forward(x.unsqueeze(0), weight, bias).squeeze(0)
-            if "weight" not in self._parameters:  # something computes it
+            if "weight" not in self._parameters:  # computed by another layer or a parametrisation
                 check_reparametrisations(self)
         if self._pad_first is not None:
             x = F.pad(x, self._pad_first, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
@@ -222,7 +222,7 @@ class GroupedConv2d(nn.Conv2d):
         return plain.train(self.training)
 
     def extra_repr(self) -> str:
-        """What ``print(layer)`` shows."""
+        """Return the text in the parentheses of ``print(layer)``."""
         cut = str(self.geometry.out_groups)
         if str(self.geometry.in_groups) != cut:
             cut = f"{self.geometry.in_groups} -> {cut}"

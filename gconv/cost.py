@@ -1,8 +1,8 @@
-"""What a model costs: exact parameters, MACs and activations per layer; measured latency and memory.
+"""Cost of a model: exact parameters, MACs and activations per layer; measured latency and memory.
 
 MACs are multiply-accumulates of convolutions and linear layers without biases, half of torch's forward FLOP count;
-activations are the elements that convolutions put out (Radosavovic et al. 2020, arXiv 2003.13678). Both are counted for
-one image, on the meta device: nothing is computed, so any model is counted at once.
+activations are the output elements of convolutions (Radosavovic et al. 2020, arXiv 2003.13678). Both are counted for
+one image, on the meta device, where nothing is computed.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from gconv.wiring.meta import Shape, image_shape, raise_if_closed, run_on_meta, unwrapped
-from gconv.wiring.text_table import MOST_ROWS, aligned
+from gconv.wiring.meta import Shape, image_shape, raise_if_scripted_or_lazy, run_on_meta, unwrapped
+from gconv.wiring.text_table import MAX_ROWS, aligned
 
 PARAMETRISATIONS = ".parametrizations."
 
 
 @dataclass(frozen=True)
 class LayerCost:
-    """What one module costs for one image, its submodules not included.
+    """Cost of one module for one image, without its submodules.
 
     Attributes:
         name, kind: of the module.
         parameters: learned numbers, biases included.
         macs: multiply-accumulates of the forward pass.
-        activations: elements put out, convolutions only.
+        activations: output elements, of convolutions only.
     """
 
     name: str
@@ -48,34 +48,34 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a model costs for one image: per layer, in the order of the modules, and in sum; printed as a table."""
+    """Cost of a model for one image: per layer, in the order of the modules, and in total. Prints as a table."""
 
     layers: tuple[LayerCost, ...]
 
     @property
     def parameters(self) -> int:
-        """Learned numbers."""
+        """Learned numbers of all layers."""
         return sum(layer.parameters for layer in self.layers)
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of one forward pass."""
+        """Multiply-accumulates of one forward pass, of all layers."""
         return sum(layer.macs for layer in self.layers)
 
     @property
     def activations(self) -> int:
-        """Elements that convolutions put out."""
+        """Output elements of all convolutions."""
         return sum(layer.activations for layer in self.layers)
 
-    def table(self, most: int | None = MOST_ROWS) -> str:
-        """One line per layer, at most so many, and their sum."""
+    def table(self, most: int | None = MAX_ROWS) -> str:
+        """Return one line per layer and the total; ``most`` limits the number of lines, None prints all."""
         header = ["layer", "kind", "parameters", "MACs", "activations"]
         rows = [
             [layer.name, layer.kind, f"{layer.parameters:,}", f"{layer.macs:,}", f"{layer.activations:,}"]
             for layer in self.layers
         ]
         total = ["total", "", f"{self.parameters:,}", f"{self.macs:,}", f"{self.activations:,}"]
-        return aligned(header, rows, total, texts=2, most=most)
+        return aligned(header, rows, total, texts=2, max_rows=most)
 
     def __str__(self) -> str:
         return self.table()
@@ -84,11 +84,11 @@ class Cost:
 def count_cost(model: nn.Module, input_shape: Shape) -> Cost:
     """Count parameters, MACs and activations exactly.
 
-    Dtypes and devices play no part. Of a model in ``torch.compile``, ``DataParallel`` or ``DistributedDataParallel``
-    the model inside is counted. A parametrised layer is one layer with all parameters of its parametrisations.
+    The counts do not depend on dtype and device. ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel``
+    are looked through. A parametrised layer is one layer with all parameters of its parametrisations.
 
     Args:
-        model: any module, on any device; it is neither changed nor run there.
+        model: any module, on any device. It is not changed, and not run on its device.
         input_shape: of one image, (C, H, W); or a batch of images, or its shape, of which one is counted.
 
     Raises:
@@ -96,7 +96,7 @@ def count_cost(model: nn.Module, input_shape: Shape) -> Cost:
         ValueError: the model cannot take such an image, needs to know numbers in its ``forward``, or is scripted.
     """
     model = unwrapped(model, "count_cost")
-    raise_if_closed(model, "count_cost")
+    raise_if_scripted_or_lazy(model, "count_cost")
     shape = image_shape(input_shape, model)
     spent, stack = _Spent(), list[tuple[str, int, int]]()
     macs: Counter[str] = Counter()
@@ -113,7 +113,7 @@ def count_cost(model: nn.Module, input_shape: Shape) -> Cost:
                 (activations, spent.activations - activations_before),
             ):
                 counts[entered] += count
-                if stack:  # what the modules inside spend is theirs
+                if stack:  # submodules are counted under their own names
                     counts[stack[-1][0]] -= count
 
         return enter, leave
@@ -132,7 +132,7 @@ def count_cost(model: nn.Module, input_shape: Shape) -> Cost:
     layers = []
     for name, module in model.named_modules():
         if PARAMETRISATIONS in f".{name}":
-            continue  # counted with the layer that they belong to; its weight is computed once, not for each image
+            continue  # counted with their layer, whose weight is computed once, not for each image
         owned = list(module.parameters(recurse=False))
         kind = type(module)
         if is_parametrized(module):
@@ -146,25 +146,25 @@ def count_cost(model: nn.Module, input_shape: Shape) -> Cost:
 
 
 def count_training_macs(model: nn.Module, input_shape: Shape) -> int:
-    """MACs of one forward and backward pass for one image, the gradient of the input included: 3 × forward.
+    """Return the MACs of one forward and backward pass for one image, with the gradient of the input: 3 × forward.
 
     Args:
-        model, input_shape: as of ``count_cost``, and raises the same.
+        model, input_shape: as in ``count_cost``, which raises the same errors.
     """
     model = unwrapped(model, "count_training_macs")
-    raise_if_closed(model, "count_training_macs")
+    raise_if_scripted_or_lazy(model, "count_training_macs")
     shape = image_shape(input_shape, model)
     with flop_counter() as counter:
         outputs = [t for t in tree_leaves(run_on_meta(model, shape, requires_grad=True)) if isinstance(t, Tensor)]
         outputs = [t for t in outputs if t.requires_grad]
         if not outputs:
-            raise ValueError(f"{type(model).__name__} puts out nothing that can be differentiated")
+            raise ValueError(f"{type(model).__name__} returns nothing that can be differentiated")
         torch.autograd.backward(outputs, [torch.ones_like(t) for t in outputs])
     return counter.get_total_flops() // 2
 
 
 class _Spent:
-    """MACs and elements put out by convolutions so far."""
+    """MACs and output elements of convolutions, counted so far."""
 
     def __init__(self) -> None:
         self.counter = flop_counter(self._note)
@@ -179,12 +179,12 @@ class _Spent:
 
 
 def flop_counter(on_convolution: Callable[[torch.Size], None] | None = None) -> FlopCounterMode:
-    """The FLOP counter of torch, with its count of the backward pass of grouped convolutions put right.
+    """Return torch's FLOP counter with a corrected count of the backward pass of grouped convolutions.
 
-    torch (2.11–2.13) counts the weight gradient as if every input channel met every output channel, G times too much.
+    torch (2.11–2.13) counts the weight gradient as if every input channel fed every output channel: G times too many.
 
     Args:
-        on_convolution: called with the shape that each convolution puts out.
+        on_convolution: called with the output shape of each convolution.
     """
 
     def forward_flops(
@@ -222,7 +222,7 @@ def _backward_flops(
     output_mask: list[bool],
     out_shape: Any,
 ) -> int:
-    """Either gradient multiplies exactly as many pairs as the forward pass."""
+    """Return the FLOPs of the gradients asked for: each has as many as the forward pass."""
     forward = conv_flop_count(x_shape, w_shape, grad_out_shape, transposed=transposed)
     return forward * (int(output_mask[0]) + int(output_mask[1]))
 
@@ -239,12 +239,12 @@ class Latency:
 def measure_latencies(
     calls: Mapping[str, Callable[[], object]], device: torch.device, repeats: int
 ) -> dict[str, Latency]:
-    """Time several calls side by side, in turn, so that a drifting machine treats them alike.
+    """Time several calls in turn, so that slow drifts of the machine affect all of them equally.
 
     Args:
-        calls: what to time, by name; each is called once more beforehand to warm up.
-        device: waited for before the clock is read.
-        repeats: timed calls of each.
+        calls: functions to time, by name; each is called once beforehand to warm up.
+        device: synchronised before the clock is read.
+        repeats: number of timed calls of each.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for repeat in range(repeats + 1):
@@ -274,9 +274,9 @@ def wait_for(device: torch.device) -> None:
 
 
 def measure_peak_memory(call: Callable[[], object], device: torch.device) -> int:
-    """Bytes of tensors that ``call`` holds at once beyond those that lived before it.
+    """Return the peak number of bytes of the tensors that ``call`` creates.
 
-    On CUDA the allocator's own peak, work space included; elsewhere the peak of live tensor storage.
+    On CUDA it is the peak of the allocator, with workspaces; on other devices the peak of live tensor storages.
     """
     if device.type == "cuda":
         call()
@@ -292,7 +292,7 @@ def measure_peak_memory(call: Callable[[], object], device: torch.device) -> int
 
 
 class _StorageTracker(TorchDispatchMode):
-    """Adds up the storages that operations create, and takes them off as they are freed."""
+    """Count the bytes of the storages that operations create, and subtract them when they are freed."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""Energy that a computation takes, where the hardware tells.
+"""Energy of a computation, on hardware that counts it.
 
-NVIDIA GPUs since Volta count it (NVML); processors with RAPL count that of the whole package, all that runs beside
-included. Elsewhere nothing is measured, and nothing is estimated.
+NVIDIA GPUs since Volta have a counter (NVML). Processors with RAPL count the energy of the whole package, with
+everything else that runs on it. On other hardware nothing is measured, and nothing is estimated.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 
 RAPL = Path("/sys/class/powercap")
-Meter = Callable[[], float]  # joules since some moment
+Meter = Callable[[], float]  # returns joules since some moment
 
 
 def energy_meter(device: torch.device, powercap: Path = RAPL) -> Meter | None:
-    """A reader of the device's energy counter; None where there is none, or it may not be read."""
+    """Return a function that reads the energy counter of a device; None if there is none, or no right to read it."""
     return _nvml_meter(device) if device.type == "cuda" else _rapl_meter(powercap) if device.type == "cpu" else None
 
 
@@ -29,14 +29,14 @@ def measure_energies(
     repeats: int = 5,
     seconds: float = 0.3,
 ) -> dict[str, float]:
-    """Joules of one call of each, the median of several turns, all calls in turn.
+    """Return the joules of one call of each function: the median of several rounds, all functions in turn.
 
     Args:
-        calls: what is measured; each is called once before, unmeasured.
-        device: to wait for.
-        meter: as of ``energy_meter``.
-        repeats: turns.
-        seconds: that a call is repeated for in each turn, since counters move in steps of up to 0.1 s.
+        calls: functions to measure, by name; each is called once beforehand to warm up.
+        device: synchronised before the counter is read.
+        meter: as ``energy_meter`` returns it.
+        repeats: number of rounds.
+        seconds: duration of the repeated calls of one function in one round: counters advance in steps of up to 0.1 s.
     """
     joules: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
@@ -73,7 +73,7 @@ def _nvml_meter(device: torch.device) -> Meter | None:
 
 
 def _rapl_meter(powercap: Path) -> Meter | None:
-    """Sum over the packages; each counter starts again from zero at its own largest value."""
+    """Return a reader of the sum over packages. Each counter restarts from zero at its own largest value."""
     packages = [zone for zone in sorted(powercap.glob("intel-rapl:*")) if zone.name.count(":") == 1]
     try:
         most = [int((zone / "max_energy_range_uj").read_text()) for zone in packages]

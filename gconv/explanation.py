@@ -1,8 +1,8 @@
-"""What computes a layer, why, and how far that is from what the hardware allows.
+"""Kernel chosen for each op of a layer, the reason, and the time relative to the bound of the hardware.
 
-The floor of an op is the longer of two times: that of its multiply-accumulates at the device's peak, and that of moving
-its operands through memory once. Where the peaks of a device are not known, the floor is told relative to the dense
-layer: connected channel pairs over all pairs, 1/G for G equal groups.
+The floor of an op is the longer of two times: that of its multiply-accumulates at the peak rate of the device, and that
+of moving its operands through memory once. For a device with unknown peaks the bound is relative to the dense layer:
+connected channel pairs over all pairs, which is 1/G for G equal groups.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from gconv.kernels.aten import is_channels_last
 from gconv.kernels.choose import APART, choose, pixel_bits, together
 from gconv.kernels.geometry import Geometry
 from gconv.operator import dispatch
-from gconv.wiring.meta import Shape, image_shape, raise_if_closed, run_on_meta, unwrapped
+from gconv.wiring.meta import Shape, image_shape, raise_if_scripted_or_lazy, run_on_meta, unwrapped
 from gconv.wiring.text_table import aligned
 
-# Multiply-accumulates per second of 16-bit matrices and bytes per second of a copy: of the H200 as measured, of the
-# others 0.8 and 0.9 of their data sheets, the share that the H200 reaches.
-PEAKS = {
+# Multiply-accumulates per second of 16-bit matrix products, and bytes per second of a copy. Measured on the H200; for
+# the others 0.8 and 0.9 of the data sheet, the fractions that the H200 reaches.
+PEAK_RATES = {
     "NVIDIA H200": (395e12, 4.3e12),
     "NVIDIA H100 80GB HBM3": (395e12, 3.0e12),
     "NVIDIA A100-SXM4-80GB": (125e12, 1.8e12),
@@ -33,7 +33,7 @@ PEAKS = {
     "NVIDIA A100 80GB PCIe": (125e12, 1.7e12),
     "NVIDIA GeForce RTX 4090": (66e12, 0.9e12),
 }
-SIXTEEN_BITS = (torch.bfloat16, torch.float16)
+DTYPES_16_BIT = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class OpExplanation:
 
     Attributes:
         op: ``conv2d``, ``input_gradient``, ``weight_gradient``, or ``step``, all three.
-        kernel, reason: what computes it, and why.
+        kernel, reason: name of the kernel, and why it is chosen.
         macs: multiply-accumulates of connected channels.
-        bytes: of its operands and its result, each once.
-        floor: seconds, or None where the device's peaks are not known.
-        seconds: what each kernel took on the measured layer that decided; empty if none did.
-        of_dense: measured time of the chosen kernel over that of the dense layer, if both are known.
+        bytes: size of its operands and its result, each counted once.
+        floor: lower bound in seconds; None if the peak rates of the device are not known.
+        seconds: time of each kernel on the measured layer that decided the choice; empty if none did.
+        of_dense: measured time of the chosen kernel divided by that of the dense layer, if both are known.
     """
 
     op: str
@@ -62,13 +62,13 @@ class OpExplanation:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What computes the three ops of a layer, and a training step of it; printed as a few lines.
+    """Kernels chosen for the three ops of a layer and for a training step of it. Prints as a few lines.
 
     Attributes:
         layer: geometry, input, dtype, layout and device in words.
         groups, input_shape: of the layer; the input is (N, C, H, W).
-        share: connected channel pairs over all pairs, the ideal share of the dense time.
-        ops: the three, then the step.
+        share: connected channel pairs over all pairs: the ideal fraction of the dense time.
+        ops: the three ops, then the step.
     """
 
     layer: str
@@ -92,11 +92,11 @@ class Explanation:
 
 @dataclass(frozen=True)
 class ModelExplanation:
-    """What computes the grouped convolutions of a model, by name, in the order of the modules; printed as a table.
+    """Kernels chosen for the grouped convolutions of a model, in the order of the modules. Prints as a table.
 
     Attributes:
-        layers: of each GroupedConv2d that the model calls.
-        others: number of its other convolutions, which torch itself computes.
+        layers: explanation of each GroupedConv2d that the model calls, by name.
+        others: number of other convolutions, which torch itself computes.
     """
 
     layers: Mapping[str, Explanation]
@@ -116,26 +116,26 @@ class ModelExplanation:
 def explain(
     model: nn.Module, input_shape: Shape, dtype: torch.dtype | None = None, channels_last: bool | None = None
 ) -> Explanation | ModelExplanation:
-    """What computes a layer on its device, for inputs of one shape; or each grouped convolution of a model.
+    """Explain which kernels compute a layer, or each grouped convolution of a model, for inputs of one shape.
 
     Args:
         model: a grouped convolution, or any model that holds some, Blocks among them.
         input_shape: (N, C, H, W), or (C, H, W) of one image; or a tensor of these.
-        dtype: that it computes in; that of its weight unless given. Under autocast give autocast's.
-        channels_last: whether its input is; as the tensor if one is given, else True.
+        dtype: dtype of the computation; by default that of the weight. Under autocast pass the dtype of autocast.
+        channels_last: memory format of the input; by default that of the tensor if one is given, else True.
 
     Raises:
-        TypeError: arguments that are no model or no shape.
+        TypeError: ``model`` is no module, or ``input_shape`` no shape.
         ValueError: the layer or model does not take such inputs, or the model holds no grouped convolution.
     """
     model = unwrapped(model, "explain")
-    raise_if_closed(model, "explain")
+    raise_if_scripted_or_lazy(model, "explain")
     image = image_shape(input_shape, model)
     sizes = tuple(getattr(input_shape, "shape", input_shape))
     batch = int(sizes[0]) if len(sizes) > len(image) else 1
     if channels_last is None:
-        told = isinstance(input_shape, Tensor) and input_shape.dim() == 4
-        channels_last = is_channels_last(input_shape) if told else True  # type: ignore[arg-type]
+        is_batch = isinstance(input_shape, Tensor) and input_shape.dim() == 4
+        channels_last = is_channels_last(input_shape) if is_batch else True  # type: ignore[arg-type]
     if isinstance(model, GroupedConv2d):
         return _explain(model, (batch, *image), dtype, channels_last)
     inputs = _inputs(model, image)
@@ -157,13 +157,13 @@ def _grouped(model: nn.Module) -> list[tuple[str, GroupedConv2d]]:
 
 
 def _inputs(model: nn.Module, image: tuple[int, ...]) -> dict[nn.Module, tuple[int, ...]]:
-    """The shape of what each grouped convolution reads of one image, without batch; of its first call."""
+    """Return the input shape of each grouped convolution for one image, without batch, at its first call."""
     inputs: dict[nn.Module, tuple[int, ...]] = {}
 
-    def note(module: nn.Module, args: tuple) -> None:
+    def record(module: nn.Module, args: tuple) -> None:
         inputs.setdefault(module, tuple(args[0].shape)[-3:])
 
-    handles = [module.register_forward_pre_hook(note) for _, module in _grouped(model)]
+    handles = [module.register_forward_pre_hook(record) for _, module in _grouped(model)]
     try:
         run_on_meta(model, image)
     finally:
@@ -175,13 +175,13 @@ def _inputs(model: nn.Module, image: tuple[int, ...]) -> dict[nn.Module, tuple[i
 def _explain(
     layer: GroupedConv2d, shape: tuple[int, ...], dtype: torch.dtype | None, channels_last: bool
 ) -> Explanation:
-    """Of one layer; the shape is (N, C, H, W)."""
+    """Explain one layer for an input of shape (N, C, H, W)."""
     geometry = layer.geometry
     left, right, top, bottom = layer._pad_first or (0, 0, 0, 0)
     padded = shape if len(shape) != 4 else (*shape[:2], shape[2] + top + bottom, shape[3] + left + right)
     if len(shape) != 4 or shape[1] != geometry.in_groups.channels or min(geometry.output_size(padded[2:])) < 1:
-        told = shape if shape[0] > 1 else shape[1:]
-        raise ValueError(f"input of shape {told}: the layer ({geometry}) does not take it")
+        given = shape if shape[0] > 1 else shape[1:]
+        raise ValueError(f"input of shape {given}: the layer ({geometry}) does not take it")
     dtype = dtype or layer.weight.dtype
     device = layer.weight.device
     case = (geometry, dtype, device, channels_last, pixel_bits(shape[0], *padded[2:]))
@@ -209,12 +209,12 @@ def _explain(
 
 
 def share_of_dense(geometry: Geometry) -> float:
-    """Connected channel pairs over all pairs: the share of the dense layer's time that is ideal."""
+    """Return connected channel pairs over all pairs: the ideal fraction of the time of the dense layer."""
     return sum(geometry.links) / (geometry.in_groups.channels * geometry.out_groups.channels)
 
 
 def floor_of(geometry: Geometry, input_shape: tuple[int, ...]) -> tuple[int, int]:
-    """Multiply-accumulates of any of the three ops, and numbers that it reads or writes at least: the same for each."""
+    """Return the multiply-accumulates of an op, and the elements that it must read and write."""
     batch, channels, height, width = input_shape
     out_height, out_width = geometry.output_size((height, width))
     outputs = batch * out_height * out_width
@@ -225,9 +225,15 @@ def floor_of(geometry: Geometry, input_shape: tuple[int, ...]) -> tuple[int, int
 
 
 def seconds_of(macs: int, size: int, dtype: torch.dtype, device: torch.device) -> float | None:
-    """The floor in seconds of so many multiply-accumulates and bytes; None where the device's peaks are not known."""
+    """Return the floor in seconds; None if the peak rates of the device are not known.
+
+    Args:
+        macs: multiply-accumulates.
+        size: bytes moved.
+        dtype, device: of the computation.
+    """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    if name not in PEAKS or dtype not in SIXTEEN_BITS:
+    if name not in PEAK_RATES or dtype not in DTYPES_16_BIT:
         return None
-    macs_per_second, bytes_per_second = PEAKS[name]
+    macs_per_second, bytes_per_second = PEAK_RATES[name]
     return max(macs / macs_per_second, size / bytes_per_second)

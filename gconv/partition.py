@@ -1,4 +1,4 @@
-"""Partition: how the channels of a layer are cut into filter groups.
+"""Partition of the channels of a layer into filter groups.
 
 A partition is an ordered cut of C channels into G contiguous groups. Three families have names:
 *uniform* (C/G each), *logarithmic* (1/2, 1/4, …, 1/2^(n-1), 1/2^(n-1); Lee et al. 2017,
@@ -78,13 +78,13 @@ class Partition:
 
     @classmethod
     def of(cls, spec: Spec, channels: int) -> Partition:
-        """Parse what a user writes.
+        """Parse a specification of groups, as a user writes it.
 
         Args:
             spec: ``4`` (uniform), ``"log:4"`` (logarithmic), ``"32,16,8,8"`` or ``[32, 16, 8, 8]`` (sizes, which must
                 add up to ``channels``), ``"4:2:1:1"`` (proportions, for any number of channels), ``"~3"`` or
                 ``"~log:4"`` (the same, to the nearest whole channels), or a Partition.
-            channels: how many channels there are to cut.
+            channels: number of channels to cut.
 
         Raises:
             ValueError: the spec cannot be read, or cannot cut ``channels``.
@@ -141,7 +141,7 @@ class Partition:
 
     @classmethod
     def _nearest_to(cls, text: str, channels: int) -> Partition:
-        """Proportions that need not divide ``channels``: the nearest whole sizes, none below 1."""
+        """Return the whole sizes nearest to proportions that need not divide ``channels``; none is below 1."""
         _at_least_one(channels, "channels")
         many = ValueError(f"{channels} channels cannot be cut into more than {channels} groups, as ~{text} asks")
         if ":" in text and not text.startswith("log:"):
@@ -163,13 +163,13 @@ class Partition:
 
         while sum(sizes) < channels:
             sizes[min(range(len(parts)), key=excess)] += 1
-        while sum(sizes) > channels:  # what a group raised to 1 took
+        while sum(sizes) > channels:  # take back what a group raised to 1 took
             sizes[max((g for g, size in enumerate(sizes) if size > 1), key=excess)] -= 1
         return cls(tuple(sizes))
 
     @property
     def channels(self) -> int:
-        """Number of channels that are cut."""
+        """Number of channels of all groups."""
         return sum(self.sizes)
 
     @property
@@ -179,7 +179,7 @@ class Partition:
 
     @property
     def is_uniform(self) -> bool:
-        """Whether all groups have the same size."""
+        """True if all groups have the same size."""
         return len(set(self.sizes)) == 1
 
     @property
@@ -193,7 +193,7 @@ class Partition:
         return tuple(group for group, size in enumerate(self.sizes) for _ in range(size))
 
     def __str__(self) -> str:
-        """The shortest spec that ``Partition.of`` reads back."""
+        """Return the shortest spec that ``Partition.of`` reads back."""
         if self.is_uniform:
             return str(self.groups)
         unit = 2 ** (self.groups - 1)
@@ -203,7 +203,7 @@ class Partition:
 
 
 def _plain(value: Any) -> Any:
-    """An ``int`` for an integer of NumPy or torch; anything else as it is."""
+    """Return an ``int`` for an integer of NumPy or torch, and any other value unchanged."""
     try:
         return value if isinstance(value, bool) else index(value)
     except TypeError:
@@ -227,18 +227,18 @@ def _at_least_one(value: int, name: str) -> None:
 
 
 def _deepest(channels: int) -> str:
-    """How many logarithmic groups a number of channels takes, in words."""
+    """Return a phrase with the largest number of logarithmic groups that fits ``channels``."""
     return f"{channels} channels take at most log:{(channels & -channels).bit_length()}"
 
 
 def _multiples(channels: int, unit: int) -> str:
-    """The multiples of ``unit`` on either side of ``channels``, in words."""
+    """Return a phrase with the multiples of ``unit`` below and above ``channels``."""
     below = channels // unit * unit
     return f"{below} or {below + unit}" if below else str(unit)
 
 
 def _nearest(candidates: list[int], wanted: int) -> str:
-    """The largest candidate below ``wanted`` and the smallest above it, in words."""
+    """Return a phrase with the largest candidate below ``wanted`` and the smallest above it."""
     below = [c for c in candidates if c < wanted]
     above = [c for c in candidates if c > wanted]
     return " or ".join(str(c) for c in (below[-1:] + above[:1]))

@@ -1,9 +1,9 @@
 """Turn the convolutions of an existing model (torchvision, timm, your own) into grouped ones, keeping trained weights.
 
 A dense layer has a weight for every pair of channels, a grouped one only for pairs inside a group: the others are lost.
-``keep="slice"`` keeps the pairs that lie in the same group as the channels stand. ``keep="energy"`` first looks for the
-groups that hold most of the squared weights, and puts the channels in that order for the layer and back after it, so
-that to the rest of the model every channel means what it meant.
+``keep="slice"`` keeps the pairs that lie in the same group in the present order of the channels. ``keep="energy"``
+first searches for the groups that hold most of the squared weights. It then permutes the channels before the layer and
+back after it, so that the rest of the model sees its channels in the old order.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from gconv.wiring.text_table import aligned
 
 Keep = Literal["slice", "energy"]
 Where: TypeAlias = "str | Sequence[str] | Callable[[str, nn.Module], bool] | None"
-MOST_ROWS, MOST_REASONS = 18, 8  # of what is printed
+MAX_PRINTED_LAYERS, MAX_PRINTED_REASONS = 18, 8
 
 
 @dataclass(frozen=True)
 class RegroupedLayer:
-    """What became of one convolution.
+    """One convolution that was cut into groups.
 
     Attributes:
         name: of the module.
-        in_groups, out_groups: how its inputs and outputs are cut; ``str()`` gives them as text.
-        kept: the part of its weight energy (sum of squares) that it keeps, 0 to 1; None where the weights are on the
+        in_groups, out_groups: partitions of its inputs and outputs; ``str()`` gives them as text.
+        kept: fraction of its weight energy (sum of squares) that it keeps, 0 to 1; None if the weights are on the
             meta device and have no values.
     """
 
@@ -52,14 +52,14 @@ class RegroupedLayer:
 
 @dataclass(frozen=True)
 class Regrouped:
-    """A regrouped copy of a model, and what was done to it.
+    """A regrouped copy of a model, and the list of changes.
 
     Attributes:
-        original: the model as it was given.
-        model: the copy with its convolutions cut. With ``keep="energy"`` a layer whose channels had to be put in
-            another order is a Sequential of ``gather``, ``conv`` and ``scatter``.
+        original: the model that was passed in.
+        model: the copy with its convolutions cut. With ``keep="energy"`` a layer whose channels were permuted is a
+            Sequential of ``gather``, ``conv`` and ``scatter``.
         changed: the convolutions that were cut.
-        skipped: why each of the other convolutions that were asked for was not, by name.
+        skipped: reason for each requested convolution that was not cut, by name.
     """
 
     original: nn.Module
@@ -68,23 +68,23 @@ class Regrouped:
     skipped: Mapping[str, str]
 
     def __str__(self) -> str:
-        """A line per layer that was cut, then the others by reason."""
+        """Return one line per layer that was cut, then the others by reason."""
         rows = []
         for layer in self.changed:
             inputs, outputs = str(layer.in_groups), str(layer.out_groups)
             cut = outputs if inputs == outputs else f"{inputs} -> {outputs}"
             rows.append([layer.name, cut, "" if layer.kept is None else f"{layer.kept:.1%}"])
-        lines = [aligned(["layer", "groups", "weight energy kept"], rows, texts=2, most=MOST_ROWS)]
+        lines = [aligned(["layer", "groups", "weight energy kept"], rows, texts=2, max_rows=MAX_PRINTED_LAYERS)]
         lines += [f"{len(rows)} of {len(rows) + len(self.skipped)} convolutions regrouped"]
         reasons = list(dict.fromkeys(self.skipped.values()))
-        for reason in reasons[:MOST_REASONS]:
+        for reason in reasons[:MAX_PRINTED_REASONS]:
             lines.append(f"not regrouped, {reason}: {_some([n for n, why in self.skipped.items() if why == reason])}")
-        if len(reasons) > MOST_REASONS:
-            lines.append(f"… {len(reasons) - MOST_REASONS} more reasons")
+        if len(reasons) > MAX_PRINTED_REASONS:
+            lines.append(f"… {len(reasons) - MAX_PRINTED_REASONS} more reasons")
         return "\n".join(lines)
 
     def costs(self, input_shape: Shape) -> tuple[Cost, Cost]:
-        """The cost before and after, with the same layers of the same names in the same order.
+        """Return the cost before and after, with the same layer names in the same order.
 
         Args:
             input_shape: of one image, (C, H, W); or a batch of images, or its shape.
@@ -101,23 +101,23 @@ def regroup(model: nn.Module, groups: Spec, where: Where = None, keep: Keep = "s
     """Cut the convolutions of a copy of ``model`` into groups.
 
     Everything else about a layer stays: stride, padding, dilation, bias, dtype, device, memory format,
-    ``requires_grad``, training mode, attributes that were set on the layer or its weights, and that one module may be
-    used in several places. A layer of which something would be lost (hooks, masks, parametrisations, a second way in
-    which the model reaches it) stays dense, and the reason tells what helps. What was compiled is not any more.
+    ``requires_grad``, training mode, attributes that were set on the layer or its weights, and the places in which one
+    module is used. A layer that would lose something (hooks, masks, parametrisations, a reference to it outside of the
+    modules) stays dense, and the reason says what helps. Compiled parts of the copy are not compiled any more.
 
     Args:
-        model: any module; it is left as it was. Of one in ``torch.compile``, ``DataParallel`` or
-            ``DistributedDataParallel`` the model inside is cut.
-        groups: how inputs and outputs are cut, anything that ``Partition.of`` reads: ``4``, ``"log:4"``,
+        model: any module; it is not changed. ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel`` are
+            looked through.
+        groups: partition of inputs and outputs, anything that ``Partition.of`` reads: ``4``, ``"log:4"``,
             ``"4:2:1:1"``, ``"~log:4"`` (rounds to whole channels).
-        where: which convolutions: all by default; names, with wildcards and commas (``"layer*.conv2,stem.*"``) or in a
-            list; or a function of name and module.
-        keep: which weights stay: ``"slice"``, those in the same group as the channels stand, or ``"energy"``, those of
-            the groups that hold most of the squared weights.
+        where: the convolutions to cut: all by default; names, with wildcards and commas (``"layer*.conv2,stem.*"``)
+            or in a list; or a function of name and module.
+        keep: the weights to keep: ``"slice"``, those inside a group in the present order of the channels, or
+            ``"energy"``, those of the groups that hold most of the squared weights.
 
     Returns:
-        The copy, the layers that were cut, and those that were not with the reason: they have groups already, their
-        channels cannot be cut so, or they are not plain 2-D convolutions.
+        The copy, the layers that were cut, and a reason for each that was not: it has groups already, its channels
+        cannot be cut in this way, or it is not a plain 2-D convolution.
 
     Raises:
         TypeError: ``model`` is no module, ``where`` none of these.
@@ -142,7 +142,7 @@ def regroup(model: nn.Module, groups: Spec, where: Where = None, keep: Keep = "s
             if dense in elsewhere:
                 kept = f"the model also holds it outside of its modules ({elsewhere[dense]}), where it would stay dense"
                 raise ValueError(f"{kept}; hold it in an nn.ModuleList or nn.ModuleDict alone")
-            with torch.device("cpu"):  # orders are numbers even where models are built on the meta device
+            with torch.device("cpu"):  # permutations need values even if models are built on the meta device
                 cut[conv], layer = _cut(shown, plain, groups, keep)
         except ValueError as error:
             skipped[shown] = str(error)
@@ -157,7 +157,7 @@ def regroup(model: nn.Module, groups: Spec, where: Where = None, keep: Keep = "s
 
 
 def _choose(model: nn.Module, where: Where) -> dict[str, nn.Module]:
-    """The convolutions that ``where`` matches, by one name each, in the order of the modules."""
+    """Return the convolutions that ``where`` matches, by one name each, in the order of the modules."""
     every = {
         name.replace("_orig_mod.", "").removesuffix("._orig_mod"): module  # the copy is not compiled
         for name, module in model.named_modules(remove_duplicate=False)
@@ -198,10 +198,10 @@ def _some(names: list[str], shown: int = 6) -> str:
 
 
 def _plain(module: nn.Module) -> nn.Conv2d | GroupedConv2d:
-    """The module, if it is a dense 2-D convolution and nothing more.
+    """Return the module if it is a plain dense 2-D convolution.
 
     Raises:
-        ValueError: it is something else; says what.
+        ValueError: it is something else; the message says what.
     """
     reason = obstacle(module)
     if reason:
@@ -221,14 +221,14 @@ def _plain(module: nn.Module) -> nn.Conv2d | GroupedConv2d:
 
 
 def _cut(name: str, conv: nn.Conv2d | GroupedConv2d, groups: Spec, keep: Keep) -> tuple[nn.Module, RegroupedLayer]:
-    """The grouped layer that replaces a dense one, and what it keeps.
+    """Return the grouped layer that replaces a dense one, and its record.
 
     Raises:
-        ValueError: the channels cannot be cut so.
+        ValueError: the channels cannot be cut in this way.
     """
     in_groups, out_groups = Partition.of(groups, conv.in_channels), Partition.of(groups, conv.out_channels)
     if in_groups.groups == 1:
-        raise ValueError("one group is what it has")
+        raise ValueError("it has one group already")
     in_order_C, out_order_O = torch.arange(conv.in_channels), torch.arange(conv.out_channels)
     kept = None
     if not conv.weight.is_meta:
@@ -270,7 +270,7 @@ def _cut(name: str, conv: nn.Conv2d | GroupedConv2d, groups: Spec, keep: Keep) -
 def _blocks(
     weight: Tensor, in_order_C: Tensor, out_order_O: Tensor, in_groups: Partition, out_groups: Partition
 ) -> list[Tensor]:
-    """The weights (O, C, …) that stay, one block (O_g, C_g, …) per group."""
+    """Return the weights (O, C, …) that are kept, one block (O_g, C_g, …) per group."""
     in_order_C, out_order_O = in_order_C.to(weight.device), out_order_O.to(weight.device)
     sizes = list(in_groups.sizes), list(out_groups.sizes)
     pairs = zip(in_order_C.split(sizes[0]), out_order_O.split(sizes[1]), strict=True)
@@ -278,7 +278,7 @@ def _blocks(
 
 
 def _reordered(grouped: GroupedConv2d, in_order_C: Tensor, out_order_O: Tensor) -> nn.Module:
-    """The layer between what puts its inputs in order and what puts its outputs back, where there is need of it."""
+    """Return the layer with a permutation of its inputs before it and of its outputs after it, where needed."""
     steps: OrderedDict[str, nn.Module] = OrderedDict()
     for name, order, module in (
         ("gather", in_order_C, ChannelPermutation(in_order_C.tolist())),
@@ -291,7 +291,7 @@ def _reordered(grouped: GroupedConv2d, in_order_C: Tensor, out_order_O: Tensor) 
 
 
 def _replace(root: nn.Module, cut: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    """Put every cut layer in each of the places that held the dense one."""
+    """Replace the dense layers by the grouped ones in every place that holds them."""
     for parent in list(root.modules()):
         for name, child in list(parent._modules.items()):
             if child is not None and child in cut:

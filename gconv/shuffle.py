@@ -1,8 +1,9 @@
 """Channel shuffle (Zhang et al. 2018, ShuffleNet), for groups of any sizes.
 
-With equal groups it is the published one: view (G, C/G), transpose, flatten. For unequal ones every channel is placed
-by its relative position inside its group, (j + 1/2) / size, ties in group order; equal groups are the special case. So
-any run of neighbouring outputs sees every group in proportion to its size, and whoever cuts them next reads from all.
+With equal groups it is the published one: view (G, C/G), transpose, flatten. With unequal groups the channels are
+sorted by their relative position inside their group, (j + 1/2) / size, ties in group order; equal groups are the
+special case. So any range of neighbouring outputs has channels of every group in proportion to its size, and each group
+of the next layer reads from all of them.
 """
 
 from __future__ import annotations
@@ -21,20 +22,20 @@ from gconv.partition import Partition, Spec
 
 @lru_cache(maxsize=1024)
 def shuffle_order(partition: Partition) -> tuple[int, ...]:
-    """Which input channel each output channel takes: ``(0, 2, 1, 3)`` for two groups of two."""
+    """Return the input channel of each output channel: ``(0, 2, 1, 3)`` for two groups of two."""
     places = [(Fraction(2 * j + 1, size), g) for g, size in enumerate(partition.sizes) for j in range(size)]
     return tuple(sorted(range(partition.channels), key=places.__getitem__))
 
 
 def channel_shuffle(x_NCHW: Tensor, groups: Spec) -> Tensor:
-    """Interleave the groups' channels.
+    """Interleave the channels of the groups.
 
     Args:
         x_NCHW: (N, C, H, W).
-        groups: how the C channels are cut: a Partition, or what ``Partition.of`` reads (``4``, ``"log:3"``).
+        groups: partition of the C channels, or anything that ``Partition.of`` reads (``4``, ``"log:3"``).
 
     Raises:
-        ValueError: the input does not have the channels that the partition cuts.
+        ValueError: the input and the partition have different numbers of channels.
     """
     if isinstance(x_NCHW, Proxy):
         spec = ",".join(map(str, groups.sizes)) if isinstance(groups, Partition) else groups
@@ -51,10 +52,10 @@ def channel_shuffle(x_NCHW: Tensor, groups: Spec) -> Tensor:
 
 
 class ChannelPermutation(nn.Module):
-    """Puts the channels in another, fixed order, which is part of the ``state_dict``.
+    """Reorder the channels by a fixed permutation, which is part of the ``state_dict``.
 
     Args:
-        order: which input channel each output channel takes, (C,).
+        order: input channel of each output channel, (C,).
 
     Raises:
         ValueError: ``order`` is no permutation.
@@ -66,25 +67,25 @@ class ChannelPermutation(nn.Module):
         super().__init__()
         if sorted(order) != list(range(len(order))):
             raise ValueError(f"order {list(order)}: must name every channel from 0 to {len(order) - 1} once")
-        # On the CPU even where everything else is built on the meta device: the order is wiring, not a number.
+        # On the CPU even if the model is built on the meta device: tracing the wiring needs the order.
         self.register_buffer("order", torch.tensor(list(order), device="cpu"))
 
     @classmethod
     def random(cls, channels: int) -> ChannelPermutation:
-        """A random order, drawn from torch's seed."""
+        """Return a random permutation, drawn with torch's global generator."""
         return cls(torch.randperm(channels, device="cpu").tolist())
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C, H, W)."""
+        """Map (N, C, H, W) to (N, C, H, W)."""
         return x_NCHW.index_select(1, self.order.to(x_NCHW.device))
 
     def extra_repr(self) -> str:
-        """What ``print(layer)`` shows."""
+        """Return the text in the parentheses of ``print(layer)``."""
         return f"{len(self.order)}"
 
 
 class ChannelShuffle(nn.Module):
-    """``channel_shuffle`` as a layer, its order kept on the device; ``nn.ChannelShuffle`` for groups of any sizes."""
+    """Channel shuffle as a layer: ``nn.ChannelShuffle`` for groups of any sizes."""
 
     order: Tensor | None
 
@@ -100,7 +101,7 @@ class ChannelShuffle(nn.Module):
         self.register_buffer("order", order, persistent=False)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C, H, W)."""
+        """Map (N, C, H, W) to (N, C, H, W)."""
         if isinstance(x_NCHW, Proxy) and (named := leaf(self, x_NCHW)) is not None:
             return named
         if self.order is None:
@@ -108,7 +109,7 @@ class ChannelShuffle(nn.Module):
         return x_NCHW.index_select(1, self.order.to(x_NCHW.device))
 
     def extra_repr(self) -> str:
-        """What ``print(layer)`` shows."""
+        """Return the text in the parentheses of ``print(layer)``."""
         return f"{self.partition.channels}, groups={self.partition}"
 
     def __prepare_scriptable__(self) -> nn.Module:

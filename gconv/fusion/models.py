@@ -40,7 +40,7 @@ class Fused:
             [name or type(self.model).__name__, ", ".join(map(" + ".join, runs))] for name, runs in self.blocks.items()
         ]
         count = sum(map(len, self.blocks.values()))
-        lines = [aligned(["module", "computed together"], rows, texts=2, most=MOST_ROWS)] if rows else []
+        lines = [aligned(["module", "computed together"], rows, texts=2, max_rows=MOST_ROWS)] if rows else []
         lines.append(f"{count} of {count + len(self.skipped)} convolutions computed together with what follows them")
         for reason in dict.fromkeys(self.skipped.values()):
             names = [name for name, why in self.skipped.items() if why == reason]

@@ -1,10 +1,10 @@
-"""What the ranks of a placed network send each other, layer by layer.
+"""Communication between the ranks of a placed network, layer by layer.
 
-A layer is cut by its outputs, so a tensor lies on the ranks as the filters that it comes from: each rank holds the
-channels that it owns, in order. What keeps channels apart (norms over a batch, activations, pools, sums) works on them
-where they lie. What reads the channels of other ranks gathers them first, and on the way back each rank is sent its
-part of everybody's gradient: as many numbers again. The loss is computed on every rank from the gathered output, so
-nothing comes back from there. That is all that is sent: no parameter is on two ranks.
+A layer is cut by its outputs, so each rank holds the channels of a tensor whose filters it owns, in order. Operations
+that keep channels separate (norms over a batch, activations, pools, sums) need no communication. A layer that reads the
+channels of other ranks gathers them first. In the backward pass each rank receives its part of the gradient of all
+ranks: as many elements again. The loss is computed on every rank from the gathered output, so nothing is sent back from
+there. Nothing else is sent: no parameter is on two ranks.
 
 Legend: N batch, C channels, S elements of a channel of one image (H·W; 1 of a feature), R ranks.
 """
@@ -24,20 +24,20 @@ from gconv.placement.owners import Owners, Placement, even, place
 from gconv.shuffle import ChannelPermutation, ChannelShuffle
 from gconv.wiring.flow import IN_PLACE, POINTWISE, POOLS
 
-OUTPUT = "output"  # the layer that reads what the network puts out: the loss
-# Modules without parameters that work on each channel by itself, and functions and methods that do.
-SOFT = (nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin, nn.GLU)
-ACROSS = (*SOFT, nn.PReLU, nn.MultiheadAttention, nn.AlphaDropout, nn.FeatureAlphaDropout)
-APART = tuple(
+OUTPUT = "output"  # name of the layer that reads the output of the network: the loss
+# Modules without parameters that work on each channel separately; below, functions and methods that do.
+SOFTMAX_LAYERS = (nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin, nn.GLU)
+MIXING_LAYERS = (*SOFTMAX_LAYERS, nn.PReLU, nn.MultiheadAttention, nn.AlphaDropout, nn.FeatureAlphaDropout)
+CHANNELWISE_LAYERS = tuple(
     kind
     for room in (activation, pooling, dropout)
     for kind in vars(room).values()
     if isinstance(kind, type) and issubclass(kind, nn.Module) and kind.__module__ == room.__name__
-    if kind not in ACROSS
+    if kind not in MIXING_LAYERS
 )
-APART = (*APART, nn.Identity)
-DROPS = {name for name in POINTWISE if "dropout" in name or name == "stochastic_depth"}
-CHANNELWISE = (POINTWISE | POOLS | {"to", "type", "interpolate"}) - DROPS
+CHANNELWISE_LAYERS = (*CHANNELWISE_LAYERS, nn.Identity)
+DROPOUT_OPS = {name for name in POINTWISE if "dropout" in name or name == "stochastic_depth"}
+CHANNELWISE_OPS = (POINTWISE | POOLS | {"to", "type", "interpolate"}) - DROPOUT_OPS
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ class Exchange:
     """One tensor that the ranks send each other in every step.
 
     Attributes:
-        layer: which reads it.
-        grouped: whether that is a convolution in groups.
-        owners: the rank of each channel.
-        elements: of a channel of one image, S.
+        layer: name of the layer that reads it.
+        grouped: whether that layer is a grouped convolution.
+        owners: the rank of each channel, C.
+        elements: elements of a channel of one image, S.
         returned: whether its gradient is sent back in training.
     """
 
@@ -59,10 +59,10 @@ class Exchange:
     returned: bool
 
     def sent(self, ranks: int, training: bool = True) -> tuple[int, ...]:
-        """Numbers per image that each rank sends.
+        """Elements per image that each rank sends.
 
-        Forwards its own channels to all others, C_r · S · (R − 1); backwards to all others the gradient of theirs,
-        (C − C_r) · S. Over all ranks either is (R − 1) · C · S.
+        Forward its own channels to all others, C_r · S · (R − 1); backward the gradient of the others' channels,
+        (C − C_r) · S. The sum over ranks is (R − 1) · C · S for either.
         """
         own = [self.owners.count(rank) for rank in range(ranks)]
         back = training and self.returned
@@ -71,11 +71,11 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Move:
-    """What becomes of one input of an operation before it.
+    """Redistribution of one input of an operation before the operation.
 
     Attributes:
-        exchange: by which every rank gets all of it, if it lies on the ranks.
-        kept: of which each rank keeps its own channels afterwards, if it does not keep all.
+        exchange: the exchange that gives every rank the whole input; None if every rank has it.
+        kept: owners of the channels that each rank keeps afterwards; None if each keeps all.
     """
 
     exchange: Exchange | None
@@ -84,13 +84,13 @@ class Move:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a network runs on several ranks.
+    """Execution of a network on several ranks.
 
     Attributes:
-        placement: who computes which filters.
+        placement: the rank of each filter.
         graph: the network's operations.
-        moves: what becomes of an input, by the names of the operation and of the input.
-        owners: how the output of each operation lies on the ranks, by its name; None where every rank has all of it.
+        moves: redistribution of an input, by the names of the operation and of the input.
+        owners: the rank of each channel of the output of an operation, by its name; None if every rank has all of it.
     """
 
     placement: Placement
@@ -100,11 +100,11 @@ class Plan:
 
     @property
     def exchanges(self) -> list[Exchange]:
-        """All that is sent in a step, in the order of the forward pass."""
+        """All exchanges of a step, in the order of the forward pass."""
         return [move.exchange for move in self.moves.values() if move.exchange is not None]
 
     def sent(self, batch: int, training: bool = True) -> dict[str, int]:
-        """Bytes of fp32 that all ranks together send in one step, by the layer that reads them."""
+        """Return the bytes that all ranks together send in one step in fp32, by the layer that reads them."""
         bytes_of: dict[str, int] = {}
         for e in self.exchanges:
             numbers = batch * sum(e.sent(self.placement.ranks, training))
@@ -113,34 +113,34 @@ class Plan:
 
 
 def plan(model: nn.Module, input_shape: tuple[int, ...], ranks: int) -> Plan:
-    """Place a network on ranks and find what they have to send each other.
+    """Place a network on ranks and plan the exchanges between them.
 
     Args:
-        model: on any device, also meta. It is not changed.
+        model: on any device, meta too. It is not changed.
         input_shape: of one image, (C, H, W).
-        ranks: how many.
+        ranks: number of ranks.
 
     Raises:
-        ValueError: as ``place``; an operation whose channels cannot be told apart (says which, and where).
+        ValueError: as ``place``; an operation that may mix channels (the message names it, and its layer).
     """
     placement, graph = place(model, input_shape, ranks), _Tracer().trace(model)
     if ranks == 1:
         return Plan(placement, graph, {}, {})
-    walk = _Walk(model, graph, placement)
+    walk = _PlanInterpreter(model, graph, placement)
     walk.run(torch.empty(2, *input_shape, device="meta"))
     return Plan(placement, graph, walk.moves, {n.name: owners for n, owners in walk.owners.items()})
 
 
 class _Tracer(fx.Tracer):
-    """Keeps torch's layers and ours whole."""
+    """Keep torch's layers and those of this package as single nodes."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         ours = isinstance(m, GroupedConv2d | ChannelShuffle | ChannelPermutation)
         return ours or super().is_leaf_module(m, module_qualified_name)
 
 
-class _Walk(fx.Interpreter):
-    """Runs the graph on the meta device and notes how every tensor lies on the ranks."""
+class _PlanInterpreter(fx.Interpreter):
+    """Run the graph on the meta device and record the owners of every tensor."""
 
     def __init__(self, model: nn.Module, graph: fx.Graph, placement: Placement) -> None:
         super().__init__(model, garbage_collect_values=False, graph=graph)
@@ -148,7 +148,7 @@ class _Walk(fx.Interpreter):
         self.placement = placement
         self.moves: dict[tuple[str, str], Move] = {}
         self.owners: dict[fx.Node, Owners | None] = {}
-        self._learned: set[fx.Node] = set()  # what a gradient goes back through
+        self._learned: set[fx.Node] = set()  # through which a gradient is propagated
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
@@ -165,7 +165,7 @@ class _Walk(fx.Interpreter):
         return torch.func.functional_call(module, tensors, args, kwargs)
 
     def _after(self, n: fx.Node, module: nn.Module | None, value: Any) -> Owners | None:
-        """How the output of an operation lies on the ranks; its inputs are moved to where it needs them."""
+        """Return the owners of the output of an operation; record the moves of its inputs."""
         name, target = _name(n, module), str(n.target)
         inputs = [i for i in n.all_input_nodes if isinstance(self.env[i], Tensor)]
         if n.op == "placeholder":
@@ -174,7 +174,7 @@ class _Walk(fx.Interpreter):
             return self._put_out(n, inputs)
         if n.op == "get_attr":
             raise ValueError(f"{_place(n)} cannot be placed on ranks: its numbers belong to no layer")
-        if name in DROPS:
+        if name in DROPOUT_OPS:
             raise ValueError(f"{_place(n)} cannot be placed on ranks: make it a layer, nn.Dropout")
         if target in self.placement.owners and module is not None:
             self._bring(n, inputs[0], self.placement.readers.get(target))
@@ -185,19 +185,19 @@ class _Walk(fx.Interpreter):
             return kept
         if module is not None and next(module.parameters(), None) is not None:
             raise ValueError(f"{_place(n)} cannot be placed on ranks: {type(module).__name__} may mix channels")
-        if isinstance(module, APART) or name in CHANNELWISE or self._is_mean(n, name, inputs, value):
+        if isinstance(module, CHANNELWISE_LAYERS) or name in CHANNELWISE_OPS or self._is_mean(n, name, inputs, value):
             return self._channelwise(n, inputs)
         if self._flattens(n, name, inputs, value):
             own = self.owners[inputs[0]]
             return own and tuple(rank for rank in own for _ in range(value.shape[1] // len(own)))
         if name in ("cat", "concat", "concatenate") and 1 in (*n.args[1:], n.kwargs.get("dim")):
             return self._joined(n, inputs)
-        for i in inputs:  # whatever it does, every rank does it to all channels
+        for i in inputs:  # every rank computes all channels, so any operation is right
             self._bring(n, i, None)
         return None
 
     def _put_out(self, n: fx.Node, inputs: list[fx.Node]) -> None:
-        """The loss, and its gradient, are the same on every rank."""
+        """Gather the output: the loss and its gradient are the same on every rank."""
         if len(inputs) != 1 or n.args[0] is not inputs[0]:
             raise ValueError("a network that returns more than one tensor cannot be placed on ranks")
         if self.owners[inputs[0]] is None:
@@ -206,22 +206,24 @@ class _Walk(fx.Interpreter):
         self._bring(n, inputs[0], None, returned=False)
 
     def _channelwise(self, n: fx.Node, inputs: list[fx.Node]) -> Owners | None:
-        """Channels by themselves, in any number of operands: all must lie as the first does that is cut."""
+        """Handle an operation on separate channels: all operands get the owners of the first one that is cut."""
         own = next((self.owners[i] for i in inputs if self.owners[i] is not None), None)
         if own is None:
             return None
         for i in inputs:
             x = self.env[i]
-            if self.owners[i] is None and (x.dim() < 2 or x.shape[1] == 1):  # one number for all channels
+            if self.owners[i] is None and (x.dim() < 2 or x.shape[1] == 1):  # one element for all channels
                 continue
             if x.shape[1] != len(own):
                 raise ValueError(f"{_place(n)} cannot be placed on ranks: its operands have other channels")
             if self._bring(n, i, own) and i is n.args[0] and _in_place(n):
-                raise ValueError(f"{_place(n)} cannot be placed on ranks: it changes in place what has to be moved")
+                raise ValueError(
+                    f"{_place(n)} cannot be placed on ranks: it changes in place a tensor that has to be moved"
+                )
         return own
 
     def _joined(self, n: fx.Node, inputs: list[fx.Node]) -> Owners | None:
-        """Side by side, each where it lies."""
+        """Handle a concatenation: each operand keeps its owners."""
         if all(self.owners[i] is None for i in inputs):
             return None
         owners: Owners = ()
@@ -232,7 +234,7 @@ class _Walk(fx.Interpreter):
         return owners
 
     def _is_mean(self, n: fx.Node, name: str, inputs: list[fx.Node], value: Any) -> bool:
-        """Whether it reduces each channel of an image by itself."""
+        """Return True if an operation reduces each channel of an image separately."""
         if name not in ("mean", "sum", "amax", "amin") or not isinstance(value, Tensor) or len(inputs) != 1:
             return False
         dims = n.args[1] if len(n.args) > 1 else n.kwargs.get("dim")
@@ -240,12 +242,12 @@ class _Walk(fx.Interpreter):
         return isinstance(dims, list | tuple) and all(d % self.env[inputs[0]].dim() > 1 for d in dims)
 
     def _flattens(self, n: fx.Node, name: str, inputs: list[fx.Node], value: Any) -> bool:
-        """Whether (N, C, H, W) becomes (N, C·H·W) whatever C is."""
+        """Return True if an operation maps (N, C, H, W) to (N, C·H·W) for any C."""
         named = name in ("flatten", "Flatten") or (name in ("view", "reshape") and n.args[-1] == -1)
         return bool(named and value.dim() == 2 and value.shape[0] == self.env[inputs[0]].shape[0])
 
     def _bring(self, n: fx.Node, source: fx.Node, kept: Owners | None, returned: bool = True) -> bool:
-        """Note that an input has to be moved, if it has, and what is sent for it; returns whether."""
+        """Record the move of an input, with its exchange, if it has to be moved; return whether it has."""
         own = self.owners[source]
         if own == kept:
             return False
@@ -264,7 +266,7 @@ class _Walk(fx.Interpreter):
 
 
 def _name(n: fx.Node, module: nn.Module | None) -> str:
-    """What an operation is called, be it a function, a method or a layer."""
+    """Return the name of an operation: a function, a method or a layer."""
     if module is not None:
         return type(module).__name__
     name = n.target if isinstance(n.target, str) else getattr(n.target, "__name__", "")

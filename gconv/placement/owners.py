@@ -1,10 +1,10 @@
-"""Which rank computes which filters, where the groups of a network are spread over several devices.
+"""Rank of each filter of a network whose groups are spread over several devices.
 
-Groups that feed one another form a *tower*: each of AlexNet's halves is one between conv1 and conv2, and another from
-conv3 to conv5. A tower stays on one rank, and so do the filters of a dense layer that it reads: the group of conv2 that
-reads a filter of conv1 computes it too, as on Krizhevsky's two GPUs. What no tower reads is cut evenly. So every layer
-is cut by its outputs, no parameter is on two ranks, and only what reads several towers has to be sent anything
-(``exchange.py``).
+Groups that feed one another form a *tower*: each half of AlexNet is one tower between conv1 and conv2, and another from
+conv3 to conv5. A tower stays on one rank, and so do the filters of a dense layer that it reads: the rank that has a
+group of conv2 also computes the filters of conv1 that the group reads, as on Krizhevsky's two GPUs. Filters that no
+tower reads are divided evenly. So every layer is cut by its outputs and no parameter is on two ranks. Only a layer that
+reads several towers needs communication (``exchange.py``).
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from gconv.cost import count_cost
 from gconv.wiring.trace import LayerWiring, trace_wiring
 
 Owners = tuple[int, ...]  # the rank of each channel
-Unit = tuple[str, int]  # a group of a grouped layer, or a filter of a dense one: what is never cut
-FEW = 12  # towers, up to which the best way to spread unequal ones is found for certain
+Unit = tuple[str, int]  # a group of a grouped layer, or a filter of a dense one; never divided
+MAX_TOWERS_TO_SEARCH = 12  # up to this number the best way to spread unequal towers is searched for
 
 
 @dataclass(frozen=True)
-class Run:
-    """Layers that towers connect, between two layers that read several of them.
+class Segment:
+    """Consecutive layers connected by the same towers, between two layers that read several towers.
 
     Attributes:
-        layers: in the order of computation; dense ones are those whose filters the towers read.
+        layers: names in the order of computation; dense ones are those whose filters the towers read.
         loads: multiply-accumulates of each tower for one image.
         ranks: the rank of each tower.
-        exact: whether it is certain that no other way to spread the towers has a smaller largest rank.
+        exact: whether the ranks are proved optimal: no other way has a smaller largest load.
     """
 
     layers: tuple[str, ...]
@@ -45,42 +45,42 @@ class Placement:
     """A network on several ranks.
 
     Attributes:
-        ranks: how many.
+        ranks: number of ranks.
         owners: the rank of each output channel of every convolution and linear layer, by name.
-        readers: of each grouped convolution, the rank that reads each input channel; of a dense layer all do.
-        runs: how the towers are spread, run by run.
+        readers: the rank that reads each input channel of a grouped convolution, by name.
+        segments: the ranks of the towers, segment by segment.
         macs: multiply-accumulates of each rank for one image.
-        path: those that stand one after the other, since ranks wait for each other between runs: the sum, over runs and
-            the layers between them, of what the largest rank computes.
+        critical_path: multiply-accumulates on the critical path, because ranks wait for each other between segments:
+            the sum of the largest rank's, over segments and the layers between them.
     """
 
     ranks: int
     owners: dict[str, Owners]
     readers: dict[str, Owners]
-    runs: tuple[Run, ...]
+    segments: tuple[Segment, ...]
     macs: tuple[int, ...]
-    path: int
+    critical_path: int
 
     @property
     def imbalance(self) -> float:
-        """Time that uneven groups cost, in multiply-accumulates: 1 where every rank always has as much to do."""
-        return self.path * self.ranks / sum(self.macs)
+        """Critical path relative to equal shares: 1 if all ranks always have equally many MACs."""
+        return self.critical_path * self.ranks / sum(self.macs)
 
 
 def place(model: nn.Module, input_shape: tuple[int, ...], ranks: int) -> Placement:
     """Spread the groups of a network over ranks.
 
-    Within a run the largest rank is as small as can be (``spread``); from run to run the largest share goes to the rank
-    that has the least so far.
+    Within a segment the largest load is minimised (``spread``). From segment to segment the largest share goes to the
+    rank with the least work so far.
 
     Args:
         model: any network whose wiring can be traced; it may be on the meta device. It is not changed.
         input_shape: of one image, (C, H, W).
-        ranks: how many devices; 1 places any network.
+        ranks: number of devices; 1 places any network.
 
     Raises:
         ValueError: a layer has fewer groups, or fewer outputs, than there are ranks; a layer mixes groups that would be
-            apart (says which); no layer has groups; the wiring cannot be traced.
+            on different ranks (the message names it); no layer has groups; the wiring cannot be traced.
     """
     if ranks < 1:
         raise ValueError(f"{ranks} ranks: must be at least 1")
@@ -94,7 +94,7 @@ def place(model: nn.Module, input_shape: tuple[int, ...], ranks: int) -> Placeme
     cost = {layer.name: layer.macs for layer in count_cost(model, input_shape).layers}
     macs = {name: _macs_per_filter(layer, cost[name]) for name, layer in wiring.items()}
     towers = _Towers(wiring, grouped, ranks)
-    rank_of, runs = _spread_runs(wiring, towers, macs, ranks)
+    rank_of, segments = _spread_segments(wiring, towers, macs, ranks)
     owners: dict[str, Owners] = {}
     for name, layer in wiring.items():
         placed = [rank_of.get(towers.of((name, c))) for c in range(len(layer.computed_by))]
@@ -107,29 +107,30 @@ def place(model: nn.Module, input_shape: tuple[int, ...], ranks: int) -> Placeme
         if isinstance(module, nn.Linear):
             owners[name] = _filled(name, [None] * module.out_features, ranks)
             macs[name] = [cost[name] // module.out_features] * module.out_features
-    run_of = {name: number for number, run in enumerate(runs) for name in run.layers}
-    spent: dict[object, list[int]] = {}  # by run, or by layer where it is in none
+    segment_of = {name: number for number, segment in enumerate(segments) for name in segment.layers}
+    spent: dict[object, list[int]] = {}  # by segment, or by layer if it is in none
     for name, of_layer in owners.items():
-        stretch = spent.setdefault(run_of.get(name, name), [0] * ranks)
+        stretch = spent.setdefault(segment_of.get(name, name), [0] * ranks)
         for owner, of_filter in zip(of_layer, macs[name], strict=True):
             stretch[owner] += of_filter
     totals = tuple(map(sum, zip(*spent.values(), strict=True)))
-    return Placement(ranks, owners, readers, runs, totals, sum(map(max, spent.values())))
+    return Placement(ranks, owners, readers, segments, totals, sum(map(max, spent.values())))
 
 
 def spread(loads: Sequence[int], ranks: int) -> tuple[tuple[int, ...], bool]:
-    """Spread towers over ranks so that the largest rank is as small as can be, and none is empty.
+    """Spread towers over ranks so that the largest load is as small as possible, and no rank is empty.
 
-    Equal towers go in blocks, which is best; up to 12 unequal ones are searched for the best way; more are given out
-    largest first, each to the rank that has the least (LPT; Graham 1969: at most 4/3 − 1/(3 · ranks) of the best).
+    Equal towers are assigned in blocks, which is optimal. Up to 12 unequal ones are searched for the optimum. More are
+    assigned largest first, each to the rank with the least load (LPT; Graham 1969: at most 4/3 − 1/(3 · ranks) of the
+    optimum).
 
     Args:
-        loads: of each tower, above 0; at least as many as ranks.
-        ranks: how many.
+        loads: load of each tower, above 0; at least as many as ranks.
+        ranks: number of ranks.
 
     Returns:
-        The rank of each tower, and whether no other way is better for certain. Ranks are numbered in the order of their
-        first towers.
+        The rank of each tower, and whether that is proved optimal. Ranks are numbered in the order of their first
+        towers.
     """
     if len(set(loads)) == 1:
         return even(len(loads), ranks), True
@@ -140,19 +141,19 @@ def spread(loads: Sequence[int], ranks: int) -> tuple[tuple[int, ...], bool]:
         totals[best[tower]] += loads[tower]
     least, exact = max(max(loads), -(-sum(loads) // ranks)), True
     if max(totals) > least:
-        exact = len(loads) <= FEW
+        exact = len(loads) <= MAX_TOWERS_TO_SEARCH
         best = _search(loads, order, ranks, best, max(totals)) if exact else best
     numbers = {rank: number for number, rank in enumerate(dict.fromkeys(best))}
     return tuple(numbers[rank] for rank in best), exact
 
 
 def even(count: int, ranks: int) -> Owners:
-    """``count`` channels in blocks, one per rank, whose sizes differ by one at most."""
+    """Return the rank of each of ``count`` channels, in blocks whose sizes differ by one at most."""
     return tuple(channel * ranks // count for channel in range(count))
 
 
 def _search(loads: Sequence[int], order: list[int], ranks: int, best: list[int], bound: int) -> list[int]:
-    """Branch and bound: the best way to spread towers, begun with one whose largest rank is ``bound``."""
+    """Return the optimal ranks of towers by branch and bound, from a solution whose largest load is ``bound``."""
     totals, current = [0] * ranks, [0] * len(loads)
 
     def go(depth: int) -> None:
@@ -177,7 +178,7 @@ def _search(loads: Sequence[int], order: list[int], ranks: int, best: list[int],
 
 
 class _Towers:
-    """Which groups feed one another, found by joining what each grouped layer reads, layer by layer."""
+    """Towers of a network, by union-find over the sources of each grouped layer."""
 
     def __init__(self, wiring: dict[str, LayerWiring], grouped: list[str], ranks: int) -> None:
         self._wiring = wiring
@@ -191,17 +192,17 @@ class _Towers:
             for earlier in grouped[: place + 1]:
                 if (left := len(set(self.of_groups(earlier)))) < ranks:
                     raise ValueError(
-                        f"{ranks} ranks: {name} mixes groups that would be apart: what it reads leaves {left} "
+                        f"{ranks} ranks: {name} mixes groups that would be on different ranks: its inputs leave {left} "
                         f"of the {_groups(wiring[earlier])} groups of {earlier} independent"
                     )
 
     def of(self, channel: tuple[str, int]) -> Unit:
-        """The tower of a filter, named by one of its units; a dense filter that no tower reads is alone."""
+        """Return the tower of a filter, named by one of its units; a dense filter that no tower reads is its own."""
         name, number = channel
         return self._find((name, self._wiring[name].computed_by[number]) if name in self._grouped else channel)
 
     def of_groups(self, name: str) -> list[Unit]:
-        """The tower of each group of a layer."""
+        """Return the tower of each group of a layer."""
         return [self._find((name, group)) for group in range(_groups(self._wiring[name]))]
 
     def _find(self, unit: Unit) -> Unit:
@@ -210,10 +211,10 @@ class _Towers:
         return unit
 
 
-def _spread_runs(
+def _spread_segments(
     wiring: dict[str, LayerWiring], towers: _Towers, macs: dict[str, list[int]], ranks: int
-) -> tuple[dict[Unit, int], tuple[Run, ...]]:
-    """The rank of every tower, and the runs."""
+) -> tuple[dict[Unit, int], tuple[Segment, ...]]:
+    """Return the rank of every tower, and the segments."""
     loads = {tower: 0 for name, layer in wiring.items() if _groups(layer) > 1 for tower in towers.of_groups(name)}
     layers_of: dict[Unit, set[str]] = {tower: set() for tower in loads}
     for name, layer in wiring.items():
@@ -222,7 +223,7 @@ def _spread_runs(
                 loads[tower] += macs[name][channel]
                 layers_of[tower].add(name)
     rank_of: dict[Unit, int] = {}
-    runs, totals = [], [0] * ranks
+    segments, totals = [], [0] * ranks
     while waiting := [tower for tower in loads if tower not in rank_of]:
         layers, members = set(layers_of[waiting[0]]), [waiting[0]]
         while len(found := [t for t in waiting if layers & layers_of[t]]) > len(members):
@@ -237,12 +238,12 @@ def _spread_runs(
             totals[rank] += sums[share]
         rank_of |= {t: rank_of_share[s] for t, s in zip(members, shares, strict=True)}
         ordered = tuple(name for name in wiring if name in layers)
-        runs.append(Run(ordered, tuple(loads[t] for t in members), tuple(rank_of[t] for t in members), exact))
-    return rank_of, tuple(runs)
+        segments.append(Segment(ordered, tuple(loads[t] for t in members), tuple(rank_of[t] for t in members), exact))
+    return rank_of, tuple(segments)
 
 
 def _filled(name: str, placed: list[int | None], ranks: int) -> Owners:
-    """The rank of each output: where its tower is, evenly cut where there is none."""
+    """Return the rank of each output: that of its tower, or equal shares if there is none."""
     if len(placed) < ranks:
         raise ValueError(f"{ranks} ranks are more than the {len(placed)} outputs of {name}; use at most {len(placed)}")
     if all(rank is None for rank in placed):
@@ -258,7 +259,7 @@ def _groups(layer: LayerWiring) -> int:
 
 
 def _macs_per_filter(layer: LayerWiring, macs: int) -> list[int]:
-    """Multiply-accumulates of each filter, which go as the inputs of its group."""
+    """Return the multiply-accumulates of each filter, which are proportional to the inputs of its group."""
     inputs = Counter(layer.inputs_read_by)
     read = [inputs[group] for group in layer.computed_by]
     return [macs * count // sum(read) for count in read]

@@ -1,4 +1,4 @@
-"""What a layer carries besides its weights, and who else holds it: what must stay when the layer is replaced."""
+"""State of a layer besides its weights, and other references to it: both must survive when the layer is replaced."""
 
 from __future__ import annotations
 
@@ -31,13 +31,15 @@ ATOMS = (str, bytes, int, float, complex, Tensor, type, ModuleType, fx.Graph)  #
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A deep copy, with the marks and gradient hooks on parameters that torch's own leaves behind.
+    """Return a deep copy, with the attributes and gradient hooks of parameters, which ``copy.deepcopy`` drops.
 
     Raises:
-        ValueError: something that the model holds cannot be copied.
+        ValueError: a part of the model cannot be copied.
     """
     computed = {id(t): t for module in model.modules() for t in _tensors(list(vars(module).values())) if t.grad_fn}
-    memo: dict[int, Any] = {number: t.detach().clone() for number, t in computed.items()}  # torch copies leaves alone
+    memo: dict[int, Any] = {
+        number: t.detach().clone() for number, t in computed.items()
+    }  # deepcopy fails on tensors that are not leaves
     try:
         twin = copy.deepcopy(model, memo)
     except Exception as error:
@@ -48,7 +50,7 @@ def copied(model: nn.Module) -> nn.Module:
             ours.register_hook(hook)
         for hook in (theirs._post_accumulate_grad_hooks or {}).values():  # type: ignore[union-attr]
             ours.register_post_accumulate_grad_hook(hook)
-    for parent in list(twin.modules()):  # what is compiled would go on computing the layers that it was compiled with
+    for parent in list(twin.modules()):  # a compiled module would go on to compute the original layers
         for name, child in list(parent._modules.items()):
             if child is not None and "_orig_mod" in child._modules:
                 parent._modules[name] = child._modules["_orig_mod"]
@@ -64,20 +66,20 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 
 def obstacle(conv: nn.Module) -> str | None:
-    """Why a layer cannot be replaced by one with a weight of another shape, and what helps; None if it can."""
+    """Return why a layer cannot be replaced by one with a weight of another shape, and what helps; None if it can."""
     if is_parametrized(conv):
         helps = "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') makes it plain"
         return f"its {', '.join(conv.parametrizations)} is parametrised; {helps}"  # type: ignore[arg-type]
     for hook in conv._forward_pre_hooks.values():
-        for kind, told, remover in REMOVERS:
+        for kind, state, remover in REMOVERS:
             if isinstance(hook, kind):
                 helps = remover.format(name=getattr(hook, "_tensor_name", "weight"))
-                return f"it is {told}; {helps} makes it plain"
+                return f"it is {state}; {helps} makes it plain"
     return None
 
 
 def carried_obstacle(conv: nn.Module) -> str | None:
-    """What a plain convolution carries that a weight of another shape would lose; None if nothing."""
+    """Return the state of a plain convolution that a weight of another shape would lose; None if there is none."""
     hooks = HOOKS + (STATE_HOOKS if type(conv) is nn.Conv2d else ())
     if any(_is_users(hook) for name in hooks for hook in getattr(conv, name).values()):
         return "it has hooks, which would be lost; remove them, and add them to the new layer"
@@ -96,12 +98,12 @@ def carried_obstacle(conv: nn.Module) -> str | None:
 
 
 def _is_users(hook: Any) -> bool:
-    """Whether a hook is no remainder of a weight norm that was taken off."""
+    """Return False for a hook of torch's own that remains after a weight norm was removed."""
     return not str(getattr(getattr(hook, "hook", hook), "__module__", "")).startswith("torch.nn.utils.")
 
 
 def carry(conv: nn.Module, grouped: nn.Module) -> None:
-    """Give a new layer the marks and the modes of the one that it replaces."""
+    """Copy attributes and modes of a layer to the one that replaces it."""
     own = STANDARD | vars(grouped).keys()
     vars(grouped).update({name: value for name, value in vars(conv).items() if name not in own})
     for name, p in grouped.named_parameters():
@@ -110,13 +112,13 @@ def carry(conv: nn.Module, grouped: nn.Module) -> None:
 
 
 def carry_marks(source: Tensor, target: Tensor) -> None:
-    """Attributes that somebody set on a parameter, such as a rate of its own."""
+    """Copy attributes that a user set on a parameter, such as its own learning rate."""
     for name, value in vars(source).items():
         vars(target).setdefault(name, value)
 
 
 def held_elsewhere(model: nn.Module) -> Mapping[nn.Module, str]:
-    """Registered modules that a model also reaches through plain lists, dicts, functions or objects, with the place."""
+    """Return the modules that a model also reaches through plain lists, dicts, functions or objects, and the place."""
     registered, found, seen = set(model.modules()), dict[nn.Module, str](), set[int]()
 
     def look(thing: Any, place: str) -> None:
@@ -130,7 +132,7 @@ def held_elsewhere(model: nn.Module) -> Mapping[nn.Module, str]:
             look(inner, place)
 
     for path, module in model.named_modules():
-        if "_orig_mod" in module._modules:  # compiled, which the copy is not
+        if "_orig_mod" in module._modules:  # the compiled module; the copy is not compiled
             continue
         for name, value in vars(module).items():
             if name not in NOT_CALLED and not name.endswith(("_hooks", "_with_kwargs")):
@@ -144,7 +146,7 @@ def held_elsewhere(model: nn.Module) -> Mapping[nn.Module, str]:
 
 
 def _held_by(thing: Any) -> list[Any]:
-    """What an object holds and may call."""
+    """Return the objects that an object holds and may call."""
     if isinstance(thing, dict):
         return list(thing.values())
     if isinstance(thing, list | tuple | set | frozenset | deque):
@@ -166,5 +168,5 @@ def _held_by(thing: Any) -> list[Any]:
 def _is_filled(cell: Any) -> bool:
     try:
         return cell.cell_contents is not cell
-    except ValueError:  # a variable that was not set yet
+    except ValueError:  # a variable that is not set yet
         return False

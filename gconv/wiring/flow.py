@@ -1,10 +1,10 @@
-"""What each operation of torch does to the channels: whether it moves, keeps apart or mixes where they come from.
+"""Effect of each torch operation on the channels: it moves them, keeps them separate, or mixes them.
 
-A traced tensor has its value on the meta device and beside it an origin: an integer tensor of the same shape with the
-number of the set of filters that each element comes from. Operations that move elements move the origin by the very
-same call; the others follow one of the rules below. Normalisations (local response, group, layer, instance) read other
-channels too, but only to scale: they keep channels apart. Products and gates (squeeze-and-excitation, attention) do
-not: their output comes from both sides. Whatever has no rule is not followed, and says so.
+A traced tensor has a value on the meta device, and an origin: an integer tensor of the same shape that holds, for each
+element, the number of the set of filters that it comes from. An operation that moves elements moves the origin by the
+same call. The others follow one of the rules below. Normalisations (local response, group, layer, instance) read other
+channels too, but only to scale: they keep channels separate. Products and gates (squeeze-and-excitation, attention) do
+not: their output comes from both operands. An operation without a rule raises ``NotFollowedError``.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from gconv.wiring.origins import Origins, comes_from_none, uniform
 
 
 class NotFollowedError(Exception):
-    """An operation after which nobody knows where the channels come from."""
+    """The sources of the channels are unknown after an operation."""
 
 
 @dataclass
 class Traced:
     """A tensor on the meta device and, for each element, the number of the set of filters that it comes from.
 
-    ``age`` is how many changes in place there had been when the origin was noted.
+    ``age`` is the number of changes in place before the origin was recorded.
     """
 
     value: Tensor
@@ -37,7 +37,7 @@ class Traced:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of an operation: its arguments, the traced tensors among them, and the shape of what it gives."""
+    """One call of an operation: its arguments, the traced tensors among them, and the shape of its result."""
 
     name: str
     args: tuple
@@ -46,13 +46,13 @@ class Call:
     shape: torch.Size
 
     def argument(self, position: int, *names: str) -> Any:
-        """An argument by its position or one of its names; None where it is not given."""
+        """Return an argument by its position or one of its names; None if it is not given."""
         if len(self.args) > position:
             return self.args[position]
         return next((self.kwargs[name] for name in names if name in self.kwargs), None)
 
     def dims(self) -> list[int]:
-        """The dimensions that the call names; all where it names none."""
+        """Return the dimensions that the call names; all if it names none."""
         dims = self.argument(1, "dim", "axis")
         if dims is None:
             return list(range(self.inputs[0].origin.dim()))
@@ -60,20 +60,20 @@ class Call:
 
 
 class Flow:
-    """Follows operations, one call after the other."""
+    """Follow operations, one call after the other."""
 
     def __init__(self) -> None:
         self.origins = Origins()
-        self._changes: list[tuple[int, range]] = []  # in place: which storage, and which stretch of it
+        self._changes: list[tuple[int, range]] = []  # changes in place: storage, and range inside it
 
     def traced(self, value: Tensor, origin: Tensor | None = None) -> Traced:
-        """A tensor with its origin, by default none."""
+        """Return a tensor with its origin; by default it comes from no filter."""
         if origin is None:
             origin = torch.zeros((), dtype=torch.long, device="cpu").expand(value.shape)
         return Traced(value, origin, len(self._changes))
 
     def constant(self, value: Any) -> Any:
-        """What comes from no filter. Whole numbers stay what they are, since they may index."""
+        """Return a traced tensor that comes from no filter. Integers keep their values, because they may index."""
         if isinstance(value, list | tuple) and any(isinstance(item, Tensor) for item in value):
             return [self.constant(item) for item in value]
         if not isinstance(value, Tensor):
@@ -83,15 +83,15 @@ class Flow:
         return value.detach().cpu().clone()
 
     def follow(self, name: str, function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """The result of one call, traced.
+        """Return the traced result of one call.
 
         Args:
-            name: of the operation: of torch's function or method, without regard to which of both it is.
-            function: what computes it.
+            name: of torch's function or method.
+            function: computes the operation.
             args, kwargs: its arguments, with traced tensors anywhere in them.
 
         Raises:
-            NotFollowedError: nothing is known of the operation.
+            NotFollowedError: there is no rule for the operation.
         """
         inputs = list(traced_in((args, kwargs)))
         if not inputs:
@@ -106,8 +106,10 @@ class Flow:
         empty = all(comes_from_none(t.origin) for t in inputs)
         if name in MOVES and not empty:
             return self.move(function, args, kwargs, name)
-        if changes and not empty and name not in RULES:  # its target, and whoever shares its storage, are unknown now
-            self._changes.append(_extent(args[0].value))
+        if (
+            changes and not empty and name not in RULES
+        ):  # its target, and all tensors that share its storage, are unknown from here on
+            self._changes.append(_memory_range(args[0].value))
         value = self._value(name, function, args, kwargs)
         if empty or name in CREATES:
             return self.constant(value)
@@ -122,19 +124,19 @@ class Flow:
         return [self.traced(v, origin) for v in value]
 
     def check_age(self, tensors: Iterable[Traced]) -> None:
-        """Raise NotFollowedError for what was changed in place under another name, of a view for example."""
+        """Raise NotFollowedError for a tensor that was changed in place through another tensor, such as a view."""
         for t in tensors:
-            storage, held = _extent(t.value)
+            storage, held = _memory_range(t.value)
             for changed, stretch in self._changes[t.age :]:
                 if storage == changed and held.start < stretch.stop and stretch.start < held.stop:
                     raise NotFollowedError("a tensor that it reads was changed in place under another name")
 
     def move(self, function: Callable, args: tuple, kwargs: dict[str, Any], name: str = "") -> Any:
-        """A call that moves elements and computes none: the origin is moved by the same call."""
+        """Move the origin by the same call, for a call that moves elements and computes none."""
         if name in INDEXES and any(True for _ in traced_in((args[1:], kwargs))):
             raise NotFollowedError("its index is computed, and so unknown before the network runs")
         value = function(*_parts(args, "value"), **_parts(kwargs, "value"))
-        if name == "pad" and len(args) + len(kwargs) > 2:  # what is padded comes from no filter, whatever its value
+        if name == "pad" and len(args) + len(kwargs) > 2:  # padding comes from no filter, whatever its value
             args, kwargs = args[:3], {k: v for k, v in kwargs.items() if k != "value"}
         origin = function(*_parts(args, "origin"), **_parts(kwargs, "origin"))
         if isinstance(value, Tensor):
@@ -151,19 +153,19 @@ class Flow:
 
     def _rule(self, call: Call) -> Tensor:
         if call.name not in RULES or "out" in call.kwargs:
-            raise NotFollowedError("it does not tell where its channels come from")
+            raise NotFollowedError("the sources of its channels are unknown")
         return RULES[call.name](call, self.origins).expand(call.shape)
 
     def _change(self, target: Traced, origin: Tensor) -> Traced:
-        """Note a change in place. Other names for the same storage know nothing of it: they grow too old to use."""
+        """Record a change in place. Other tensors of the same storage become outdated."""
         if not torch.equal(target.origin, origin):
-            self._changes.append(_extent(target.value))
+            self._changes.append(_memory_range(target.value))
             target.origin, target.age = origin, len(self._changes)
         return target
 
 
 def traced_in(tree: Any) -> Iterator[Traced]:
-    """The traced tensors anywhere in nested arguments."""
+    """Return all traced tensors in nested arguments."""
     if isinstance(tree, Traced):
         yield tree
     elif isinstance(tree, list | tuple | dict):
@@ -172,7 +174,7 @@ def traced_in(tree: Any) -> Iterator[Traced]:
 
 
 def _parts(tree: Any, part: str) -> Any:
-    """The same arguments with every traced tensor replaced by its value, on the meta device, or by its origin."""
+    """Return the arguments with every traced tensor replaced by its value on the meta device, or by its origin."""
     if isinstance(tree, Traced):
         return getattr(tree, part)
     if isinstance(tree, Tensor):
@@ -184,21 +186,21 @@ def _parts(tree: Any, part: str) -> Any:
     return tree
 
 
-def _extent(value: Tensor) -> tuple[int, range]:
-    """The storage of a tensor, and the stretch of it between the tensor's first and last element."""
+def _memory_range(value: Tensor) -> tuple[int, range]:
+    """Return the storage of a tensor, and the range between its first and last element."""
     start = value.storage_offset()
     length = 1 + sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
     return value.untyped_storage()._cdata, range(start, start + length)
 
 
 def _attribute(x: Any, name: str) -> Any:
-    if isinstance(x, list | tuple):  # what torch.max gives
+    if isinstance(x, list | tuple):  # as torch.max returns
         return x[("values", "indices").index(name)]
     if name == "device":
-        return torch.device("cpu")  # so that what the model creates there has numbers
+        return torch.device("cpu")  # so that tensors created there have values
     found = getattr(x.value, name)
     if isinstance(found, Tensor):
-        raise NotFollowedError("it does not tell where its channels come from")
+        raise NotFollowedError("the sources of its channels are unknown")
     return found
 
 
@@ -217,13 +219,13 @@ def _keeps(call: Call, origins: Origins) -> Tensor:
 
 
 def _planes(call: Call, origins: Origins) -> Tensor:
-    """Each channel by itself, all places at once."""
+    """Keep channels separate and mix all positions of each."""
     dims = int(call.name[-2]) if call.name in POOLS else call.inputs[0].origin.dim() - 2
     return origins.union_over(call.inputs[0].origin, range(-dims, 0))
 
 
 def _reduces(call: Call, origins: Origins) -> Tensor:
-    if len(call.inputs) > 1:  # torch.maximum by its short name
+    if len(call.inputs) > 1:  # torch.maximum under its short name
         return _unites(call, origins)
     return origins.union_over(call.inputs[0].origin, call.dims()).reshape(call.shape)
 
@@ -237,7 +239,7 @@ def _linear(call: Call, origins: Origins) -> Tensor:
 
 
 def _convolves(call: Call, origins: Origins) -> Tensor:
-    """A convolution that is no module of its own: its outputs come from all inputs of their group."""
+    """Follow a convolution that is not a module: its outputs come from all inputs of their group."""
     origin, groups = _keeps(call, origins), call.argument(6, "groups") or 1
     space = int(call.name[-2])
     channels = origin.dim() - space - 1
@@ -267,13 +269,13 @@ def _einsum(call: Call, origins: Origins) -> Tensor:
 
 
 def _attends(call: Call, origins: Origins) -> Tensor:
-    """Softmax(q kᵀ) v: the weights of one query come from it and all keys."""
+    """Follow softmax(q kᵀ) v: the weights of one query come from it and all keys."""
     query, key, value, *mask = (t.origin for t in call.inputs)
     parts = [origins.union_over(query, [-1]), origins.union_over(key, [-2, -1]), origins.union_over(value, [-2])]
     return origins.union(parts + [origins.union_over(m, [-1]) for m in mask], call.shape)
 
 
-# Names serve for functions and methods alike.
+# Each name is that of a function and of a method.
 IN_PLACE = {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "truediv"}
 INDEXES = {"getitem", "index_select", "gather", "take_along_dim"}
 CREATES = {"zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"}

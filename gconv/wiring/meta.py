@@ -1,7 +1,8 @@
-"""Models as people hand them over, run for their shapes alone.
+"""Models of users, run on the meta device for their shapes alone.
 
 Parameters, buffers and the image are on the meta device, where nothing is computed. Plain tensors that a model holds or
-makes elsewhere follow them where they meet, and so do those of another dtype. The model is left as it was.
+creates on other devices are moved there when an operation combines them, and dtypes are made equal. The model is not
+changed.
 """
 
 from __future__ import annotations
@@ -34,16 +35,16 @@ TORCH_FOLDER = os.path.dirname(torch.__file__)
 OWN_FOLDER = os.path.dirname(os.path.dirname(__file__))  # of the package
 PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 WRAPPERS = (*PARALLEL, AveragedModel)
-CREATES = {torch.zeros, torch.ones, torch.empty, torch.full, torch.rand, torch.randn}  # often to be filled in place
+CREATES = {torch.zeros, torch.ones, torch.empty, torch.full, torch.rand, torch.randn}  # often filled in place
 Shape: TypeAlias = "Sequence[int] | Tensor"
 
 
 def unwrapped(model: nn.Module, call: str) -> nn.Module:
-    """The model inside ``torch.compile``, ``DataParallel``, ``DistributedDataParallel`` and ``AveragedModel``.
+    """Return the model inside ``torch.compile``, ``DataParallel``, ``DistributedDataParallel`` and ``AveragedModel``.
 
     Args:
-        model: as it was given.
-        call: that it was given to, for what is raised.
+        model: as the user passes it.
+        call: name of the function that it is passed to, for error messages.
 
     Raises:
         TypeError: it is no module.
@@ -65,8 +66,8 @@ def unwrapped(model: nn.Module, call: str) -> nn.Module:
     return model
 
 
-def raise_if_closed(model: nn.Module, call: str) -> None:
-    """Raise ValueError for a model with scripted layers, or layers that have no weights yet."""
+def raise_if_scripted_or_lazy(model: nn.Module, call: str) -> None:
+    """Raise ValueError for a model with scripted layers, or with lazy layers that have no weights yet."""
     for name, module in model.named_modules():
         where = f"its module {name}" if name else "the model"
         if isinstance(module, torch.jit.ScriptModule):
@@ -82,37 +83,37 @@ def _closed(where: str, module: nn.Module, call: str) -> ValueError:
 
 
 def image_shape(given: Shape, model: nn.Module) -> tuple[int, ...]:
-    """The shape of one image, from it, the shape of a batch, or a tensor of either.
+    """Return the shape of one image, given that shape, the shape of a batch, or a tensor of either.
 
     Args:
         given: (C, H, W) or (N, C, H, W), or as many dimensions as the convolutions of the model take.
-        model: tells how many these are.
+        model: decides how many dimensions an image has.
 
     Raises:
         TypeError: it is no shape.
         ValueError: a size below 1.
     """
-    told = f"input_shape={reprlib.repr(given) if not isinstance(given, Tensor) else tuple(given.shape)}"
+    argument = f"input_shape={reprlib.repr(given) if not isinstance(given, Tensor) else tuple(given.shape)}"
     try:
         shape = tuple(operator.index(size) for size in getattr(given, "shape", given))  # type: ignore[union-attr]
     except TypeError:
-        raise TypeError(f"{told}: give the shape of one image, such as (3, 224, 224), or a tensor") from None
+        raise TypeError(f"{argument}: give the shape of one image, such as (3, 224, 224), or a tensor") from None
     spaces = {len(m.kernel_size) for m in model.modules() if isinstance(m, _ConvNd | GroupedConv2d)}
     batch = len(shape) - 1 not in spaces and len(shape) - 2 in spaces
     if batch or (not spaces and isinstance(given, Tensor) and len(shape) > 1):
         shape = shape[1:]
     if not shape or min(shape) < 1:
-        raise ValueError(f"{told}: every size of an image must be at least 1, as in (3, 224, 224)")
+        raise ValueError(f"{argument}: every size of an image must be at least 1, as in (3, 224, 224)")
     return shape
 
 
 def run_on_meta(model: nn.Module, shape: tuple[int, ...], requires_grad: bool = False) -> Any:
-    """The output for one image of a model in evaluation mode, on the meta device; the model is left as it was.
+    """Return the output of a model for one image, in evaluation mode on the meta device. The model is not changed.
 
     Args:
         model: any, without wrappers around it.
         shape: of the image, without batch.
-        requires_grad: whether the image does; parameters always do.
+        requires_grad: whether the image requires a gradient; parameters always do.
 
     Raises:
         ValueError: the model does not take such an image, or its ``forward`` needs to know numbers.
@@ -121,7 +122,7 @@ def run_on_meta(model: nn.Module, shape: tuple[int, ...], requires_grad: bool = 
     for name, p in model.named_parameters():
         tensors[name] = _on_meta(p).requires_grad_(_is_computed(p))
     x = torch.empty(1, *shape, dtype=input_dtype(model), device="meta", requires_grad=requires_grad)
-    with left_as_it_was(model), Alike():
+    with restored_afterwards(model), MatchingTensors():
         model.eval()
         try:
             return torch.func.functional_call(model, tensors, (x,))
@@ -130,7 +131,7 @@ def run_on_meta(model: nn.Module, shape: tuple[int, ...], requires_grad: bool = 
 
 
 def input_dtype(model: nn.Module) -> torch.dtype:
-    """What a model computes in, as far as its first parameter tells."""
+    """Return the dtype of the first floating-point parameter, in which a model most likely computes."""
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
@@ -139,8 +140,8 @@ def _on_meta(t: Tensor) -> Tensor:
 
 
 @contextmanager
-def left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Undo what is done to modules meanwhile: attributes, lists, dicts and modes. Wrappers and compilers stand aside.
+def restored_afterwards(model: nn.Module) -> Iterator[None]:
+    """Restore attributes, lists, dicts and modes of all modules at the end; switch wrappers and compilers off before.
 
     Weight normalisation and pruning set a weight at every call, and some models keep what they computed.
     """
@@ -160,15 +161,17 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
         for number, hook in list(module._forward_hooks.items()):
             if _of_sharding(hook):
                 del module._forward_hooks[number]
-    compiled = "torch._dynamo" in sys.modules  # else there is nothing that could be
+    compiled = "torch._dynamo" in sys.modules  # else there is nothing to restore
     try:
         with torch.compiler.set_stance("force_eager") if compiled else nullcontext(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Using `torch.compile")  # of hooks, which a FLOP counter has
+            warnings.filterwarnings("ignore", "Using `torch.compile")  # of hooks, such as those of a FLOP counter
             yield
     finally:
         for module, (_, attributes) in zip(modules, kept, strict=True):
             if type(module).train is not nn.Module.train and module.training != attributes["training"]:
-                module.train(attributes["training"])  # some change more than the flag, as feature extractors do
+                module.train(
+                    attributes["training"]
+                )  # train() of some models, such as feature extractors, changes more than the flag
         for held, before in zip(holders, contents, strict=True):
             held.clear()
             held.update(before) if isinstance(held, dict | set) else held.extend(before)  # type: ignore[arg-type]
@@ -178,14 +181,14 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
 
 
 def _of_sharding(hook: Any) -> bool:
-    """Whether a hook gathers parameters that several processes share."""
+    """Return True for a hook that gathers parameters sharded over several processes."""
     return str(getattr(hook, "__module__", "")).startswith("torch.distributed.")
 
 
-class Alike(TorchFunctionMode):
-    """Bring the tensors that meet in a call to the meta device, if one is there, and to one dtype if it fails without.
+class MatchingTensors(TorchFunctionMode):
+    """Move the tensors of a call to the meta device if one of them is there, and to one dtype if the call fails else.
 
-    Whole numbers and truth values stay on their device as long as they can: they may index.
+    Integers and truth values stay on their device as long as possible, because they may index.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
@@ -215,24 +218,24 @@ def _is_computed(t: Tensor) -> bool:
 
 
 def _to_meta(t: Tensor) -> Tensor:
-    """On the meta device; one from elsewhere without its history, which cannot go on there."""
+    """Return a tensor on the meta device; one from another device loses its autograd history."""
     return t if t.is_meta else t.detach().to("meta").requires_grad_(t.requires_grad)
 
 
 def _complaint(model: nn.Module, shape: tuple[int, ...], error: Exception) -> str:
-    kind, told = type(model).__name__, first_line(error)
+    kind, reason = type(model).__name__, first_line(error)
     if "meta tensor" in str(error).lower() or "meta device" in str(error):
-        line = own_line(reversed(list(traceback.walk_tb(error.__traceback__))))
-        return f"{kind} needs numbers in its forward{line}, and only shapes are computed here: {told}"
-    return f"{kind} cannot take an input of {' × '.join(map(str, shape))}: {told}"
+        line = model_line(reversed(list(traceback.walk_tb(error.__traceback__))))
+        return f"{kind} needs numbers in its forward{line}, and only shapes are computed here: {reason}"
+    return f"{kind} cannot take an input of {' × '.join(map(str, shape))}: {reason}"
 
 
-def own_line(frames: Iterable[tuple[FrameType, int]], outermost: CodeType | None = None) -> str:
-    """The innermost line that is the model's own, in text, from frames innermost first; nothing if there is none.
+def model_line(frames: Iterable[tuple[FrameType, int]], outermost: CodeType | None = None) -> str:
+    """Return the innermost line of code of the model itself as text; an empty text if there is none.
 
     Args:
-        frames: with the number of the line in each.
-        outermost: function at which to stop: who called it is not the model.
+        frames: frames, innermost first, with the line number in each.
+        outermost: function at which the search stops: its callers are not the model.
     """
     for frame, number in frames:
         path = frame.f_code.co_filename
@@ -244,5 +247,5 @@ def own_line(frames: Iterable[tuple[FrameType, int]], outermost: CodeType | None
 
 
 def first_line(error: Exception) -> str:
-    """What an error says first."""
+    """Return the first line of the message of an error."""
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

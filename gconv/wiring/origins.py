@@ -1,8 +1,8 @@
-"""Which filters every element of a tensor comes from.
+"""Filters that every element of a tensor comes from.
 
 Sets of filters are numbered, so that an integer tensor can hold one set per element and be reshaped, transposed,
-sliced and joined by torch's own operations. What does not vary along a dimension has stride 0 there, whence unions
-cost as much as a tensor has different elements, not as it has elements.
+sliced and joined by torch's own operations. A dimension along which nothing varies has stride 0. So the cost of a union
+grows with the number of different elements of a tensor, not with its size.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class FilterSet(Set[Filter]):
     """An immutable set of filters; equals a ``frozenset`` of the same ``(convolution, output channel)``.
 
     Attributes:
-        channels: for each convolution a whole number in which bit c stands for output channel c. So a set of all
-            filters of a deep network takes no more room than a few numbers.
+        channels: for each convolution an integer whose bit c is set if output channel c is in the set. So a set of all
+            filters of a deep network takes little memory.
     """
 
     __slots__ = ("_code", "channels")
@@ -32,12 +32,12 @@ class FilterSet(Set[Filter]):
 
     @classmethod
     def of(cls, convolution: str, channel: int) -> FilterSet:
-        """The set of one filter."""
+        """Return the set of one filter."""
         return cls({convolution: 1 << channel})
 
     @classmethod
     def union(cls, sets: Iterable[FilterSet]) -> FilterSet:
-        """All filters that are in any of the sets."""
+        """Return the union of sets."""
         channels: dict[str, int] = {}
         for one in sets:
             for convolution, bits in one.channels.items():
@@ -63,7 +63,7 @@ class FilterSet(Set[Filter]):
         return self.channels == other.channels if isinstance(other, FilterSet) else super().__eq__(other)
 
     def __hash__(self) -> int:
-        if self._code is None:  # the length besides, since Python's hash of 2^c repeats every 61 channels
+        if self._code is None:  # with the length, because Python's hash of 2^c repeats every 61 channels
             self._code = hash(frozenset((name, bits, bits.bit_length()) for name, bits in self.channels.items()))
         return self._code
 
@@ -72,7 +72,7 @@ class FilterSet(Set[Filter]):
 
 
 def set_bits(bits: int) -> list[int]:
-    """The places of the ones, lowest first: 0b101 gives [0, 2]."""
+    """Return the positions of the bits that are set, lowest first: 0b101 gives [0, 2]."""
     places = []
     while bits:
         lowest = bits & -bits
@@ -82,26 +82,26 @@ def set_bits(bits: int) -> list[int]:
 
 
 class Origins:
-    """Numbers sets of filters; 0 is the empty set: what comes from the network's input or its parameters alone."""
+    """Numbering of sets of filters. 0 is the empty set: elements from the input of the network or its parameters."""
 
     def __init__(self) -> None:
         self.sets = [FilterSet()]
         self._numbers = {self.sets[0]: 0}
 
     def number(self, filters: FilterSet) -> int:
-        """The number of a set, the same for equal sets."""
+        """Return the number of a set; equal sets have the same number."""
         if filters not in self._numbers:
             self._numbers[filters] = len(self.sets)
             self.sets.append(filters)
         return self._numbers[filters]
 
     def filters_of(self, convolution: str, count: int) -> Tensor:
-        """(C,) numbers: channel c comes from filter c of the convolution."""
+        """Return the origin (C,) of the outputs of a convolution: channel c comes from filter c."""
         numbers = [self.number(FilterSet.of(convolution, channel)) for channel in range(count)]
         return torch.tensor(numbers, device="cpu")
 
     def union(self, origins: list[Tensor], shape: Iterable[int]) -> Tensor:
-        """Each element of the broadcast shape comes from all that its elements in ``origins`` come from."""
+        """Return the elementwise union of origins, which are broadcast."""
         shape = tuple(shape)
         united, *others = [origin.expand(shape) for origin in origins]
         for other in others:
@@ -118,7 +118,7 @@ class Origins:
         return self.number(FilterSet.union((self.sets[a], self.sets[b])))
 
     def union_over(self, origin: Tensor, dims: Iterable[int]) -> Tensor:
-        """Union along ``dims``, which keep size 1."""
+        """Return the union along ``dims``, which keep size 1."""
         (small,) = _narrow(origin)
         over = sorted({dim % origin.dim() for dim in dims if small.shape[dim] > 1})
         if over:
@@ -129,7 +129,7 @@ class Origins:
             for row_and_number in found.tolist():
                 row, number = divmod(row_and_number, len(self.sets))
                 members[row].append(number)
-            known: dict[tuple[int, ...], int] = {}  # many rows have the same members
+            known: dict[tuple[int, ...], int] = {}  # many rows have the same elements
             for numbers in map(tuple, members):
                 if numbers not in known:
                     known[numbers] = self.number(FilterSet.union(self.sets[n] for n in numbers))
@@ -140,7 +140,7 @@ class Origins:
 
 
 def uniform(origin: Tensor) -> Tensor:
-    """The same numbers, with stride 0 along every dimension in which they do not vary."""
+    """Return equal values, with stride 0 along every dimension in which they do not vary."""
     (small,) = _narrow(origin)
     for dim, size in enumerate(small.shape):
         first = small.narrow(dim, 0, 1) if size > 1 else small
@@ -150,12 +150,12 @@ def uniform(origin: Tensor) -> Tensor:
 
 
 def comes_from_none(origin: Tensor) -> bool:
-    """Whether no element comes from any filter."""
+    """Return True if no element comes from any filter."""
     return not _narrow(origin)[0].any()
 
 
 def _narrow(*origins: Tensor) -> list[Tensor]:
-    """One element along every dimension in which none of the tensors, of one shape, varies by its strides."""
+    """Reduce to one element every dimension in which all tensors, of one shape, have stride 0."""
     shape = origins[0].shape
     kept = [size > 1 and any(o.stride(dim) for o in origins) for dim, size in enumerate(shape)]
     return [o[tuple(slice(None) if keep else slice(0, 1) for keep in kept)] for o in origins]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-MOST_ROWS = 24
+MAX_ROWS = 24
 
 
 def aligned(
@@ -12,16 +12,16 @@ def aligned(
     rows: Sequence[Sequence[str]],
     total: Sequence[str] | None = None,
     texts: int = 1,
-    most: int | None = MOST_ROWS,
+    max_rows: int | None = MAX_ROWS,
 ) -> str:
-    """One line for the header, each row and the total.
+    """Return a table as text: one line for the header, for each row and for the total.
 
     Args:
-        header, rows, total: cells as text; the rows as long as the header.
-        texts: how many columns, from the left, are text; the others are numbers and end at the same place.
-        most: rows shown; the others are counted in a line. None shows all.
+        header, rows, total: cells as text; every row is as long as the header.
+        texts: number of columns, from the left, that are text; the others are numbers and are right-aligned.
+        max_rows: number of rows printed, the others are counted in one line; None prints all.
     """
-    shown = rows if most is None or len(rows) <= most else rows[: most - 1]
+    shown = rows if max_rows is None or len(rows) <= max_rows else rows[: max_rows - 1]
     lines = [header, *shown, *([total] if total is not None else [])]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
 

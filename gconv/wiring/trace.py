@@ -1,9 +1,9 @@
-"""Which filters feed which group, traced through a whole model.
+"""Wiring of a model: the groups that compute and that read each filter, traced through the whole model.
 
 "The group of a filter" is not always the group that computes it: AlexNet's conv1 is not grouped, its filters belong to
-the group of conv2 that *reads* them. The model is traced once (torch.fx) and run on the meta device; beside every
-tensor goes an origin, which tells for each element which filters it comes from (``origins.py``), and every operation
-does to the origin what it does to the channels (``flow.py``).
+the group of conv2 that *reads* them. The model is traced once (torch.fx) and run on the meta device. Every tensor has
+an origin, which holds the filters that each element comes from (``origins.py``), and every operation changes the origin
+as it changes the channels (``flow.py``).
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from gconv.partition import Partition
 from gconv.shuffle import ChannelPermutation, ChannelShuffle, channel_shuffle
 from gconv.wiring.flow import Flow, NotFollowedError, Traced, traced_in
 from gconv.wiring.meta import (
-    Alike,
+    MatchingTensors,
     Shape,
     first_line,
     image_shape,
     input_dtype,
-    left_as_it_was,
-    own_line,
-    raise_if_closed,
+    model_line,
+    raise_if_scripted_or_lazy,
+    restored_afterwards,
     unwrapped,
 )
 from gconv.wiring.origins import FilterSet, set_bits
 from gconv.wiring.text_table import aligned
 
-STILL_WORKS = "still to be had without wiring: count_cost, and computing_groups (the group that computes each filter)"
+ALTERNATIVES = "without wiring these still work: count_cost, and computing_groups (the group that computes each filter)"
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class LayerWiring:
 
     Attributes:
         name: of the module.
-        computed_by: group that computes each filter.
-        inputs_read_by: group that reads each input channel.
-        sources: the filters that each input channel comes from; empty where it comes from the network's input.
+        computed_by: the group that computes each filter.
+        inputs_read_by: the group that reads each input channel.
+        sources: the filters that each input channel comes from; empty for the input of the network.
         read_by: for each convolution that reads any of the filters, in the order of computation, the set of its groups
             that read each filter.
     """
@@ -62,11 +62,11 @@ class LayerWiring:
     read_by: dict[str, list[frozenset[int]]] = field(default_factory=dict)
 
     def reading_sets(self, reader: str | None = None) -> list[frozenset[int]]:
-        """All groups that read each filter: the empty set where none does, several where several do.
+        """Return the groups that read each filter: an empty set if none does, several if several do.
 
         Args:
-            reader: which convolution reads; by default the first that cuts these filters into several groups, else the
-                first at all. Beside a residual sum or a concatenation ``read_by`` tells of the others.
+            reader: name of the convolution that reads; by default the first that cuts these filters into several
+                groups, else the first. After a residual sum or a concatenation there are others, in ``read_by``.
 
         Raises:
             KeyError: ``reader`` reads none of the filters.
@@ -77,14 +77,14 @@ class LayerWiring:
         return self.read_by[reader] if reader else [frozenset()] * len(self.computed_by)
 
     def reading_groups(self, reader: str | None = None) -> list[int | None]:
-        """The one group that reads each filter; None where several groups read it, or none does.
+        """Return the one group that reads each filter; None if several groups read it, or none does.
 
-        ``reading_sets`` tells these two apart, takes the same reader and raises the same error.
+        ``reading_sets`` distinguishes these two cases, takes the same reader and raises the same error.
         """
         return [next(iter(groups)) if len(groups) == 1 else None for groups in self.reading_sets(reader)]
 
     def first_reader(self) -> str | None:
-        """The first convolution in which more than one group reads these filters, else the first reader, if any."""
+        """Return the first convolution in which several groups read these filters, else the first reader, else None."""
         for reader, groups in self.read_by.items():
             if len(frozenset().union(*groups)) > 1:
                 return reader
@@ -92,7 +92,7 @@ class LayerWiring:
 
 
 class Wiring(dict[str, LayerWiring]):
-    """The wiring of each convolution, by module name, in the order of computation; printed as a table."""
+    """Wiring of each convolution, by module name, in the order of computation. Prints as a table."""
 
     def __missing__(self, name: object) -> LayerWiring:
         near = get_close_matches(str(name), self, n=3, cutoff=0.4) or list(self)[:3]
@@ -111,48 +111,48 @@ class Wiring(dict[str, LayerWiring]):
 
 
 def computing_groups(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """The group that computes each filter, for every ``nn.Conv2d`` and ``GroupedConv2d``; needs no tracing."""
+    """Return the group that computes each filter, for every ``nn.Conv2d`` and ``GroupedConv2d``, without tracing."""
     return {name: _cuts(m)[1].labels for name, m in model.named_modules() if isinstance(m, nn.Conv2d | GroupedConv2d)}
 
 
 def trace_wiring(model: nn.Module, input_shape: Shape) -> Wiring:
     """Trace which group computes and which group reads every filter of every convolution.
 
-    A filter is read by a group if changing it changes what the group reads. Two exceptions: a normalisation that
-    scales by other channels does not count, and a stretch of space is not told from another after pooling. Convolutions
-    are ``nn.Conv2d`` and ``GroupedConv2d``; linear layers, other convolutions and attention pass on what they mix.
-    What runs only in training (auxiliary heads) is traced if the model is in training mode.
+    A group reads a filter if changing the filter changes an input of the group. Two exceptions: a normalisation that
+    scales by other channels does not count, and regions of space are not distinguished after pooling. Convolutions are
+    ``nn.Conv2d`` and ``GroupedConv2d``; linear layers, other convolutions and attention pass on what they mix. Modules
+    that run only in training (auxiliary heads) are traced if the model is in training mode.
 
     Args:
-        model: any module whose convolutions torch.fx can reach; it may be on the meta device. It is not changed. Of
-            one in ``torch.compile``, ``DataParallel`` or ``DistributedDataParallel`` the model inside is traced.
+        model: any module whose convolutions torch.fx can reach; it may be on the meta device. It is not changed.
+            ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel`` are looked through.
         input_shape: of one image, (C, H, W); or a batch of images, or its shape.
 
     Returns:
         The wiring of each convolution, by module name, in the order of computation.
 
     Raises:
-        TypeError: arguments that are no model or no shape.
-        ValueError: the model cannot be traced, does not take such images, or a convolution reads what comes of an
-            operation that does not tell where its channels come from. One line: which operation, and what still works.
+        TypeError: ``model`` is no module, or ``input_shape`` no shape.
+        ValueError: the model cannot be traced or does not take such images, or a convolution reads the result of an
+            operation whose sources are unknown. One line names the operation, and what works without wiring.
     """
     model = unwrapped(model, "trace_wiring")
-    raise_if_closed(model, "trace_wiring")
+    raise_if_scripted_or_lazy(model, "trace_wiring")
     shape, kind, tracer = image_shape(input_shape, model), type(model).__name__, _Tracer()
     try:
-        # fx hangs constants on the model while it traces
-        with torch.device("cpu"), torch.no_grad(), left_as_it_was(model), _uncompiled():
+        # fx adds constants to the model while it traces
+        with torch.device("cpu"), torch.no_grad(), restored_afterwards(model), _uncompiled():
             graph = tracer.trace(model, _defaults(model))
-            walk = _Walk(model, graph)
-            with Alike():
+            walk = _WiringInterpreter(model, graph)
+            with MatchingTensors():
                 walk.run(walk.flow.traced(torch.empty(1, *shape, dtype=input_dtype(model), device="meta")))
     except _UntraceableError as error:
-        raise ValueError(f"{kind}, images of {shape}: {error}; {STILL_WORKS}") from None
+        raise ValueError(f"{kind}, images of {shape}: {error}; {ALTERNATIVES}") from None
     except Exception as error:
-        where = own_line(reversed(list(traceback.walk_tb(error.__traceback__))))
+        where = model_line(reversed(list(traceback.walk_tb(error.__traceback__))))
         inside = f" {tracer.innermost}" if tracer.innermost else ""
         reason = f"torch.fx cannot trace{inside}{where}: {_plainly(error)}"
-        raise ValueError(f"{kind}: {reason}; {STILL_WORKS}") from None
+        raise ValueError(f"{kind}: {reason}; {ALTERNATIVES}") from None
     return _connect(model, walk.reads)
 
 
@@ -163,14 +163,14 @@ def _plainly(error: Exception) -> str:
 
 
 def _uncompiled() -> AbstractContextManager[Any]:
-    """Have fx open what ``torch.compile`` wraps, as if it were not there."""
+    """Have fx trace into modules that ``torch.compile`` wraps."""
     if "torch._dynamo" not in sys.modules:
         return nullcontext()
     return torch._dynamo.config.patch(error_on_nested_fx_trace=False)  # type: ignore[attr-defined]
 
 
 def _connect(model: nn.Module, reads: dict[str, list[FilterSet]]) -> Wiring:
-    """Turn what every input channel comes from into who reads every filter."""
+    """Invert the sources of every input channel into the readers of every filter."""
     layers = Wiring()
     for name, sources in reads.items():
         in_groups, out_groups = _cuts(model.get_submodule(name))
@@ -180,7 +180,7 @@ def _connect(model: nn.Module, reads: dict[str, list[FilterSet]]) -> Wiring:
         members: list[set[FilterSet]] = [set() for _ in range(1 + max(reading))]
         for group, filters in zip(reading, sources, strict=True):
             members[group].add(filters)
-        # Of each source, which groups read the same of its channels: many, where a layer before mixes them all.
+        # For each source, the groups that read the same of its channels: many after a layer that mixes them all.
         alike: dict[str, dict[int, list[int]]] = {}
         for group, sets in enumerate(members):
             for source, bits in FilterSet.union(sets).channels.items():
@@ -196,7 +196,7 @@ def _connect(model: nn.Module, reads: dict[str, list[FilterSet]]) -> Wiring:
 
 
 def _cuts(module: nn.Module) -> tuple[Partition, Partition]:
-    """How a convolution cuts its inputs and its outputs."""
+    """Return the partitions of the inputs and the outputs of a convolution."""
     if isinstance(module, GroupedConv2d):
         return module.geometry.in_groups, module.geometry.out_groups
     assert isinstance(module, nn.Conv2d)
@@ -205,17 +205,17 @@ def _cuts(module: nn.Module) -> tuple[Partition, Partition]:
 
 
 def _defaults(model: nn.Module) -> dict[str, Any] | None:
-    """Arguments of ``forward`` that need not be given, as they are then."""
+    """Return the default values of the arguments of ``forward``."""
     parameters = list(inspect.signature(model.forward).parameters.values())[1:]
     return {p.name: p.default for p in parameters if p.default is not p.empty} or None
 
 
 class _UntraceableError(Exception):
-    """One line: what is not followed, and where."""
+    """A model that cannot be traced: one line names the operation and the place."""
 
 
 class _Tracer(fx.Tracer):
-    """Opens all modules, torch's layers too, down to functions; what cannot be opened stays whole if it can."""
+    """Trace into all modules, torch's layers too, down to functions; a module that cannot be traced stays one node."""
 
     def __init__(self) -> None:
         super().__init__(autowrap_functions=(channel_shuffle,))
@@ -237,12 +237,12 @@ class _Tracer(fx.Tracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
-        node.meta["line"] = own_line(traceback.walk_stack(None), trace_wiring.__code__)
+        node.meta["line"] = model_line(traceback.walk_stack(None), trace_wiring.__code__)
         return node
 
 
-class _Walk(fx.Interpreter):
-    """Runs the graph on traced tensors and notes what every convolution reads."""
+class _WiringInterpreter(fx.Interpreter):
+    """Run the graph on traced tensors and record the sources that every convolution reads."""
 
     def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
         super().__init__(model, graph=graph)
@@ -252,20 +252,20 @@ class _Walk(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         args, kwargs = self.fetch_args_kwargs_from_env(n)
-        lost = _lost_in((args, kwargs))
+        unknown = _unknown_in((args, kwargs))
         if n.op == "output":
             return None
         try:
-            if lost is None:
+            if unknown is None:
                 self.flow.check_age(traced_in((args, kwargs)))
                 return super().run_node(n)
         except NotFollowedError as error:
-            lost = _Lost(f"the wiring is not followed through {_place(n)}: {error}")
+            unknown = _Unknown(f"the wiring is not followed through {_place(n)}: {error}")
         except Exception as error:
             raise _UntraceableError(f"does not take such images at {_place(n)}: {first_line(error)}") from error
         if n.op == "call_module" and computing_groups(self.fetch_attr(str(n.target))):
-            raise _UntraceableError(f"{lost.reason}, and {n.target} reads what comes of it")
-        return lost
+            raise _UntraceableError(f"{unknown.reason}, and {n.target} reads what comes of it")
+        return unknown
 
     def get_attr(self, target: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         return self.flow.constant(self.fetch_attr(target))
@@ -283,12 +283,18 @@ class _Walk(fx.Interpreter):
 
     def call_function(self, target: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         library = str(getattr(target, "__module__", None)).partition(".")[0]
-        known = library in ("torch", "torchvision", "gconv", "_operator", "builtins")  # add() may be anybody's
+        known = library in (
+            "torch",
+            "torchvision",
+            "gconv",
+            "_operator",
+            "builtins",
+        )  # a user may define a function of the same name
         return self.flow.follow(target.__name__ if known else "", target, args, kwargs)
 
     def call_method(self, target: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         def method(x: Any, *rest: Any, **named: Any) -> Any:
-            name = "reshape" if target == "view" else target  # an origin has strides that no view can take
+            name = "reshape" if target == "view" else target  # a view may not fit the strides of an origin
             return getattr(x, name)(*rest, **named)
 
         return self.flow.follow(target, method, args, kwargs)
@@ -298,7 +304,7 @@ class _Walk(fx.Interpreter):
         others = [dim for dim in range(x.origin.dim()) if dim != channels]
         numbers = self.flow.origins.union_over(x.origin, others).flatten().tolist()
         sources = [self.flow.origins.sets[number] for number in numbers]
-        if name in self.reads:  # called again: one module, several inputs
+        if name in self.reads:  # one module called again, with other inputs
             sources = [FilterSet.union(pair) for pair in zip(self.reads[name], sources, strict=True)]
         self.reads[name] = sources
         value = _on_meta(module, x.value)
@@ -307,27 +313,27 @@ class _Walk(fx.Interpreter):
 
 
 @dataclass(frozen=True)
-class _Lost:
-    """What comes of an operation that is not followed. It only matters if a convolution reads it."""
+class _Unknown:
+    """Result of an operation that is not followed: an error only if a convolution reads it."""
 
     reason: str
 
 
-def _lost_in(tree: Any) -> _Lost | None:
-    if isinstance(tree, _Lost):
+def _unknown_in(tree: Any) -> _Unknown | None:
+    if isinstance(tree, _Unknown):
         return tree
     items = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ()
-    return next((lost for lost in map(_lost_in, items) if lost), None)
+    return next((unknown for unknown in map(_unknown_in, items) if unknown), None)
 
 
 def _on_meta(module: nn.Module, x: Tensor) -> Tensor:
-    """Run one module on the meta device without moving its parameters."""
+    """Run one module on the meta device and leave its parameters where they are."""
     tensors = {n: t.to("meta") for n, t in (*module.named_parameters(), *module.named_buffers())}
     return torch.func.functional_call(module, tensors, (x,))
 
 
 def _place(node: fx.Node) -> str:
-    """Node, module and source line, for people: "'sort' in head (net.py:12: x = torch.sort(x))"."""
+    """Return node, module and source line as text: "'sort' in head (net.py:12: x = torch.sort(x))"."""
     modules = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path]
     if node.op == "call_module":
         modules.append(str(node.target))

@@ -80,12 +80,12 @@ def test_an_even_cut_is_in_blocks_whose_sizes_differ_by_one_at_most(case):
 def test_the_towers_of_alexnet_are_where_krizhevsky_had_them():
     """conv1 follows the groups of conv2, conv3 those of conv4; conv3 and the dense layers read both halves."""
     placement = place(on_meta("alexnet", groups=2, norm="batch"), (3, 227, 227), 2)
-    assert [run.layers for run in placement.runs] == [("conv1", "conv2"), ("conv3", "conv4", "conv5")]
+    assert [run.layers for run in placement.segments] == [("conv1", "conv2"), ("conv3", "conv4", "conv5")]
     halves = {"conv1": 48, "conv2": 128, "conv3": 192, "conv4": 192, "conv5": 128, "fc6": 2048, "classify": 500}
     for name, half in halves.items():
         assert placement.owners[name] == blocks(half, half), name
     conv1, conv2 = 48 * 3 * 121 * 55**2, 128 * 48 * 25 * 27**2
-    assert placement.runs[0].loads == (conv1 + conv2, conv1 + conv2)
+    assert placement.segments[0].loads == (conv1 + conv2, conv1 + conv2)
     assert placement.imbalance == 1
 
 
@@ -125,16 +125,16 @@ def test_logarithmic_groups_cost_balance_and_the_largest_share_moves_from_run_to
         [g * 16 * 16**2 + g * g * 9 * 8**2 for g in (16, 8, 4, 4)],  # 1×1 that widens before its pool
         [g * 32 * 8**2 + g * g * 9 * 4**2 for g in (32, 16, 8, 8)],
     ]
-    assert [list(run.loads) for run in placement.runs] == runs
-    assert [run.ranks for run in placement.runs] == [(0, 1, 1, 1), (1, 0, 0, 0), (0, 1, 1, 1)]
-    assert all(run.exact for run in placement.runs)
+    assert [list(run.loads) for run in placement.segments] == runs
+    assert [run.ranks for run in placement.segments] == [(0, 1, 1, 1), (1, 0, 0, 0), (0, 1, 1, 1)]
+    assert all(run.exact for run in placement.segments)
     head = 64 * 5  # half of the classes
     assert placement.macs == (
         runs[0][0] + sum(runs[1][1:]) + runs[2][0] + head,
         sum(runs[0][1:]) + runs[1][0] + sum(runs[2][1:]) + head,
     )
-    assert placement.path == sum(map(max, runs)) + head
-    assert placement.imbalance == pytest.approx(2 * placement.path / (sum(map(sum, runs)) + 2 * head))
+    assert placement.critical_path == sum(map(max, runs)) + head
+    assert placement.imbalance == pytest.approx(2 * placement.critical_path / (sum(map(sum, runs)) + 2 * head))
 
 
 def test_one_rank_takes_any_network_and_sends_nothing():
@@ -160,8 +160,8 @@ class Mixed(nn.Module):
 
 def test_groups_that_line_up_stay_together_when_a_layer_has_fewer_of_them():
     placement = place(Mixed(nn.ReLU(), second=2), (3, 8, 8), 2)
-    assert placement.runs[0].layers == ("one", "two", "three")
-    assert len(placement.runs[0].loads) == 2
+    assert placement.segments[0].layers == ("one", "two", "three")
+    assert len(placement.segments[0].loads) == 2
     assert placement.owners["two"] == placement.owners["three"] == blocks(8, 8)
 
 

@@ -173,17 +173,17 @@ fx.wrap("add")
     [
         (written_over, "changed in place under another name"),
         (changed_under_another_name, "changed in place under another name"),
-        (lambda m, a, b: a[:, a.mean((0, 2, 3)).argsort()], "argsort.*does not tell where its channels come from"),
+        (lambda m, a, b: a[:, a.mean((0, 2, 3)).argsort()], "argsort.*sources of its channels are unknown"),
         (lambda m, a, b: F.layer_norm(a, (6,), b.mean((0, 1, 2))), "its parameters come from filters"),
         (lambda m, a, b: F.conv2d(a, b), "its parameters come from filters"),
         (
             lambda m, a, b: torch.einsum("bc...,bc...->bc...", a, b),
             "needs an arrow, and no dots and no repeated letters",
         ),
-        (lambda m, a, b: torch.linalg.svd(a)[0], "svd.*does not tell where its channels come from"),
-        (lambda m, a, b: a.mT, "getattr.*does not tell where its channels come from"),
+        (lambda m, a, b: torch.linalg.svd(a)[0], "svd.*sources of its channels are unknown"),
+        (lambda m, a, b: a.mT, "getattr.*sources of its channels are unknown"),
         (lambda m, a, b: a * a.sum().item(), "item.*cannot run without numbers"),
-        (lambda m, a, b: add(a, b), "add.*does not tell where its channels come from"),
+        (lambda m, a, b: add(a, b), "add.*sources of its channels are unknown"),
     ],
 )
 def test_what_has_no_rule_is_not_followed(operation, reason):

@@ -194,7 +194,7 @@ class Split(nn.Module):
         return self.conv(x) if len(x) > 1 else x
 
 
-STILL = r"; still to be had without wiring: count_cost, and computing_groups \(.*\)$"
+STILL = r"; without wiring these still work: count_cost, and computing_groups \(.*\)$"
 
 
 @pytest.mark.parametrize(
