@@ -1,1 +1,1 @@
-"""Measurements of speed; correctness is for the tests."""
+"""Benchmarks of speed and of the rates of wrong verdicts; correctness is for the tests."""

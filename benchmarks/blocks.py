@@ -1,9 +1,9 @@
 """Convolution, batch normalisation and ReLU: one module after the other, and as a Block, in eager mode and compiled.
 
-``training`` is a forward and a backward pass, ``evaluation`` a forward pass in which nothing is differentiated. What is
-timed has just been checked: outputs, gradients and running statistics against the same modules in float64, to at most
-twice the error of the modules one after the other in the same dtype. All ways run in turn, round by round, so that a
-drifting machine treats them alike.
+``training`` is a forward and a backward pass, ``evaluation`` a forward pass in which nothing is differentiated. Every
+variant is checked before it is timed: outputs, gradients and running statistics against the same modules in float64, to
+at most twice the error of the modules one after the other in the same dtype. All variants run in turn, round by round,
+so that slow drifts of the machine affect all of them equally.
 
     python -m benchmarks.blocks [--layers=64@32,128@16] [--partitions=1,4,log:4] [--dtypes=float32]
         [--modes=training,evaluation] [--batch=64] [--repeats=15] [--csv=FILE]
@@ -36,16 +36,16 @@ DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
 BATCH = {"cpu": 64, "cuda": 256}
 WAYS = ("modules", "block", "modules compiled", "block compiled")
 MODES = ("training", "evaluation")
-REFERENCE = "modules"  # what ratios are to
-ROUNDING = 8  # units in the last place of the largest number that any way may be off by
-KINK = 64  # units in the last place around the ReLU's kink
+REFERENCE = "modules"  # denominator of the ratios
+MAX_ERROR_ULP = 8  # units in the last place of the largest number
+KINK_ULP = 64  # units in the last place around the kink of the ReLU
 
 Result = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A block cut in one way, in one mode."""
+    """One partition of a block, in one mode."""
 
     layer: str
     partition: str
@@ -55,7 +55,7 @@ class Case:
     device: torch.device
 
     def build(self) -> tuple[nn.Sequential, Tensor, Tensor]:
-        """The modules, with a norm that has seen something, an input and the gradient of an output."""
+        """Return the modules, with running statistics in the norm, an input, and the gradient of an output."""
         channels, size, kernel, stride = parse_layer(self.layer)
         torch.manual_seed(0)
         conv = GroupedConv2d(channels, channels, kernel, stride, kernel // 2, groups=self.partition, bias=False)
@@ -92,13 +92,13 @@ def main() -> None:
     rows: list[dict[str, object]] = []
     for case in cases:
         rows += measure(case, given.repeats)
-        if given.csv:  # after every case, so that a run that is cut short leaves what it has measured
+        if given.csv:  # after every case, so that an interrupted run keeps its results
             given.csv.parent.mkdir(parents=True, exist_ok=True)
             pd.DataFrame(rows).assign(**provenance(device_name(device))).to_csv(given.csv, index=False)
 
 
 def cases_of(given: argparse.Namespace, device: torch.device) -> Iterator[Case]:
-    """All that is asked for, each checked before anything is timed."""
+    """Return all requested cases; raise for a wrong one before anything is timed."""
     for dtype in given.dtypes.split(","):
         if not isinstance(getattr(torch, dtype, None), torch.dtype):
             raise ValueError(f"--dtypes={dtype}: write float32, bfloat16 or float16")
@@ -113,7 +113,7 @@ def cases_of(given: argparse.Namespace, device: torch.device) -> Iterator[Case]:
 
 
 def measure(case: Case, repeats: int) -> list[dict[str, object]]:
-    """Check every way, then time those that pass, in turn; print and return one row for each."""
+    """Check every variant, time those that pass, in turn; print and return one row for each."""
     torch._dynamo.reset()
     times = dict(time_ways(case, repeats))
     rows = []
@@ -146,7 +146,7 @@ MILLISECONDS = {"ms": "median", "lower": "lower", "upper": "upper"}
 
 
 def time_ways(case: Case, repeats: int) -> Iterator[tuple[str, tuple[Latency, float]]]:
-    """Latency of each way that computes rightly, and its error; the others are named on stderr and not timed."""
+    """Return latency and error of each variant with correct results; the others are named on stderr and not timed."""
     model, x, dy = case.build()
     dy = dy * _decided(model, x)
     exact = _results(copy.deepcopy(model).double(), case, x.double(), dy.double())
@@ -157,7 +157,7 @@ def time_ways(case: Case, repeats: int) -> Iterator[tuple[str, tuple[Latency, fl
         calls[way] = partial(_call, own, case, x, dy)
     for way, found in errors.items():
         for name, error in found.items():
-            allowed = max(2 * errors[REFERENCE][name], ROUNDING * torch.finfo(case.dtype).eps)
+            allowed = max(2 * errors[REFERENCE][name], MAX_ERROR_ULP * torch.finfo(case.dtype).eps)
             if not error <= allowed:
                 print(
                     f"{case.layer} {case.partition} {case.dtype} {case.mode}: not timed, since {way} is off by "
@@ -177,7 +177,7 @@ def _model(model: nn.Sequential, way: str) -> nn.Module:
 
 
 def _call(model: nn.Module, case: Case, x: Tensor, dy: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
-    """The output, and the gradients of the input and of all parameters where it trains."""
+    """Return the output, and in training the gradients of the input and of all parameters."""
     cast = x.dtype not in (torch.float32, torch.float64)
     with torch.autocast(x.device.type, x.dtype, enabled=cast):
         if case.mode == "evaluation":
@@ -189,10 +189,10 @@ def _call(model: nn.Module, case: Case, x: Tensor, dy: Tensor) -> tuple[Tensor, 
 
 
 def _decided(model: nn.Sequential, x: Tensor) -> Tensor:
-    """Where rounding does not decide whether the ReLU lets a gradient through: elsewhere none is sent."""
+    """Return a mask of the outputs where rounding does not decide if the ReLU passes a gradient; others get none."""
     with torch.no_grad():
         before = copy.deepcopy(model[:2]).double()(x.double())
-    return before.abs() > KINK * torch.finfo(x.dtype).eps * before.abs().max()
+    return before.abs() > KINK_ULP * torch.finfo(x.dtype).eps * before.abs().max()
 
 
 def _results(model: nn.Module, case: Case, x: Tensor, dy: Tensor) -> Result:
@@ -203,7 +203,7 @@ def _results(model: nn.Module, case: Case, x: Tensor, dy: Tensor) -> Result:
 
 
 def _errors(results: Result, exact: Result) -> dict[str, float]:
-    """Largest differences over the largest numbers."""
+    """Return the largest differences, relative to the largest numbers."""
     return {
         name: ((results[name].double() - true).abs().max() / true.abs().max()).item() for name, true in exact.items()
     }

@@ -1,10 +1,10 @@
-"""Networks in which nothing is planted: filters as training might leave them, that know nothing of groups.
+"""Simulated networks: filters as training might leave them, without any difference between groups.
 
 Legend: O filters, I input channels of a group, K kernel.
 
-A trained filter is taken as r · w0 + g · s + n: what is left of its initialisation, a smooth part that it learned, and
-noise. No part depends on the group, except the growth g where that is the point. The last layer alone is fitted to the
-labels, so that accuracies and lesions mean something.
+A trained filter is modelled as r · w0 + g · s + n: the rest of its initialisation, a learned smooth part, and noise. No
+part depends on the group, except the growth g in one kind of network. Only the last layer is fitted to the labels, so
+that accuracies and lesions are meaningful.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from experiments.measure.images import MeasuredImages
 from experiments.models.blocks import Groups, conv_norm_relu
 from gconv import Block, GroupedConv2d
 
-RIDGE = 10.0  # of the last layer
+RIDGE_PENALTY = 10.0  # of the fit of the last layer
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What the filters of a network have become.
+    """Model of the trained filters of a network.
 
     Attributes:
-        meaning: in a line.
-        left: r, of the initialisation.
-        learned: size of the smooth part, the initial filter having 1.
-        noise: size of the noise.
-        clusters: prototypes that the learned parts of a layer scatter about; 0 for independent ones.
+        meaning: one line.
+        left: r, the rest of the initialisation.
+        learned: norm of the smooth part, relative to the initial filter.
+        noise: norm of the noise, relative to the initial filter.
+        clusters: number of prototypes around which the learned parts of a layer vary; 0 for independent parts.
         uneven: standard deviation of the logarithm of the growth between the groups of a layer, and between filters.
-        grey: whether what the first layer learned is grey.
-        planted: whether groups differ, in what the first layer shows them and in what they take of it.
+        grey: whether the learned parts of the first layer are grey.
+        planted: whether groups differ, in the filters of the first layer that they read and in their weights.
     """
 
     meaning: str
@@ -69,7 +69,7 @@ KINDS = NULLS | PLANTED
 
 
 def thin_alexnet(groups: Groups, classes: int) -> nn.Module:
-    """AlexNet for 32-pixel images: five convolutions; the second, fourth and fifth are cut, as in the original."""
+    """AlexNet for 32-pixel images: five convolutions; the second, fourth and fifth are grouped, as in the original."""
     sizes = ((3, 32, 7, 1), (32, 48, 3, groups), (48, 48, 3, 1), (48, 48, 3, groups), (48, 32, 3, groups))
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for number, (reads, filters, kernel, cut) in enumerate(sizes, 1):
@@ -84,13 +84,13 @@ def thin_alexnet(groups: Groups, classes: int) -> nn.Module:
 
 
 def pretend_training(initial: nn.Module, kind: Kind, rng: np.random.Generator) -> None:
-    """Turn the filters of an initialised network, in place, into what they are in a kind of network."""
+    """Replace the filters of an initialised network, in place, by those of a kind of network."""
     convolutions = [module for module in initial.modules() if isinstance(module, GroupedConv2d | nn.Conv2d)]
     reading = convolutions[1]
     for number, module in enumerate(convolutions):
         weights = group_weights(module)
         grows = np.exp(rng.normal(0, kind.uneven, len(weights))) if kind.uneven else np.ones(len(weights))
-        if number == 0:  # one weight, but several groups read it
+        if number == 0:  # one weight tensor, read by several groups
             _change(weights[0], kind, rng, _growth_by_reader(weights[0], reading, kind, rng), rgb=True)
             continue
         prototypes = None
@@ -118,7 +118,7 @@ def _change(
     prototypes: NDArray | None = None,
     rgb: bool = False,
 ) -> None:
-    """R · w0 + g · s + n, the sizes being those of the initial filters."""
+    """Return r · w0 + g · s + n, with norms relative to those of the initial filters."""
     initial = weight.double().numpy()
     size = np.sqrt((initial**2).sum((1, 2, 3)).mean())
     shape = initial.shape
@@ -144,7 +144,7 @@ def _unit(filters: NDArray) -> NDArray:
 
 
 def _smooth(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray:
-    """(O, I, K, K) of norm 1: noise, blurred by a width drawn for each filter; where K is 1, noise."""
+    """Return (O, I, K, K) of norm 1: noise, blurred with a random width for each filter; not blurred if K is 1."""
     filters = rng.normal(size=shape)
     if shape[-1] > 1:
         filters = np.stack(
@@ -158,7 +158,7 @@ def _blurred(filter_IKK: NDArray, width: float) -> NDArray:
 
 
 def _coloured(filters_O3KK: NDArray, saturation_O: NDArray) -> NDArray:
-    """The same filters with this share of their energy off the grey axis."""
+    """Return the filters with the given fraction of their energy outside of the grey axis."""
     grey = np.repeat(filters_O3KK.mean(1, keepdims=True), 3, axis=1)
     colour = _unit(filters_O3KK - grey)
     share = saturation_O[:, None, None, None]
@@ -169,7 +169,7 @@ def _coloured(filters_O3KK: NDArray, saturation_O: NDArray) -> NDArray:
 def _plant(first: Tensor, readers: list[Tensor], rng: np.random.Generator) -> None:
     """Sort the filters of the first layer by group: colour in the later groups, low frequencies in every other one.
 
-    A dense reader reads two halves of them, drawn at random, by different filters.
+    A dense reader reads two random halves of them by different filters.
     """
     sizes = [of_group.shape[1] for of_group in readers]
     part = np.repeat(np.arange(len(sizes)), sizes) if len(sizes) > 1 else rng.permutation(len(first)) % 2
@@ -185,7 +185,7 @@ def _plant(first: Tensor, readers: list[Tensor], rng: np.random.Generator) -> No
 
 
 def plant_in_groups(model: nn.Module, shown: MeasuredImages) -> None:
-    """Let the groups of later layers differ: each leaves out what its inputs share with those of others."""
+    """Make the groups of later layers differ: each leaves out what its inputs share with those of others."""
     for name, module in model.named_modules():
         if isinstance(module, GroupedConv2d) and len(module.geometry.in_groups.sizes) > 1:
             calibrate(model, shown.training())
@@ -201,7 +201,7 @@ def plant_in_groups(model: nn.Module, shown: MeasuredImages) -> None:
 def fit_readout(model: nn.Module, shown: MeasuredImages) -> float:
     """Calibrate the batch norms, then fit the last linear layer to the labels by ridge regression, on training images.
 
-    Returns the accuracy on test images. A network that ends in a convolution is calibrated only.
+    Returns the accuracy on test images. A network that ends in a convolution is only calibrated.
     """
     calibrate(model, shown.training())
     last = [module for module in model.modules() if isinstance(module, nn.Linear)]
@@ -220,7 +220,7 @@ def fit_readout(model: nn.Module, shown: MeasuredImages) -> float:
         mean = x.mean(0)
         targets = nn.functional.one_hot(of_x, classify.out_features).double()
         gram = (x - mean).T @ (x - mean)
-        ridge = RIDGE * gram.diag().mean() / len(x) * torch.eye(len(gram), dtype=torch.float64)
+        ridge = RIDGE_PENALTY * gram.diag().mean() / len(x) * torch.eye(len(gram), dtype=torch.float64)
         fitted = torch.linalg.solve(gram + ridge, (x - mean).T @ (targets - targets.mean(0)))
         classify.weight.copy_(fitted.T)
         classify.bias.copy_(targets.mean(0) - mean @ fitted)
@@ -234,13 +234,13 @@ Builder = Callable[[], nn.Module]
 def network_pair(
     build: Builder, kind: Kind, seed: int, stream: int, shown: MeasuredImages
 ) -> tuple[nn.Module, nn.Module]:
-    """A network of a kind, and the same at its initialisation, which only the seed and the architecture decide.
+    """Return a network of a kind, and the same network at initialisation, given by the seed and the architecture only.
 
     Args:
-        build: the architecture.
-        kind: of the trained network.
-        seed: of the run.
-        stream: number of the variant: networks of one seed differ in all that they learned.
+        build: makes the architecture.
+        kind: kind of the trained network.
+        seed: seed of the run.
+        stream: number of the variant: networks of one seed differ in everything that they learned.
         shown: images for the batch norms and the last layer.
     """
     networks = []
@@ -257,7 +257,7 @@ def network_pair(
 
 
 def trained_on(kind: Kind, colour: str) -> Kind:
-    """The kind of a network that was trained on images of this colour where others are of this kind."""
+    """Return the kind of a network trained on images of this colour, if networks trained on colour are of ``kind``."""
     if colour == "grey":
         return replace(kind, grey=True, clusters=0, planted=False, left=max(kind.left, 0.3))
     return replace(kind, planted=kind.planted and colour == "colour")

@@ -1,7 +1,7 @@
-"""How often does the ledger support a claim where there is nothing, and how often where there is something?
+"""Rates of the verdict "supported" in simulated studies: without an effect (wrong verdicts) and with one (power).
 
-Networks with nothing planted (``null_networks``) are measured by the measures of the suite, and judged by the rule of
-the ledger: for every kind of them a pool of simulated runs, from which studies of 8 seeds are drawn. The rate of
+Networks without effects (``null_networks``) are measured by the measures of the suite, and judged by the rule of the
+ledger. For every kind of network a pool of runs is simulated, from which studies of 8 seeds are drawn. The rate of
 "supported" must not exceed 5% for any claim.
 
     python -m benchmarks.null_studies [--runs=200] [--studies=2000] [--seeds=8] [--kinds=smooth,grey] [--processes=2]
@@ -9,9 +9,9 @@ the ledger: for every kind of them a pool of simulated runs, from which studies 
 
 Columns of the table:
 
-    alone      rate of "supported" if a claim is judged by itself (the worst case: all other claims of the ledger hold)
-    ledger     the same if all claims are judged together and in none of them there is anything
-    part_alone the same for one part of the claim by itself
+    alone      rate of "supported" if a claim is judged alone (the worst case: all other claims of the ledger hold)
+    ledger     the same if all claims are judged together and none has an effect
+    part_alone the same for one part of the claim alone
     effect     mean effect of each part over the pool, sd over runs
     power      rate of "supported" if every part had the smallest effect of interest, and the spread of the pool
     runs, studies, seeds
@@ -19,8 +19,8 @@ Columns of the table:
 
 The page of claims (``make claims ARGS=--markdown``) shows the table in results/.
 
-Claims about accuracy alone have no networks here: their effects are normal numbers, with the spread of their pilot.
-Of "the same" and of "no gain", there is nothing to find at the margin: that is where the rate is taken.
+Claims about accuracy only have no networks here: their effects are normal numbers with the spread of their pilot. For
+"the same" and "no gain" the rate is computed at the margin, where the claim just fails.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ from gconv.wiring import trace_wiring
 
 SIZE = 32
 OPTIONS = MeasureOptions(images=110, permutations=300, draws=2, lesion_images=110)
-CLAIMED_ALONE = {"PARTITIONS": 5, "CUTS_OF_DENSE": {"": "~2"}}  # no other rows
-ACCURACY = "accuracy"  # the kind of effects that no network was simulated for
-SPREAD = 0.005  # of a difference of accuracies without a pilot
+CLAIMED_ALONE = {"PARTITIONS": 5, "CUTS_OF_DENSE": {"": "~2"}}  # measures only these rows
+ACCURACY = "accuracy"  # kind of effects without simulated networks
+ACCURACY_SD = 0.005  # of a difference of accuracies without a pilot
 PLACE = "simulated"
 NONE_MISSING = pd.DataFrame(columns=pd.Index(["variant", "seed", "status", "reason"]))
 
@@ -79,11 +79,11 @@ class Variant:
     """One network of a simulated study.
 
     Attributes:
-        studies: whose variant it is.
-        name: there.
-        model: its name and arguments.
-        colour: of the images.
-        measures: the measures of it that the claims need.
+        studies: names of the studies that have it.
+        name: name of the variant there.
+        model: name and arguments of the model.
+        colour: colour of the images.
+        measures: measures that the claims need.
     """
 
     studies: tuple[str, ...]
@@ -141,7 +141,7 @@ def main() -> None:
 def simulate_effects(
     claims: Sequence[Claim], kind: str, runs: int, data_root: Path, tables: Path | None = None, processes: int = 1
 ) -> Effects:
-    """Measure simulated runs of a kind; returns for each claim and part one effect per run, NaN where it has none."""
+    """Measure simulated runs of a kind; return one effect per run for each claim and part, NaN if it has none."""
     one_run = partial(run_effects, claims, kind, data_root=data_root, tables=tables)
     if processes > 1:
         with get_context("spawn").Pool(processes, torch.set_num_threads, (1,)) as pool:
@@ -154,7 +154,7 @@ def simulate_effects(
 def run_effects(
     claims: Sequence[Claim], kind: str, seed: int, data_root: Path, tables: Path | None = None
 ) -> dict[tuple[int, int], float]:
-    """The effects of one simulated seed on the claims that networks decide, by claim and part."""
+    """Return the effects of one simulated seed for the claims that networks decide, by claim and part."""
     kept = None if tables is None else tables / f"{kind}-{seed}.csv.gz"
     if kept is not None and kept.is_file():
         table = pd.read_csv(kept, keep_default_na=False, na_values={"value": [""]})
@@ -177,7 +177,7 @@ def run_effects(
 
 
 def simulated_parts(claims: Sequence[Claim]) -> list[tuple[Claim, int, Test]]:
-    """The claims that simulated networks decide, part by part, the parts counted from 1."""
+    """Return the parts of the claims that simulated networks decide, counted from 1."""
     studies = {study for variant in VARIANTS for study in variant.studies}
     return [
         (claim, part, test)
@@ -189,7 +189,7 @@ def simulated_parts(claims: Sequence[Claim]) -> list[tuple[Claim, int, Test]]:
 
 
 def run_table(kind: str, seed: int, data_root: Path) -> pd.DataFrame:
-    """The long table of all networks of one simulated seed."""
+    """Return the long table of all networks of one simulated seed."""
     tables = []
     for stream, variant in enumerate(VARIANTS):
         shown_as = context(data_root, variant.colour)
@@ -224,17 +224,17 @@ def _build(model: tuple[str, Any], classes: int) -> nn.Module:
 
 @cache
 def context(data_root: Path, colour: Literal["colour", "grey", "hue-scrambled"]) -> RunContext:
-    """The photographs that ship with the dependencies, at 32 pixels."""
+    """Return a context with the photographs that ship with the dependencies, at 32 pixels."""
     dataset = load("photos", SIZE, data_root)
     views = Views(image_size=SIZE, crop_size=SIZE, colour=colour)
     return RunContext.of(dataset, views, Recipe(device="cpu", precision="fp32"))
 
 
 def accuracy_effects(claims: Sequence[Claim], runs: int = 20_000) -> Effects:
-    """Effects of the claims about accuracy, where there is nothing to find: normal, with the spread of the pilots."""
+    """Return effects of the claims about accuracy, without an effect: normal, with the spread of the pilots."""
     rng, simulated = np.random.default_rng(0), {claim.number for claim, _, _ in simulated_parts(claims)}
     return {
-        (claim.number, part): rng.normal(_nothing(test), test.spread or SPREAD, runs)
+        (claim.number, part): rng.normal(_nothing(test), test.spread or ACCURACY_SD, runs)
         for claim in claims
         if claim.number not in simulated
         for part, test in enumerate(claim.tests, 1)
@@ -272,7 +272,7 @@ def rates(claims: Sequence[Claim], effects: Effects, studies: int, seeds: int) -
 
 
 def _choose(claim: Claim, effects: Effects, drawn: NDArray) -> Chosen:
-    """What a study of the drawn runs says of a claim; parts that architecture decides hold."""
+    """Return the verdict of a study of the drawn runs on a claim; parts that the architecture decides hold."""
     parts, missing = [], ""
     for number, test in enumerate(claim.tests, 1):
         if (claim.number, number) not in effects:
@@ -297,12 +297,12 @@ def _test(claims: Sequence[Claim], place: tuple[int, int]) -> Test:
 
 
 def _nothing(test: Test) -> float:
-    """The effect nearest to the claim that makes it false."""
+    """Return the effect nearest to the claim that makes it false."""
     return test.than + (test.matters if test.direction in ("within", "no_greater") else 0.0)
 
 
 def _as_it_matters(values: NDArray[np.float64], test: Test) -> NDArray[np.float64]:
-    """The effects of a pool, moved to where the claim holds by as much as matters; of a share, drawn so."""
+    """Return the effects of a pool shifted to the smallest effect of interest; a fraction is drawn from it."""
     if test.metric.kind == "share":
         drawn = np.random.default_rng(1).uniform(size=len(values)) < test.than + test.matters
         return np.where(np.isfinite(values), drawn.astype(float), np.nan)

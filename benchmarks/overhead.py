@@ -1,10 +1,9 @@
-"""What keeping a run costs: run store, progress, offline wandb and checkpoints, as shares of the time of training.
+"""Overhead of a kept run: run store, progress, offline wandb and checkpoints, as fractions of the training time.
 
-A network is trained whose steps take a given time (a pause after each step makes up what the machine is quicker by), as
-a study trains it: under a lease, with checkpoints, metrics, a progress bar on a terminal of its own and an offline
-wandb run that is told every step's metrics as often as the suite does. The time spent inside each part is measured
-where it is called; the processor time of all threads and of wandb's own process beside it tells what is done behind the
-training's back, which costs only where no core is free.
+A network is trained as a study trains it: under a lease, with checkpoints, metrics, a progress bar on its own terminal,
+and an offline wandb run that logs metrics as often as the suite does. A pause after each step makes all steps equally
+long, on any machine. The time spent inside each part is measured at its calls. The processor time of all threads and of
+wandb's own process is reported too: it includes work in the background, which costs time only if no core is free.
 
     python -m benchmarks.overhead [--rate=20] [--epochs=12] [--steps=25] [--width=32] [--csv=FILE]
 """
@@ -42,7 +41,7 @@ from experiments.training.run import train_run
 from experiments.training.run_context import RunContext, device_name
 
 BATCH = 4
-# part -> methods whose time is its own; what one of them spends inside another counts once, for the outermost
+# part -> methods whose time it counts; nested calls count once, for the outermost
 PARTS: dict[str, Sequence[tuple[Any, str]]] = {
     "checkpoints": [(Run, "save_checkpoint")],
     "run store": [(Run, n) for n in ("begin", "add_metrics", "write_metrics", "finish")]
@@ -69,7 +68,7 @@ def main() -> None:
 
 
 def measure(folder: Path, rate: float, epochs: int, steps: int, width: int) -> pd.DataFrame:
-    """Train once and return, for each part, seconds in the training loop and their share of it."""
+    """Train once and return for each part its seconds in the training loop, and their fraction of it."""
     spent: dict[str, float] = defaultdict(float)
     recipe = Recipe(epochs=epochs, batch_size=BATCH, device="cpu", precision="fp32", evaluate_every=epochs)
     context = RunContext.of(_images(BATCH * steps), Views(16, 16), recipe)
@@ -109,7 +108,7 @@ def measure(folder: Path, rate: float, epochs: int, steps: int, width: int) -> p
 
 
 class _Pace:
-    """Steps of equal length, however quick the machine."""
+    """Pauses that make all steps equally long on any machine."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds, self._next = seconds, 0.0
@@ -135,7 +134,7 @@ _inside = threading.local()
 
 @contextlib.contextmanager
 def _timed(owner: Any, name: str, part: str, spent: dict[str, float]) -> Iterator[None]:
-    """Have the time inside a method added to a part; a generator's between its turns."""
+    """Return a method that adds its time to a part; of a generator the time inside it."""
     original: Callable[..., Any] = getattr(owner, name)
 
     def timed(*arguments: Any, **named: Any) -> Any:
@@ -169,7 +168,7 @@ def _timed(owner: Any, name: str, part: str, spent: dict[str, float]) -> Iterato
 
 @contextlib.contextmanager
 def _terminal() -> Iterator[None]:
-    """Standard error is a terminal that nobody sees, so that the progress bar is drawn."""
+    """Make standard error a pseudo-terminal, so that the progress bar is drawn."""
     reader, writer = pty.openpty()
     kept = os.dup(2)
     os.dup2(writer, 2)

@@ -1,8 +1,8 @@
-"""Whole training steps of networks with filter groups: our choice of kernels beside each ATen way alone.
+"""Whole training steps of networks with filter groups: the chosen kernels compared with single ATen kernels.
 
-Every way trains a copy of the same network on the same batch, in turn, so that a drifting machine treats them alike.
-``loop`` is what people write by hand for uneven groups (split, convolve, concatenate); ``dense`` is the same network
-without groups.
+Every variant trains a copy of the same network on the same batch, in turn, so that slow drifts of the machine affect
+all of them equally. ``loop`` is the usual handwritten code for uneven groups (split, convolve, concatenate); ``dense``
+is the same network without groups.
 
     python -m benchmarks.steps [--nets=lognet:log:4,alexnet:2] [--ways=dense,ours,loop,packed] [--batch=64]
         [--repeats=15] [--csv=FILE]
@@ -30,7 +30,7 @@ from gconv.cost import measure_latencies
 
 SIZES = {"alexnet": 112, "lognet": 32, "small": 32}
 EXTRA = {"alexnet": {"norm": "batch", "head": "average"}}
-REFERENCE = "loop"  # what ratios are to
+REFERENCE = "loop"  # denominator of the ratios
 
 
 def main() -> None:
@@ -57,14 +57,14 @@ def main() -> None:
                 f"{ratio:>7.2f} × {REFERENCE}",
                 flush=True,
             )
-        if given.csv:  # after every network, so that a run that is cut short leaves what it has measured
+        if given.csv:  # after every network, so that an interrupted run keeps its results
             given.csv.parent.mkdir(parents=True, exist_ok=True)
             table = pd.DataFrame(rows).assign(batch=given.batch, **provenance(device_name(device)))
             table.to_csv(given.csv, index=False)
 
 
 def step_of(name: str, groups: str, way: str, batch: int, device: torch.device) -> Callable[[], None]:
-    """One training step: forward, backward, update."""
+    """Return a function that does one training step: forward, backward, update."""
     torch.manual_seed(0)
     size = SIZES[name]
     cut = "1" if way == "dense" else groups

@@ -1,9 +1,9 @@
-"""What a local sweep costs beside its runs: ``python -m benchmarks.sweep [--points=12] [--json]``.
+"""Overhead of a local sweep beyond its runs: ``python -m benchmarks.sweep [--points=12] [--json]``.
 
-A random search of about one second a run on photographs, by one worker. Overhead of a point is the time from the end of
-the run before to its own end, less the seconds of its training and of the evaluation of the test images: suggesting,
-handing over, reading the images' index, building and tracing the network, checkpoint and records, all included. The
-first point also starts the worker and is told apart.
+A random search over runs of about one second, on photographs, by one worker. The overhead of a point is the time from
+the end of the run before to its own end, minus the seconds of training and of the evaluation of the test images. It
+includes the suggestion, its transfer, the index of the images, building and tracing the network, checkpoint and
+records. The first point also starts the worker and is reported separately.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from experiments.sweep.worker import Place, plan_one
 from experiments.terminal import show_every_sign
 from experiments.training.evaluation import evaluate
 
-LIMIT = 0.5  # seconds a point
+MAX_OVERHEAD_S = 0.5  # per point
 FILE = """\
 program: experiments
 command: ["${env}", "${interpreter}", -m, "${program}", run, quickstart, --model.width=4, --recipe.epochs=1,
@@ -42,12 +42,12 @@ def measure(points: int, method: str = "random") -> dict[str, float]:
     """Run a sweep in a temporary folder.
 
     Args:
-        points: at least 2.
+        points: number of points, at least 2.
         method: ``random`` or ``bayes``.
 
     Returns:
-        Seconds: ``start_up`` until the first point has ended, less its run; ``run``, the median of a training with
-        its evaluation; ``overhead``, the mean of the points after the first, and ``worst`` of them.
+        Seconds: ``start_up`` until the first point has ended, minus its run; ``run``, the median of a training with
+        its evaluation; ``overhead``, the mean of the points after the first, and ``worst``, their maximum.
     """
     ended: list[float] = []
 
@@ -78,7 +78,7 @@ def measure(points: int, method: str = "random") -> dict[str, float]:
 
 
 def _evaluation(planned: Any) -> float:
-    """Seconds in which a run looks at its test images."""
+    """Return the seconds in which a run evaluates its test images."""
     context, model = planned.context(), planned.fresh_model()
     model.to(context.device, memory_format=torch.channels_last)
     seconds = []
@@ -90,7 +90,7 @@ def _evaluation(planned: Any) -> float:
 
 
 def main(arguments: list[str]) -> int:
-    """Measure random and bayes search and print it; returns 1 where the overhead is over the limit."""
+    """Measure random and bayes search and print the results; return 1 if the overhead is over the limit."""
     points = next((int(a.split("=")[1]) for a in arguments if a.startswith("--points=")), 12)
     found = {method: measure(points, method) for method in ("random", "bayes")}
     if "--json" in arguments:
@@ -99,9 +99,9 @@ def main(arguments: list[str]) -> int:
         for method, seconds in found.items():
             print(
                 f"{method}: {points} points of {seconds['run']:.2f} s; overhead {seconds['overhead']:.2f} s a point, "
-                f"worst {seconds['worst']:.2f} (limit {LIMIT:g}); start-up {seconds['start_up']:.1f} s"
+                f"worst {seconds['worst']:.2f} (limit {MAX_OVERHEAD_S:g}); start-up {seconds['start_up']:.1f} s"
             )
-    return int(any(seconds["overhead"] > LIMIT for seconds in found.values()))
+    return int(any(seconds["overhead"] > MAX_OVERHEAD_S for seconds in found.values()))
 
 
 if __name__ == "__main__":

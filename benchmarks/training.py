@@ -1,13 +1,13 @@
-"""Training throughput of AlexNet or the log-groups network: ours, whole, against bare steps, and several seeds at once.
+"""Training throughput of AlexNet or the log-groups network: the suite, bare steps, and several seeds at once.
 
-The ways train the same network on the same images, in turn, block by block, so that a drifting machine treats them
-alike:
+All variants train the same network on the same images, in turn, block by block, so that slow drifts of the machine
+affect all of them equally:
 
-- ``plain``: a script as most people write it first: nn.Conv2d (uneven groups: one for each group), fp32, NCHW, the
-  batch in place already; steps alone.
-- ``bare``: our layers, channels_last, in the precision that suits the hardware; steps alone.
-- ``ours``: an epoch as the suite runs it: gather, crop, mirror, normalise, step, schedule, loss and accuracy kept, and
-  its share of the evaluation of the test images.
+- ``plain``: a simple script: nn.Conv2d (uneven groups: one for each group), fp32, NCHW, the batch in memory; steps
+  only.
+- ``bare``: layers of gconv, channels_last, in the fastest precision of the hardware; steps only.
+- ``ours``: an epoch as the suite runs it: gather, crop, mirror, normalise, step, schedule, loss and accuracy, and
+  its fraction of the evaluation of the test images.
 - ``ours × k``: the same for k seeds at once; images of all seeds together.
 
 Prints images per second (median and quartiles of the blocks) and writes them to a CSV.
@@ -48,7 +48,7 @@ from experiments.training.run_context import RunContext, choose_device, device_n
 from gconv import GroupedConv2d
 
 SILENT = Tracker("off", "", "", "", {}, Path())
-# Of each network: its arguments, how its study sees images, and their test images per training image.
+# For each network: its arguments, the views of its study, and test images per training image.
 MODELS: dict[str, tuple[dict[str, Any], Views, float]] = {
     "alexnet": ({"norm": "batch", "head": "average"}, Views(128, 112), 3925 / 9469 / 3),  # tested every third epoch
     "lognet": ({"width": 32}, Views(32, 32, padding=4), 10000 / 50000),
@@ -86,14 +86,14 @@ def main() -> None:
                 f"[{r['lower']:.1f}, {r['upper']:.1f}]  {r['ratio']:.2f} × plain",
                 flush=True,
             )
-        if given.csv:  # after every partition, so that a run that is cut short leaves what it has measured
+        if given.csv:  # after every partition, so that an interrupted run keeps its results
             given.csv.parent.mkdir(parents=True, exist_ok=True)
             table = pd.DataFrame(rows).assign(batch=given.batch, **provenance(device_name(choose_device("auto"))))
             table.to_csv(given.csv, index=False)
 
 
 def row(rates: np.ndarray, plain: np.ndarray) -> dict[str, float]:
-    """Median and quartiles over the blocks, and the median of the block-by-block ratios."""
+    """Return median and quartiles over the blocks, and the median of the ratios block by block."""
     lower, median, upper = np.percentile(rates, [25, 50, 75])
     return {"images_per_s": median, "lower": lower, "upper": upper, "ratio": float(np.median(rates / plain))}
 
@@ -101,7 +101,7 @@ def row(rates: np.ndarray, plain: np.ndarray) -> dict[str, float]:
 def ways_to_train(
     name: str, groups: str, batch: int, steps: int, seeds: list[int]
 ) -> dict[str, tuple[int, Callable[[], None]]]:
-    """How many networks each way trains at once, and a call that trains them for ``steps`` steps."""
+    """Return for each variant the number of networks trained at once, and a call that trains them for some steps."""
     arguments, views, test_share = MODELS[name]
     images = random_images(batch * steps, views.image_size, test_share)
     context = RunContext.of(images, views, Recipe(epochs=1000, batch_size=batch))
@@ -155,7 +155,7 @@ def ways_to_train(
 
 
 class ByGroup(nn.Module):
-    """Groups of unequal sizes as people write them by hand: split, convolve, concatenate."""
+    """Groups of unequal sizes as usually written by hand: split, convolve, concatenate."""
 
     def __init__(self, conv: GroupedConv2d) -> None:
         super().__init__()
@@ -167,12 +167,12 @@ class ByGroup(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, O, H', W')."""
+        """Map (N, C, H, W) to (N, O, H', W')."""
         return torch.cat([part(x_g) for part, x_g in zip(self.parts, x.split(self.sizes, 1), strict=True)], 1)
 
 
 def as_plain_torch(model: nn.Module) -> nn.Module:
-    """The same network, from torch's own layers alone."""
+    """Return the same network made of torch's own layers."""
     for name, conv in list(model.named_modules()):
         if isinstance(conv, GroupedConv2d):
             plain: nn.Module = ByGroup(conv)
@@ -192,7 +192,7 @@ def as_plain_torch(model: nn.Module) -> nn.Module:
 
 
 def random_images(count: int, size: int, test_share: float) -> Dataset:
-    """As many random images, and the share of test images that an epoch evaluates on average."""
+    """Return random images, and the fraction of test images that an epoch evaluates on average."""
 
     def images(number: int) -> Images:
         pixels = torch.randint(0, 255, (number, size, size, 3), dtype=torch.uint8)

@@ -5,10 +5,10 @@ from gconv.conv import GroupedConv2d
 from gconv.explanation import explain
 from gconv.fusion import fuse
 from gconv.operator.ops import forced_kernel, grouped_conv2d
-from gconv.operator.tune import TuneReport, tune
 from gconv.partition import Partition
 from gconv.regroup import regroup
 from gconv.shuffle import ChannelPermutation, ChannelShuffle, channel_shuffle
+from gconv.tuning import TuneReport, tune
 
 __version__ = "0.1.0"
 

@@ -137,7 +137,7 @@ def way_of(x_NCHW: Tensor, conv: Any, norm: Any, relu: Any) -> Way:
     if not compiled or x_NCHW.numel() == 0 or (norm is not None and not (live and _keeps_count(norm))):
         return "modules"
     if x_NCHW.device.type in COUNTING:
-        counted = isinstance(conv, GroupedConv2d) and _may_count(x_NCHW, conv)
+        counted = isinstance(conv, GroupedConv2d) and _has_epilogue(x_NCHW, conv)
         return "counted" if counted else "modules"
     return "by ATen" if x_NCHW.device.type == "cpu" and norm is not None and _suits_aten(x_NCHW, norm) else "modules"
 
@@ -179,7 +179,7 @@ def _folded(x: Tensor, conv: Conv, norm: nn.BatchNorm2d | None, relu: bool) -> T
         y = conv._conv_forward(x, weight, bias)
         return y.relu() if relu else y
     # A compiler makes one kernel of the ReLU and what follows, where the convolution has no epilogue for it.
-    apart = relu and compiled and x.device.type != "cpu" and not _may_count(x, conv)
+    apart = relu and compiled and x.device.type != "cpu" and not _has_epilogue(x, conv)
     y = grouped_conv2d(x, weight, bias, geometry, "relu" if relu and not apart else "none")
     return y.relu() if apart else y
 
@@ -191,8 +191,8 @@ def _geometry(in_channels: int, out_channels: int, groups: int, *window: tuple[i
     return Geometry(*cuts, kernel_size, stride, padding, dilation)
 
 
-def _may_count(x: Tensor, conv: Conv) -> bool:
-    return isinstance(conv, GroupedConv2d) and dispatch.may_count(conv.geometry, _dtype(x), x.device)
+def _has_epilogue(x: Tensor, conv: Conv) -> bool:
+    return isinstance(conv, GroupedConv2d) and dispatch.has_epilogue(conv.geometry, _dtype(x), x.device)
 
 
 def _dtype(x: Tensor) -> torch.dtype:

@@ -17,7 +17,7 @@ from gconv.kernels.geometry import Geometry
 from gconv.operator.fx import leaf
 from gconv.operator.group_weight import PerGroup, check_reparametrisations, fill, refuse_fan_in
 from gconv.operator.library import InputError
-from gconv.operator.ops import grouped_conv2d, spelled_out
+from gconv.operator.ops import as_aten_convolutions, grouped_conv2d
 from gconv.partition import Partition, Spec
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -202,7 +202,7 @@ class GroupedConv2d(nn.Conv2d):
                 check_reparametrisations(self)
         if self._pad_first is not None:
             x = F.pad(x, self._pad_first, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
-        return (spelled_out if traced else grouped_conv2d)(x, weight, bias, self.geometry)
+        return (as_aten_convolutions if traced else grouped_conv2d)(x, weight, bias, self.geometry)
 
     def __prepare_scriptable__(self) -> nn.Module:
         """Give ``torch.jit.script`` an ``nn.Conv2d``, which it can read."""

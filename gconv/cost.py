@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
+from gconv.kernels.machine import synchronize
 from gconv.wiring.meta import Shape, image_shape, raise_if_scripted_or_lazy, run_on_meta, unwrapped
 from gconv.wiring.text_table import MAX_ROWS, aligned
 
@@ -249,10 +250,10 @@ def measure_latencies(
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for repeat in range(repeats + 1):
         for name, call in calls.items():
-            wait_for(device)
+            synchronize(device)
             start = time.perf_counter()
             call()
-            wait_for(device)
+            synchronize(device)
             if repeat:
                 seconds[name].append(time.perf_counter() - start)
     return {name: _quartiles(times) for name, times in seconds.items()}
@@ -263,14 +264,6 @@ def _quartiles(times: list[float]) -> Latency:
         return Latency(times[0], times[0], times[0])
     lower, median, upper = statistics.quantiles(times, n=4, method="inclusive")
     return Latency(median, lower, upper)
-
-
-def wait_for(device: torch.device) -> None:
-    """Wait until a device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 def measure_peak_memory(call: Callable[[], object], device: torch.device) -> int:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from gconv.kernels.machine import synchronize
+
 RAPL = Path("/sys/class/powercap")
 Meter = Callable[[], float]  # returns joules since some moment
 
@@ -43,19 +45,14 @@ def measure_energies(
         call()
     for _ in range(repeats):
         for name, call in calls.items():
-            _wait(device)
+            synchronize(device)
             start, before, times = time.perf_counter(), meter(), 0
             while not times or time.perf_counter() - start < seconds:
                 call()
                 times += 1
-                _wait(device)
+                synchronize(device)
             joules[name].append((meter() - before) / times)
     return {name: statistics.median(values) for name, values in joules.items()}
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _nvml_meter(device: torch.device) -> Meter | None:

@@ -1,4 +1,4 @@
-"""One uniform grouped convolution and its two gradients, as ATen computes them: what all but ``band`` is made of.
+"""One uniform grouped convolution and its two gradients, computed by ATen: the basis of all kernels but ``band``.
 
 Legend: N batch, C input channels, O output channels, H W space, K kernel.
 """
@@ -23,12 +23,12 @@ ONEDNN: Any = torch._C._ConvBackend.Mkldnn if hasattr(torch.ops.mkldnn, "_convol
 def convolve(
     x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, groups: int, activation: str = "none"
 ) -> Tensor:
-    """``F.conv2d`` with the stride, padding and dilation of a geometry, and what follows it."""
+    """Compute ``F.conv2d`` with the stride, padding and dilation of a geometry, then the activation."""
     window = geometry.stride, geometry.padding, geometry.dilation
     if activation == "relu" and _in_onednn(x_NCHW, weight, bias, window, groups):
         stride, padding, dilation = window
         epilogue = ("relu", [], "")
-        # It takes slices of channels as they are, and is slow with them.
+        # It accepts slices of channels without a copy, and is slow with them.
         x = x_NCHW.contiguous(
             memory_format=torch.channels_last if is_channels_last(x_NCHW) else torch.contiguous_format
         )
@@ -38,9 +38,9 @@ def convolve(
 
 
 def _in_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, window: tuple[Any, Any, Any], groups: int) -> bool:
-    """Whether ATen would have oneDNN convolve, which then applies the ReLU before it writes, and nobody differentiates.
+    """Return True if ATen would use oneDNN, whose op applies the ReLU before it writes, and nothing is differentiated.
 
-    Its op has no rules for derivatives, transforms and modes.
+    That op has no rules for derivatives, transforms and modes.
     """
     if x.device.type != "cpu" or not ONEDNN or forward_ad._current_level >= 0:
         return False
@@ -52,25 +52,25 @@ def _in_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, window: tuple[Any
 
 
 def is_plain(x: Tensor) -> bool:
-    """Whether Python may look at a tensor's numbers and keep them: on a CPU, and outside modes and transforms."""
+    """Return True if Python may read and keep the values of a tensor: on a CPU, outside of modes and transforms."""
     if x.device.type != "cpu" or type(x) not in (Tensor, torch.nn.Parameter) or forward_ad._current_level >= 0:
         return False
     return not (torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack())
 
 
 def is_finite(x: Tensor) -> bool:
-    """Whether a tensor has neither infinities nor NaN; taken for granted where nobody may look.
+    """Return True if a tensor has neither infinities nor NaN, or if its values may not be read.
 
-    Their sum tells, at the speed of memory. Numbers so large that they overflow count as infinite.
+    Their sum is checked, at the speed of memory. Finite numbers whose sum overflows count as infinite.
     """
     if not is_plain(x):
         return True
-    wide = torch.float32 if x.dtype == torch.float16 else None  # whose sums overflow soon
+    wide = torch.float32 if x.dtype == torch.float16 else None  # float16 sums overflow early
     return math.isfinite(x.detach().sum(dtype=wide).item())
 
 
 def activate(y: Tensor, activation: str) -> Tensor:
-    """The epilogue, in place: ``y`` is fresh, and its own derivative does not read it."""
+    """Apply the activation in place: ``y`` is new, and the derivative of the convolution does not read it."""
     return y.relu_() if activation == "relu" else y
 
 
@@ -82,15 +82,15 @@ def mean_and_variance(y_NOHW: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def is_channels_last(x_NCHW: Tensor) -> bool:
-    """Whether F.conv2d would put out channels_last: channels are innermost, rows of them side by side."""
+    """Return True if F.conv2d would return channels_last: channels innermost, then columns, then rows."""
     _, c, h, w = x_NCHW.stride()
     last = c == 1 and 1 < x_NCHW.shape[1] <= w <= h
     return last if isinstance(last, bool) else _is_known(last)
 
 
 def _is_known(condition: torch.SymBool) -> bool:
-    """Whether a condition holds for every size of a traced program; asks without tying the program to the example."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false  # loads the symbolic algebra
+    """Return True if a condition holds for every size of a traced program, without adding a guard."""
+    from torch.fx.experimental.symbolic_shapes import guard_or_false  # imports the symbolic algebra
 
     return guard_or_false(condition)
 
@@ -98,10 +98,10 @@ def _is_known(condition: torch.SymBool) -> bool:
 def input_gradient(
     dy_NOHW: Tensor, weight: Tensor, geometry: Geometry, groups: int, input_size: Sequence[int]
 ) -> Tensor:
-    """Gradient with respect to the input of ``convolve``."""
+    """Compute the gradient of the input of ``convolve``."""
     shape = (dy_NOHW.shape[0], weight.shape[1] * groups, *input_size)
     layout = torch.channels_last if is_channels_last(dy_NOHW) else torch.contiguous_format
-    # ATen reads its shape and layout alone.
+    # ATen reads only its shape and layout.
     x = torch.empty(shape, dtype=dy_NOHW.dtype, device=dy_NOHW.device, memory_format=layout)
     return _backward(dy_NOHW, x, weight, geometry, groups, 0)
 
@@ -109,7 +109,7 @@ def input_gradient(
 def weight_gradient(
     dy_NOHW: Tensor, x_NCHW: Tensor, geometry: Geometry, groups: int, weight_shape: Sequence[int]
 ) -> Tensor:
-    """Gradient with respect to the weight of ``convolve``."""
+    """Compute the gradient of the weight of ``convolve``."""
     return _backward(dy_NOHW, x_NCHW, x_NCHW.new_empty(weight_shape), geometry, groups, 1)
 
 

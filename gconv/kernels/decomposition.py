@@ -86,10 +86,10 @@ class UniformCall:
     """One uniform convolution.
 
     Attributes:
-        packing: which groups it computes, and how they share its bins.
-        geometry: of these groups by themselves.
-        in_fill, out_fill: channels that each bin really holds.
-        in_full, out_full: whether all bins are full, so that nothing is padded.
+        packing: the groups that it computes, and their bins.
+        geometry: geometry of these groups only.
+        in_fill, out_fill: channels that each bin holds, without padding.
+        in_full, out_full: whether all bins are full, so that no padding is needed.
     """
 
     packing: Packing
@@ -103,7 +103,7 @@ class UniformCall:
 
     @classmethod
     def of(cls, geometry: Geometry, packing: Packing) -> UniformCall:
-        """Work out once what a call needs."""
+        """Return the call of a packing."""
         first, last = packing.bins[0][0], packing.bins[-1][1]
         cut = geometry.in_groups.sizes[first:last], geometry.out_groups.sizes[first:last]
         window = geometry.kernel_size, geometry.stride, geometry.padding, geometry.dilation
@@ -123,7 +123,7 @@ class UniformCall:
 
     @property
     def has_zeros(self) -> bool:
-        """Whether it multiplies channel pairs that are not connected."""
+        """True if channel pairs that are not connected are multiplied too."""
         return self.links < self.packing.links
 
     @property
@@ -132,7 +132,7 @@ class UniformCall:
         return (self.bins * self.packing.out_capacity, self.packing.in_capacity, *self.geometry.kernel_size)
 
     def weight(self, links: Tensor) -> Tensor:
-        """The weight of the uniform convolution.
+        """Return the weight of the uniform convolution.
 
         Args:
             links: (L, Kh, Kw), the weights of its connected channel pairs, group after group.
@@ -145,15 +145,15 @@ class UniformCall:
         return whole.index_copy_(0, self.places(links.device), links).view(self.weight_shape)
 
     def gradient(self, whole: Tensor) -> Tensor:
-        """(L, Kh, Kw): the gradients of connected channel pairs, from that of the whole weight."""
+        """Return the gradients of connected channel pairs, (L, Kh, Kw), from that of the whole weight."""
         whole = whole.reshape(-1, *self.geometry.kernel_size)
         return whole.index_select(0, self.places(whole.device)) if self.has_zeros else whole
 
     def _workspace(self, links: Tensor) -> Tensor | None:
-        """A tensor that keeps its zeros from call to call, of this thread; None where one must not be kept.
+        """Return the workspace of this thread, which keeps its zeros between calls; None if it must not be kept.
 
-        Its blocks are written anew at each call, so that no call sees an old weight. On a GPU streams would share it,
-        autograd would save it, and a mode or transform would leave its own tensors in it.
+        Every call writes all blocks, so that no call uses an old weight. It is not kept on a GPU, where streams would
+        share it, nor with autograd, which would save it, nor in a mode or transform, whose tensors would get into it.
         """
         if torch.is_grad_enabled() or not aten.is_plain(links):
             return None
@@ -164,12 +164,12 @@ class UniformCall:
         return kept[links.dtype]
 
     def places(self, device: torch.device) -> Tensor:
-        """(L,): where each connected channel pair lies among all pairs of the call."""
+        """Return the index of each connected channel pair among all pairs of the call, (L,)."""
         if torch._C._len_torch_dispatch_stack():
-            return self._compute_places(device)  # what a mode makes, fake tensors say, must not be kept
+            return self._compute_places(device)  # tensors created in a mode, such as fake ones, must not be kept
         places = self._places.get(device)
         if places is None:
-            # On a CPU numbers are kept, no tensor: reading them as one costs next to nothing.
+            # On a CPU an array is kept, not a tensor: a view of it as a tensor costs almost nothing.
             made = in_a_thread(self._compute_places)(device)
             places = self._places[device] = array("q", made.tolist()) if device.type == "cpu" else made
         return torch.frombuffer(places, dtype=torch.int64) if isinstance(places, array) else places
@@ -193,10 +193,10 @@ class Decomposition:
     """A grouped convolution as a few uniform ones; together they hold every group once, in order.
 
     Attributes:
-        geometry: of the grouped convolution.
-        calls: the uniform ones.
-        in_channels, out_channels, links: of each call.
-        inference_weights: of the calls, for each parameter that is not being trained.
+        geometry: geometry of the grouped convolution.
+        calls: the uniform convolutions.
+        in_channels, out_channels, links: channels and connected pairs of each call.
+        inference_weights: weights of the calls for parameters that are not being trained.
     """
 
     geometry: Geometry
@@ -208,18 +208,18 @@ class Decomposition:
 
     @classmethod
     def of(cls, geometry: Geometry, packings: Packings) -> Decomposition:
-        """Work out once what every call needs."""
+        """Return the decomposition with these packings."""
         calls = tuple(UniformCall.of(geometry, packing) for packing in packings)
         channels = [sum(call.in_fill) for call in calls], [sum(call.out_fill) for call in calls]
         return cls(geometry, calls, *channels, [call.links for call in calls])
 
     @cached_property
     def has_zeros(self) -> bool:
-        """Whether it multiplies channel pairs that are not connected."""
+        """True if channel pairs that are not connected are multiplied too."""
         return any(call.has_zeros for call in self.calls)
 
     def links_of(self, weight: Tensor) -> list[Tensor]:
-        """(L, Kh, Kw) for each call: the weights of its connected channel pairs."""
+        """Return the weights of the connected channel pairs of each call, (L, Kh, Kw)."""
         links = weight if weight.dim() == 3 else weight.reshape(-1, *self.geometry.kernel_size)
         return [links] if len(self.calls) == 1 else list(links.split(self.links))
 
@@ -277,5 +277,5 @@ def _pad_bins(x: Tensor, fill: list[int], capacity: int, dim: int) -> Tensor:
 
 
 def _without_padding(y: Tensor, fill: list[int], capacity: int) -> Tensor:
-    """The channels that the bins really hold."""
+    """Return the channels of the bins without padding."""
     return torch.cat([part[:, :size] for part, size in zip(y.split(capacity, 1), fill, strict=True)], 1)

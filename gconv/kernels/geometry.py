@@ -1,4 +1,4 @@
-"""Geometry: everything about a grouped 2-D convolution except its numbers.
+"""Geometry of a grouped 2-D convolution: everything except the values of its tensors.
 
 Legend: N batch, C input channels, O output channels, H W space, K kernel, G groups, L links (pairs of an input and an
 output channel that are connected).
@@ -17,11 +17,11 @@ from gconv.partition import Partition
 
 @dataclass(frozen=True)
 class Geometry:
-    """Input group g feeds output group g, and nothing else.
+    """Geometry of a grouped convolution: input group g feeds output group g, and nothing else.
 
     Attributes:
-        in_groups: cut of the C input channels.
-        out_groups: cut of the O output channels, into as many groups.
+        in_groups: partition of the C input channels.
+        out_groups: partition of the O output channels, into equally many groups.
         kernel_size: (Kh, Kw).
         stride, padding, dilation: as in ``torch.nn.functional.conv2d``; zeros are padded.
 
@@ -40,14 +40,14 @@ class Geometry:
         if self.in_groups.groups != self.out_groups.groups:
             raise ValueError(
                 f"inputs are cut into {self.in_groups.groups} groups ({self.in_groups}), "
-                f"outputs into {self.out_groups.groups} ({self.out_groups}); they must be as many"
+                f"outputs into {self.out_groups.groups} ({self.out_groups}); the numbers must be equal"
             )
 
     def __hash__(self) -> int:
         return self._hash
 
     @cached_property
-    def _hash(self) -> int:  # looked up at every call: hashing a thousand sizes each time would cost more than the call
+    def _hash(self) -> int:  # hashing a thousand sizes at every call would cost more than the call
         cut = (self.in_groups.sizes, self.out_groups.sizes)
         return hash((cut, self.kernel_size, self.stride, self.padding, self.dilation))
 
@@ -58,7 +58,7 @@ class Geometry:
 
     @cached_property
     def is_uniform(self) -> bool:
-        """Whether ``nn.Conv2d(groups=G)`` computes the same function."""
+        """True if ``nn.Conv2d(groups=G)`` computes the same function."""
         return self.in_groups.is_uniform and self.out_groups.is_uniform
 
     @cached_property
@@ -74,7 +74,7 @@ class Geometry:
         return (sum(self.links), *self.kernel_size)
 
     def group_weights(self, weight: Tensor) -> list[Tensor]:
-        """Views of ``weight``, one of shape (O_g, C_g, Kh, Kw) per group."""
+        """Return views of ``weight``, one of shape (O_g, C_g, Kh, Kw) per group."""
         if self.is_uniform:
             return list(weight.split(self.out_groups.sizes[0]))
         return [
@@ -85,7 +85,7 @@ class Geometry:
         ]
 
     def output_size(self, input_size: Sequence[int]) -> tuple[int, int]:
-        """(H', W') for an input of (H, W); zero or less where the kernel does not fit."""
+        """Return (H', W') for an input of (H, W); zero or less if the kernel does not fit."""
         height, width = (
             (size + 2 * p - d * (k - 1) - 1) // s + 1
             for size, p, d, k, s in zip(
@@ -95,7 +95,7 @@ class Geometry:
         return height, width
 
     def __str__(self) -> str:
-        """In words, for messages: ``64 -> 64 channels in groups log:3, kernel 3×3``."""
+        """Return a text for messages: ``64 -> 64 channels in groups log:3, kernel 3×3``."""
         cut = str(self.out_groups)
         if str(self.in_groups) != cut:
             cut = f"{self.in_groups} -> {cut}"
@@ -112,5 +112,5 @@ def geometry_of(
     padding: tuple[int, int],
     dilation: tuple[int, int],
 ) -> Geometry:
-    """The geometry that plain numbers spell out; the same object for the same numbers."""
+    """Return the geometry of plain numbers; the same object for the same numbers."""
     return Geometry(Partition(in_sizes), Partition(out_sizes), kernel_size, stride, padding, dilation)

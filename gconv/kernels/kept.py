@@ -1,4 +1,4 @@
-"""Tables that kernels keep from call to call."""
+"""Tensors that kernels keep between calls."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 
 def in_a_thread(build: Callable[..., Any]) -> Callable[..., Any]:
-    """Have what is kept made in a thread of its own.
+    """Run ``build`` in a new thread.
 
-    A CUDA graph's pool, modes and inference mode belong to a thread: what a caller allocates there must not be kept.
+    The pool of a CUDA graph, modes and inference mode belong to a thread: tensors allocated there must not be kept.
     """
 
     @wraps(build)

@@ -12,7 +12,7 @@ from gconv.kernels.geometry import Geometry
 
 
 def conv2d(x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str = "none") -> Tensor:
-    """Grouped convolution as G dense ones."""
+    """Compute the forward pass, (N, O, H', W'), by G dense convolutions."""
     inputs = x_NCHW.split(list(geometry.in_groups.sizes), dim=1)
     weights = geometry.group_weights(weight)
     biases = [None] * geometry.groups if bias is None else bias.split(list(geometry.out_groups.sizes))
@@ -24,7 +24,7 @@ def conv2d(x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geomet
 
 
 def input_gradient(dy_NOHW: Tensor, weight: Tensor, geometry: Geometry, input_size: Sequence[int]) -> Tensor:
-    """Gradient with respect to the input, group by group."""
+    """Compute the gradient of the input, (N, C, H, W), group by group."""
     parts = dy_NOHW.split(list(geometry.out_groups.sizes), dim=1)
     weights = geometry.group_weights(weight)
     gradients = [
@@ -35,7 +35,7 @@ def input_gradient(dy_NOHW: Tensor, weight: Tensor, geometry: Geometry, input_si
 
 
 def weight_gradient(dy_NOHW: Tensor, x_NCHW: Tensor, geometry: Geometry) -> Tensor:
-    """Gradient with respect to the weight, group by group."""
+    """Compute the gradient of the weight, group by group."""
     outputs = dy_NOHW.split(list(geometry.out_groups.sizes), dim=1)
     inputs = x_NCHW.split(list(geometry.in_groups.sizes), dim=1)
     gradients = [
@@ -48,5 +48,5 @@ def weight_gradient(dy_NOHW: Tensor, x_NCHW: Tensor, geometry: Geometry) -> Tens
 
 
 def refuses(geometry: Geometry, dtype: torch.dtype, device: torch.device | str) -> str | None:
-    """Nothing."""
+    """Refuse nothing."""
     return None

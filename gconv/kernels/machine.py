@@ -73,6 +73,14 @@ def device_family(device: torch.device) -> str:
     return f"cpu-{units}"
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has finished all its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 def has_matrix_units() -> bool:
     """Whether this CPU has matrix units (AMX) and oneDNN may use them."""
     return torch.cpu._is_amx_tile_supported() and (_limit() in ("", "ALL", "DEFAULT") or "AMX" in _limit())

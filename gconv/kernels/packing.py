@@ -1,8 +1,8 @@
-"""Packing: how groups of unequal sizes share the equal bins of one uniform grouped convolution.
+"""Packing of groups of unequal sizes into the equal bins of one uniform grouped convolution.
 
 Neighbouring groups share a bin; all bins have the same capacity. Logarithmic groups fill two bins exactly: the first
-half is one, all the other groups are the second. Several packings side by side (``nested``) waste less: the widest
-group by itself, the others packed; for logarithmic groups 0.375 of the dense products instead of 0.5.
+group fills one, all others together the second. Several packings (``nested``) waste less: the widest group separately,
+the others packed. For logarithmic groups that needs 0.375 of the dense products instead of 0.5.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 
-FEW = 32  # groups up to which every capacity is tried
-NARROW = 16  # channels that fill the vector units of a CPU
+MAX_GROUPS_FOR_ALL_CAPACITIES = 32  # with more groups, only some capacities are tried
+VECTOR_CHANNELS = 16  # channels that fill the vector units of a CPU
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Which groups share a bin, and how many channels a bin holds.
+    """Groups that share each bin, and the capacity of the bins.
 
     Attributes:
         bins: (first, last + 1) group of each bin, in order.
@@ -29,19 +29,19 @@ class Packing:
 
     @property
     def links(self) -> int:
-        """Channel pairs that are multiplied, zeros included: what the packing costs."""
+        """Channel pairs that are multiplied, zeros included: the cost of the packing."""
         return len(self.bins) * self.in_capacity * self.out_capacity
 
 
 def cheapest_packing(in_sizes: tuple[int, ...], out_sizes: tuple[int, ...]) -> Packing:
-    """The packing into contiguous bins that multiplies fewest channel pairs; fewer bins where equal.
+    """Return the packing into contiguous bins that multiplies the fewest channel pairs, then has the fewest bins.
 
-    Beyond a few groups the capacities tried are multiples of the widest group alone.
+    With many groups only multiples of the widest group are tried as capacities.
     """
     if len(set(in_sizes)) == len(set(out_sizes)) == 1:
         return Packing(tuple((g, g + 1) for g in range(len(in_sizes))), in_sizes[0], out_sizes[0])
     groups, widest, total = range(len(in_sizes)), max(in_sizes), sum(in_sizes)
-    if len(in_sizes) <= FEW:
+    if len(in_sizes) <= MAX_GROUPS_FOR_ALL_CAPACITIES:
         capacities = {sum(in_sizes[a : b + 1]) for a in groups for b in groups if b >= a}
     else:
         capacities = {*range(widest, total, widest), total}
@@ -60,7 +60,7 @@ def one_bin(in_sizes: tuple[int, ...], out_sizes: tuple[int, ...]) -> tuple[Pack
 
 
 def nested_packings(in_sizes: tuple[int, ...], out_sizes: tuple[int, ...]) -> tuple[Packing, ...]:
-    """The group with the most channel pairs by itself, the groups on either side of it packed."""
+    """Return one packing of the group with the most channel pairs, and one of the groups on either side of it."""
     links = [i * o for i, o in zip(in_sizes, out_sizes, strict=True)]
     widest = links.index(max(links))
     cuts = sorted({0, widest, widest + 1, len(links)})
@@ -73,7 +73,7 @@ def nested_packings(in_sizes: tuple[int, ...], out_sizes: tuple[int, ...]) -> tu
 
 
 def equal_neighbours(in_sizes: tuple[int, ...], out_sizes: tuple[int, ...]) -> tuple[Packing, ...]:
-    """One packing per run of equal groups, each group in a bin of its own: nothing is wasted."""
+    """Return one packing per sequence of equal neighbours, each group in its own bin: nothing is wasted."""
     packings, first = [], 0
     for (in_size, out_size), run in groupby(zip(in_sizes, out_sizes, strict=True)):
         last = first + len(list(run))
@@ -83,10 +83,10 @@ def equal_neighbours(in_sizes: tuple[int, ...], out_sizes: tuple[int, ...]) -> t
 
 
 def narrow_neighbours(in_sizes: tuple[int, ...], out_sizes: tuple[int, ...]) -> tuple[Packing, ...]:
-    """As ``equal_neighbours``, but neighbours that have at most 16 channels together share one bin."""
+    """Return ``equal_neighbours`` in which neighbours that have at most 16 channels together share one bin."""
     bins = []
     for group, (in_size, out_size) in enumerate(zip(in_sizes, out_sizes, strict=True)):
-        if bins and max(bins[-1][1] + in_size, bins[-1][2] + out_size) <= NARROW:
+        if bins and max(bins[-1][1] + in_size, bins[-1][2] + out_size) <= VECTOR_CHANNELS:
             first, filled_in, filled_out = bins[-1]
             bins[-1] = (first, filled_in + in_size, filled_out + out_size)
         else:

@@ -1,6 +1,6 @@
-"""The definition, in float64: patches times weights, group by group. Every other kernel is tested against it.
+"""Reference in float64: patches times weights, group by group. Every other kernel is tested against it.
 
-Legend: N batch, C input channels, O output channels, H W space, P the C·Kh·Kw numbers of a patch, L places.
+Legend: N batch, C input channels, O output channels, H W space, P the C·Kh·Kw elements of a patch, L positions.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from gconv.kernels.geometry import Geometry
 
 
 def conv2d(x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str = "none") -> Tensor:
-    """Grouped convolution by ``unfold`` and matrix products; returns float64 (N, O, H', W')."""
+    """Compute the forward pass by ``unfold`` and matrix products, float64 (N, O, H', W')."""
     x = x_NCHW.double()
     outputs = [
         weight_g.flatten(1) @ _patches(x_g, geometry)
@@ -29,7 +29,7 @@ def conv2d(x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geomet
 
 
 def input_gradient(dy_NOHW: Tensor, weight: Tensor, geometry: Geometry, input_size: Sequence[int]) -> Tensor:
-    """Every output's gradient back to its patch; returns float64 (N, C, H, W)."""
+    """Compute the gradient of the input: that of every output added to its patch, float64 (N, C, H, W)."""
     gradients = [
         F.fold(weight_g.flatten(1).T @ dy_g, tuple(input_size), *_window(geometry))
         for dy_g, weight_g in zip(
@@ -42,7 +42,7 @@ def input_gradient(dy_NOHW: Tensor, weight: Tensor, geometry: Geometry, input_si
 
 
 def weight_gradient(dy_NOHW: Tensor, x_NCHW: Tensor, geometry: Geometry) -> Tensor:
-    """Outputs' gradients times patches, summed over the batch; returns float64 of ``geometry.weight_shape``."""
+    """Compute the gradient of the weight: gradients of outputs times patches, float64 of ``geometry.weight_shape``."""
     gradients = [
         torch.einsum("nol,npl->op", dy_g, _patches(x_g, geometry)).flatten()
         for dy_g, x_g in zip(
@@ -55,7 +55,7 @@ def weight_gradient(dy_NOHW: Tensor, x_NCHW: Tensor, geometry: Geometry) -> Tens
 
 
 def refuses(geometry: Geometry, dtype: torch.dtype, device: torch.device | str) -> str | None:
-    """Nothing."""
+    """Refuse nothing."""
     return None
 
 
@@ -64,5 +64,5 @@ def _window(geometry: Geometry) -> tuple[tuple[int, int], ...]:
 
 
 def _patches(x_NCHW: Tensor, geometry: Geometry) -> Tensor:
-    """(N, P, L)."""
+    """Return the patches, (N, P, L)."""
     return F.unfold(x_NCHW, *_window(geometry))

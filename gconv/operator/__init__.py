@@ -1,4 +1,4 @@
-"""The operator as torch sees it: its ops in torch's library, their derivatives, Inductor, and the call of a kernel.
+"""The operator as torch sees it: ops in torch's library, derivatives, Inductor, and the dispatch to a kernel.
 
-Users import ``grouped_conv2d`` and ``forced_kernel`` from ``gconv``; the files here are imported one by one.
+Exports nothing: users import ``grouped_conv2d`` and ``forced_kernel`` from ``gconv``.
 """

@@ -1,9 +1,9 @@
-"""The derivatives of the three ops, each by the other two.
+"""Derivatives of the three ops, each computed by the other two.
 
 Forward pass y(x, w), input gradient dx(dy, w) and weight gradient dw(dy, x) are linear in either argument, and all
-three are the same sum <dy, w * x> with one argument left out. So the derivative of each is made of the other two, any
-number of times; written once here, for the ops in eager mode and for those in torch's library. Complex factors are
-conjugated, as everywhere in torch.
+three are the same sum <dy, w * x> with one argument left out. So the derivative of each consists of the other two, to
+any order. They are written once here, for the ops in eager mode and for those in torch's library. Complex factors are
+conjugated, as in torch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Derivative = TypeVar("Derivative", bound=Callable[..., tuple[Tensor | None, ...]
 
 @dataclass(frozen=True)
 class Ops:
-    """The three ops, differentiable themselves: arguments as in ``gconv.dispatch``."""
+    """The three ops, themselves differentiable; arguments as in ``dispatch.py``."""
 
     conv2d: Callable[..., Tensor]
     input_gradient: Callable[..., Tensor]
@@ -32,14 +32,14 @@ class Ops:
 
 
 def save(ctx: Any, tensors: tuple[Tensor, ...], geometry: Geometry, activated: Tensor | None = None) -> None:
-    """Keep for the derivative what it reads: two factors, and the output where a ReLU follows."""
+    """Save what the derivative reads: two factors, and the output if a ReLU follows."""
     ctx.save_for_backward(*tensors, *(() if activated is None else (activated,)))
     ctx.geometry = geometry
     ctx.forced = forced_name()
 
 
 def _by_the_same_kernel(derivative: Derivative) -> Derivative:
-    """Force on a derivative what was forced on its op: torch may compute it in another thread."""
+    """Force the kernel of an op on its derivative, which torch may compute in another thread."""
 
     @wraps(derivative)
     def forced(ops: Ops, ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -53,7 +53,7 @@ def _by_the_same_kernel(derivative: Derivative) -> Derivative:
 
 @_by_the_same_kernel
 def of_conv2d(ops: Ops, ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """For y(x, w, bias): the gradients of x, w and bias."""
+    """Return the gradients of x, w and bias, for y(x, w, bias)."""
     x, weight, *activated = ctx.saved_tensors
     if activated:
         dy = torch.ops.aten.threshold_backward(dy, activated[0], 0)
@@ -69,7 +69,10 @@ def of_conv2d(ops: Ops, ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | N
 def of_conv2d_statistics(
     ops: Ops, ctx: Any, dy: Tensor, dmean: Tensor, dvar: Tensor
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """For y(x, w, bias) with its mean and biased variance: dmean/dy is 1/n, dvar/dy is 2(y - mean)/n, n per channel."""
+    """Return the gradients of x, w and bias, for y(x, w, bias) with its mean and biased variance.
+
+    With n elements per channel, dmean/dy is 1/n and dvar/dy is 2(y - mean)/n.
+    """
     x, weight, y, mean = ctx.saved_tensors
     count = max(y.numel() // y.shape[1], 1)
     dmean, dvar, mean = (part.view(-1, 1, 1) for part in (dmean, dvar, mean))
@@ -84,7 +87,7 @@ def of_conv2d_statistics(
 
 @_by_the_same_kernel
 def of_input_gradient(ops: Ops, ctx: Any, ddx: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """For dx(dy, w): the gradients of dy and w."""
+    """Return the gradients of dy and w, for dx(dy, w)."""
     dy, weight = ctx.saved_tensors
     needs_dy, needs_weight = ctx.needs_input_grad[:2]
     return (
@@ -95,7 +98,7 @@ def of_input_gradient(ops: Ops, ctx: Any, ddx: Tensor) -> tuple[Tensor | None, T
 
 @_by_the_same_kernel
 def of_weight_gradient(ops: Ops, ctx: Any, ddw: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """For dw(dy, x): the gradients of dy and x."""
+    """Return the gradients of dy and x, for dw(dy, x)."""
     dy, x = ctx.saved_tensors
     needs_dy, needs_x = ctx.needs_input_grad[:2]
     return (

@@ -1,4 +1,4 @@
-"""The three bilinear ops of a grouped convolution, each computed by the kernel that suits it; no autograd here."""
+"""Dispatch of the three bilinear ops of a grouped convolution to the chosen kernels; no autograd here."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from gconv.kernels.choose import cached_choice, choose, pixel_bits, together
 from gconv.kernels.choose import forget as forget
 from gconv.kernels.geometry import Geometry
 
-SIZES = range(4, 32, 2)  # pixel_bits of inputs
-VARIABLE = "GCONV_KERNEL"  # environment variable: computes everything with one kernel, for debugging
+PIXEL_BITS = range(4, 32, 2)  # pixel_bits of inputs
+KERNEL_VARIABLE = "GCONV_KERNEL"  # environment variable: computes everything with one kernel, for debugging
 
 
 class _Forced(local):
-    """The kernel that is forced on what a thread computes."""
+    """Kernel forced on all computations of a thread."""
 
-    name: str | None = os.environ.get(VARIABLE) or None
+    name: str | None = os.environ.get(KERNEL_VARIABLE) or None
 
 
 _forced = _Forced()
@@ -34,8 +34,8 @@ _forced = _Forced()
 def forced_kernel(name: str) -> Iterator[None]:
     """Compute every grouped convolution of this thread inside the block with one kernel, for comparing and counting.
 
-    Derivatives of what is computed inside are computed by the same kernel, in whatever thread torch does so, unless
-    another one is forced there.
+    Derivatives of these computations use the same kernel, in whatever thread torch computes them, unless another kernel
+    is forced there.
 
     Raises:
         ValueError: there is no kernel of this name.
@@ -50,7 +50,7 @@ def forced_kernel(name: str) -> Iterator[None]:
 
 
 def forced_name() -> str | None:
-    """The name of the kernel that is forced on this thread; None if none is."""
+    """Return the name of the kernel forced on this thread; None if none is."""
     return _forced.name
 
 
@@ -114,7 +114,7 @@ def kernels_for(x: Tensor, geometry: Geometry, input_size: Sequence[int]) -> Ker
 
 
 def transformable_kernels(geometry: Geometry) -> Kernels:
-    """Kernels of ATen calls that all have rules for ``torch.func``, whatever else would be faster."""
+    """Return ATen kernels, which all have rules for ``torch.func``."""
     name = "native" if geometry.is_uniform else "loop"
     return _named((name,) * 3, name)
 
@@ -135,7 +135,7 @@ def _named(names: tuple[str, ...], one: str | None) -> Kernels:
 
 
 def forced(geometry: Geometry, dtype: torch.dtype, device: torch.device) -> str | None:
-    """The name of the kernel that is forced on everything; None if none is.
+    """Return the name of the forced kernel after checking it; None if none is forced.
 
     Raises:
         ValueError: there is no such kernel, or it cannot compute the layer; names those that can.
@@ -144,7 +144,7 @@ def forced(geometry: Geometry, dtype: torch.dtype, device: torch.device) -> str 
     if name is None:
         return None
     if name not in NAMES:
-        raise ValueError(f"{VARIABLE}={name}: no such kernel; there are {', '.join(NAMES)}")
+        raise ValueError(f"{KERNEL_VARIABLE}={name}: no such kernel; there are {', '.join(NAMES)}")
     why_not = refusal(name, geometry, dtype, device)
     if why_not is not None:
         others = ", ".join(runnable(geometry, dtype, device))
@@ -153,15 +153,15 @@ def forced(geometry: Geometry, dtype: torch.dtype, device: torch.device) -> str 
 
 
 def conv2d(x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str = "none") -> Tensor:
-    """The forward pass, (N, O, H', W')."""
-    if x_NCHW.is_complex():  # ATen splits it into convolutions of real numbers
+    """Compute the forward pass, (N, O, H', W')."""
+    if x_NCHW.is_complex():  # ATen computes it by convolutions of real numbers
         return transformable_kernels(geometry).conv2d(x_NCHW, weight, bias, geometry, activation)
     _show("conv2d", x_NCHW, geometry, x_NCHW.shape[2:])
     return kernels_for(x_NCHW, geometry, x_NCHW.shape[2:]).conv2d(x_NCHW, weight, bias, geometry, activation)
 
 
-def _of_parts(op: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> Tensor:
-    """A bilinear op of complex numbers by three of real ones, as ATen convolves; it has no gradients of them."""
+def _complex_by_three_real(op: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> Tensor:
+    """Compute a bilinear op of complex numbers by three of real ones, as ATen's forward pass does."""
     a, b = a.resolve_conj(), b.resolve_conj()
     real = op(a.real.contiguous(), b.real.contiguous())
     imaginary = op(a.imag.contiguous(), b.imag.contiguous())
@@ -172,7 +172,7 @@ def _of_parts(op: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> T
 def conv2d_statistics(
     x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The forward pass, and mean and biased variance (O,) of every channel that it puts out, at least in fp32."""
+    """Compute the forward pass, and mean and biased variance (O,) of every output channel, at least in fp32."""
     _show("conv2d", x_NCHW, geometry, x_NCHW.shape[2:])
     kernels = kernels_for(x_NCHW, geometry, x_NCHW.shape[2:])
     if kernels.statistics is not None:
@@ -181,47 +181,47 @@ def conv2d_statistics(
     return y, *mean_and_variance(y)
 
 
-def may_count(geometry: Geometry, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether for some size of input the forward pass has an epilogue, which activates or counts what it writes.
+def has_epilogue(geometry: Geometry, dtype: torch.dtype, device: torch.device) -> bool:
+    """Return True if the forward pass has an epilogue (ReLU or statistics) for some size of input.
 
-    Asked while a program is traced, when sizes may still be unknown.
+    Called while a program is traced, when sizes may be unknown.
     """
     name = forced(geometry, dtype, device)
-    names = {name} if name else {choose("conv2d", geometry, dtype, device, True, bits).kernel for bits in SIZES}
+    names = {name} if name else {choose("conv2d", geometry, dtype, device, True, bits).kernel for bits in PIXEL_BITS}
     return any(hasattr(find(name), "conv2d_statistics") for name in names)
 
 
-def by_compiler(geometry: Geometry, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether a compiler is given ATen's own convolution of equal groups, which it knows, fuses and tunes itself.
+def is_left_to_compiler(geometry: Geometry, dtype: torch.dtype, device: torch.device) -> bool:
+    """Return True if a compiler gets ATen's convolution of equal groups, which it fuses and tunes itself.
 
-    Not where no way of ATen's is the choice for some size: the band kernel, fp32 in place of emulated 16-bit types.
-    Asked while a program is traced.
+    False if a kernel that replaces ATen is chosen for some size: the band kernel, or fp32 instead of emulated 16-bit
+    types. Called while a program is traced.
     """
     name = forced(geometry, dtype, device)
     if name is not None:
         return name == "native"
-    cases = ((op, last, bits) for op in OPS for last in (True, False) for bits in SIZES)
+    cases = ((op, last, bits) for op in OPS for last in (True, False) for bits in PIXEL_BITS)
     return all(
         not KERNELS[choose(op, geometry, dtype, device, last, bits).kernel].replaces_aten for op, last, bits in cases
     )
 
 
-# What torch.compiler.assume_constant_result does, which would load the whole compiler with this file: seconds.
-for _asked in (may_count, by_compiler):
-    _asked._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+# As torch.compiler.assume_constant_result does, which would load the whole compiler: seconds.
+for _function in (has_epilogue, is_left_to_compiler):
+    _function._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def input_gradient(dy_NOHW: Tensor, weight: Tensor, geometry: Geometry, input_size: Sequence[int]) -> Tensor:
-    """The gradient of the input, (N, C, H, W) with (H, W) = ``input_size``."""
+    """Compute the gradient of the input, (N, C, H, W) with (H, W) = ``input_size``."""
     if dy_NOHW.is_complex():
-        return _of_parts(lambda dy, w: input_gradient(dy, w, geometry, input_size), dy_NOHW, weight)
+        return _complex_by_three_real(lambda dy, w: input_gradient(dy, w, geometry, input_size), dy_NOHW, weight)
     _show("input_gradient", dy_NOHW, geometry, input_size)
     return kernels_for(dy_NOHW, geometry, input_size).input_gradient(dy_NOHW, weight, geometry, input_size)
 
 
 def weight_gradient(dy_NOHW: Tensor, x_NCHW: Tensor, geometry: Geometry) -> Tensor:
-    """The gradient of the weight, of ``geometry.weight_shape``."""
+    """Compute the gradient of the weight, of ``geometry.weight_shape``."""
     if dy_NOHW.is_complex():
-        return _of_parts(lambda dy, x: weight_gradient(dy, x, geometry), dy_NOHW, x_NCHW)
+        return _complex_by_three_real(lambda dy, x: weight_gradient(dy, x, geometry), dy_NOHW, x_NCHW)
     _show("weight_gradient", x_NCHW, geometry, x_NCHW.shape[2:])
     return kernels_for(x_NCHW, geometry, x_NCHW.shape[2:]).weight_gradient(dy_NOHW, x_NCHW, geometry)

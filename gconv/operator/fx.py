@@ -1,4 +1,4 @@
-"""Layers as torch.fx sees them: one node each, whatever a tracer knows of them."""
+"""Layers as single nodes of torch.fx, for any tracer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.fx import Proxy, Tracer
 
 
 def leaf(module: nn.Module, x: Proxy) -> Any:
-    """A call of ``module`` as one node of what torch.fx traces; None if it is the root, which has no name there."""
+    """Return a call of ``module`` as one node of a traced program; None if it is the root, which has no name there."""
     assert isinstance(x.tracer, Tracer)
     name = x.tracer.path_of_module(module)
     return x.tracer.create_proxy("call_module", name, (x,), {}) if name else None

@@ -1,4 +1,4 @@
-"""The weight of unequal groups as tools outside see it: initialisation, parametrisation and pruning per filter.
+"""Weight of unequal groups for initialisers, parametrisations and pruning, which work filter by filter.
 
 Legend: O_g, C_g output and input channels of group g, K kernel, L links of all groups.
 """
@@ -16,20 +16,20 @@ from gconv.kernels.geometry import Geometry
 HINT = "the weight of unequal groups holds one (O_g, C_g, Kh, Kw) per group, not filters of one shape"
 
 
-class WholeSize:
-    """The method ``size`` of a weight (L, Kh, Kw) of unequal groups, which has no fan-in of its own.
+class SizeWithoutFanIn:
+    """Method ``size`` of a weight (L, Kh, Kw) of unequal groups, which has no single fan-in.
 
-    ``torch.nn.init`` asks for the length of single dimensions to find the fan-in; here that raises.
+    ``torch.nn.init`` reads the length of single dimensions to compute the fan-in; here that raises.
     """
 
     def __init__(self, shape: torch.Size) -> None:
         self.shape = shape
 
     def __call__(self, dim: int | None = None) -> torch.Size:
-        """The shape.
+        """Return the shape.
 
         Raises:
-            ValueError: a single dimension is asked for.
+            ValueError: ``dim`` is given.
         """
         if dim is None:
             return self.shape
@@ -42,15 +42,15 @@ class WholeSize:
 def refuse_fan_in(weight: nn.Parameter) -> None:
     """Have initialisers that need a fan-in raise on the weight of unequal groups.
 
-    An attribute, not a class of its own: optimizers and others ask for the very class ``nn.Parameter``.
+    Sets an attribute and not a subclass, because optimizers and others test for the exact class ``nn.Parameter``.
     """
-    weight.size = WholeSize(weight.shape)  # type: ignore[method-assign,assignment]
+    weight.size = SizeWithoutFanIn(weight.shape)  # type: ignore[method-assign,assignment]
 
 
 def fill(parameter: Tensor, draw: Callable[[Tensor], None]) -> None:
-    """Have ``draw`` fill a parameter through views of it; one that is spread over several devices gets a copy."""
+    """Fill a parameter by ``draw``, in place; a distributed one gets a copy of a whole tensor."""
     with torch.no_grad():
-        mesh = getattr(parameter, "device_mesh", None)  # that of a DTensor, whose views are copies
+        mesh = getattr(parameter, "device_mesh", None)  # of a DTensor, whose views are copies
         if mesh is None:
             draw(parameter.detach())
             return
@@ -65,22 +65,22 @@ def fill(parameter: Tensor, draw: Callable[[Tensor], None]) -> None:
 
 
 class PerGroup(nn.Module):
-    """Parametrisation of a weight that is one of each group's weight.
+    """Parametrisation of a weight that applies one to the weight of each group.
 
     Args:
-        geometry: of the layer.
-        weight: of ``geometry.weight_shape``.
+        geometry: geometry of the layer.
+        weight: tensor of ``geometry.weight_shape``.
         parametrise: registers a parametrisation on the weight of an ``nn.Conv2d``.
 
     Raises:
-        ValueError: it registers none.
+        ValueError: ``parametrise`` registers none.
     """
 
     def __init__(self, geometry: Geometry, weight: Tensor, parametrise: Callable[[nn.Conv2d], object]) -> None:
         super().__init__()
         self.geometry = geometry
         self.groups = nn.ModuleList()
-        self.counts: list[int] = []  # numbers of original tensors of each group; 0 for one that is no sequence
+        self.counts: list[int] = []  # original tensors of each group; 0 if it has one tensor, not a sequence
         for part in geometry.group_weights(weight.detach()):
             conv = nn.Conv2d(part.shape[1], part.shape[0], geometry.kernel_size, bias=False, device="meta")
             conv.weight = nn.Parameter(part.clone())
@@ -91,7 +91,7 @@ class PerGroup(nn.Module):
             self.groups.append(chain[0])  # type: ignore[arg-type]
 
     def forward(self, *originals: Tensor) -> Tensor:
-        """The weight, of ``geometry.weight_shape``."""
+        """Return the weight, of ``geometry.weight_shape``."""
         if any(self.counts):
             rest = iter(originals)
             given = [tuple(islice(rest, count)) for count in self.counts]
@@ -101,7 +101,7 @@ class PerGroup(nn.Module):
         return torch.cat(parts) if self.geometry.is_uniform else torch.cat([part.flatten(0, 1) for part in parts])
 
     def right_inverse(self, weight: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """The original tensors of all groups one after the other, or one weight where each group has one."""
+        """Return the original tensors of all groups in order, or one weight if each group has one."""
         found = [
             group.right_inverse(part)  # type: ignore[operator]
             for group, part in zip(self.groups, self.geometry.group_weights(weight.detach()), strict=True)
@@ -115,7 +115,7 @@ class PerGroup(nn.Module):
 
 
 def check_reparametrisations(layer: nn.Module) -> None:
-    """Refuse what works filter by filter on a weight that has none.
+    """Raise if a reparametrisation works filter by filter on the weight of unequal groups.
 
     Raises:
         ValueError: weight or spectral normalisation, orthogonality or structured pruning on the weight of unequal

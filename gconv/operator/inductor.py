@@ -1,16 +1,16 @@
-"""The operator as Inductor sees it: which kernels it may choose between, and what it inlines.
+"""Lowering of the operator by Inductor: the candidate kernels, and those that it inlines.
 
 Without this file an op of ``library.py`` is one call that Inductor cannot look into. With it, where torch has the
 autotuning of custom ops (``torch._inductor.kernel.custom_op``, here with torch 2.13) and sizes are known:
 
-- ``mode="max-autotune"``: Inductor times the kernels for each op and shape on the user's own device. The op as it is,
+- ``mode="max-autotune"``: Inductor times the kernels for each op and shape on the user's own device. The op itself,
   with its own choice, is one of the candidates.
-- other modes, on CUDA: the choice of the operator, from its table or by its rule, without timing. On a CPU the op stays
-  one call there: inlined it was no faster (two layers of 128@16, log:4: 49.6 and 49.5 ms a step; in eager mode 31.2).
+- other modes, on CUDA: the operator's choice, from its table or by its rule, without timing. On a CPU the op stays one
+  call in these modes: inlined it was no faster (two layers of 128@16, log:4: 49.6 and 49.5 ms a step; eager 31.2).
 
-A kernel of ATen calls is inlined: splits, concatenations, padding and casts fuse with what surrounds them, batch norm
-and ReLU say; a convolution itself stays a call. The band kernel stays one call with its epilogue inside. On a CPU only
-kernels without zeros between groups are candidates, so that nothing infinite crosses groups.
+A kernel of ATen calls is inlined: splits, concatenations, padding and casts fuse with surrounding operations, such as
+batch norm and ReLU. The convolution itself stays a call. The band kernel stays one call with its epilogue inside. On a
+CPU only kernels without zeros between groups are candidates, so that nothing infinite crosses groups.
 
 Where torch lacks the interface, or sizes are symbols, everything stays one call.
 """
@@ -31,8 +31,8 @@ from gconv.kernels.choose import choose, pixel_bits
 from gconv.kernels.geometry import Geometry
 from gconv.operator import dispatch, library
 
-MAX_LOOP_GROUPS = 16  # with more groups, one call for each is no candidate
-NUMBERS = ("in_sizes", "out_sizes", "kernel_size", "stride", "padding", "dilation")
+MAX_LOOP_GROUPS = 16  # with more groups, ``loop`` is no candidate
+GEOMETRY_ARGUMENTS = ("in_sizes", "out_sizes", "kernel_size", "stride", "padding", "dilation")
 
 library.definitions.define(
     "compute(str op, str kernel, Tensor[] tensors, Tensor? bias, int[] in_sizes, int[] out_sizes, int[2] kernel_size, "
@@ -41,7 +41,7 @@ library.definitions.define(
 
 
 def _compute(op: str, kernel: str, tensors: list[Tensor], bias: Tensor | None, *rest: Any) -> Tensor:
-    """One op by one kernel."""
+    """Compute one op by one kernel."""
     geometry, (activation, input_size), (first, second) = library._geometry(rest), rest[6:], tensors
     if op == "conv2d":
         return find(kernel).conv2d(first, second, bias, geometry, activation)
@@ -65,7 +65,7 @@ torch.library.register_fake("gconv::compute", _fake, lib=library.definitions)
 
 @cache
 def register() -> bool:
-    """Have Inductor lower the ops so; whether it can. Costs nothing where Inductor is not in use."""
+    """Register the lowerings; return False if this torch has no interface for them."""
     try:
         from torch._inductor.kernel.custom_op import _lower_single_impl, autotune_custom_op
         from torch._inductor.lowering import user_lowerings
@@ -76,16 +76,16 @@ def register() -> bool:
     return True
 
 
-def offer() -> bool:
-    """``register`` where Inductor is loaded; asked while a program is traced."""
+def register_if_loaded() -> bool:
+    """Register the lowerings if Inductor is loaded. Called while a program is traced."""
     return "torch._inductor" in sys.modules and register()
 
 
-offer._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+register_if_loaded._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _lower(op: str, autotune: Callable[..., Any], inline: Callable[..., Any], *arguments: Any) -> Any:
-    """What an op becomes in Inductor's program; None: one call, as without this file."""
+    """Return the node of an op in Inductor's program; None to keep the op as one call."""
     from torch._inductor import config
     from torch._inductor.ir import ir_node_to_tensor
     from torch._inductor.virtualized import V
@@ -99,12 +99,14 @@ def _lower(op: str, autotune: Callable[..., Any], inline: Callable[..., Any], *a
     geometry = library._geometry(numbers)
     names = candidates(op, geometry, fakes, numbers, config.max_autotune)
     last = "activation" if op == "conv2d" else "input_size"
-    given: dict[str, Any] = dict(zip((*NUMBERS, last), numbers, strict=False))  # a weight gradient has no last one
+    given: dict[str, Any] = dict(
+        zip((*GEOMETRY_ARGUMENTS, last), numbers, strict=False)
+    )  # a weight gradient has neither
     if op == "conv2d" and bias is None:
         given["bias"] = None
     if not names:
         return None
-    ways = [_way(op, name) for name in names]
+    ways = [_implementation(op, name) for name in names]
     if config.max_autotune:
         overload = getattr(library.ops, op).default
         return autotune(f"gconv_{op}", ways, nodes, [given] * len(ways), overload)[0]
@@ -114,7 +116,7 @@ def _lower(op: str, autotune: Callable[..., Any], inline: Callable[..., Any], *a
 def candidates(
     op: str, geometry: Geometry, tensors: list[Tensor], numbers: tuple[Any, ...], all_of_them: bool
 ) -> tuple[str, ...]:
-    """Names of the kernels that Inductor may use in place of a call: all that can, or the operator's own choice."""
+    """Return the names of the kernels that Inductor may use instead of a call: all that can, or the chosen one."""
     x, device = tensors[0], tensors[0].device
     inlined = [kernel.name for kernel in KERNELS.values() if device.type in kernel.inlined_on]
     called = [kernel.name for kernel in KERNELS.values() if device.type in kernel.called_on]
@@ -131,13 +133,13 @@ def candidates(
     return (name,) if name in inlined else ()
 
 
-def _way(op: str, kernel: str) -> Callable[..., Tensor]:
-    """One op by one kernel, as Inductor traces it: tensors first, numbers by name."""
+def _implementation(op: str, kernel: str) -> Callable[..., Tensor]:
+    """Return a function that computes one op by one kernel, as Inductor traces it: tensors first, numbers by name."""
 
     def way(
         first: Tensor, second: Tensor, bias: Tensor | None = None, *, activation="none", input_size=(), **cut: Any
     ) -> Tensor:
-        numbers = [cut[name] for name in NUMBERS]
+        numbers = [cut[name] for name in GEOMETRY_ARGUMENTS]
         if first.device.type in KERNELS[kernel].called_on:
             return library.ops.compute.default(op, kernel, [first, second], bias, *numbers, activation, input_size)
         y = _compute(op, kernel, [first, second], bias, *numbers, "none", input_size)

@@ -1,12 +1,12 @@
 """The ops in torch's library: ``gconv::conv2d``, ``gconv::input_gradient``, ``gconv::weight_gradient``, and the forward
-pass that counts what it writes, ``gconv::conv2d_statistics``.
+pass with the statistics of its result, ``gconv::conv2d_statistics``.
 
-Each is one node of a traced program, so that neither a compiler's rules for grouped convolutions nor the choice of a
-kernel get into it: which kernel runs is decided when it runs, for the sizes it then meets. Registered are the kernels,
-fake ones for tracing, derivatives, autocast, vmap and the count of FLOPs.
+Each is one node of a traced program. So the program contains neither a compiler's rules for grouped convolutions nor
+the choice of a kernel, which is made at run time for the actual sizes. Registered for each op: the implementation, a
+fake one for tracing, derivatives, autocast, vmap and the count of FLOPs.
 
-A geometry is spelled out in plain numbers. ``torch.vmap`` over weights gives a grouped convolution with as many times
-the groups.
+A geometry is passed as plain numbers. ``torch.vmap`` over k weights becomes a grouped convolution with k times as many
+groups.
 """
 
 from __future__ import annotations
@@ -43,30 +43,30 @@ def _numbers(geometry: Geometry) -> Numbers:
 
 
 def _geometry(numbers: Sequence[Any]) -> Geometry:
-    """The geometry that the first six of an op's numbers spell out."""
+    """Return the geometry of the first six numbers of an op."""
     in_sizes, out_sizes, *window = (tuple(part) for part in numbers[:6])
     return geometry_of(in_sizes, out_sizes, *window)
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str = "none") -> Tensor:
-    """The forward pass as one op of torch's library."""
+    """Compute the forward pass as one op of torch's library."""
     return ops.conv2d.default(x, weight, bias, *_numbers(geometry), activation)
 
 
 def conv2d_statistics(
     x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The forward pass and the mean and biased variance (O,) of each channel of its result, at least in fp32."""
+    """Compute the forward pass, and mean and biased variance (O,) of each output channel, at least in fp32."""
     return ops.conv2d_statistics.default(x, weight, bias, *_numbers(geometry))
 
 
 def input_gradient(dy: Tensor, weight: Tensor, geometry: Geometry, input_size: Sequence[int]) -> Tensor:
-    """The gradient of the input as one op of torch's library."""
+    """Compute the gradient of the input as one op of torch's library."""
     return ops.input_gradient.default(dy, weight, *_numbers(geometry), input_size)
 
 
 def weight_gradient(dy: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
-    """The gradient of the weight as one op of torch's library."""
+    """Compute the gradient of the weight as one op of torch's library."""
     return ops.weight_gradient.default(dy, x, *_numbers(geometry))
 
 
@@ -77,8 +77,8 @@ class InputError(RuntimeError, ValueError):
     """Input, weight and bias that do not fit the layer or each other: a ``RuntimeError``, as torch raises."""
 
 
-def complaint(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> str | None:
-    """What is wrong with the arguments of a forward pass, in one line; None if nothing is."""
+def argument_error(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> str | None:
+    """Return one line about wrong arguments of a forward pass; None if they are right."""
     given = f"input of shape {tuple(x.shape)}"
     layer = f"the layer ({geometry})"
     if x.dim() != 4:
@@ -112,7 +112,7 @@ def complaint(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
 
 
 def _layout(*tensors: Tensor) -> torch.memory_format:
-    """That of ATen's result: channels_last if an argument of four dimensions is."""
+    """Return the memory format of ATen's result: channels_last if an argument of four dimensions is."""
     last = any(t.dim() == 4 and is_channels_last(t) for t in tensors)
     return torch.channels_last if last else torch.contiguous_format
 
@@ -138,7 +138,7 @@ def _run_weight_gradient(dy: Tensor, x: Tensor, *rest: Any) -> Tensor:
 
 def _fake_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
     geometry = _geometry(rest)
-    wrong = complaint(x, weight, bias, geometry)
+    wrong = argument_error(x, weight, bias, geometry)
     if wrong is not None:
         raise InputError(wrong)
     shape = (x.shape[0], geometry.out_groups.channels, *geometry.output_size(x.shape[2:]))
@@ -184,7 +184,7 @@ def _keep_for_weight_gradient(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 
 def cast(*tensors: Tensor | None) -> list[Any]:
-    """To the dtype of autocast where it is on, as it casts arguments of ``F.conv2d``: float64 and integers stay."""
+    """Cast to the dtype of autocast if it is on, as for ``F.conv2d``: float64 and integers stay."""
     device = next(t.device.type for t in tensors if t is not None)
     if device == "meta" or not torch.is_autocast_enabled(device):
         return list(tensors)
@@ -204,19 +204,19 @@ def _autocast(op: Callable[..., Any]) -> Callable[..., Any]:
     return cast_first
 
 
-def side_by_side(x: Tensor, dim: int | None, times: int) -> Tensor:
-    """(N, k · C, H, W) of k inputs side by side; all alike where there is no dimension of them."""
+def concatenate_channels(x: Tensor, dim: int | None, times: int) -> Tensor:
+    """Return k inputs concatenated along channels, (N, k · C, H, W); one input is repeated if ``dim`` is None."""
     x = x.unsqueeze(0).expand(times, *x.shape) if dim is None else x.movedim(dim, 0)
     return x.transpose(0, 1).flatten(1, 2)
 
 
-def one_after_another(x: Tensor, dim: int | None, times: int) -> Tensor:
-    """(k · O, …) of k weights or biases one after the other."""
+def concatenate_parameters(x: Tensor, dim: int | None, times: int) -> Tensor:
+    """Return k weights or biases concatenated, (k · O, …); one is repeated if ``dim`` is None."""
     return (x.unsqueeze(0).expand(times, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1)
 
 
 def _batches(x: Tensor, dim: int) -> Tensor:
-    """(k · N, C, H, W): more images of the same layer."""
+    """Return k batches as one, (k · N, C, H, W)."""
     return x.movedim(dim, 0).flatten(0, 1)
 
 
@@ -228,16 +228,18 @@ def _vmap_conv2d(info: Any, dims: tuple, x: Tensor, weight: Tensor, bias: Tensor
     k = info.batch_size
     if dims[1] is None and dims[2] is None:
         return ops.conv2d.default(_batches(x, dims[0]), weight, bias, *rest).unflatten(0, (k, -1)), 0
-    bias = None if bias is None else one_after_another(bias, dims[2], k)
-    y = ops.conv2d.default(side_by_side(x, dims[0], k), one_after_another(weight, dims[1], k), bias, *_repeat(rest, k))
+    bias = None if bias is None else concatenate_parameters(bias, dims[2], k)
+    y = ops.conv2d.default(
+        concatenate_channels(x, dims[0], k), concatenate_parameters(weight, dims[1], k), bias, *_repeat(rest, k)
+    )
     return y.unflatten(1, (k, -1)), 1
 
 
 def _vmap_conv2d_statistics(info: Any, dims: tuple, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Any:
     k = info.batch_size
-    bias = None if bias is None else one_after_another(bias, dims[2], k)
+    bias = None if bias is None else concatenate_parameters(bias, dims[2], k)
     y, *statistics = ops.conv2d_statistics.default(
-        side_by_side(x, dims[0], k), one_after_another(weight, dims[1], k), bias, *_repeat(rest, k)
+        concatenate_channels(x, dims[0], k), concatenate_parameters(weight, dims[1], k), bias, *_repeat(rest, k)
     )
     return (y.unflatten(1, (k, -1)), *(part.unflatten(0, (k, -1)) for part in statistics)), (1, 0, 0)
 
@@ -247,19 +249,21 @@ def _vmap_input_gradient(info: Any, dims: tuple, dy: Tensor, weight: Tensor, *re
     if dims[1] is None:
         return ops.input_gradient.default(_batches(dy, dims[0]), weight, *rest).unflatten(0, (k, -1)), 0
     dx = ops.input_gradient.default(
-        side_by_side(dy, dims[0], k), one_after_another(weight, dims[1], k), *_repeat(rest, k)
+        concatenate_channels(dy, dims[0], k), concatenate_parameters(weight, dims[1], k), *_repeat(rest, k)
     )
     return dx.unflatten(1, (k, -1)), 1
 
 
 def _vmap_weight_gradient(info: Any, dims: tuple, dy: Tensor, x: Tensor, *rest: Any) -> Any:
     k = info.batch_size
-    dw = ops.weight_gradient.default(side_by_side(dy, dims[0], k), side_by_side(x, dims[1], k), *_repeat(rest, k))
+    dw = ops.weight_gradient.default(
+        concatenate_channels(dy, dims[0], k), concatenate_channels(x, dims[1], k), *_repeat(rest, k)
+    )
     return dw.unflatten(0, (k, -1)), 0
 
 
 def _with_tangents(op: Callable[..., Any], tangents_of: Callable, primals: tuple, tangents: tuple) -> Any:
-    """What an op gives for dual numbers."""
+    """Compute an op of dual numbers."""
     output = op(*primals)
     found = tangents_of(output, primals, tangents)
     if isinstance(output, Tensor):
@@ -268,7 +272,7 @@ def _with_tangents(op: Callable[..., Any], tangents_of: Callable, primals: tuple
 
 
 def _bilinear(op: Callable[..., Tensor], first: Sequence[Any], tangents: Sequence[Any], rest: Sequence[Any]) -> Tensor:
-    """Tangent of an op that is linear in either of two factors."""
+    """Return the tangent of an op that is linear in either of two factors."""
     a, b = first
     da, db = tangents
     parts = ([op(da, b, *rest)] if da is not None else []) + ([op(a, db, *rest)] if db is not None else [])
@@ -294,7 +298,7 @@ def _tangents_of_statistics(output: tuple[Tensor, ...], primals: tuple, tangents
 
 
 def _flops(output: Sequence[int], numbers: Sequence[Any]) -> int:
-    """Two for each multiplication with its addition: connected channels alone, whatever computes them."""
+    """Return the FLOPs: two for each multiply-accumulate of connected channels, for any kernel."""
     batch, _, height, width = output
     return 2 * batch * height * width * math.prod(_geometry(numbers).weight_shape)
 

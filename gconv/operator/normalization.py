@@ -1,10 +1,10 @@
-"""Batch normalisation with the ReLU after it: folded into the convolution before, or as one op of torch's library.
+"""Batch normalisation with the ReLU after it: folded into the convolution before it, or as one op of torch's library.
 
-In evaluation it is an affine map of each channel, which the convolution can do itself:
+In evaluation it is an affine map of each channel, which the convolution can include:
 (w · x + b - m) s + β = (s w) · x + (b - m) s + β with s = γ / √(v + ε), m and v the running mean and variance.
 
-In training, ``normalize`` spells it out for a compiler to make one kernel of, given the statistics. On a CPU what
-Inductor makes of it took 1.3 to 2.9 times as long as ATen's kernels: for there, ``gconv::normalize`` is these.
+In training, ``normalize`` computes it from given statistics in plain operations, which a compiler fuses to one kernel.
+On a CPU Inductor's kernel took 1.3 to 2.9 times as long as ATen's; there ``gconv::normalize`` calls ATen's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gconv.kernels.geometry import Geometry
-from gconv.operator.library import definitions, one_after_another, ops, side_by_side
+from gconv.operator.library import concatenate_channels, concatenate_parameters, definitions, ops
 
 definitions.define(
     "normalize(Tensor y, Tensor weight, Tensor bias, float eps, bool relu) -> (Tensor, Tensor, Tensor, Tensor)"
@@ -29,13 +29,13 @@ definitions.define(
 def fold(
     weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d, geometry: Geometry | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the convolution that also does the batch normalisation after it, as in evaluation.
+    """Return weight and bias of a convolution that includes the batch normalisation after it, as in evaluation.
 
     Args:
         weight: (O, …), or (L, Kh, Kw) of uneven groups.
         bias: (O,) or None.
-        norm: with running statistics of O channels.
-        geometry: of the convolution; not needed where its groups are equal.
+        norm: batch normalisation with running statistics of O channels.
+        geometry: geometry of the convolution; not needed for equal groups.
     """
     assert norm.running_mean is not None and norm.running_var is not None
     scale_O = torch.rsqrt(norm.running_var + norm.eps)
@@ -54,14 +54,17 @@ def fold(
 
 
 def normalize(y: Tensor, mean: Tensor, var: Tensor, norm: nn.BatchNorm2d, relu: bool) -> Tensor:
-    """Normalise by the mean and biased variance (O,) of ``y`` itself, note them as running ones, apply the ReLU.
+    """Normalise by the mean and biased variance (O,) of ``y``, update the running statistics, apply the ReLU.
 
     Args:
-        y: (N, O, H, W), of more than one value per channel.
+        y: (N, O, H, W), with more than one value per channel.
+        mean, var: statistics of ``y``.
+        norm: supplies weight, bias and running statistics.
+        relu: whether a ReLU follows.
     """
     check_count(y)
     count = y.numel() // y.shape[1]
-    _note(norm, mean.detach(), var.detach() * (count / (count - 1)))
+    _update_running_statistics(norm, mean.detach(), var.detach() * (count / (count - 1)))
     scale = torch.rsqrt(var + norm.eps)
     if norm.weight is not None:
         scale = scale * norm.weight
@@ -72,24 +75,24 @@ def normalize(y: Tensor, mean: Tensor, var: Tensor, norm: nn.BatchNorm2d, relu: 
 
 
 def normalize_by_aten(y: Tensor, norm: nn.BatchNorm2d, relu: bool) -> Tensor:
-    """The same by ATen's kernels, which also find the statistics, as one op of torch's library."""
+    """Do the same by ATen's kernels, which also compute the statistics, as one op of torch's library."""
     check_count(y)
     kept = torch.promote_types(y.dtype, torch.float32)
     weight = y.new_ones(y.shape[1], dtype=kept) if norm.weight is None else norm.weight
     bias = torch.zeros_like(weight) if norm.bias is None else norm.bias
     z, mean, unbiased, _ = ops.normalize.default(y, weight, bias, norm.eps, relu)
-    _note(norm, mean.detach(), unbiased.detach())
+    _update_running_statistics(norm, mean.detach(), unbiased.detach())
     return z
 
 
 def check_count(y: Tensor) -> None:
-    """What ``nn.BatchNorm2d`` raises of a single value per channel: it has no variance."""
+    """Raise for a single value per channel, as ``nn.BatchNorm2d`` does: it has no variance."""
     if y.shape[0] * y.shape[2] * y.shape[3] == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {y.shape}")
 
 
-def _note(norm: nn.BatchNorm2d, mean: Tensor, unbiased: Tensor) -> None:
-    """Move the running statistics as ``nn.BatchNorm2d`` does: by its momentum, or to the mean of all if it has none."""
+def _update_running_statistics(norm: nn.BatchNorm2d, mean: Tensor, unbiased: Tensor) -> None:
+    """Update the running statistics as ``nn.BatchNorm2d`` does: by momentum, or as a cumulative mean without one."""
     if not norm.training or norm.running_mean is None or norm.running_var is None:
         return
     assert norm.num_batches_tracked is not None
@@ -133,22 +136,24 @@ def _keep(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
 
 def _backward(ctx: Any, dz: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     y, weight, mean, reciprocal, *z = ctx.saved_tensors
-    # ATen's own are differentiable once more; the op is not, and is for a compiler, which does not ask for it.
+    # ATen's gradients are differentiable once more. The op is not; it is for a compiler, which never needs it.
     gradients = _run_backward if torch.is_grad_enabled() else ops.normalize_backward.default
     return *gradients(dz, y, z[0] if z else None, weight, mean, reciprocal, ctx.eps), None, None
 
 
 def _vmap(info: Any, dims: tuple, y: Tensor, weight: Tensor, bias: Tensor, *rest: Any) -> Any:
     k = info.batch_size
-    affine = one_after_another(weight, dims[1], k), one_after_another(bias, dims[2], k)
-    z, *statistics = ops.normalize.default(side_by_side(y, dims[0], k), *affine, *rest)
+    affine = concatenate_parameters(weight, dims[1], k), concatenate_parameters(bias, dims[2], k)
+    z, *statistics = ops.normalize.default(concatenate_channels(y, dims[0], k), *affine, *rest)
     return (z.unflatten(1, (k, -1)), *(part.unflatten(0, (k, -1)) for part in statistics)), (1, 0, 0, 0)
 
 
 def _vmap_backward(info: Any, dims: tuple, dz: Tensor, y: Tensor, z: Tensor | None, *rest: Any) -> Any:
     k = info.batch_size
-    images = (None if t is None else side_by_side(t, dim, k) for t, dim in zip((dz, y, z), dims[:3], strict=True))
-    channels = (one_after_another(t, dim, k) for t, dim in zip(rest[:3], dims[3:6], strict=True))
+    images = (
+        None if t is None else concatenate_channels(t, dim, k) for t, dim in zip((dz, y, z), dims[:3], strict=True)
+    )
+    channels = (concatenate_parameters(t, dim, k) for t, dim in zip(rest[:3], dims[3:6], strict=True))
     dy, *affine = ops.normalize_backward.default(*images, *channels, rest[3])
     return (dy.unflatten(1, (k, -1)), *(part.unflatten(0, (k, -1)) for part in affine)), (1, 0, 0)
 

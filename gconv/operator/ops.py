@@ -1,10 +1,10 @@
 """The operator: grouped 2-D convolution with groups of any sizes.
 
-Three ways lead to the kernels. Where one ATen kernel computes a layer, torch differentiates it by itself. Where each
-op has a kernel of its own, an autograd function joins them. Where ``torch.compile`` traces a program, the ops of
-torch's library stand in for them, whole (``library.py``); but equal groups that ATen computes anyway are its
-convolution, which compilers know. An exported program has ATen's convolutions alone, and needs nothing of this package.
-``torch.func`` gets what it can transform.
+There are three ways to call the kernels. If one ATen kernel computes a whole training step, torch differentiates it. If
+each op has its own kernel, an autograd function combines them. If ``torch.compile`` traces a program, it contains the
+ops of torch's library (``library.py``); equal groups that ATen computes anyway become its convolution, which compilers
+optimise. An exported program contains ATen's convolutions only, and does not need this package. ``torch.func`` gets
+ATen's convolutions too, which it can transform.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gconv.kernels.geometry import Geometry
 from gconv.operator import autograd, dispatch, inductor, library
 from gconv.operator.dispatch import forced_kernel, kernels_for, transformable_kernels
 from gconv.operator.library import InputError
-from gconv.operator.sharding import is_distributed, teach
+from gconv.operator.sharding import is_distributed, register_sharding_rules
 
 __all__ = ["forced_kernel", "grouped_conv2d"]
 
@@ -39,7 +39,7 @@ def grouped_conv2d(
         x_NCHW: (N, C, H, W) with C = ``geometry.in_groups.channels``; any floating dtype, layout and device.
         weight: of ``geometry.weight_shape``.
         bias: (O,) or None.
-        activation: what follows inside the operator: ``"none"`` or ``"relu"``.
+        activation: applied inside the operator: ``"none"`` or ``"relu"``.
 
     Returns:
         (N, O, H', W'), channels_last where the input is; differentiable any number of times.
@@ -57,26 +57,26 @@ def grouped_conv2d(
         (x_NCHW,) = library.cast(x_NCHW)
         dispatch.show_layer(x_NCHW, weight, geometry)
         if _left_to_autocast(x_NCHW, weight, geometry):
-            return spelled_out(x_NCHW, weight, bias, geometry, activation)
+            return as_aten_convolutions(x_NCHW, weight, bias, geometry, activation)
         weight, bias = library.cast(weight, bias)
     else:
         dispatch.show_layer(x_NCHW, weight, geometry)
     if x_NCHW.dtype != weight.dtype or (bias is not None and bias.dtype != weight.dtype):
-        raise InputError(library.complaint(x_NCHW, weight, bias, geometry))
+        raise InputError(library.argument_error(x_NCHW, weight, bias, geometry))
     if is_distributed(weight):
-        teach()
+        register_sharding_rules()
         return library.conv2d(x_NCHW, weight, bias, geometry, activation)
     try:
         return _conv2d(x_NCHW, weight, bias, geometry, activation)
     except (RuntimeError, IndexError, ValueError) as error:
-        complaint = library.complaint(x_NCHW, weight, bias, geometry)
-        if complaint is None:
+        argument_error = library.argument_error(x_NCHW, weight, bias, geometry)
+        if argument_error is None:
             raise
-        raise InputError(complaint) from error
+        raise InputError(argument_error) from error
 
 
 def _left_to_autocast(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
-    """Whether a layer is ATen's convolution anyway: autocast casts its weight once for all calls in a block."""
+    """Return True if ATen computes the layer: autocast then casts its weight once for all calls in a block."""
     if not (geometry.is_uniform and weight.requires_grad and torch.is_grad_enabled()):
         return False
     if x.dim() != 4 or not x.is_floating_point() or x.shape[1] != geometry.in_groups.channels:
@@ -84,10 +84,10 @@ def _left_to_autocast(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
     return kernels_for(x, geometry, x.shape[2:]).together is native.conv2d
 
 
-def spelled_out(
+def as_aten_convolutions(
     x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str = "none"
 ) -> Tensor:
-    """The same in ATen's operators alone: one convolution where groups are equal, else one per group."""
+    """Compute ``grouped_conv2d`` by ATen alone: one convolution if groups are equal, else one per group."""
     window = geometry.stride, geometry.padding, geometry.dilation
     if geometry.is_uniform:
         y = F.conv2d(x_NCHW, weight, bias, *window, geometry.groups)
@@ -105,35 +105,35 @@ def spelled_out(
 
 
 def _traced(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str) -> Tensor:
-    """What a compiler or an exporter is given."""
+    """Return the layer as a compiler or an exporter traces it."""
     # A compiler cannot transform the library's op.
     if is_exporting() or torch._C._are_functorch_transforms_active():
-        return spelled_out(x, weight, bias, geometry, activation)
+        return as_aten_convolutions(x, weight, bias, geometry, activation)
     x, weight, bias = library.cast(x, weight, bias)
-    if geometry.is_uniform and dispatch.by_compiler(geometry, x.dtype, x.device):
-        return spelled_out(x, weight, bias, geometry, activation)
-    inductor.offer()
+    if geometry.is_uniform and dispatch.is_left_to_compiler(geometry, x.dtype, x.device):
+        return as_aten_convolutions(x, weight, bias, geometry, activation)
+    inductor.register_if_loaded()
     return library.conv2d(x, weight, bias, geometry, activation)
 
 
 def conv2d_statistics(
     x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The convolution, and mean and biased variance of each channel that it puts out, for the norm that follows.
+    """Return the convolution, and mean and biased variance of each output channel, for the norm that follows.
 
     Args:
-        x_NCHW, weight, bias, geometry: as of ``grouped_conv2d``.
+        x_NCHW, weight, bias, geometry: as in ``grouped_conv2d``.
 
     Returns:
-        y (N, O, H', W') as of ``grouped_conv2d``; mean and variance (O,) over N, H' and W', float32 or float64, NaN
-        where there is nothing; all differentiable.
+        y (N, O, H', W') as in ``grouped_conv2d``; mean and variance (O,) over N, H' and W', float32 or float64, NaN
+        for an empty batch. All are differentiable.
     """
     x_NCHW, weight, bias = library.cast(x_NCHW, weight, bias)
     return library.conv2d_statistics(x_NCHW, weight, bias, geometry)
 
 
-def _recorded(*tensors: Tensor | None) -> bool:
-    """Whether autograd must remember a call."""
+def _records_gradient(*tensors: Tensor | None) -> bool:
+    """Return True if autograd records a call with these tensors."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
@@ -142,19 +142,19 @@ def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, 
     kernels = transformable_kernels(geometry) if plain else kernels_for(x, geometry, x.shape[2:])
     if kernels.together is not None and torch.is_grad_enabled():
         return kernels.together(x, weight, bias, geometry, activation)
-    if not _recorded(x, weight, bias):
+    if not _records_gradient(x, weight, bias):
         return kernels.conv2d(x, weight, bias, geometry, activation)
     return _Conv2d.apply(x, weight, bias, geometry, activation)
 
 
 def _input_gradient(dy: Tensor, weight: Tensor, geometry: Geometry, input_size: Sequence[int]) -> Tensor:
-    if _recorded(dy, weight):
+    if _records_gradient(dy, weight):
         return _InputGradient.apply(dy, weight, geometry, input_size)
     return dispatch.input_gradient(dy, weight, geometry, input_size)
 
 
 def _weight_gradient(dy: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
-    if _recorded(dy, x):
+    if _records_gradient(dy, x):
         return _WeightGradient.apply(dy, x, geometry)
     return dispatch.weight_gradient(dy, x, geometry)
 

@@ -1,4 +1,4 @@
-"""The ops of torch's library on distributed tensors: batches may be sharded, weights are replicated."""
+"""Sharding rules of the ops for distributed tensors: batches may be sharded, weights are replicated."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from gconv.operator.library import ops
 
 
 def is_distributed(tensor: Tensor) -> bool:
-    """Whether a tensor is a DTensor, without loading what knows them."""
+    """Return True for a DTensor, without importing ``torch.distributed.tensor``."""
     return type(tensor).__name__ == "DTensor"
 
 
 @cache
-def teach() -> None:
-    """Tell torch once how the ops may be sharded, so that each device computes its part with any kernel."""
+def register_sharding_rules() -> None:
+    """Register once how the ops may be sharded, so that each device computes its part with any kernel."""
     from torch.distributed.tensor import Partial, Replicate, Shard
     from torch.distributed.tensor.experimental import register_sharding
 

@@ -24,7 +24,6 @@ from gconv.placement.owners import Owners, Placement, even, place
 from gconv.shuffle import ChannelPermutation, ChannelShuffle
 from gconv.wiring.flow import IN_PLACE, POINTWISE, POOLS
 
-OUTPUT = "output"  # name of the layer that reads the output of the network: the loss
 # Modules without parameters that work on each channel separately; below, functions and methods that do.
 SOFTMAX_LAYERS = (nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin, nn.GLU)
 MIXING_LAYERS = (*SOFTMAX_LAYERS, nn.PReLU, nn.MultiheadAttention, nn.AlphaDropout, nn.FeatureAlphaDropout)

@@ -1,4 +1,4 @@
-"""The three calls of ``gpu.sh``, rehearsed on a CPU; and what its stages do where something fails."""
+"""The three calls of ``gpu.sh`` on a CPU, and the behaviour of its stages when something fails."""
 
 import csv
 import os

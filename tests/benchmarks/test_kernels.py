@@ -1,4 +1,4 @@
-"""The kernel benchmark: what it writes, what it refuses to time, and that what it learns is used."""
+"""The kernel benchmark: its output, kernels that it refuses to time, and the use of its measurements."""
 
 import sys
 

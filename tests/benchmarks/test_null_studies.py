@@ -1,4 +1,4 @@
-"""Nothing planted, nothing found: networks without learning through the measures and the rule of the ledger."""
+"""Simulated networks, without an effect and with one, through the measures and the rule of the ledger."""
 
 import re
 
@@ -54,7 +54,7 @@ def test_grey_training_learns_no_colour_and_leaves_that_of_the_initialisation():
 
 
 def test_uneven_growth_is_that_of_whole_groups():
-    """The groups' mean logarithms vary by more than filters that grow independently would let them."""
+    """The mean logarithms of groups vary more than those of independent filters would."""
     means = []
     for seed in range(40):
         network, initial = trained("growth", seed)
@@ -137,7 +137,7 @@ def test_nothing_planted_nothing_supported(claims, data_root, kind):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_what_is_planted_is_found(claims, data_root):
+def test_a_planted_effect_is_supported(claims, data_root):
     found = rates(claims, simulate_effects(claims, "planted", RUNS, data_root), STUDIES, 8)
     supported = found.groupby("claim")["alone"].first()
     assert (supported[[2, 3, 6, 7, 10, 11, 22]] > 0.8).all(), found.to_string()

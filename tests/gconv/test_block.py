@@ -1,4 +1,4 @@
-"""Blocks compute what their modules compute one after the other, and are to everybody else what these are."""
+"""Blocks give the results of their modules one after the other, and behave as these for hooks, tools and copies."""
 
 import copy
 from collections import OrderedDict
@@ -28,7 +28,7 @@ NORMS = {
 
 
 def modules_of(groups="log:3", norm="usual", bias=True, shuffle=True, relu=True, dtype=torch.float32):
-    """Convolution and what follows, with a norm that has seen something."""
+    """Convolution, norm and ReLU, with running statistics in the norm."""
     torch.manual_seed(0)
     normalise = NORMS[norm]()
     for values in () if normalise is None else (*normalise.parameters(), *normalise.buffers()):
@@ -66,9 +66,9 @@ def assert_alike_in_training(plain, ours, batches=(4, 3, 5), call=None, toleranc
 
 @pytest.fixture
 def counting(monkeypatch):
-    """The CPU is taken for a device whose kernels have epilogues."""
+    """Treat the CPU as a device whose kernels have epilogues."""
     monkeypatch.setattr(block, "COUNTING", ("cpu",))
-    monkeypatch.setattr(block, "_may_count", lambda x, conv: True)
+    monkeypatch.setattr(block, "_has_epilogue", lambda x, conv: True)
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
@@ -214,7 +214,7 @@ def test_autocast_reaches_into_blocks(mode, monkeypatch):
         torch.testing.assert_close(y.float(), expected.float(), rtol=0.05, atol=0.05)
 
 
-def test_hooks_see_what_they_saw_and_tools_find_the_modules():
+def test_hooks_still_run_and_tools_find_the_modules():
     plain, ours = twins()
     for compute in (plain, ours):
         compute.eval()
@@ -265,7 +265,7 @@ def test_torch_fx_and_export_find_the_modules():
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("counted", [False, True], ids=["by ATen", "counted"])
-def test_nothing_and_a_single_value_are_what_they_are_to_the_modules(compiled, counted, request):
+def test_an_empty_batch_and_a_single_value_give_what_the_modules_give(compiled, counted, request):
     torch._dynamo.reset()
     if counted:
         request.getfixturevalue("counting")

@@ -15,7 +15,7 @@ EVERY_KERNEL = ("loop", "merged", "tails", "packed", "nested", "masked")  # of u
 
 
 def loops(layer: GroupedConv2d, x: torch.Tensor) -> torch.Tensor:
-    """The definition, written out: one nn.Conv2d per group in float64."""
+    """Compute the layer by its definition: one nn.Conv2d per group in float64."""
     outputs, weights = [], layer.group_weights()
     biases = [None] * layer.groups if layer.bias is None else layer.bias.split(list(layer.geometry.out_groups.sizes))
     for part, weight, bias in zip(
@@ -187,7 +187,7 @@ def test_vmap_over_the_batch_equals_the_batch():
     ("arguments", "words"),
     [
         ({"groups": 3}, ["in_channels=8", "3 equal groups", "6 or 9"]),
-        ({"groups": "6,2", "in_groups": "4,2,2"}, ["3 groups", "2", "as many"]),
+        ({"groups": "6,2", "in_groups": "4,2,2"}, ["3 groups", "2", "must be equal"]),
         ({"padding": "full"}, ["full", "same"]),
         ({"padding": "same", "stride": 2}, ["same", "stride"]),
         ({"padding_mode": "mirror"}, ["mirror", "reflect"]),

@@ -1,4 +1,4 @@
-"""Counts of models as people have them: any dtype, plain tensors, parametrised, compiled, wrapped, several outputs."""
+"""Counts of models of users: any dtype, plain tensors, parametrised, compiled, wrapped, several outputs."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def test_the_dtype_plays_no_part_even_where_layers_differ_in_it(dtype, layers):
 
 
 class Plain(nn.Module):
-    """Holds and makes plain tensors, as classifiers and models with coordinates do."""
+    """A model that holds and makes plain tensors, as classifiers and models with coordinates do."""
 
     def __init__(self):
         super().__init__()
@@ -63,7 +63,7 @@ def test_plain_tensors_follow_wherever_they_come_from(dtype, device):
     model = Plain().to(device, dtype)
     cost = count_cost(model, SHAPE)
     assert cost.macs == 120 * 27 * 8 + 120 * 10 * 4 + 80 * 18 * 4
-    assert cost.activations == 120 * 8 + 120 * 4 + 80 * 4  # the one that is no module too
+    assert cost.activations == 120 * 8 + 120 * 4 + 80 * 4  # the parametrisation that is no module too
     assert count_training_macs(model, SHAPE) == 3 * cost.macs - 80 * 18 * 4  # plain filters have no gradient
     assert not model.mean.is_meta and not model.filters.is_meta
 
@@ -81,7 +81,7 @@ def test_plain_tensors_follow_wherever_they_come_from(dtype, device):
 )
 def test_convolutions_of_every_dimension_and_direction(layer, shape, weights):
     output = layer(torch.zeros(1, *shape))
-    # A transposed convolution multiplies each weight of a group with each place of its input, another of its output.
+    # A transposed convolution multiplies each weight of a group with each position of its input.
     places = (torch.zeros(shape) if layer.transposed else output[0])[0].numel()
     cost = count_cost(layer, shape)
     assert (cost.macs, cost.activations) == (places * weights, output.numel())
@@ -89,7 +89,7 @@ def test_convolutions_of_every_dimension_and_direction(layer, shape, weights):
     assert count_cost(layer, (7, *shape)) == count_cost(layer, torch.zeros(2, *shape)) == cost
 
 
-def test_a_feature_extractor_counts_what_it_keeps_and_stays_in_its_mode():
+def test_a_feature_extractor_counts_its_own_layers_and_stays_in_its_mode():
     vision = import_torchvision()
     from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -127,7 +127,7 @@ def weights_of(layer):
     ("change", "more"),
     [
         (lambda layer: prune.l1_unstructured(layer, "weight", 0.5), 0),
-        pytest.param(  # a length for each filter
+        pytest.param(  # a norm for each filter
             torch.nn.utils.weight_norm, 8, marks=pytest.mark.filterwarnings("ignore::FutureWarning")
         ),
         (torch.nn.utils.spectral_norm, 0),
@@ -137,7 +137,7 @@ def weights_of(layer):
     ],
     ids=["pruned", "weight norm", "spectral norm", "parametrised weight norm", "… spectral norm", "… orthogonal"],
 )
-def test_a_reparametrised_layer_is_one_layer_and_stays_what_it_was(change, more):
+def test_a_reparametrised_layer_is_one_layer_and_is_not_changed(change, more):
     model = net()
     change(model[3])
     before, state = weights_of(model[3]), {key: value.clone() for key, value in model.state_dict().items()}
@@ -180,7 +180,7 @@ def parallel_inside():
     ids=["compiled", "compiled in place", "parts compiled", "parallel", "part parallel", "both", "averaged"],
 )
 @pytest.mark.filterwarnings("error:Using `torch.compile")
-def test_wrapped_models_cost_what_is_inside(model):
+def test_a_wrapped_model_costs_as_much_as_the_model_inside(model):
     check(model())
 
 
@@ -208,12 +208,12 @@ def test_layers_outside_modules_spend_macs_of_whoever_calls_them():
     cost = count_cost(model, SHAPE)
     assert [(layer.name, layer.macs) for layer in cost.layers] == [("Listed", 80 * 27 * 8), ("head", 80 * 32)]
     assert cost.activations == 80 * 12
-    assert cost.parameters == 36  # those that an optimiser finds
+    assert cost.parameters == 36  # the parameters that an optimiser gets
     assert count_training_macs(model, SHAPE) == 3 * cost.macs
     assert not model.steps[0].weight.is_meta
 
 
-def test_what_forward_keeps_is_as_it_was():
+def test_tensors_kept_by_forward_are_restored():
     class Keeps(nn.Module):
         def __init__(self):
             super().__init__()
@@ -258,7 +258,7 @@ SCRIPTED = torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 1)))
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_cannot_be_counted_is_one_line_with_what_would_be_right(arguments, error, words):
+def test_a_model_that_cannot_be_counted_raises_one_line_with_the_remedy(arguments, error, words):
     with pytest.raises(error, match=words) as caught:
         count_cost(*arguments)
     assert "\n" not in str(caught.value)

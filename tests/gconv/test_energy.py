@@ -41,7 +41,7 @@ def test_where_the_hardware_does_not_tell_there_is_no_meter(tmp_path, content):
     assert energy_meter(torch.device("mps"), tmp_path) is None
 
 
-def test_the_energy_of_each_call_is_told_apart():
+def test_the_energy_of_each_call_is_measured_separately():
     spent = 0.0
 
     def spending(joules):

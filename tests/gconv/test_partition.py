@@ -69,7 +69,7 @@ def test_a_spec_is_read(spec, sizes):
     ],
     ids=str,
 )
-def test_what_cannot_be_cut_says_why_and_what_can(spec, channels, words):
+def test_channels_that_cannot_be_cut_raise_with_the_nearest_sizes_that_can(spec, channels, words):
     with pytest.raises(ValueError) as error:
         Partition.of(spec, channels)
     for word in words:

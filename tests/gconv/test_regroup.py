@@ -16,7 +16,7 @@ from gconv.wiring import trace_wiring
 
 
 def block_diagonal_(conv, groups, seed=None):
-    """Silence every weight between groups; with a seed the channels of the groups are hidden in a random order."""
+    """Set every weight between groups to zero; with a seed the channels are in a random order."""
     in_labels = torch.tensor(Partition.of(groups, conv.in_channels).labels)
     out_labels = torch.tensor(Partition.of(groups, conv.out_channels).labels)
     if seed is not None:
@@ -60,7 +60,7 @@ def test_the_kept_weights_are_those_of_the_dense_layer_and_the_others_nought(see
     torch.manual_seed(seed)
     conv = nn.Conv2d(8, 16, (1, 3))
     result = regroup(conv, groups, keep=keep)
-    # What a layer multiplies each input with is its response to a unit impulse.
+    # The weights of a layer are its responses to unit impulses.
     impulse = torch.zeros(8, 8, 1, 5)
     impulse[range(8), range(8), 0, 2] = 1
     with torch.no_grad():
@@ -142,7 +142,7 @@ def test_a_layer_used_twice_is_cut_once_and_still_one():
     assert (before.macs, after.macs) == (3 * 16 * 9, 3 * 8 * 9)
 
 
-def test_what_cannot_be_cut_is_named_with_its_reason():
+def test_convolutions_that_cannot_be_cut_are_listed_with_a_reason():
     tied, hooked = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
     hooked.register_forward_pre_hook(lambda *_: None)
     net = nn.ModuleDict(
@@ -219,7 +219,7 @@ def test_where_picks_layers_by_name_or_by_a_function_of_the_original_modules(whe
     ],
     ids=lambda value: ", ".join(value) if isinstance(value, list) else None,
 )
-def test_what_cuts_nothing_is_refused_in_one_line(arguments, words):
+def test_arguments_that_cut_nothing_raise_one_line(arguments, words):
     with pytest.raises(ValueError) as caught:
         regroup(**{"model": NET, "groups": 2, **arguments})
     assert "\n" not in str(caught.value)

@@ -74,6 +74,6 @@ def test_a_random_permutation_follows_the_seed_and_is_stored():
         assert sorted(ChannelPermutation.random(5).order.tolist()) == [0, 1, 2, 3, 4]
 
 
-def test_what_is_no_permutation_is_refused():
+def test_an_order_that_is_no_permutation_raises():
     with pytest.raises(ValueError, match="from 0 to 2"):
         ChannelPermutation([0, 2, 2])

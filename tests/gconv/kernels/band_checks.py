@@ -314,7 +314,7 @@ def test_a_kernel_that_cannot_be_built_makes_way_for_the_next_and_says_so_once(m
 
 @pytest.mark.usefixtures("no_failures")
 @pytest.mark.parametrize("error", [RuntimeError("CUDA error: an illegal memory access"), ValueError("no")], ids=str)
-def test_other_errors_of_a_kernel_are_told(error, monkeypatch):
+def test_other_errors_of_a_kernel_are_raised(error, monkeypatch):
     layer = geometry([8, 8], [8, 8])
     x, weight, _, _ = numbers(layer)
     fails(error, monkeypatch)

@@ -1,4 +1,4 @@
-"""Which kernel computes a layer: tables on disk, the choice from them, the rule without them, and the explanation."""
+"""Choice of the kernel of a layer: tables on disk, the choice from them, the rule without them, the explanation."""
 
 import re
 import warnings
@@ -25,7 +25,7 @@ BITS = choose.pixel_bits(64, 32, 32)
 
 @pytest.fixture
 def own_table(tmp_path, monkeypatch):
-    """No table but the one that a test writes."""
+    """Use no table except the one that the test writes."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(table, "SHIPPED", tmp_path / "none")
     dispatch.forget()
@@ -116,7 +116,7 @@ def test_one_kernel_computes_a_step_where_that_is_as_fast_as_three(own_table, st
     assert names() == ("loop", "packed", "loop")
 
 
-def test_a_measured_layer_speaks_for_near_ones_and_not_for_far_ones(own_table):
+def test_a_measured_layer_stands_in_for_near_sizes_and_not_for_far_ones(own_table):
     table.write(own_table, this_machine(CPU), {kind_of(op): {"masked": 1.0, "loop": 2.0} for op in OPS})
     dispatch.forget()
     near = choose.pixel_bits(32, 32, 32)
@@ -251,7 +251,7 @@ def test_a_folder_in_the_place_of_the_table_is_no_obstacle(own_table):
 
 @pytest.fixture
 def cpu(own_table, monkeypatch):
-    """Pretend to be another CPU, with nothing measured."""
+    """Simulate another CPU, without measurements."""
 
     def set_units(bf16: bool, matrix: bool) -> None:
         monkeypatch.setattr(machine, "computes", lambda dtype: bf16 and dtype == torch.bfloat16)
@@ -326,7 +326,7 @@ def test_the_table_lies_in_the_cache_folder(monkeypatch, tmp_path):
     assert table.own_path(made_on) == tmp_path / ".cache" / "gconv" / "kernels" / name
 
 
-def test_explain_says_what_why_and_how_far_from_the_floor(own_table):
+def test_explain_names_kernel_reason_and_floor(own_table):
     layer = GroupedConv2d(64, 64, 3, padding=1, groups="log:4", bias=False)
     rows = {kind_of(op): {"masked": 0.8, "loop": 1.2, "dense": 1.0} for op in (*OPS, "step")}
     table.write(own_table, this_machine(CPU), rows)

@@ -1,4 +1,4 @@
-"""The kernels made of uniform convolutions: infinities stay in their group, no weight is stale, equal groups share."""
+"""Kernels made of uniform convolutions: infinities stay in their group, weights are current, equal groups share."""
 
 import threading
 
@@ -20,8 +20,8 @@ def layer(request):
 
 
 @pytest.mark.parametrize("number", [float("inf"), float("-inf"), float("nan")])
-def test_infinities_stay_in_their_group_whatever_computes_it(layer, number):
-    """One number of the last group is not finite: all other groups have the bits that they have without it."""
+def test_infinities_stay_in_their_group_in_every_kernel(layer, number):
+    """If one number of the last group is not finite, all other groups have the same bits as without it."""
     sizes = layer.geometry.out_groups.sizes
     clean = layer.out_channels - sizes[-1]
     x = torch.randn(2, 16, 6, 6)
@@ -55,7 +55,7 @@ def test_infinities_stay_in_their_group_when_compiled():
 @pytest.mark.parametrize("kernel", ["merged", "tails", "packed", "nested", "masked"])
 @pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "last"])
-def test_no_result_is_that_of_an_old_weight(kernel, guard, layout):
+def test_no_result_uses_an_old_weight(kernel, guard, layout):
     """However the weight is changed, and by other layers of the same geometry."""
     torch.manual_seed(1)
     layer, other = (GroupedConv2d(16, 16, 3, groups="log:4", bias=False) for _ in range(2))
@@ -85,7 +85,7 @@ def test_no_result_is_that_of_an_old_weight(kernel, guard, layout):
                 y = layer(x)
                 with forced_kernel("reference"):
                     assert torch.allclose(y.double(), layer(x), atol=1e-5), how
-    with forced_kernel(kernel):  # what inference kept must not get into training
+    with forced_kernel(kernel):  # tensors kept by inference must not get into training
         other(x.requires_grad_()).sum().backward()
 
 
@@ -159,7 +159,7 @@ def test_equal_neighbours_share_a_call():
 def test_narrow_neighbours_share_a_bin_of_at_most_16_channels():
     sizes = (32, 16, 8, 4, 4)
     calls = narrow_neighbours(sizes, sizes)
-    assert [call.bins for call in calls] == [((0, 1),), ((1, 2), (2, 5))]  # and the bin the call of the 16
+    assert [call.bins for call in calls] == [((0, 1),), ((1, 2), (2, 5))]  # the bin joins the call of the group of 16
     assert [call.in_capacity for call in calls] == [32, 16]
     assert calls[-1].links == 2 * 256
     twice = narrow_neighbours((8, 4, 4, 8, 4, 4), (8, 4, 4, 8, 4, 4))

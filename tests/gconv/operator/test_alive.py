@@ -12,7 +12,7 @@ from gconv.operator import library
 
 
 class Warmup(TorchDispatchMode):
-    """What torch has on while it warms a graph up: ops run as they are."""
+    """The mode that torch uses while it warms up a graph: ops run unchanged."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return func(*args, **(kwargs or {}))

@@ -16,7 +16,7 @@ GROUPS = [2, "log:3", "5,2,1"]
 
 
 def by_loop(layer, x):
-    """One convolution of torch per group."""
+    """Compute the layer by one convolution of torch per group."""
     parts = []
     inputs, biases = (
         x.split(list(layer.geometry.in_groups.sizes), 1),

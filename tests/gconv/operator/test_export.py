@@ -23,7 +23,7 @@ GROUPS = [4, "log:3", "5,2,1"]
 
 
 def by_loop(layer, x):
-    """One F.conv2d per group in float64."""
+    """Compute the layer by one F.conv2d per group in float64."""
     parts, at = [], 0
     inputs = x.double().split(list(layer.geometry.in_groups.sizes), 1)
     weights = [w.double() for w in layer.group_weights()]
@@ -137,7 +137,7 @@ def test_a_fused_model_is_traced_too(groups):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("groups", GROUPS, ids=str)
-def test_onnx_runtime_computes_what_the_layer_does(groups):
+def test_onnx_runtime_agrees_with_the_layer(groups):
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
     layer = GroupedConv2d(8, 8, 3, padding=1, groups=groups).eval()

@@ -1,4 +1,4 @@
-"""The weight of a layer under the tools that people use on convolutions, against one nn.Conv2d per group."""
+"""The weight of a layer in common tools for convolutions, against one nn.Conv2d per group."""
 
 import copy
 
@@ -18,7 +18,7 @@ def layer_of(**cut):
 
 
 def convs_of(layer):
-    """One nn.Conv2d for each group, of the same numbers."""
+    """Return one nn.Conv2d for each group, with the same weights."""
     convs = []
     biases = layer.bias.split(list(layer.geometry.out_groups.sizes))
     for weight, bias in zip(layer.group_weights(), biases, strict=True):

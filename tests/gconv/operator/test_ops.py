@@ -1,4 +1,4 @@
-"""The three ops of torch's library and the ways to them: derivatives, tracing, transforms, layouts, bad input."""
+"""The three ops of torch's library: derivatives, tracing, transforms, layouts, bad input."""
 
 import subprocess
 import sys
@@ -26,7 +26,7 @@ def geometry_of(in_sizes, out_sizes, kernel=(3, 3), stride=(1, 1), padding=(1, 1
 
 
 def split_and_convolve(x, weight, bias, geometry):
-    """The oracle: one F.conv2d per group in float64, differentiated by torch."""
+    """Independent implementation: one F.conv2d per group in float64, differentiated by torch."""
     biases = [None] * geometry.groups if bias is None else bias.double().split(list(geometry.out_groups.sizes))
     options = {"stride": geometry.stride, "padding": geometry.padding, "dilation": geometry.dilation}
     return torch.cat(
@@ -64,7 +64,7 @@ def in_layout(x, layout):
 
 @pytest.fixture
 def poisoned(monkeypatch):
-    """New memory is full of NaN, so that whatever a kernel does not write shows."""
+    """Fill new memory with NaN, so that elements which a kernel does not write are visible."""
     empty = torch.empty
 
     def nan(*args, **kwargs):
@@ -251,7 +251,7 @@ def test_results_are_the_same_bits_every_time(name):
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "fake"])
-def test_what_does_not_fit_is_named_in_one_line(change, words, compiled):
+def test_wrong_arguments_are_named_in_one_line(change, words, compiled):
     geometry = geometry_of([4, 2, 2], [4, 2, 2], padding=(0, 0))
     arguments = {"x": torch.randn(2, 8, 5, 5), "weight": torch.randn(24, 3, 3), "bias": torch.randn(8)}
     arguments |= {"activation": "none", **change}
@@ -284,7 +284,7 @@ def test_a_kernel_forced_where_it_cannot_run_names_those_that_can():
 
 @pytest.mark.parametrize(("value", "says"), [("masked", "(4, 8, 3, 3)"), ("quick", "GCONV_KERNEL=quick")])
 def test_the_environment_forces_a_kernel(value, says):
-    """Which shows in the weight that reaches ATen: a masked one is dense."""
+    """The weight that reaches ATen is dense for the masked kernel."""
     code = (
         "import torch, gconv\n"
         "real = torch.nn.functional.conv2d\n"

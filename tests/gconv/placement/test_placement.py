@@ -1,4 +1,4 @@
-"""Towers on ranks and what is sent between them, by hand."""
+"""Towers on ranks and the exchanges between them, against values computed by hand."""
 
 from itertools import product
 
@@ -20,7 +20,7 @@ def on_meta(name, **arguments):
 
 
 def blocks(*sizes):
-    """Owners of channels in blocks: (2, 1) is 0, 0, 1."""
+    """Return owners of channels in blocks: (2, 1) is 0, 0, 1."""
     return tuple(rank for rank, size in enumerate(sizes) for _ in range(size))
 
 
@@ -89,7 +89,7 @@ def test_the_towers_of_alexnet_are_where_krizhevsky_had_them():
     assert placement.imbalance == 1
 
 
-def test_alexnet_sends_what_conv3_and_the_dense_layers_read_and_the_class_scores():
+def test_alexnet_sends_the_inputs_of_conv3_and_of_the_dense_layers_and_the_class_scores():
     """By hand, bytes of one image: each tensor goes once to the other rank, and its gradient comes back."""
     model = on_meta("alexnet", groups=2, norm="batch")
     found = plan(model, (3, 227, 227), 2)
@@ -117,7 +117,7 @@ def test_each_rank_sends_its_channels_forwards_and_those_of_others_backwards():
     assert output.sent(3) == (8, 6, 6), "10 classes are cut in 4, 3 and 3"
 
 
-def test_logarithmic_groups_cost_balance_and_the_largest_share_moves_from_run_to_run():
+def test_logarithmic_groups_are_imbalanced_and_the_largest_share_changes_rank_from_segment_to_segment():
     """Stages of 16, 32 and 64 channels at 16, 8 and 4 pixels, each cut in 1/2, 1/4, 1/8 and 1/8."""
     placement = place(on_meta("lognet", groups="log:4", width=16), (3, 32, 32), 2)
     runs = [
@@ -144,7 +144,7 @@ def test_one_rank_takes_any_network_and_sends_nothing():
 
 
 class Mixed(nn.Module):
-    """Two grouped layers, something between them."""
+    """Two grouped layers with another module between them."""
 
     def __init__(self, between, second=4):
         super().__init__()
@@ -188,7 +188,7 @@ def test_groups_that_line_up_stay_together_when_a_layer_has_fewer_of_them():
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_what_cannot_be_placed_is_one_line_that_names_the_layer(model, ranks, words):
+def test_a_network_that_cannot_be_placed_raises_one_line_with_the_layer(model, ranks, words):
     channels = next(model.parameters()).shape[1]
     channels = model[0].in_channels if isinstance(model, nn.Sequential) else getattr(model, "in_channels", channels)
     with pytest.raises(ValueError) as error:

@@ -1,4 +1,4 @@
-"""The channels of hidden blocks are found again; small cases against every possible assignment."""
+"""Recovery of hidden blocks; small cases against every possible assignment."""
 
 from itertools import permutations
 
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gconv import Partition
-from gconv.wiring.assignment import _tournament, assign_channels
+from gconv.wiring.assignment import _round_robin, assign_channels
 
 
 def kept(energy, in_order, out_order, in_groups, out_groups):
@@ -112,7 +112,7 @@ def test_loud_channels_go_to_the_largest_group():
     assert in_order.tolist() == [1, 3, 0, 2]
 
 
-def test_what_is_in_blocks_already_stays_as_it_is():
+def test_channels_in_blocks_already_keep_their_order():
     energy = torch.block_diag(torch.ones(4, 4), torch.ones(2, 2), torch.ones(2, 2))
     cut = Partition((4, 2, 2))
     assert [order.tolist() for order in assign_channels(energy, cut, cut)] == [list(range(8))] * 2
@@ -129,10 +129,10 @@ def test_the_same_energies_give_the_same_orders_and_no_luck_is_drawn():
 
 
 @pytest.mark.parametrize("groups", range(1, 10))
-def test_in_a_tournament_every_two_groups_meet_once(groups):
+def test_in_a_round_robin_every_two_groups_meet_once(groups):
     met = [
         (a, b)
-        for first, second, _ in _tournament(Partition((2,) * groups))
+        for first, second, _ in _round_robin(Partition((2,) * groups))
         for a, b in set(zip(first.tolist(), second.tolist(), strict=True))
         if a != b
     ]

@@ -1,4 +1,4 @@
-"""What layers carry is kept by regrouping, or they stay dense and the reason names what helps."""
+"""Regrouping keeps the state of layers, or they stay dense and the reason says what helps."""
 
 import weakref
 from collections import deque
@@ -65,7 +65,7 @@ def test_initialisers_are_refused_on_unequal_groups_as_on_a_new_layer():
 
 
 def changed(change, part="0"):
-    """Names of cut layers, and why the first is not, after a change to the first layer."""
+    """Return names of cut layers, and why the first is not cut, after a change to it."""
     model = net()
     change(model[0])
     cut = regroup(model, 4)
@@ -94,7 +94,7 @@ def changed(change, part="0"):
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_what_would_be_lost_leaves_a_layer_dense_with_what_helps(change, words):
+def test_a_layer_that_would_lose_state_stays_dense_and_the_reason_says_what_helps(change, words):
     names, reason = changed(change)
     assert names == ["2"]
     assert all(word in reason for word in words)
@@ -176,7 +176,7 @@ def test_lists_of_blocks_and_of_other_things_hold_nothing_back():
     assert cut.model.blocks[0] is cut.model[0]
 
 
-def test_what_forward_kept_is_copied_without_its_history():
+def test_tensors_kept_by_forward_are_copied_without_autograd_history():
     model = net()
     model.last = {"output": model(torch.randn(1, 8, 6, 6))}
     cut = regroup(model, 4).model
@@ -200,14 +200,14 @@ def parts_compiled():
     ],
     ids=["compiled", "parts compiled", "parallel", "part parallel"],
 )
-def test_wrapped_models_are_cut_inside_and_compute_what_was_cut(model, names):
+def test_wrapped_models_are_cut_inside(model, names):
     torch.manual_seed(0)
     dense = model()
     cut = regroup(dense, 4)
     assert [layer.name for layer in cut.changed] == names
     x = torch.randn(1, 8, 6, 6)
     for layer in (cut.model.get_submodule(name) for name in names):
-        nn.init.zeros_(layer.weight)  # what computes the dense one would not see it
+        nn.init.zeros_(layer.weight)  # the object that holds the dense layer would not see the new one
         nn.init.ones_(layer.bias)
     torch.testing.assert_close(cut.model.eval()(x), torch.ones(1, 8, 2, 2))
     assert count_cost(cut.model, (8, 6, 6)).macs == (16 + 4) * 64 * 9 // 4
@@ -243,7 +243,7 @@ def test_wrong_arguments_are_one_line(arguments, error, words):
     assert "\n" not in str(caught.value)
 
 
-def test_what_cannot_be_copied_is_said():
+def test_a_model_that_cannot_be_copied_raises_one_line():
     model = net()
     model.made = (number for number in range(3))
     with pytest.raises(ValueError, match=r"Sequential cannot be copied: .*generator"):

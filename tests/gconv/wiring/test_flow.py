@@ -1,4 +1,4 @@
-"""What each operation does to the channels: by hand, on one layer between two convolutions of known groups."""
+"""Effect of each operation on the channels, by hand: one operation between two convolutions of known groups."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ CHANNELS = 4
 
 
 class Between(nn.Module):
-    """A convolution, an operation, and a convolution that is seen to read what the operation makes."""
+    """A convolution, an operation, and a convolution that reads the result of the operation."""
 
     def __init__(self, operation, out_channels: int):
         super().__init__()
@@ -26,7 +26,7 @@ class Between(nn.Module):
 
 
 def read(operation, out_channels: int = CHANNELS) -> list[str]:
-    """Where each channel comes from, as "a0 b2"."""
+    """Return the sources of each channel, as "a0 b2"."""
     sources = trace_wiring(Between(operation, out_channels), (3, 6, 6))["last"].sources
     return [" ".join(f"{name}{channel}" for name, channel in sorted(one)) for one in sources]
 
@@ -117,7 +117,7 @@ ATTENDED = ["a0 a1 a2 a3 b0", "a0 a1 a2 a3 b1", "a0 a1 a2 a3 b2", "a0 a1 a2 a3 b
         (lambda m, a, b: m.scale.sort().values.view(1, 4, 1, 1) + a, OWN),
     ],
 )
-def test_an_operation_moves_keeps_apart_or_mixes_channels(operation, expected):
+def test_an_operation_moves_separates_or_mixes_channels(operation, expected):
     assert read(operation) == expected
 
 
@@ -136,14 +136,14 @@ def test_an_operation_that_changes_the_number_of_channels(operation, expected):
     assert read(operation, len(expected)) == expected
 
 
-def test_space_that_is_joined_is_told_apart_again_while_nothing_pools_it():
+def test_concatenated_regions_are_separable_again_before_any_pooling():
     def joined(_, a, b):
         return torch.relu(torch.cat([a, b], 2))[:, :, 6:]
 
     assert read(joined) == ["b0", "b1", "b2", "b3"]
 
 
-def test_what_is_done_to_the_image_needs_no_rule():
+def test_operations_on_the_image_need_no_rule():
     class Prepared(nn.Module):
         def __init__(self):
             super().__init__()
@@ -186,6 +186,6 @@ fx.wrap("add")
         (lambda m, a, b: add(a, b), "add.*sources of its channels are unknown"),
     ],
 )
-def test_what_has_no_rule_is_not_followed(operation, reason):
+def test_an_operation_without_a_rule_is_not_followed(operation, reason):
     with pytest.raises(ValueError, match=f"not followed through.*{reason}, and last reads what comes of it"):
         read(operation)

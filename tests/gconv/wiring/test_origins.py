@@ -31,7 +31,7 @@ def test_the_bits_of_a_number_are_its_powers_of_two(places):
 
 @st.composite
 def numbered(draw, shape):
-    """A tensor of numbers that along some dimensions does not vary, so that it has stride 0 there."""
+    """Return a tensor of integers that has stride 0 along some dimensions."""
     held = [draw(st.sampled_from([1, size])) for size in shape]
     count = torch.Size(held).numel()
     values = draw(st.lists(st.integers(0, 4), min_size=count, max_size=count))
@@ -70,7 +70,7 @@ def test_a_union_over_dimensions_is_that_of_all_their_elements(data, dims):
 
 
 @given(st.data())
-def test_what_does_not_vary_gets_stride_zero_and_keeps_its_numbers(data):
+def test_a_dimension_without_variation_gets_stride_zero_and_equal_values(data):
     origin = data.draw(numbered((2, 3, 4)))
     thin = uniform(origin.contiguous())
     assert torch.equal(thin, origin)

@@ -1,4 +1,4 @@
-"""Wiring by hand, and what is said where it cannot be followed."""
+"""Wiring of models against values set by hand, and the errors for models that cannot be traced."""
 
 import time
 
@@ -93,7 +93,7 @@ class Lognet(nn.Module):
         return torch.relu(self.norms[1](self.second(x)) + x)
 
 
-def test_past_a_shortcut_a_filter_is_read_by_its_stage_and_by_what_reads_the_sum():
+def test_a_filter_before_a_shortcut_is_read_by_its_stage_and_by_the_readers_of_the_sum():
     wiring = trace_wiring(Lognet(), (3, 4, 4))
     own, next_stage = [frozenset({g}) for g in (0, 0, 1, 2)], [frozenset({g}) for g in (0, 0, 1, 1)]
     assert wiring["stem"].read_by == {"first": own, "second": next_stage}
@@ -102,7 +102,7 @@ def test_past_a_shortcut_a_filter_is_read_by_its_stage_and_by_what_reads_the_sum
     assert wiring["second"].sources == tuple({("stem", c), ("first", c)} for c in range(4))
 
 
-def test_several_readers_and_none_are_told_apart():
+def test_several_readers_and_none_are_distinguished():
     class Reused(nn.Module):
         def __init__(self):
             super().__init__()
@@ -221,13 +221,13 @@ STILL = r"; without wiring these still work: count_cost, and computing_groups \(
     ],
     ids=["root branches", "a part branches", "unknown operation", "opaque part", "wrong channels"],
 )
-def test_what_cannot_be_traced_is_told_in_one_line_with_what_still_works(model, message):
+def test_a_model_that_cannot_be_traced_raises_one_line_with_the_alternatives(model, message):
     with pytest.raises(ValueError, match=message + ".*" + STILL) as error:
         trace_wiring(model, (3, 4, 4))
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("late", [Sorts(), Branches(), nn.LSTM(4, 2)], ids=["sort", "control flow", "recurrent"])
-def test_what_is_not_followed_is_no_matter_where_no_convolution_reads_it(late):
+def test_an_unknown_operation_is_no_error_if_no_convolution_reads_its_result(late):
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1, groups=2), late)
     assert trace_wiring(model, (3, 4, 4))["0"].reading_groups() == [0, 0, 1, 1]

@@ -37,12 +37,12 @@ BUMP = 10.0
 def moved_inputs(
     model: nn.Module, shape: tuple[int, ...], filters: list[tuple[str, int]], batch: int = 48
 ) -> list[dict[str, list[int]]]:
-    """For each filter the input channels of each convolution that move when this filter's output moves.
+    """Return for each filter the input channels of each convolution that change when the output of this filter changes.
 
-    All convolutions stand still: they put out noise, and the one whose filter is tried puts out that and a bump. So
-    what a convolution reads is seen without what it makes of it. Each filter takes two places of a batch, bumped up and
-    down, since a ReLU or its like may hide one; the first place has no bump. The noise is positive: behind a ReLU that
-    has made everything 0 no gate would show.
+    All convolutions return fixed noise. The one whose filter is tested adds a constant to its output. So the inputs of
+    a convolution change only by what it reads directly. Each filter is tested by two images of a batch, with a positive
+    and a negative constant, because a ReLU may hide one; the first image has none. The noise is positive, because after
+    a ReLU that returns only zeros a gate would hide everything.
     """
     modules = {name: model.get_submodule(name) for name in convolutions(model)}
     generator = torch.Generator().manual_seed(0)
@@ -56,7 +56,7 @@ def moved_inputs(
         def stood(x):
             call = len(calls) % max(1, times.get(name, 1))
             calls.append(call)
-            if not tried:  # the first run: how often it is called, and the shape of what it puts out
+            if not tried:  # the first run: number of calls, and output shapes
                 times[name] = len(calls)
                 noise[name, len(calls) - 1] = 0.5 + torch.rand(forward(x).shape, generator=generator, dtype=x.dtype)
                 return noise[name, len(calls) - 1]
@@ -103,17 +103,17 @@ def in_labels(module: nn.Module) -> tuple[int, ...]:
 
 
 def check_against_perturbation(model: nn.Module, shape: tuple[int, ...], count: int | None, monkeypatch):
-    """The wiring of some filters of each layer, or of all, is what perturbing them shows."""
-    for scaling in ("layer_norm", "group_norm", "local_response_norm"):  # counted as keeping channels apart
+    """Compare the wiring of some filters of each layer, or of all, with perturbations."""
+    for scaling in ("layer_norm", "group_norm", "local_response_norm"):  # counts as keeping channels separate
         monkeypatch.setattr(torch.nn.functional, scaling, lambda x, *_, **__: x)
     model.double().eval()
     generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():  # no scale may be 0 or 1e-6, which would hide what is behind it
+    for parameter in model.parameters():  # no scale may be 0 or 1e-6, which would hide changes
         if parameter.dim() not in (2, 4):
             parameter.data.uniform_(0.5, 1.5, generator=generator)
     wiring = trace_wiring(model, shape)
     filters = [(name, channel) for name, layer in wiring.items() for channel in range(len(layer.computed_by))]
-    if count is not None:  # spread over the network, so that every few layers one is tried
+    if count is not None:  # spread over the network, so that one in every few layers is tested
         filters = filters[:: max(1, len(filters) // count)]
     labels = {name: in_labels(model.get_submodule(name)) for name in wiring}
     for (name, channel), moved in zip(filters, moved_inputs(model, shape, filters), strict=True):
@@ -138,7 +138,7 @@ SUITE_CASES = [(name, *case) for name in MODELS for case in SUITE.get(name, [({}
 
 
 @pytest.mark.parametrize(("name", "arguments", "size"), SUITE_CASES, ids=[f"{n}-{a}" for n, a, _ in SUITE_CASES])
-def test_the_suites_wiring_is_what_perturbing_filters_shows(name, arguments, size, monkeypatch):
+def test_the_wiring_of_the_suites_models_agrees_with_perturbed_filters(name, arguments, size, monkeypatch):
     model = build_model(name, input_size=size, classes=4, **arguments)
     check_against_perturbation(model, (3, size, size), 24, monkeypatch)
 
@@ -149,7 +149,7 @@ def torchvision_model(name: str) -> nn.Module:
 
 
 def shrunk(family: str) -> nn.Module:
-    """The network of torchvision of that family with few channels and blocks."""
+    """Return a network of torchvision's family with few channels and blocks."""
     models = import_torchvision().models
     if family == "resnet":
         return models.ResNet(models.resnet.BasicBlock, [1, 1, 2, 1])

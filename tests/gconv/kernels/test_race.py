@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from gconv.operator import race as racing
-from gconv.operator.race import race
+from gconv.kernels import race as racing
+from gconv.kernels.race import race
 
 CPU = torch.device("cpu")
 

@@ -9,11 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from gconv import Block, GroupedConv2d, tune
+from gconv import Block, GroupedConv2d, tune, tuning
 from gconv.kernels import OPS, choose, find, table
 from gconv.kernels.machine import this_machine
 from gconv.operator import dispatch
-from gconv.operator import tune as tuning
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,7 @@ from statistics import median
 
 import torch
 
-from gconv.cost import wait_for
+from gconv.kernels.machine import synchronize
 
 SHORT_S = 1e-3  # what takes less is repeated within one measurement, so that the clock does not matter
 OFTEN = 1000  # times, at most
@@ -60,11 +60,11 @@ def race(
     """
 
     def seconds_of(call: Call, times: int) -> float:
-        wait_for(device)
+        synchronize(device)
         start = clock()
         for _ in range(times):
             call()
-        wait_for(device)
+        synchronize(device)
         return (clock() - start) / times
 
     first, failed = {}, {}

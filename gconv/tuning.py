@@ -29,9 +29,9 @@ from gconv.kernels.aten import is_channels_last
 from gconv.kernels.choose import APART, by_rule, choose, pixel_bits, together
 from gconv.kernels.geometry import Geometry
 from gconv.kernels.machine import Machine, this_machine
+from gconv.kernels.race import Race, race
 from gconv.operator import dispatch
 from gconv.operator.ops import grouped_conv2d
-from gconv.operator.race import Race, race
 from gconv.wiring.meta import unwrapped
 from gconv.wiring.text_table import aligned
 
