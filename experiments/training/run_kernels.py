@@ -22,7 +22,7 @@ from experiments.training.run_context import RunContext, epoch_generator
 from gconv.kernels import table as tables
 from gconv.kernels.choose import chosen_by
 from gconv.kernels.machine import Machine, this_machine
-from gconv.operator.tune import wanted
+from gconv.tuning import wanted
 
 FILE = "kernels.csv"
 BY_RULE = "by rule"
