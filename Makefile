@@ -9,7 +9,7 @@ READY := .venv/.ready
 quoted = $(if $(value $(1)),'$(subst ','\'',$(value $(1)))')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-avx2 test-all soak lint list experiment status cost measure figures results gather verify claims report docs bench bench-kernels bench-blocks bench-training bench-gpu clean
+.PHONY: help setup test test-avx2 test-all soak lint list experiment status cost measure figures results gather verify claims report docs bench bench-kernels bench-by-hand bench-blocks bench-training bench-gpu clean
 
 help: ## show this help
 	@echo "What filter groups buy, and what they learn."
@@ -86,13 +86,17 @@ docs: $(READY) mkdocs.yml ## build the documentation into site/ (open site/index
 	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet $(ARGS)
 	@echo "site/index.html"
 
-bench: $(READY) ## time every kernel side by side, then whole training steps, then images per second
+bench: $(READY) ## time every kernel side by side, ours against the best by hand, whole training steps, images per second
 	@$(RUN) -m benchmarks.kernels $(ARGS)
+	@$(if $(filter -h --help,$(ARGS)),,$(RUN) -m benchmarks.by_hand)
 	@$(if $(filter -h --help,$(ARGS)),,$(RUN) -m benchmarks.steps)
 	@$(if $(filter -h --help,$(ARGS)),,$(RUN) -m benchmarks.training --model=lognet)
 
 bench-kernels: $(READY) ## measure this machine's kernels for the choice between them, in two minutes at most
 	@$(RUN) -m benchmarks.learn $(ARGS)
+
+bench-by-hand: $(READY) ## our operator against the best that one would write by hand, and the ceiling [ARGS=--help]
+	@$(RUN) -m benchmarks.by_hand $(ARGS)
 
 bench-blocks: $(READY) ## convolution, batch norm, ReLU and shuffle: one after the other, and as one block
 	@$(RUN) -m benchmarks.blocks $(ARGS)

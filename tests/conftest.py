@@ -1,4 +1,6 @@
-"""What all tests share: they compare numbers in one precision on every processor."""
+"""What all tests share: they compute in one precision and by the same kernels on every processor."""
+
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,3 +11,9 @@ def no_16_bit_units(monkeypatch):
     """``precision: auto`` is fp32, whatever this processor has; tests of bf16 ask for it."""
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+
+
+@pytest.fixture(autouse=True)
+def no_shipped_table(monkeypatch):
+    """Kernels are chosen by rule; tests of tables write their own."""
+    monkeypatch.setattr("gconv.kernels.table.SHIPPED", Path("no such folder"))

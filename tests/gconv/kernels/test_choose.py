@@ -81,7 +81,7 @@ def test_a_table_reads_back_as_written_and_extends(tmp_path_factory, made_on, fi
 @pytest.mark.parametrize("path", sorted(table.SHIPPED.glob("*.csv")), ids=lambda path: path.stem)
 def test_shipped_tables_can_be_read_and_name_kernels_of_their_family(path):
     made_on, times = table.read(path)
-    assert table.shipped_path(made_on) == path
+    assert table.shipped_path(made_on).name == path.name
     for kind, seconds in times.items():
         assert set(seconds) <= {*CANDIDATES, "dense", *(["apart"] if kind.op == "step" else [])}
 
