@@ -1,7 +1,7 @@
 """Measure the kernels of common layers on this machine into the table by which kernels are chosen.
 
 Layer by layer the kernels take turns until it is certain which is the fastest; those that are clearly slower drop out
-(``gconv.operator.race``). What is left when time is up keeps the rule. ``gconv.tune`` does the same for a model's own
+(``gconv.kernels.race``). What is left when time is up keeps the rule. ``gconv.tune`` does the same for a model's own
 layers.
 
     python -m benchmarks.learn [--layers=64@32,128@16] [--partitions=2,log:4] [--dtypes=float32,bfloat16]
@@ -24,7 +24,7 @@ from experiments.training.run_context import choose_device
 from gconv import GroupedConv2d
 from gconv.kernels import OPS, table
 from gconv.kernels.machine import computes, this_machine
-from gconv.operator.tune import Use, measure
+from gconv.tuning import Use, measure
 
 PARTITIONS = "log:4,log:3,log:5,3:2:1:1:1,2,8"
 
