@@ -27,7 +27,7 @@ $(READY): pyproject.toml
 	@.venv/bin/pip install --quiet --disable-pip-version-check --editable ".[suite,dev]"
 	@touch $@
 
-setup: $(READY) ## make the virtual environment (every other target does so by itself)
+setup: $(READY) ## create the virtual environment (every other command does so if needed)
 
 test: $(READY) ## run the tests (under 4 minutes on two cores)
 	@OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not slow and not soak" --numprocesses=auto --dist=worksteal
@@ -39,7 +39,7 @@ test-avx2: $(READY) ## run the operator's tests as on a CPU without AVX-512 and 
 test-all: $(READY) ## run the slow tests too
 	@$(RUN) -m pytest -m "not soak"
 
-soak: $(READY) ## kill, fill, damage and double, many times over (about 5 minutes)
+soak: $(READY) ## interrupt, damage and double studies many times (about 5 minutes)
 	@$(RUN) -m pytest -m soak tests/soak $(ARGS)
 
 lint: $(READY) ## check style, imports and types
@@ -51,25 +51,25 @@ list: $(READY) ## list the studies
 experiment: $(READY) ## run a study: NAME=quickstart [PROFILE=cpu] [GPUS=4] [ARGS="--key=value …"]
 	@$(RUN) -m experiments run $(call quoted,NAME) $(if $(PROFILE),--profile=$(call quoted,PROFILE)) $(if $(GPUS),--gpus=$(call quoted,GPUS)) $(ARGS)
 
-status: $(READY) ## what is done, running, failed, to do: [NAME=quickstart] [ARGS="--json"]
+status: $(READY) ## show what is done, running, failed and still to do: [NAME=quickstart] [ARGS="--json"]
 	@$(RUN) -m experiments status $(call quoted,NAME) $(ARGS)
 
 sweep: $(READY) ## search over a sweep file: NAME=photos-bayes [ARGS="--runs=12 --workers=2 --local"]
 	@$(RUN) -m experiments sweep $(call quoted,NAME) $(ARGS)
 
-cost: $(READY) ## parameters, MACs, activations: MODEL=alexnet | torchvision:resnet50 [ARGS=…]
+cost: $(READY) ## count parameters, MACs and activations: MODEL=alexnet | torchvision:resnet50 [ARGS=…]
 	@$(RUN) -m experiments cost $(call quoted,MODEL) $(ARGS)
 
 measure: $(READY) ## measure a network trained elsewhere: MODEL=resnet18 CHECKPOINT=file DATA=folder [ARGS=…]
 	@$(RUN) -m experiments measure $(if $(MODEL),--model=$(call quoted,MODEL)) $(if $(CHECKPOINT),--checkpoint=$(call quoted,CHECKPOINT)) $(if $(DATA),--data=$(call quoted,DATA)) $(ARGS)
 
-figures: $(READY) ## draw a study's figures again: NAME=quickstart; or NAME=connections [ARGS="--model=…"]
+figures: $(READY) ## draw the figures of a study again: NAME=quickstart; or NAME=connections [ARGS="--model=…"]
 	@$(RUN) -m experiments figures $(call quoted,NAME) $(ARGS)
 
 results: $(READY) ## copy a study's tables, figures and packed runs to results/ and the README: NAME=quickstart
 	@$(RUN) -m experiments results $(call quoted,NAME) $(ARGS)
 
-gather: $(READY) ## take runs of a study that were trained elsewhere: FROM=folder-or-archive NAME=quickstart [PROFILE=cpu]
+gather: $(READY) ## add runs of a study that were trained elsewhere: FROM=folder-or-archive NAME=quickstart [PROFILE=cpu]
 	@$(RUN) -m experiments gather $(call quoted,NAME) $(if $(FROM),--from=$(call quoted,FROM)) $(if $(PROFILE),--profile=$(call quoted,PROFILE)) $(ARGS)
 
 report: $(READY) ## one HTML page with verdicts, figures, tables, provenance: [NAME=quickstart], else of all results
@@ -78,15 +78,15 @@ report: $(READY) ## one HTML page with verdicts, figures, tables, provenance: [N
 verify: $(READY) ## recompute what results/ and the README show from the packed runs: [NAME=quickstart] [ARGS="--retrain"]
 	@$(RUN) -m experiments verify $(call quoted,NAME) $(ARGS)
 
-claims: $(READY) ## what is claimed of filter groups, and what the studies say to it [ARGS="--explain"]
+claims: $(READY) ## print the verdict on every claim about filter groups [ARGS="--explain"]
 	@$(RUN) -m experiments claims $(ARGS)
 
-docs: $(READY) mkdocs.yml ## build the documentation into site/ (open site/index.html; works offline)
+docs: $(READY) mkdocs.yml ## build the documentation: site/index.html
 	@.venv/bin/python -c "import mkdocs, material, mkdocstrings, nbconvert" 2>/dev/null || .venv/bin/pip install --quiet --disable-pip-version-check --editable ".[docs]"
 	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet $(ARGS)
 	@echo "site/index.html"
 
-bench: $(READY) ## time every kernel side by side, ours against the best by hand, whole training steps, images per second
+bench: $(READY) ## time every kernel, the operator against the best by hand, training steps, images per second
 	@$(RUN) -m benchmarks.kernels $(ARGS)
 	@$(if $(filter -h --help,$(ARGS)),,$(RUN) -m benchmarks.by_hand)
 	@$(if $(filter -h --help,$(ARGS)),,$(RUN) -m benchmarks.steps)
@@ -95,16 +95,16 @@ bench: $(READY) ## time every kernel side by side, ours against the best by hand
 bench-kernels: $(READY) ## measure this machine's kernels for the choice between them, in two minutes at most
 	@$(RUN) -m benchmarks.learn $(ARGS)
 
-bench-by-hand: $(READY) ## our operator against the best that one would write by hand, and the ceiling [ARGS=--help]
+bench-by-hand: $(READY) ## time the operator against the best that one would write by hand, and the ceiling [ARGS=--help]
 	@$(RUN) -m benchmarks.by_hand $(ARGS)
 
-bench-blocks: $(READY) ## convolution, batch norm, ReLU and shuffle: one after the other, and as one block
+bench-blocks: $(READY) ## time convolution, batch norm, ReLU and shuffle: separately, and as one block
 	@$(RUN) -m benchmarks.blocks $(ARGS)
 
-bench-training: $(READY) ## training throughput of the suite beside a plain script
+bench-training: $(READY) ## time the training of the suite and of a plain script
 	@$(RUN) -m benchmarks.training $(ARGS)
 
-bench-gpu: $(READY) ## on a machine with a GPU, PART=1, 2, 3: tests, kernels with their table, training; into TO=runs/gpu
+bench-gpu: $(READY) ## on a machine with a GPU: PART=1 tests, 2 measures kernels, 3 trains; writes to TO=runs/gpu
 	@PYTHON="$${PYTHON:-$(RUN)}" TO=$(call quoted,TO) PART=$(call quoted,PART) benchmarks/gpu.sh
 
 clean: ## remove the virtual environment and all caches (runs/ and data/ stay)

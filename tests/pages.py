@@ -53,12 +53,10 @@ def pages() -> list[Page]:
     return [Page(path, path.read_text(encoding="utf-8")) for path in PAGES]
 
 
-def commands() -> dict[str, list[str]]:
-    """Commands of the pages' shell blocks, without comments, and the pages that have each."""
-    found: dict[str, list[str]] = {}
-    for one in pages():
-        for block in one.blocks("sh"):
-            for line in block.replace("\\\n", " ").splitlines():
-                if command := re.sub(r"\s#.*$|^#.*$", "", line).strip():
-                    found.setdefault(command, []).append(one.name)
-    return found
+def commands() -> list[str]:
+    """Commands of the pages' shell blocks and of the heads of studies and sweeps, without comments, each once."""
+    lines = [line for one in pages() for block in one.blocks("sh") for line in block.splitlines()]
+    found = [re.sub(r"\s#.*$|^#.*$", "", line).strip() for line in lines]
+    for path in (ROOT / "configs").rglob("*.yaml"):
+        found += re.findall(r"^# (?:Command:)? +(make .*?)(?: {3}.*| > .*)?$", path.read_text("utf-8"), re.MULTILINE)
+    return sorted(filter(None, set(found)))

@@ -1,4 +1,4 @@
-"""Every command of the pages' shell blocks: its target, its names and its flags are there; the cheap ones are run."""
+"""Commands of the pages and of the heads in ``configs/``: targets, names and flags are there; cheap ones are run."""
 
 import re
 import shlex
@@ -67,7 +67,7 @@ def understood(arguments: list[str]) -> None:
 
 def test_other_commands_start_what_is_there():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    for command in set(COMMANDS) - set(OF_MAKE):
+    for command in sorted(set(COMMANDS) - set(OF_MAKE)):
         first = shlex.split(command)[0]
         assert first in ("pip", "ray", "torchrun", "python", ".venv/bin/python"), command
         for extra in re.findall(r"\[([\w,]+)\]", command):
