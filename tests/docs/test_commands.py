@@ -10,7 +10,7 @@ import pytest
 from experiments.__main__ import main
 from experiments.errors import UsageError
 from experiments.sweep.file import read_sweep, sweep_path
-from pages import ROOT, commands
+from pages import ROOT, commands, pages
 from run_make import run_make
 
 COMMANDS = commands()
@@ -75,10 +75,8 @@ def test_other_commands_start_what_is_there():
 
 
 def test_studies_and_sweeps_of_the_pages_can_be_read(tmp_path, monkeypatch):
-    from pages import pages
-
     monkeypatch.chdir(tmp_path)
-    for page in pages():
+    for page in [page for page in pages() if page.name != "CONTRIBUTING.md"]:
         for number, block in enumerate(page.blocks("yaml")):
             file = Path(f"{page.path.stem}-{number}.yaml")
             file.write_text(block)
