@@ -39,7 +39,7 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
     names = page.short_names(list(shown), 36)
     blocks = {}
     for strip, (name, a) in zip(strips[:, 0], shown.items(), strict=True):
-        blocks[name] = _draw_strip(strip, a)
+        blocks[name] = draw_strip(strip, a)
         strip.set_ylabel(page.wrapped(names[name], 13, 3), rotation=0, ha="right", va="center", fontsize=7)
     page.title(figure, "First-layer filters by the group that reads them, with their mean colour index")
     page.settle(figure)  # now every strip has its size
@@ -84,7 +84,7 @@ def titles(starts: Sequence[float], means: Sequence[float], counts: Sequence[tup
     return [text if len(text) <= fits else "" for text, fits in zip(brief, room, strict=True)]
 
 
-def _draw_strip(
+def draw_strip(
     strip: Axes, a: Mapping[str, NDArray]
 ) -> tuple[list[tuple[int, int]], list[float], list[tuple[int, int]]]:
     """Draw the blocks of one variant.

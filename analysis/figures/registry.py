@@ -11,6 +11,7 @@ from analysis.figures import (
     interlayer,
     lesions,
     nulls,
+    overview,
     page,
     probes,
     separation,
@@ -20,6 +21,7 @@ from analysis.figures import (
 from analysis.figures.saved import Figure, Saved
 
 FIGURES: tuple[Figure, ...] = (
+    Figure(overview.draw, ("measures", "arrays", "fronts")),
     Figure(filters.draw, ("arrays",)),
     Figure(separation.draw, ("measures", "arrays")),
     Figure(correlation.draw, ("arrays",)),

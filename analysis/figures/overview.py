@@ -1,0 +1,106 @@
+"""A study in one picture: filters by the group that reads them, their separation by colour, accuracy against time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from analysis.figures import page
+from analysis.figures.filters import draw_strip
+from analysis.figures.page import Style
+from analysis.figures.saved import Saved
+from analysis.nulls import LABELS_PERMUTED
+from analysis.tradeoff import tradeoff_table
+
+SEPARATION = "separation_colour_auc"
+CHANCE = 0.5  # of an AUC
+
+
+def draw(saved: Saved, folder: Path) -> list[Path]:
+    """Draw three panels: filters of the first variant with groups, and of all variants separation and accuracy.
+
+    Args:
+        saved: the long table, and arrays with ``filters`` and ``filter_groups``.
+        folder: where the figure goes.
+
+    Returns:
+        The files written; none if no first layer is read by several groups, or if no time was measured.
+    """
+    grouped = [name for name, a in saved.arrays.items() if len(np.unique(a.get("filter_groups", ()))) > 1]
+    separation = saved.measures[saved.measures["measure"] == SEPARATION]
+    costs = tradeoff_table(saved.measures)
+    if not grouped or separation.empty or costs.empty or costs["latency"].isna().all():
+        return []
+    styles = page.variant_styles(list(costs["variant"]))
+    figure = plt.figure(figsize=(page.WIDTH, 3.3), layout="constrained")
+    grid = figure.add_gridspec(2, 2, height_ratios=(1, 1.8))
+    strip = figure.add_subplot(grid[0, :])
+    _, means, counts = draw_strip(strip, saved.arrays[grouped[0]])
+    of_groups = [f"{mean:.2f} ({n} of {all_})" for mean, (n, all_) in zip(means, counts, strict=True)]
+    name = page.short_names([grouped[0]], 24)[grouped[0]]
+    title = f"{name}: colour index by reading group: {', '.join(of_groups)}"
+    strip.set_title(page.wrapped(title, page.fitting(page.WIDTH, 7)), fontsize=7)
+    left, right = figure.add_subplot(grid[1, 0]), figure.add_subplot(grid[1, 1])
+    _draw_separation(left, separation, styles)
+    _draw_accuracy(right, costs, styles)
+    shown = list(costs["variant"])
+    looks = [styles[variant] for variant in shown]
+    handles = [Line2D([], [], color=s.colour, marker=s.marker, markersize=4, linestyle="") for s in looks]
+    page.title(figure, "What the groups of a network learn, and what they save")
+    page.legend(figure, handles, shown)
+    page.caption(
+        figure,
+        "Top: first-layer filters, a block for each group that reads them; mean colour index, and in brackets how many "
+        "filters learned. Left: how well the colour of a filter tells its group (area under the curve), a mark for "
+        "each seed; grey: the mean with labels permuted, of the same seed; line: no separation. Right: mean accuracy "
+        "with its 95% interval over seeds (six or more) and median time of an image with its quartiles.",
+    )
+    return page.save(figure, folder, "overview")
+
+
+def _draw_separation(axes: Axes, separation: pd.DataFrame, styles: Mapping[str, Style]) -> None:
+    """Draw the area under the curve of each seed with its null, variant by variant."""
+    trained = separation[separation["null"] == ""]
+    variants = [variant for variant in styles if variant in set(trained["variant"])]
+    permuted = separation[separation["null"] == LABELS_PERMUTED]
+    axes.axhline(CHANCE, color="0.6", linewidth=0.7, zorder=1)
+    for place, variant in enumerate(variants):
+        of_seeds = trained[trained["variant"] == variant].groupby("seed")["value"].mean().dropna()
+        nulls = permuted[permuted["variant"] == variant].groupby("seed")["value"].mean().reindex(of_seeds.index)
+        at = place + np.linspace(-0.3, 0.3, len(of_seeds)) if len(of_seeds) > 1 else np.array([place])
+        style = styles[variant]
+        axes.vlines(at, nulls, of_seeds, color="0.8", linewidth=0.7, zorder=1)
+        axes.plot(at, nulls, "_", color="0.45", markersize=5, zorder=2)
+        axes.plot(at, of_seeds, style.marker, color=style.colour, markersize=4, zorder=3)
+    names = page.short_names(variants, page.fitting(page.WIDTH / 2.4 / max(1, len(variants)), 6.5))
+    axes.set_xticks(range(len(variants)), [names[variant] for variant in variants], fontsize=6.5)
+    axes.set_xlim(-0.6, len(variants) - 0.4)
+    axes.set_ylabel("colour tells groups apart (AUC)", fontsize=7)
+    axes.tick_params(labelsize=6.5)
+
+
+def _draw_accuracy(axes: Axes, costs: pd.DataFrame, styles: Mapping[str, Style]) -> None:
+    """Draw accuracy against the time of an image, with intervals where there are any."""
+    for _, row in costs.dropna(subset="latency").iterrows():
+        style = styles[row["variant"]]
+        x, y = float(row["latency"]), float(row["accuracy"])
+        across, up = (row[["latency_lower", "latency_upper"]].to_numpy(float), row[["low", "high"]].to_numpy(float))
+        axes.errorbar(
+            x,
+            y,
+            xerr=np.abs(across - x)[:, None] if np.isfinite(across).all() else None,
+            yerr=np.abs(up - y)[:, None] if np.isfinite(up).all() else None,
+            fmt=style.marker,
+            color=style.colour,
+            markersize=4,
+            elinewidth=0.8,
+        )
+    axes.set_xlabel("time per image (ms)", fontsize=7)
+    axes.set_ylabel("test accuracy", fontsize=7)
+    axes.tick_params(labelsize=6.5)

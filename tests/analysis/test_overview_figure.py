@@ -1,0 +1,48 @@
+"""A study in one picture, from tables and arrays."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.figures import overview, page
+from analysis.figures.saved import Saved
+from analysis.nulls import LABELS_PERMUTED
+from figure_checks import checked, long_names
+
+
+def saved(variants, seeds, groups):
+    rng = np.random.default_rng(0)
+    rows = []
+    for variant in variants:
+        for seed in range(seeds):
+            values = {("test_accuracy", ""): 0.8 + 0.01 * seed, (overview.SEPARATION, ""): 0.5 + 0.05 * seed}
+            values |= {(overview.SEPARATION, LABELS_PERMUTED): 0.55, ("latency", ""): 1.0 + 0.1 * len(rows)}
+            rows += [(variant, seed, "conv1", measure, null, value) for (measure, null), value in values.items()]
+    table = pd.DataFrame(rows, columns=["variant", "seed", "layer", "measure", "null", "value"])
+    table.loc[table["measure"].isin(["test_accuracy", "latency"]), "layer"] = ""
+    arrays = {"filters": rng.normal(size=(32, 3, 5, 5)), "colour_index": rng.random(32), "learned": np.arange(32) > 2}
+    arrays["filter_groups"] = np.arange(32) * groups // 32
+    return Saved(table.assign(study="s", groups="", unit=""), {variants[0]: arrays}, None, pd.DataFrame())
+
+
+@pytest.mark.parametrize(
+    ("variants", "seeds", "groups"),
+    [(["groups-2"], 1, 2), (["groups-2", "groups-4", "dense"], 12, 4), (long_names(9), 8, 8)],
+)
+def test_it_fits_the_page_with_few_and_many_variants_and_seeds(tmp_path, variants, seeds, groups):
+    page.apply_style()
+    checked(overview.draw(saved(variants, seeds, groups), tmp_path))
+
+
+def test_every_seed_is_drawn_with_its_null(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "save", lambda figure, _folder, _name: [figure])
+    (figure,) = overview.draw(saved(["groups-2"], 6, 2), tmp_path)
+    nulls, seeds = figure.axes[1].lines[1:3]
+    assert list(seeds.get_ydata()) == pytest.approx([0.5, 0.55, 0.6, 0.65, 0.7, 0.75])
+    assert list(nulls.get_ydata()) == [0.55] * 6
+    plt.close(figure)
+
+
+def test_without_groups_in_the_first_layer_there_is_none(tmp_path):
+    assert overview.draw(saved(["dense"], 3, 1), tmp_path) == []
