@@ -267,7 +267,7 @@ def test_figures_are_drawn_from_saved_tables_only(tmp_path):
     drawn = report.draw_figures(study.folder)
     assert {path.suffix for path in drawn} == {".pdf", ".png"}
     names = {"filters", "separation", "correlation", "nulls", "interlayer", "similarity", "lesions", "probes"}
-    assert {path.stem for path in drawn} == names | {"overview", "tradeoff", "learning-curves"}
+    assert {path.stem for path in drawn} == names | {"tradeoff", "learning-curves"}
 
 
 @pytest.mark.usefixtures("tiny")
