@@ -1,25 +1,26 @@
-"""Convolution, batch normalisation and ReLU computed together, where that has been measured to be faster.
+"""Convolution, batch normalisation and ReLU computed together, where measurements show that it is faster.
 
-``run_block`` computes what the modules would, one after the other; ``Block`` is an ``nn.Sequential`` that has it
-compute every such run of its modules; ``gconv.fuse`` has a whole model use both. Parameters, buffers, names and modes
-stay those of the modules.
+``run_block`` returns the result of the three modules. ``Block`` is an ``nn.Sequential`` that calls it for every such
+sequence of its modules. ``gconv.fuse`` applies both to a whole model. Parameters, buffers, names and modes stay those
+of the modules.
 
-What is computed together:
+Computed together:
 
 - Evaluation in which nothing is differentiated: the normalisation is folded into weight and bias, at every call, and
   the ReLU applied before the result is written.
-- Training under ``torch.compile`` on a CPU: batch normalisation with ReLU by ATen's kernels, which Inductor's trail.
-- Training under ``torch.compile`` on CUDA, of a layer whose forward pass the band kernel computes: its epilogue counts
-  mean and variance of what it writes, and what is left is one pass that the compiler makes together with what follows
-  (a shuffle, a sum). One reading of the activations less; not measured yet (benchmarks/blocks.py does, on CUDA).
+- Training under ``torch.compile`` on a CPU: batch normalisation with ReLU by ATen's kernels, which are faster than
+  Inductor's.
+- Training under ``torch.compile`` on CUDA, of a layer whose forward pass the band kernel computes: its epilogue returns
+  mean and variance of the result. The compiler fuses the rest into one pass with the operations that follow (a shuffle,
+  a sum). That saves one reading of the activations.
 
 Measured on two threads of an AVX-512 Xeon (``make bench-blocks``: fp32 channels_last, 64 images of 64@32, 128@16 and
-256@8; dense, 4 groups, log:4; medians): evaluation in eager mode takes 0.83 to 1.00 of the modules one after the other
-where it is fused; a compiled training step 0.56 to 0.88 of the modules compiled, which is 0.93 to 1.16 of the modules
-in eager mode: on a CPU training is best left there.
+256@8; dense, 4 groups, log:4; medians): evaluation in eager mode takes 0.83 to 1.00 of the time of the modules one
+after the other, if it is fused. A compiled training step takes 0.56 to 0.88 of the compiled modules, which is 0.93 to
+1.16 of the modules in eager mode: on a CPU training is best left in eager mode.
 
-All else is left to the modules: training in eager mode, where nothing is gained; modules with hooks, which see what
-they saw; modules of other types (``SyncBatchNorm``, parametrised ones); what torch.fx or export traces.
+Everything else is computed by the modules: training in eager mode, where nothing is gained; modules with hooks; modules
+of other types (``SyncBatchNorm``, parametrised ones); programs traced by torch.fx or export.
 """
 
 from __future__ import annotations
@@ -46,18 +47,18 @@ Way = Literal["modules", "folded", "counted", "by ATen"]
 CONVOLUTIONS = (nn.Conv2d, GroupedConv2d)
 PLAIN = (*CONVOLUTIONS, nn.BatchNorm2d, nn.ReLU)
 RELU = nn.ReLU()  # in place of one that is called as a function
-COUNTING = ("cuda",)  # devices whose kernels may have an epilogue
-FOLD_LEAST = 2**17  # numbers put out from which on folding pays in eager mode
+EPILOGUE_DEVICES = ("cuda",)  # device types whose kernels may have an epilogue
+MIN_OUTPUTS_TO_FOLD = 2**17  # output elements from which on folding is faster in eager mode
 
 
 class Block(nn.Sequential):
-    """``nn.Sequential`` that computes every run of convolution, batch normalisation and ReLU among its modules as one.
+    """``nn.Sequential`` that computes every sequence of convolution, batch normalisation and ReLU as one.
 
-    Either of the last two may be missing. Wherever a Sequential may be, with the same names and ``state_dict``.
+    Either of the last two may be missing. It replaces a Sequential, with the same names and ``state_dict``.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """What ``nn.Sequential`` gives, within rounding."""
+        """Return the result of ``nn.Sequential``, within rounding."""
         modules = list(self)
         at = 0
         while at < len(modules):
@@ -76,7 +77,7 @@ class Block(nn.Sequential):
 
 
 def run_at(modules: Sequence[nn.Module | None], at: int) -> Run | None:
-    """The convolution with batch normalisation, ReLU or both that begins at a place; None where none does."""
+    """Return the convolution with batch normalisation, ReLU or both that begins at index ``at``; None if none does."""
     following = [*modules[at : at + 3], None, None, None]
     conv, norm, relu = following[:3]
     if type(norm) is not nn.BatchNorm2d:
@@ -88,14 +89,14 @@ def run_at(modules: Sequence[nn.Module | None], at: int) -> Run | None:
 
 
 def run_block(x_NCHW: Tensor, conv: nn.Module, norm: nn.Module | None = None, relu: nn.Module | None = None) -> Tensor:
-    """relu(norm(conv(x))), either left out where it is None: for modules that name theirs.
+    """Compute relu(norm(conv(x))); norm or relu may be None. For modules that call theirs by name.
 
     Args:
-        x_NCHW: what ``conv`` takes.
-        conv, norm, relu: of any type; only these very types are computed together.
+        x_NCHW: input of ``conv``.
+        conv, norm, relu: modules of any type; only Conv2d, GroupedConv2d, BatchNorm2d and ReLU are computed together.
 
     Returns:
-        (N, O, H', W'): what the modules give one after the other, within rounding.
+        (N, O, H', W'): the result of the modules one after the other, within rounding.
     """
     way = way_of(x_NCHW, conv, norm, relu)
     if way == "modules":
@@ -116,7 +117,7 @@ def run_block(x_NCHW: Tensor, conv: nn.Module, norm: nn.Module | None = None, re
 
 
 def way_of(x_NCHW: Tensor, conv: Any, norm: Any, relu: Any) -> Way:
-    """How ``run_block`` computes these modules now: the rule that the head of this file tells.
+    """Return how ``run_block`` computes these modules now, by the rule at the head of this file.
 
     ``modules``: one after the other; ``folded``: in the convolution; ``counted``: by the statistics or the ReLU of the
     convolution's epilogue; ``by ATen``: the convolution, then the rest as one op.
@@ -132,31 +133,31 @@ def way_of(x_NCHW: Tensor, conv: Any, norm: Any, relu: Any) -> Way:
     if not compiled and nn.modules.module._has_any_global_hook():
         return "modules"
     live = norm is not None and (norm.training or norm.running_mean is None)
-    if not live and not _recorded(x_NCHW, modules):
+    if not live and not _records_gradient(x_NCHW, modules):
         return "folded" if compiled or _worth_folding(x_NCHW, conv, norm) else "modules"
     if not compiled or x_NCHW.numel() == 0 or (norm is not None and not (live and _keeps_count(norm))):
         return "modules"
-    if x_NCHW.device.type in COUNTING:
+    if x_NCHW.device.type in EPILOGUE_DEVICES:
         counted = isinstance(conv, GroupedConv2d) and _has_epilogue(x_NCHW, conv)
         return "counted" if counted else "modules"
     return "by ATen" if x_NCHW.device.type == "cpu" and norm is not None and _suits_aten(x_NCHW, norm) else "modules"
 
 
 def _plain(module: nn.Module) -> bool:
-    """Whether its type alone says what a module does, and nobody watches it."""
+    """Return True if the type of a module defines its result, and it has no hooks."""
     hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     return type(module) in PLAIN and not hooks and "forward" not in module.__dict__
 
 
-def _recorded(x: Tensor, modules: Sequence[nn.Module]) -> bool:
-    """Whether autograd must remember a run."""
+def _records_gradient(x: Tensor, modules: Sequence[nn.Module]) -> bool:
+    """Return True if autograd records a call of these modules."""
     if not torch.is_grad_enabled():
         return False
     return x.requires_grad or any(p is not None and p.requires_grad for m in modules for p in m._parameters.values())
 
 
 def _worth_folding(x: Tensor, conv: Conv, norm: nn.BatchNorm2d | None) -> bool:
-    """In eager mode folding is a few calls more, several for each uneven group: it pays from some size on."""
+    """Return True if folding is worth its extra calls in eager mode, several for each uneven group."""
     if torch._C._are_functorch_transforms_active():
         return False
     if norm is None:
@@ -164,7 +165,7 @@ def _worth_folding(x: Tensor, conv: Conv, norm: nn.BatchNorm2d | None) -> bool:
     height, width = (side // step for side, step in zip(x.shape[2:], conv.stride, strict=True))
     numbers = x.shape[0] * conv.out_channels * height * width
     calls, share = (1, 2) if conv.weight.dim() == 4 else (conv.groups, 8)
-    return numbers >= max(FOLD_LEAST * calls, share * conv.weight.numel())
+    return numbers >= max(MIN_OUTPUTS_TO_FOLD * calls, share * conv.weight.numel())
 
 
 def _folded(x: Tensor, conv: Conv, norm: nn.BatchNorm2d | None, relu: bool) -> Tensor:
@@ -178,10 +179,10 @@ def _folded(x: Tensor, conv: Conv, norm: nn.BatchNorm2d | None, relu: bool) -> T
         assert isinstance(conv, nn.Conv2d)
         y = conv._conv_forward(x, weight, bias)
         return y.relu() if relu else y
-    # A compiler makes one kernel of the ReLU and what follows, where the convolution has no epilogue for it.
-    apart = relu and compiled and x.device.type != "cpu" and not _has_epilogue(x, conv)
-    y = grouped_conv2d(x, weight, bias, geometry, "relu" if relu and not apart else "none")
-    return y.relu() if apart else y
+    # A compiler fuses the ReLU with the operations that follow, if the convolution has no epilogue for it.
+    separate = relu and compiled and x.device.type != "cpu" and not _has_epilogue(x, conv)
+    y = grouped_conv2d(x, weight, bias, geometry, "relu" if relu and not separate else "none")
+    return y.relu() if separate else y
 
 
 @lru_cache(maxsize=4096)
@@ -196,17 +197,17 @@ def _has_epilogue(x: Tensor, conv: Conv) -> bool:
 
 
 def _dtype(x: Tensor) -> torch.dtype:
-    """What a convolution computes in."""
+    """Return the dtype in which a convolution computes."""
     device = x.device.type
     cast = torch.is_autocast_enabled(device) and x.dtype != torch.float64
     return torch.get_autocast_dtype(device) if cast else x.dtype
 
 
 def _keeps_count(norm: nn.BatchNorm2d) -> bool:
-    """Whether a norm counts its batches, if it has running statistics to count them for."""
+    """Return True if a norm counts its batches, or has no running statistics."""
     return norm.running_mean is None or norm.num_batches_tracked is not None
 
 
 def _suits_aten(x: Tensor, norm: nn.BatchNorm2d) -> bool:
-    """Whether ATen keeps the statistics in the dtype that the norm has."""
+    """Return True if ATen keeps the statistics in the dtype of the norm."""
     return norm.weight is None or norm.weight.dtype == torch.promote_types(_dtype(x), torch.float32)

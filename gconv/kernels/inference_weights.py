@@ -1,7 +1,7 @@
-"""Weights as a kernel wants them, kept from one forward pass to the next while nobody trains them.
+"""Weights in the form that a kernel needs, kept between forward passes while the parameter does not change.
 
-For one image, putting blocks into their places and channels last takes as long as the convolution. In a training the
-weight is another at each step, and nothing is kept.
+For one image, writing the blocks and converting to channels_last takes as long as the convolution. In training the
+weight changes at each step, and nothing is kept.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes: numbers
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """A parameter as it was at its last forward pass.
+    """State of a parameter at its last forward pass.
 
     Attributes:
         version: torch's count of changes in place.
-        channels_last: layout that was wanted.
-        source: the numbers that ``made`` was made of; None where nothing is made yet.
+        channels_last: requested memory format.
+        source: the values that ``made`` was computed from; None if nothing is computed yet.
     """
 
     version: int
@@ -36,21 +36,21 @@ class _Seen:
 
 
 class InferenceWeights:
-    """What is made of parameters, each as long as it lives and stays as it is.
+    """Cache of tensors computed from parameters, each valid as long as its parameter lives and does not change.
 
-    It is made when a parameter comes for the second time unchanged. Changes that torch does not count (through
-    ``.data`` or NumPy) are found by comparing all numbers, which takes a tenth of the time that is saved.
+    A tensor is kept when a parameter is unchanged at its second use. Changes that torch does not count (through
+    ``.data`` or NumPy) are detected by comparing all values, which takes a tenth of the time saved.
     """
 
     def __init__(self) -> None:
         self._seen = WeakTensorKeyDictionary()
 
     def of(self, weight: Tensor, channels_last: bool, make: Callable[[], list[Tensor]]) -> list[Tensor]:
-        """Return what ``make`` makes of a weight, or made of it before.
+        """Return the tensor computed by ``make`` from a weight, or the one kept before.
 
         Args:
-            weight: kept are results for parameters on a CPU, without autograd, transforms and modes.
-            channels_last: layout of what is made.
+            weight: results are kept for parameters on a CPU, outside of autograd, transforms and modes.
+            channels_last: memory format of the result.
             make: called without arguments; the results are copied before they are kept.
         """
         if torch.is_grad_enabled() or type(weight) is not nn.Parameter or not aten.is_plain(weight):

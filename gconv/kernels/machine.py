@@ -1,4 +1,4 @@
-"""The machine that computes: what measured times hold for."""
+"""Identity of the machine for which measured times are valid."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ WITHOUT_BF16 = {*WITHOUT_AVX512, "AVX512_CORE", "AVX512_CORE_VNNI"}
 
 @dataclass(frozen=True)
 class Machine:
-    """A device and what runs on it.
+    """A device, with the software that decides its speed.
 
     Attributes:
-        device: its name, as the hardware gives it.
-        family: of its instructions: ``cpu-avx512-bf16``, ``cuda-sm90``.
-        torch: version.
-        threads: that a CPU computes with; 0 for other devices.
+        device: name of the device, as reported by the hardware.
+        family: instruction set or compute capability: ``cpu-avx512-bf16``, ``cuda-sm90``.
+        torch: version of torch.
+        threads: threads of a CPU; 0 for other devices.
     """
 
     device: str
@@ -32,20 +32,20 @@ class Machine:
     threads: int
 
     def __str__(self) -> str:
-        """In words: ``AMD EPYC (cpu-avx512-bf16, 2 threads), torch 2.13.0``."""
+        """Return a text such as ``AMD EPYC (cpu-avx512-bf16, 2 threads), torch 2.13.0``."""
         threads = f", {self.threads} thread{'s' * (self.threads > 1)}" if self.threads else ""
         return f"{self.device} ({self.family}{threads}), torch {self.torch}"
 
 
 def this_machine(device: torch.device) -> Machine:
-    """The machine that computes what lies on a device, with the threads that the calling thread has."""
+    """Return the machine of a device, with the number of threads of the calling thread."""
     threads = torch.get_num_threads() if device.type == "cpu" else 0
     return Machine(device_name(device), device_family(device), torch.__version__, threads)
 
 
 @cache
 def device_name(device: torch.device) -> str:
-    """What the hardware calls itself."""
+    """Return the name of a device as reported by the hardware."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
@@ -58,7 +58,7 @@ def device_name(device: torch.device) -> str:
 
 
 def device_family(device: torch.device) -> str:
-    """The family of a device: CPUs by the vector units that may be used, GPUs by their compute capability."""
+    """Return the family of a device: CPUs by the vector units in use, GPUs by their compute capability."""
     if device.type == "cuda":
         return "cuda-sm{}{}".format(*torch.cuda.get_device_capability(device))
     if device.type != "cpu":
@@ -82,12 +82,12 @@ def synchronize(device: torch.device) -> None:
 
 
 def has_matrix_units() -> bool:
-    """Whether this CPU has matrix units (AMX) and oneDNN may use them."""
+    """Return True if this CPU has matrix units (AMX) and oneDNN may use them."""
     return torch.cpu._is_amx_tile_supported() and (_limit() in ("", "ALL", "DEFAULT") or "AMX" in _limit())
 
 
 def computes(dtype: torch.dtype) -> bool:
-    """Whether this CPU has arithmetic of a 16-bit type that oneDNN may use; elsewhere than on x86 it has."""
+    """Return True if this CPU computes in a 16-bit dtype and oneDNN may use that; always True if it is not x86."""
     if not _is_x86():
         return True
     if dtype == torch.bfloat16:
@@ -101,5 +101,5 @@ def _is_x86() -> bool:
 
 
 def _limit() -> str:
-    """The instruction set beyond which oneDNN was told not to go, in capitals; empty where there is no limit."""
+    """Return the greatest instruction set that oneDNN may use, in capitals; empty if there is no limit."""
     return next((os.environ[name] for name in LIMITS if os.environ.get(name)), "").upper()

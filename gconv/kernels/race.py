@@ -1,7 +1,7 @@
-"""Several ways of computing one thing, timed in turn until it is certain which is fastest.
+"""Race of several functions with the same result, timed in turn until the fastest is certain.
 
-Ways take turns, round by round, so that a drifting machine treats them alike; each round begins with another way. What
-is clearly slower than the fastest drops out, so that most of the time goes to those that are close.
+The functions run in turn, round by round, so that slow drifts of the machine affect all of them equally; each round
+begins with another one. A function that is clearly slower drops out, so that most of the time goes to close ones.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ import torch
 
 from gconv.kernels.machine import synchronize
 
-SHORT_S = 1e-3  # what takes less is repeated within one measurement, so that the clock does not matter
-OFTEN = 1000  # times, at most
-HOPELESS = 2.0  # times the fastest, before the first round
-SLOWER = 1.1  # times the fastest, in the median of the rounds
-ALIKE = 1.02  # ratios up to this one do not matter
-FEW, SOME, MOST = 3, 5, 11  # rounds: before a way drops out, before close ways count as ordered, in all
-MOSTLY = 0.8  # of the rounds
+SHORT_S = 1e-3  # a shorter call is repeated within one measurement, because of the resolution of the clock
+MAX_REPEATS = 1000
+MAX_FIRST_RATIO = 2.0  # to the fastest; slower ones take part in no round
+DROP_RATIO = 1.1  # to the fastest, in the median of the rounds
+EQUAL_RATIO = 1.02  # smaller ratios are irrelevant
+ROUNDS_TO_DROP, ROUNDS_TO_ORDER, MAX_ROUNDS = 3, 5, 11
+MIN_SHARE_SLOWER = 0.8  # of the rounds
 
 Call = Callable[[], object]
 
 
 @dataclass(frozen=True)
 class Race:
-    """How it ended.
+    """Result of a race.
 
     Attributes:
-        seconds: of one call of each way, the median of its rounds.
-        rounds: how often each was timed.
-        failed: ways that raised an error, and which.
-        certain: whether it is known which is fastest, or that the fastest are alike; else time was up.
+        seconds: seconds of one call of each function: the median of its rounds.
+        rounds: number of rounds of each.
+        failed: functions that raised an error, and the error.
+        certain: whether the fastest is certain, or the fastest are equal; False if the time was over.
     """
 
     seconds: dict[str, float]
@@ -50,13 +50,13 @@ def race(
     until: float = math.inf,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Race:
-    """Time ways of computing one thing.
+    """Time functions with the same result and return the result of the race.
 
     Args:
-        calls: by name.
-        device: waited for before the clock is read.
-        until: time of the clock at which it ends, certain or not; every way is called twice whatever the time.
-        clock: seconds.
+        calls: functions by name.
+        device: synchronised before the clock is read.
+        until: time of the clock at which the race ends; every function is called twice in any case.
+        clock: returns seconds.
     """
 
     def seconds_of(call: Call, times: int) -> float:
@@ -70,18 +70,18 @@ def race(
     first, failed = {}, {}
     for name, call in calls.items():
         try:
-            seconds_of(call, 1)  # what is made once is made here
+            seconds_of(call, 1)  # one-time work happens here
             first[name] = seconds_of(call, 1)
         except RuntimeError as error:  # too little memory, a compiler that fails
             failed[name] = " ".join(str(error).split())
     best = min(first.values(), default=0.0)
-    for name in [name for name, t in first.items() if t > HOPELESS * best]:  # it may have been disturbed
+    for name in [name for name, t in first.items() if t > MAX_FIRST_RATIO * best]:  # it may have been disturbed
         first[name] = min(first[name], seconds_of(calls[name], 1))
-    times = {name: round(SHORT_S / min(max(t, SHORT_S / OFTEN), SHORT_S)) for name, t in first.items()}
-    running = [name for name, t in first.items() if t <= HOPELESS * best]
+    times = {name: round(SHORT_S / min(max(t, SHORT_S / MAX_REPEATS), SHORT_S)) for name, t in first.items()}
+    running = [name for name, t in first.items() if t <= MAX_FIRST_RATIO * best]
     found: dict[str, list[float]] = {name: [] for name in running}
     certain = len(running) <= 1
-    for turn in range(MOST):
+    for turn in range(MAX_ROUNDS):
         if not running or clock() >= until:
             break
         start = turn % len(running)
@@ -89,37 +89,37 @@ def race(
             found[name].append(seconds_of(calls[name], times[name]))
         running = _still_running({name: found[name] for name in running})
         certain = _is_certain({name: found[name] for name in running})
-        if turn + 1 >= FEW and certain:
+        if turn + 1 >= ROUNDS_TO_DROP and certain:
             break
     seconds = {name: median(found[name]) if found.get(name) else t for name, t in first.items()}
     return Race(seconds, {name: len(found.get(name, ())) for name in first}, failed, certain)
 
 
 def _still_running(found: dict[str, list[float]]) -> list[str]:
-    """Ways that may yet be the fastest: none that is clearly slower."""
+    """Return the functions that are not clearly slower than the fastest."""
     rounds, leader = _leader(found)
-    if rounds < FEW:
+    if rounds < ROUNDS_TO_DROP:
         return list(found)
     ratios = {name: _ratios(times, found[leader]) for name, times in found.items()}
-    return [name for name, each in ratios.items() if median(each) <= SLOWER or min(each) <= 1]
+    return [name for name, each in ratios.items() if median(each) <= DROP_RATIO or min(each) <= 1]
 
 
 def _is_certain(found: dict[str, list[float]]) -> bool:
-    """Whether every way but the fastest is slower in most rounds, or so close that it does not matter."""
+    """Return True if every other function is slower in most rounds, or so close that the difference is irrelevant."""
     rounds, leader = _leader(found)
     if len(found) == 1:
         return True
-    if rounds < SOME:
+    if rounds < ROUNDS_TO_ORDER:
         return False
     ratios = [_ratios(times, found[leader]) for name, times in found.items() if name != leader]
-    return all(median(each) < ALIKE or sum(r > 1 for r in each) >= MOSTLY * rounds for each in ratios)
+    return all(median(each) < EQUAL_RATIO or sum(r > 1 for r in each) >= MIN_SHARE_SLOWER * rounds for each in ratios)
 
 
 def _leader(found: dict[str, list[float]]) -> tuple[int, str]:
-    """Rounds so far, and the fastest way."""
+    """Return the number of rounds so far, and the fastest function."""
     return min(map(len, found.values())), min(found, key=lambda name: median(found[name]))
 
 
 def _ratios(times: list[float], others: list[float]) -> list[float]:
-    """Of the rounds that two ways share."""
+    """Return the ratios of times in the rounds that two functions share."""
     return [mine / other for mine, other in zip(times, others, strict=True)]

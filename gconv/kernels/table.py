@@ -1,9 +1,9 @@
-"""The measured table: how long each kernel took on layers of one kind, on one machine.
+"""Tables of measured times: seconds of each kernel on one kind of layer, on one machine.
 
-Its first line names the machine: device, family of instructions, torch, threads. Tables are shipped in ``tables/``, one
-per family and number of threads, and hold for all devices of it. What is measured on a user's own machine goes into a
-file of the cache folder, one per machine, which wins where both speak. All are plain text, one row per kind of layer
-and kernel: read them, share them, delete them.
+The first line of a table names the machine: device, family of instructions, torch, threads. Tables are shipped in
+``tables/``, one per family and number of threads, and are valid for all devices of the family. Measurements on a user's
+own machine go to a file in the cache folder, one per machine, which has priority. All tables are plain text with one row
+per kind of layer and kernel.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from gconv.kernels.geometry import Geometry
 from gconv.kernels.machine import Machine
 
 SHIPPED = Path(__file__).parent / "tables"
-HEAD = "# gconv kernel table 2"  # the number is that of the format
-REACH = 2  # steps, halvings or doublings of a size, from which a measured kind may still speak for another
+FORMAT_LINE = "# gconv kernel table 2"  # with the version of the format
+MAX_SIZE_DISTANCE = 2  # in factors of two: up to it a measured layer stands in for another
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Layers that are taken for alike: what a row of the table speaks for. Sizes are rounded powers of two.
+    """One kind of layers, which share the rows of a table. Sizes are rounded to powers of two.
 
     Attributes:
         dtype, layout: ``bfloat16`` and the like; ``channels_last`` or ``contiguous``.
@@ -61,7 +61,7 @@ class Kind:
 
     @classmethod
     def of(cls, op: str, geometry: Geometry, dtype: torch.dtype, channels_last: bool, pixel_bits: int) -> Kind:
-        """The kind of one layer."""
+        """Return the kind of one layer."""
         channels = geometry.in_groups.channels * geometry.out_groups.channels
         links = geometry.links
         return cls(
@@ -79,12 +79,12 @@ class Kind:
         )
 
     @property
-    def sort(self) -> tuple:
-        """What must agree for two kinds to be comparable."""
+    def comparable(self) -> tuple:
+        """The fields that must be equal for two kinds to be comparable."""
         return astuple(self)[:6]
 
     def distance(self, other: Kind) -> int:
-        """Steps between two comparable kinds."""
+        """Return the distance of two comparable kinds, in factors of two."""
         return sum(abs(a - b) for a, b in zip(astuple(self)[6:], astuple(other)[6:], strict=True))
 
 
@@ -92,38 +92,38 @@ Table = dict[Kind, dict[str, float]]  # seconds of each kernel
 
 
 class TableError(ValueError):
-    """A table file that cannot be used: one line, why."""
+    """A table file that cannot be used; the message is one line."""
 
 
 def nearest(table: Table, kind: Kind) -> tuple[Kind, int] | None:
-    """The measured kind that speaks for this one, and its distance; None where none is near enough."""
+    """Return the nearest measured kind and its distance; None if none is near enough."""
     if kind in table:
         return kind, 0
-    near = [(kind.distance(other), i, other) for i, other in enumerate(table) if other.sort == kind.sort]
-    if not near or min(near)[0] > REACH:
+    near = [(kind.distance(other), i, other) for i, other in enumerate(table) if other.comparable == kind.comparable]
+    if not near or min(near)[0] > MAX_SIZE_DISTANCE:
         return None
     steps, _, other = min(near)
     return other, steps
 
 
 def near(table: Table, geometries: Iterable[Geometry]) -> Table:
-    """The part of a table that may speak for some layers, in any dtype, layout and size of input."""
+    """Return the part of a table that applies to some layers, in any dtype, layout and size of input."""
     wanted = [Kind.of("conv2d", geometry, torch.float32, True, 0) for geometry in geometries]
 
     def is_near(kind: Kind) -> bool:
         alike = [replace(w, dtype=kind.dtype, layout=kind.layout, op=kind.op, pixels=kind.pixels) for w in wanted]
-        return any(w.sort == kind.sort and w.distance(kind) <= REACH for w in alike)
+        return any(w.comparable == kind.comparable and w.distance(kind) <= MAX_SIZE_DISTANCE for w in alike)
 
     return {kind: times for kind, times in table.items() if is_near(kind)}
 
 
 def shipped_path(machine: Machine) -> Path:
-    """The shipped table for a machine: of its family and number of threads."""
+    """Return the path of the shipped table for the family and the number of threads of a machine."""
     return SHIPPED / f"{machine.family}{f'-threads-{machine.threads}' if machine.threads else ''}.csv"
 
 
 def own_path(machine: Machine) -> Path:
-    """The user's own table for a machine, in ``$XDG_CACHE_HOME/gconv/kernels``, by default under ``~/.cache``."""
+    """Return the path of the user's own table, in ``$XDG_CACHE_HOME/gconv/kernels``, by default under ``~/.cache``."""
     cache_folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = re.sub(r"[^\w.+]+", "-", str(machine)).strip("-")
     return cache_folder / "gconv" / "kernels" / f"{name}.csv"
@@ -134,7 +134,7 @@ _pinned: Table | None = None
 
 @contextmanager
 def pinned(table: Table) -> Iterator[None]:
-    """Have a table speak inside the block, in all threads, and no other."""
+    """Use only this table inside the block, in all threads."""
     global _pinned
     before, _pinned = _pinned, table
     try:
@@ -144,12 +144,12 @@ def pinned(table: Table) -> Iterator[None]:
 
 
 def is_pinned() -> bool:
-    """Whether one table alone speaks."""
+    """Return True inside a block of ``pinned``."""
     return _pinned is not None
 
 
 def own(machine: Machine) -> Table:
-    """The user's own table for a machine; empty where there is none that can be used."""
+    """Return the user's own table for a machine; empty if there is none that can be used."""
     try:
         made_on, table = read(own_path(machine))
     except (TableError, FileNotFoundError):
@@ -158,7 +158,7 @@ def own(machine: Machine) -> Table:
 
 
 def load(machine: Machine) -> Table:
-    """The table that speaks for a machine: the shipped one, and over it the user's own.
+    """Return the table for a machine: the shipped one, updated with the user's own.
 
     A file that cannot be used, or was made on another machine, warns once and is ignored.
     """
@@ -183,14 +183,14 @@ def _load(machine: Machine) -> Table:
 
 
 def forget() -> None:
-    """Read the files again at the next look into a table."""
+    """Read the files again at the next use of a table."""
     _load.cache_clear()
 
 
 COLUMNS = [*(field.name for field in fields(Kind)), "computed_by", "seconds"]
-TEXTS = 5  # columns, from the left
+TEXT_COLUMNS = 5  # columns, from the left
 FIRST_LINE = re.compile(
-    re.escape(HEAD)
+    re.escape(FORMAT_LINE)
     + r"; device (?P<device>.+); family (?P<family>[\w-]+); torch (?P<torch>\S+); threads (?P<threads>\d+)"
 )
 
@@ -209,10 +209,10 @@ def read(path: Path) -> tuple[Machine, Table]:
 
 
 def parse(text: str) -> tuple[Machine, Table]:
-    """``read`` of a file's text."""
+    """Parse the text of a table file, as ``read`` does."""
     head, _, body = text.partition("\n")
-    if not head.startswith(f"{HEAD};"):
-        raise TableError(f"it begins with {head[:40]!r}, not with {HEAD!r}")
+    if not head.startswith(f"{FORMAT_LINE};"):
+        raise TableError(f"it begins with {head[:40]!r}, not with {FORMAT_LINE!r}")
     named = FIRST_LINE.fullmatch(head)
     if named is None:
         raise TableError(f"its first line does not name device, family, torch and threads: {head!r}")
@@ -223,8 +223,8 @@ def parse(text: str) -> tuple[Machine, Table]:
     table: Table = {}
     for number, row in enumerate(rows, start=3):
         try:
-            values: list[Any] = [row[name] for name in COLUMNS[:TEXTS]]
-            kind = Kind(*values, *(int(row[name]) for name in COLUMNS[TEXTS:-2]))
+            values: list[Any] = [row[name] for name in COLUMNS[:TEXT_COLUMNS]]
+            kind = Kind(*values, *(int(row[name]) for name in COLUMNS[TEXT_COLUMNS:-2]))
             seconds = float(row["seconds"])
         except (TypeError, ValueError):
             raise TableError(f"line {number} cannot be read") from None
@@ -235,10 +235,10 @@ def parse(text: str) -> tuple[Machine, Table]:
 
 
 def text_of(machine: Machine, table: Mapping[Kind, Mapping[str, float]]) -> str:
-    """A table as the text of a file."""
+    """Return the text of a table file."""
     text = io.StringIO()
     about = f"device {machine.device}; family {machine.family}; torch {machine.torch}; threads {machine.threads}"
-    text.write(f"{HEAD}; {about}\n")
+    text.write(f"{FORMAT_LINE}; {about}\n")
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(COLUMNS)
     for kind in sorted(table, key=astuple):
@@ -247,7 +247,7 @@ def text_of(machine: Machine, table: Mapping[Kind, Mapping[str, float]]) -> str:
 
 
 def write(path: Path, machine: Machine, table: Mapping[Kind, Mapping[str, float]]) -> None:
-    """Write a table, whole or not at all."""
+    """Write a table atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.{os.getpid()}")
     new.write_text(text_of(machine, table), encoding="utf-8")
@@ -255,7 +255,7 @@ def write(path: Path, machine: Machine, table: Mapping[Kind, Mapping[str, float]
 
 
 def extend(machine: Machine, measured: Iterable[tuple[Kind, Mapping[str, float]]]) -> Table:
-    """Add measurements to the user's own table, instead of what it said of the same kinds; no times remove a kind.
+    """Add measurements to the user's own table, in place of older ones; a kind without times is removed.
 
     A file that cannot be used is rebuilt.
     """

@@ -67,7 +67,7 @@ def assert_alike_in_training(plain, ours, batches=(4, 3, 5), call=None, toleranc
 @pytest.fixture
 def counting(monkeypatch):
     """Treat the CPU as a device whose kernels have epilogues."""
-    monkeypatch.setattr(block, "COUNTING", ("cpu",))
+    monkeypatch.setattr(block, "EPILOGUE_DEVICES", ("cpu",))
     monkeypatch.setattr(block, "_has_epilogue", lambda x, conv: True)
     torch._dynamo.reset()
     yield
@@ -150,7 +150,7 @@ def test_folded_evaluation_is_as_exact_as_the_modules(groups, norm, bias, relu, 
     ours = Block(*plain.children()).eval()
     x = images(batch, layout).to(dtype)
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr(block, "FOLD_LEAST", 0)
+        patch.setattr(block, "MIN_OUTPUTS_TO_FOLD", 0)
         patch.setattr(block, "_worth_folding", lambda *run: True)
         run = run_at(list(ours), 0)
         if run is not None:

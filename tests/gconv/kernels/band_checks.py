@@ -419,7 +419,7 @@ def test_statistics_of_nothing_are_nan():
 
 
 def test_a_compiled_block_that_counts_is_that_of_its_modules(monkeypatch):
-    monkeypatch.setattr(block, "COUNTING", (DEVICE,))
+    monkeypatch.setattr(block, "EPILOGUE_DEVICES", (DEVICE,))
     torch.manual_seed(0)
     plain = nn.Sequential(GroupedConv2d(6, 6, 3, padding=1, groups="4,2"), nn.BatchNorm2d(6), nn.ReLU()).to(DEVICE)
     ours = Block(*copy.deepcopy(plain).children())

@@ -208,7 +208,7 @@ def test_the_family_is_that_of_the_instructions_that_may_be_used(monkeypatch, li
 
 
 HERE = f"device AMD EPYC; family cpu-avx512; torch {torch.__version__}; threads 2"
-HEAD = f"{table.HEAD}; {HERE}\n"
+HEAD = f"{table.FORMAT_LINE}; {HERE}\n"
 COLUMNS = "dtype,layout,op,cut,kernel,stride,channels,widest,narrowest,groups,pixels,computed_by,seconds\n"
 ROW = "float32,channels_last,conv2d,uneven,KxK,1,6,5,3,2,8,loop,"
 
@@ -218,7 +218,7 @@ ROW = "float32,channels_last,conv2d,uneven,KxK,1,6,5,3,2,8,loop,"
     [
         ("family,dtype\n", "begins with"),
         ("# gconv kernel table 1; torch 2.13.0\n", "begins with '# gconv kernel table 1"),
-        (f"{table.HEAD}; torch 1.0\n{COLUMNS}", "does not name device"),
+        (f"{table.FORMAT_LINE}; torch 1.0\n{COLUMNS}", "does not name device"),
         (f"{HEAD}family,seconds\n", "columns"),
         (f"{HEAD}{COLUMNS}{ROW}fast\n", "line 3"),
         (f"{HEAD}{COLUMNS}{ROW}nan\n", "line 3"),

@@ -38,7 +38,7 @@ class Clock:
 def test_what_is_far_slower_is_never_timed_in_a_round():
     found = Clock().race(fast=1.0, slow=2.5)
     assert found.seconds == pytest.approx({"fast": 1.0, "slow": 2.5})
-    assert found.rounds == {"fast": racing.FEW, "slow": 0}
+    assert found.rounds == {"fast": racing.ROUNDS_TO_DROP, "slow": 0}
     assert found.certain
 
 
@@ -46,21 +46,25 @@ def test_one_disturbed_measurement_drops_nobody():
     """Warm-up, a disturbed call, the call that is made again."""
     found = Clock().race(fast=1.0, disturbed=[0.5, 5.0, 0.5, 0.5, 0.5])
     assert min(found.seconds, key=found.seconds.get) == "disturbed"
-    assert found.rounds["disturbed"] >= racing.FEW
+    assert found.rounds["disturbed"] >= racing.ROUNDS_TO_DROP
 
 
 def test_what_is_clearly_slower_drops_out_after_a_few_rounds():
     found = Clock().race(fast=1.0, slower=1.5, close=1.05)
-    assert found.rounds == {"fast": racing.SOME, "slower": racing.FEW, "close": racing.SOME}
+    assert found.rounds == {
+        "fast": racing.ROUNDS_TO_ORDER,
+        "slower": racing.ROUNDS_TO_DROP,
+        "close": racing.ROUNDS_TO_ORDER,
+    }
     assert found.seconds == pytest.approx({"fast": 1.0, "slower": 1.5, "close": 1.05})
     assert found.certain
 
 
 def test_alike_ways_are_not_timed_for_ever_and_changing_ones_as_long_as_allowed():
-    assert Clock().race(one=1.0, other=1.01).rounds == {"one": racing.SOME, "other": racing.SOME}
+    assert Clock().race(one=1.0, other=1.01).rounds == {"one": racing.ROUNDS_TO_ORDER, "other": racing.ROUNDS_TO_ORDER}
     clock = Clock()
     found = clock.race(one=[1.0, 1.0, 1.2, 0.9, 1.1], other=[1.05, 1.05, 0.9, 1.2, 1.15, 1.0, 1.1])
-    assert set(found.rounds.values()) == {racing.MOST}
+    assert set(found.rounds.values()) == {racing.MAX_ROUNDS}
 
 
 def test_it_ends_when_time_is_up_and_says_that_nothing_is_certain():
