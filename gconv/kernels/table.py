@@ -2,7 +2,7 @@
 
 The first line of a table names the machine: device, family of instructions, torch, threads. Tables are shipped in
 ``tables/``, one per family and number of threads, and are valid for all devices of the family. Measurements on a user's
-own machine go to a file in the cache folder, one per machine, which has priority. All tables are plain text with one row
+own machine go to a file in the cache folder, one per machine, which has priority. All tables are plain text, one row
 per kind of layer and kernel.
 """
 
