@@ -39,12 +39,11 @@ from experiments.store.runs import provenance
 from experiments.terminal import show_every_sign
 from experiments.training.run_context import choose_device, device_name
 from gconv import GroupedConv2d, forced_kernel, tune
-from gconv.cost import wait_for
 from gconv.explanation import share_of_dense
 from gconv.kernels import table
 from gconv.kernels.choose import chosen_by
-from gconv.kernels.machine import computes, this_machine
-from gconv.operator.tune import Use
+from gconv.kernels.machine import computes, synchronize, this_machine
+from gconv.tuning import Use
 
 LAYERS = "64@32,96@28,128@16,256@8,512@7"
 PARTITIONS = "log:3,log:4,log:5,3:2:1:1:1,2,4,8,16,32,depthwise"
@@ -231,11 +230,11 @@ def _rounds(
     """Seconds of each way, round by round; none of those by hand that are far from the best."""
 
     def seconds_of(name: str, times: int) -> float:
-        wait_for(device)
+        synchronize(device)
         start = clock()
         for _ in range(times):
             calls[name]()
-        wait_for(device)
+        synchronize(device)
         return (clock() - start) / times
 
     for _ in range(2):  # what is made once is made by the first, and kept by the second
