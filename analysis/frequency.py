@@ -15,8 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.colour import first_colour, luminance
-
 POINTS = 65  # of the spectrum along either axis, at least; odd, so that it is symmetric about zero
 
 # Mean distance from the centre of the square of all frequencies, ±½ either way: the centroid of white noise.
@@ -67,21 +65,3 @@ def tuning(planes_OCKK: ArrayLike) -> Tuning:
             direction=np.where(total > 0, np.degrees(np.angle(sums[3])) / 2 % 180, np.nan),
             selectivity=np.abs(sums[3]) / oriented_power,
         )
-
-
-def luminance_tuning(filters_O3KK: ArrayLike) -> Tuning:
-    """Spatial tuning of RGB filters along the grey axis; NaN for a filter that reads nothing there.
-
-    Raises:
-        ValueError: the filters do not read three channels.
-    """
-    return tuning(luminance(filters_O3KK)[:, None])
-
-
-def colour_tuning(filters_O3KK: ArrayLike) -> Tuning:
-    """Spatial tuning of the first colour component of RGB filters; NaN for a grey filter.
-
-    Raises:
-        ValueError: the filters do not read three channels.
-    """
-    return tuning(first_colour(filters_O3KK).planes[:, None])

@@ -20,14 +20,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 
-from analysis.stats import DRAWS, Inference, binomial_test, permutation_p, permuted_labels
+from analysis.stats import DRAWS, Inference, permutation_p, permuted_labels
 
 Statistic = Callable[[NDArray[np.float64], NDArray[np.int64]], NDArray[np.float64]]
 
@@ -103,32 +103,6 @@ def separation(
             Inference(float(row[0]), None, None, group.size, chance, note) for row, chance in zip(null, p, strict=True)
         ]
     return Separation(sizes, means, *found)
-
-
-def splits_in_runs(p_values: Sequence[float | None], alpha: float = 0.05) -> Inference:
-    """Share of runs in which the groups split (p ≤ alpha), its exact interval, and p against a share of alpha.
-
-    The training seed is the unit. "In every run" means a value of 1; the lower bound says how much that is worth: eight
-    of eight leave 0.63.
-
-    Args:
-        p_values: one per run; None or NaN where it could not be tested, which is counted in the note.
-        alpha: of the test within each run, the share of runs that would split by chance.
-
-    Raises:
-        ValueError: alpha or a p is not between 0 and 1.
-    """
-    p = np.asarray(p_values, dtype=np.float64)
-    tested = p[~np.isnan(p)]
-    if not 0 < alpha < 1 or (tested < 0).any() or (tested > 1).any():
-        raise ValueError(f"alpha = {alpha}, p = {tested.tolist()}: must lie between 0 and 1")
-    untested = f"{p.size - tested.size} of {p.size} runs could not be tested" if tested.size < p.size else ""
-    if tested.size == 0:
-        return Inference(math.nan, None, None, 0, None, untested or "no runs")
-    found = binomial_test(int((tested <= alpha).sum()), tested.size, chance=alpha, side="greater")
-    few = "one seed" if tested.size == 1 else ""
-    note = "; ".join(filter(None, [few, found.note, untested]))
-    return Inference(found.value, found.low, found.high, found.n, found.p, note)
 
 
 def mean_range(values_n: NDArray[np.float64], labels_Pn: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ the unbiased CKA least. ``random_splits`` of a dense layer gives the null of the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -124,24 +124,6 @@ def moments(x_SC: ArrayLike) -> Moments:
     statistics = MomentStatistics()
     statistics.add(torch.from_numpy(np.array(x_SC, dtype=np.float64)))
     return statistics.moments
-
-
-def minibatch_moments(batches: Iterable[Tensor]) -> Moments:
-    """Moments as of ``moments``, with HSIC averaged over batches (Nguyen et al. 2021), each weighted by its samples.
-
-    This is the estimate of the literature; that of ``MomentStatistics`` has the same expectation and less noise. The
-    batches must be drawn at random: of batches sorted by class it misses all that differs between them.
-
-    Args:
-        batches: responses (N, C, H, W) or (S, C).
-    """
-    responses, total = ResponseStatistics(), np.zeros(())
-    for x in batches:
-        batch = MomentStatistics()
-        batch.add(x)
-        responses.add(x)
-        total = total + batch.moments.hsic * batch.moments.samples
-    return Moments(responses.covariance.numpy(), total / responses.count, responses.count)
 
 
 def compare(measure: Similarity, x_SP: ArrayLike, y_SQ: ArrayLike) -> float:

@@ -7,7 +7,6 @@ equal) is None, and a note says why.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -83,43 +82,6 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> Estimate:
         return Estimate(mean, math.nan, math.nan, int(x.size))
     half = float(stats.t.ppf((1 + level) / 2, x.size - 1) * x.std(ddof=1) / math.sqrt(x.size))
     return Estimate(mean, mean - half, mean + half, int(x.size))
-
-
-def bootstrap_interval(
-    values: ArrayLike, statistic: Callable[..., ArrayLike] = np.mean, level: float = 0.95, seed: int = 0
-) -> Inference:
-    """Bias-corrected and accelerated bootstrap interval (Efron 1987) of a statistic of independent values.
-
-    It needs no normal values, but many of them: from 8 normal values a 95% interval covers their mean 88% of the time,
-    from 50 about 94%. For the mean of few seeds take ``mean_interval`` or ``sign_flip_test``.
-
-    Args:
-        values: (n,).
-        statistic: of an array, along ``axis`` if it takes one.
-        level: of the interval.
-        seed: of the resampling.
-
-    Raises:
-        ValueError: no value, or a value that is not finite.
-    """
-    x = _finite(values)
-    value = float(np.asarray(statistic(x)))
-    if x.size < 2 or _constant(x):
-        why = "one value" if x.size < 2 else f"all {x.size} values equal"
-        return Inference(value, None, None, int(x.size), None, f"{why}: no interval")
-
-    def resample(method: Literal["BCa", "percentile"]) -> tuple[float, float]:
-        rng = np.random.default_rng(seed)
-        found = stats.bootstrap((x,), statistic, n_resamples=DRAWS, confidence_level=level, method=method, rng=rng)
-        return float(found.confidence_interval.low), float(found.confidence_interval.high)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scipy warns of the NaN that is caught below
-        low, high = resample("BCa")
-    if not (math.isnan(low) or math.isnan(high)):
-        return Inference(value, low, high, int(x.size), None)
-    note = "ties: the correction is undefined, percentile interval instead"
-    return Inference(value, *resample("percentile"), int(x.size), None, note)
 
 
 def binomial_test(

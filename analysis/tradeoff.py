@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from analysis.intervals import UNBOUNDED, SeedEstimate, measure_bounds, seed_estimate
-from analysis.stats import Inference, equivalence_test, sign_flip_test
+from analysis.stats import equivalence_test, sign_flip_test
 
 COSTS = {  # drawn in figures
     "parameters": "parameters",
@@ -46,18 +46,6 @@ def paired_difference(table: pd.DataFrame, measure: str, variant: str, baseline:
     difference = _differences(table, measure, variant, baseline)
     bounds = OF_A_DIFFERENCE if measure.endswith("accuracy") else UNBOUNDED
     return seed_estimate(difference.to_numpy(), bounds) if len(difference) else None
-
-
-def paired_equivalence(
-    table: pd.DataFrame, measure: str, variant: str, baseline: str, margin: float
-) -> Inference | None:
-    """Test if variant − baseline, over common seeds, lies within ± margin (two one-sided tests); None without a seed.
-
-    Raises:
-        ValueError: the margin is not positive.
-    """
-    difference = _differences(table, measure, variant, baseline)
-    return equivalence_test(difference, margin) if len(difference) else None
 
 
 def tradeoff_table(table: pd.DataFrame) -> pd.DataFrame:

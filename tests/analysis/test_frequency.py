@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from analysis.frequency import WHITE_CENTROID, colour_tuning, luminance_tuning, tuning
+from analysis.frequency import WHITE_CENTROID, tuning
 
 
 def gabor(frequency, direction, width, size=41):
@@ -67,18 +67,6 @@ def test_turning_a_filter_turns_its_direction_and_scaling_it_changes_nothing(see
     assert turned.centroid == pytest.approx(found.centroid)
     assert turned.selectivity == pytest.approx(found.selectivity)
     assert np.cos(np.radians(2 * (turned.direction - found.direction))) == pytest.approx(-np.ones(2), abs=1e-6)
-
-
-def test_brightness_and_colour_are_tuned_each_on_its_own():
-    fine, coarse = gabor(0.25, 0, 5), gabor(0.1, 90, 8)
-    grey, red_green = np.ones(3)[:, None, None] * fine, np.array([1, -1, 0])[:, None, None] * coarse
-    filters = np.stack([grey + red_green, grey, red_green])
-    brightness, colour = luminance_tuning(filters), colour_tuning(filters)
-    of_fine, of_coarse = tuning(fine[None, None]), tuning(coarse[None, None])
-    assert brightness.centroid == pytest.approx([of_fine.centroid[0], of_fine.centroid[0], np.nan], nan_ok=True)
-    assert colour.centroid == pytest.approx([of_coarse.centroid[0], np.nan, of_coarse.centroid[0]], nan_ok=True)
-    assert colour.direction == pytest.approx([90, np.nan, 90], nan_ok=True)
-    assert np.isnan(brightness.selectivity).tolist() == [False, False, True]
 
 
 def test_filters_of_another_shape_are_refused():

@@ -9,7 +9,7 @@ from sklearn.metrics import normalized_mutual_info_score, roc_auc_score
 
 from analysis.colour import colour_index, learned
 from analysis.frequency import tuning
-from analysis.separation import separation, splits_in_runs
+from analysis.separation import separation
 
 NAMES = ["difference", "eta_squared", "auc", "information"]
 
@@ -139,36 +139,6 @@ def test_what_was_left_out_is_counted():
 def test_values_and_labels_must_be_of_the_same_filters():
     with pytest.raises(ValueError, match="one of each per filter"):
         separation([1, 2, 3], [0, 1])
-
-
-def test_a_split_in_every_run_is_worth_as_much_as_there_are_runs():
-    found = splits_in_runs([0.001] * 8)
-    assert (found.value, found.n) == (1, 8)
-    assert (found.low, found.high) == pytest.approx((0.025 ** (1 / 8), 1))  # Clopper & Pearson
-    assert found.p == pytest.approx(0.05**8)
-
-
-def test_runs_without_a_split_or_a_test_are_counted():
-    found = splits_in_runs([0.05, 0.2, None, 0.9, 0.01])
-    assert (found.value, found.n) == (0.5, 4)
-    assert found.p == pytest.approx(stats.binom.sf(1, 4, 0.05))
-    assert found.note == "1 of 5 runs could not be tested"
-
-
-def test_one_run_and_none_say_so():
-    assert splits_in_runs([0.001]).note.startswith("one seed")
-    none = splits_in_runs([None, math.nan])
-    assert (none.n, none.p, none.note) == (0, None, "2 of 2 runs could not be tested")
-    assert splits_in_runs([]).note == "no runs"
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        splits_in_runs([1.5])
-
-
-def test_chance_splits_are_not_more_than_chance():
-    found = [splits_in_runs([0.01] * splits + [0.5] * (8 - splits)).p for splits in range(9)]
-    chance = stats.binom.pmf(np.arange(9), 8, 0.05)
-    for alpha in (0.01, 0.05, 0.2):
-        assert chance[np.array(found, dtype=float) <= alpha].sum() <= alpha
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-from itertools import combinations, pairwise
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -16,7 +16,6 @@ from analysis.similarity import (
     compare,
     mean_between,
     mean_cca,
-    minibatch_moments,
     moments,
     procrustes,
     pwcca,
@@ -108,30 +107,6 @@ def test_streamed_moments_do_not_depend_on_the_batches():
     np.testing.assert_allclose(found.covariance, np.cov(samples.T), rtol=1e-9)
     expected = [[gram_hsic(samples[:, [i]], samples[:, [j]]) for j in range(6)] for i in range(6)]
     np.testing.assert_allclose(found.hsic, expected, rtol=1e-7)
-
-
-def test_minibatch_hsic_has_the_expectation_of_the_whole():
-    """HSIC₁ is a U-statistic: over all ways to take a batch of four its mean is the HSIC of all samples, exactly."""
-    x = torch.tensor(np.random.default_rng(4).normal(size=(7, 3)))
-    batches = [x[list(chosen)] for chosen in combinations(range(7), 4)]
-    np.testing.assert_allclose(minibatch_moments(batches).hsic, moments(x).hsic, rtol=1e-9)
-
-
-def test_minibatch_hsic_averages_by_samples():
-    x = torch.tensor(np.random.default_rng(5).normal(size=(14, 2)))
-    found = minibatch_moments(x.split([10, 4]))
-    np.testing.assert_allclose(found.hsic, (10 * moments(x[:10]).hsic + 4 * moments(x[10:]).hsic) / 14)
-    np.testing.assert_allclose(found.covariance, np.cov(x.T))
-    assert found.samples == 14
-
-
-def test_sorted_minibatches_miss_what_differs_between_them():
-    rng = np.random.default_rng(6)
-    classes = np.repeat([-5.0, 5.0], 200)[:, None]
-    x = torch.tensor(classes + rng.normal(size=(400, 2)))
-    first, second = columns(1, 1)
-    assert unbiased_cka(moments(x), first, second) > 0.9
-    assert abs(unbiased_cka(minibatch_moments(x.split(200)), first, second)) < 0.1
 
 
 def qr_cca(x, y):

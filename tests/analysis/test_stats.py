@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from analysis.stats import (
+    Inference,
     binomial_test,
-    bootstrap_interval,
     equivalence_test,
     false_discovery_rates,
     label_permutation_test,
@@ -22,7 +22,7 @@ from analysis.stats import (
     smallest_p,
 )
 
-TESTS_OF_VALUES = [mean_interval, bootstrap_interval, sign_flip_test, lambda values: equivalence_test(values, 1.0)]
+TESTS_OF_VALUES = [mean_interval, sign_flip_test, lambda values: equivalence_test(values, 1.0)]
 
 
 def covers(found, truth):
@@ -47,7 +47,7 @@ def test_one_run_has_no_interval_and_says_so():
 
 
 @pytest.mark.parametrize("values", [[], [1.0, math.nan], [math.inf]], ids=str)
-@pytest.mark.parametrize("test", TESTS_OF_VALUES, ids=["mean", "bootstrap", "sign flip", "equivalence"])
+@pytest.mark.parametrize("test", TESTS_OF_VALUES, ids=["mean", "sign flip", "equivalence"])
 def test_values_without_a_mean_are_refused(test, values):
     with pytest.raises(ValueError, match="finite"):
         test(values)
@@ -237,41 +237,6 @@ def test_labels_with_nothing_to_permute_are_said():
         label_permutation_test([], lambda _: 0.0)
 
 
-def test_the_bootstrap_is_corrected_for_bias_and_skew():
-    """Against the formula of Efron 1987 (z0 from the resamples, acceleration from the jackknife)."""
-    rng = np.random.default_rng(7)
-    x, normal = rng.lognormal(size=60), scipy_stats.norm
-    means = rng.choice(x, (40_000, 60)).mean(1)
-    bias = normal.ppf((means < x.mean()).mean())
-    skew = x - x.mean()  # the jackknife means are these, over −59
-    acceleration = (skew**3).sum() / (6 * (skew**2).sum() ** 1.5)
-    z = bias + normal.ppf([0.025, 0.975])
-    low, high = np.quantile(means, normal.cdf(bias + z / (1 - acceleration * z)))
-    found = bootstrap_interval(x)
-    assert (found.low, found.high) == pytest.approx((low, high), abs=0.03 * (high - low))
-    assert (found.value, found.n, found.p, found.note) == (pytest.approx(x.mean()), 60, None, "")
-
-
-def test_bootstrap_intervals_cover_about_as_often_as_they_say():
-    draws = np.random.default_rng(8).normal(1.0, 3.0, (200, 40))
-    covered = np.mean([covers(bootstrap_interval(row), 1.0) for row in draws])
-    assert covered == pytest.approx(0.94, abs=0.045)
-
-
-@pytest.mark.parametrize(
-    ("values", "note"), [([3.0], "one value: no interval"), ([2.0, 2.0, 2.0], "all 3 values equal: no interval")]
-)
-def test_the_bootstrap_of_constants_and_one_value_says_so(values, note):
-    found = bootstrap_interval(values)
-    assert (found.value, found.low, found.high, found.note) == (values[0], None, None, note)
-
-
-def test_the_bootstrap_says_where_ties_undo_the_correction():
-    found = bootstrap_interval([1.0, 1.0, 1.0, 2.0], np.median)
-    assert (found.value, found.low, found.high) == (1, 1, 2)
-    assert "percentile interval instead" in found.note
-
-
 def test_the_exact_binomial_by_hand():
     found = binomial_test(6, 6)
     assert found.p == pytest.approx(2 / 64)
@@ -345,7 +310,7 @@ def test_equivalence_that_cannot_be_tested_says_so():
 
 def test_what_was_found_reads_as_a_line():
     assert str(sign_flip_test([1, 2, 3, 4, 5, 6])) == "3.5 [1, 6], p = 0.031, n = 6"
-    assert str(bootstrap_interval([2.0])) == "2, n = 1 (one value: no interval)"
+    assert str(Inference(2.0, None, None, 1, None, "one value: no interval")) == "2, n = 1 (one value: no interval)"
 
 
 def test_false_discovery_rates_are_those_of_benjamini_and_hochberg():
