@@ -22,7 +22,7 @@ from dataclasses import replace
 import torch
 
 from experiments.errors import RunFailedError, UsageError
-from experiments.pipeline import run_planned, run_study
+from experiments.pipeline import run_study
 from experiments.store import stop_signal
 from experiments.study.config import Study
 from experiments.study.plan import PlannedRun, plan
@@ -164,7 +164,7 @@ def _be_a_rank(study: Study) -> int:
     kinds = [choose_device(v.recipe.device).type for v in study.variants]
     process_group = DistributedProcessGroup(rank, size, backend_for(kinds), TIMEOUT, here=here)
     try:
-        return follow(planned, process_group) if rank else int(run_planned(study, planned, process_group) > 0)
+        return follow(planned, process_group) if rank else int(run_study(study, planned, process_group) > 0)
     except ProcessGroupLostError as error:
         return _leave(rank, size) if error.by_another else 1  # else it has told its own fault
 

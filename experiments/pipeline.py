@@ -33,13 +33,20 @@ from experiments.training.run_context import choose_device, choose_dtype, device
 PROVENANCE = ("commit", "date", "device", "python", "torch", "torchvision", "numpy", "data_hash")  # of a result
 
 
-def run_study(study: Study) -> int:
-    """Train, measure, draw and report; returns how many runs failed."""
-    return run_planned(study, plan(study))
+def run_study(
+    study: Study, planned: list[PlannedRun] | None = None, process_group: ProcessGroup = SINGLE_PROCESS
+) -> int:
+    """Train, measure, draw and report.
 
+    Args:
+        study: fully resolved.
+        planned: its runs, if they are planned already.
+        process_group: processes that train each run together; they are dismissed before anything is measured.
 
-def run_planned(study: Study, planned: list[PlannedRun], process_group: ProcessGroup = SINGLE_PROCESS) -> int:
-    """``run_study`` of what is planned; a process group is let go before anything is measured."""
+    Returns:
+        The number of runs that failed.
+    """
+    planned = plan(study) if planned is None else planned
     take_from_others(study, planned)
     print(_intent(study, planned), flush=True)
     with process_group.joined():

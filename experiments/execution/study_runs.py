@@ -39,8 +39,11 @@ def train_all(study: Study, planned: list[PlannedRun], process_group: ProcessGro
         ended = closing(outcomes_on_ray(study, runs, training.say))
     else:
         ended = nullcontext(outcomes(runs, training.train, training.say))
+    failed = 0
     with ended as results:
-        return sum(training.end(k, result, where) for k, result, where in results)
+        for k, result, where in results:
+            failed += training.end(k, result, where)
+    return failed
 
 
 class StudyTraining:

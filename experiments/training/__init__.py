@@ -1,1 +1,1 @@
-"""Training: ``recipe`` and ``run_context`` say how and with what; ``epoch`` and ``run`` have ``learner`` take steps."""
+"""Training of a run. Begin with ``loop``; ``Learner.step`` is the step, ``train_run`` in ``run`` the way in."""
