@@ -20,9 +20,9 @@ from experiments.commands.arguments import name_and_flags
 from experiments.errors import UsageError
 from experiments.measure.table import NOTE_COLUMNS
 from experiments.report import summary as report
-from experiments.report.study_tables import COUNTS, kept_speed, write_tables
+from experiments.report.study_tables import COUNTS, is_tabled, kept_speed, write_tables
 from experiments.report.tables import DamagedTableError, read_about, read_csv, read_table
-from experiments.store.packed import MEASURED, NotGatheredError, is_packed, read_done, take, unpack
+from experiments.store.packed import MEASURED, WEIGHTS, NotGatheredError, is_packed, read_done, take, unpack
 from experiments.store.runs import Run, check_writable, config_hash
 from experiments.study.catalogue import TRAINED, study_kind
 from experiments.study.config import Study, Variant, load_study, profile_names
@@ -107,9 +107,6 @@ def find_runs(source: Path, scratch: Path) -> tuple[list[Found], list[str]]:
 
     Returns:
         The runs, and a line on each that is damaged or not done.
-
-    Raises:
-        UsageError: the source is a file, and no archive.
     """
     found, left_out = [], []
     for place, folder in _folders(source, scratch, left_out):
@@ -118,7 +115,7 @@ def find_runs(source: Path, scratch: Path) -> tuple[list[Found], list[str]]:
             if all((folder / file).is_file() for file in MEASURED):
                 read_table(folder / "measures.csv")
                 read_csv(folder / "notes.csv", NOTE_COLUMNS)
-                read_about(folder / "measured.json", COUNTS)
+                read_about(folder / "measured.json", [] if (folder / WEIGHTS).is_file() else COUNTS)
             found.append(Found(place, folder, config, result))
         except NotGatheredError as error:
             left_out.append(f"{place}: {error}")
@@ -243,7 +240,7 @@ def _take(study: Study, found: Found, before: list[tuple[Run, dict[str, Any]]]) 
 def draw(study: Study, data: str) -> list[Path]:
     """Write tables and figures of all runs of a study's folder that are done and measured; returns the figures."""
     runs = runs_of_folder(study, data)
-    measured = [pair for pair in runs if (pair[0].folder / "measured.json").is_file()]
+    measured = [pair for pair in runs if is_tabled(pair[0].folder)]
     if len(measured) < len(runs):
         print(f"{len(runs) - len(measured)} runs with weights are not measured yet: {typed('run', study.name)} does so")
     for line in missing_seeds(study, [run for run, _ in measured]):

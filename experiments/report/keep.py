@@ -9,7 +9,7 @@ import pandas as pd
 
 from experiments.measure.table import save_table
 from experiments.report.marked_text import replace_block
-from experiments.report.study_tables import COUNTS, speed_rows
+from experiments.report.study_tables import is_tabled, speed_rows
 from experiments.report.summary import (
     SEED_DRAWN,
     TABLES,
@@ -76,8 +76,6 @@ def _keep_runs(study_folder: Path, results: Path) -> list[Path]:
     folder = results / study_folder.name / PACKED
     kept = []
     for run, seed in _run_folders(study_folder):
-        if not set(COUNTS) <= read_about(run / "measured.json", []).keys():
-            continue
         target, fresh = folder / f"{run.name}.zip", folder / f".{run.name}.zip"
         pack(run, fresh, with_arrays=seed == SEED_DRAWN)
         others = [path for path in packed_runs(results, run.name[-8:]) if path.parent != folder]
@@ -100,5 +98,5 @@ def _run_folders(study_folder: Path) -> Iterator[tuple[Path, int]]:
         return
     for _, row in table.iterrows():
         folder = study_folder / f"{file_name(row['variant'])}-seed{row['seed']}-{row['config_hash']}"
-        if (folder / "measured.json").is_file():
+        if is_tabled(folder):
             yield folder, int(row["seed"])

@@ -14,7 +14,7 @@ import torch
 from experiments.measure.table import COLUMNS, NOTE_COLUMNS, save_arrays, save_table
 from experiments.models import build_model
 from experiments.report.summary import SEED_DRAWN, tables_folder, tradeoff_tables
-from experiments.report.tables import read_about, read_arrays, read_csv, read_table
+from experiments.report.tables import DamagedTableError, read_about, read_arrays, read_csv, read_table
 from experiments.store.packed import in_half_precision
 from experiments.store.runs import Run, file_name, public, write_json
 from gconv.cost import count_cost
@@ -69,6 +69,15 @@ def write_tables(
         if run.seed == SEED_DRAWN and (run.folder / "arrays.npz").is_file():
             arrays = in_half_precision(read_arrays(run.folder / "arrays.npz"))  # as a packed run has them
             save_arrays(folder / f"{file_name(run.variant)}-seed{run.seed}.npz", arrays)
+
+
+def is_tabled(folder: Path) -> bool:
+    """Tell if a run was measured, and the counts of its images noted, which older measurements lack."""
+    try:
+        read_about(folder / "measured.json", COUNTS)
+    except DamagedTableError:
+        return False
+    return True
 
 
 def speed_rows(table: pd.DataFrame) -> pd.DataFrame:

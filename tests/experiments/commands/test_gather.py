@@ -170,3 +170,14 @@ def test_a_run_of_the_same_hash_in_another_study_is_taken_from_there(trained, tm
     assert f"dense, seed 0: taken from {tmp_path / 'another-study'}" in out
     assert values(study.folder).equals(values(trained))
     assert plan(study)[0].run.load_checkpoint() is not None
+
+
+def test_runs_with_weights_that_are_not_measured_yet_are_taken_and_said_to_be_so(trained, tmp_path, capsys):
+    shutil.copytree(trained, tmp_path / "there")
+    for folder in (tmp_path / "there").glob("dense-*"):
+        (folder / "measured.json").unlink()
+    gathered(tmp_path / "there", tmp_path / "runs")
+    out = capsys.readouterr().out
+    assert "4 runs gathered" in out
+    assert "2 runs with weights are not measured yet: make experiment NAME=quickstart does so" in out
+    assert set(values(tmp_path / "runs" / NAME)["variant"]) == {"groups-2"}
