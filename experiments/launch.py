@@ -1,7 +1,7 @@
 """A study whose runs are each trained by several processes, a device each: on this machine, or under torchrun on many.
 
-All that can be told before a process is started is told then. The processes are started by torch's elastic agent, which
-stops all of them if one fails; what they do is the same whether this module or torchrun has started them.
+Requests that cannot work are refused before a process is started. The processes are started by torch's elastic agent,
+which stops all of them if one fails; they do the same if torchrun has started them.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _launch(study: Study, planned: list[PlannedRun], arguments: list[str]) -> in
     os.environ["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // study.execution.gpus))
     # What the shell turned off (`&`, nohup) stays off; the ranks save when this process is gone.
     heeded = ["SIGTERM"] + ["SIGINT"] * (signal.getsignal(signal.SIGINT) is not signal.SIG_IGN)
-    logging.disable(logging.CRITICAL)  # the agent tells in many lines what is told below in one
+    logging.disable(logging.CRITICAL)  # the agent reports in many lines what is reported below in one
     with tempfile.TemporaryDirectory() as folder:
         config = LaunchConfig(
             min_nodes=1,
@@ -123,7 +123,7 @@ def _launch(study: Study, planned: list[PlannedRun], arguments: list[str]) -> in
             raise KeyboardInterrupt from None
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
-            if failure.exitcode < 0:  # else it has told why
+            if failure.exitcode < 0:  # otherwise it has reported why
                 how = f"rank {rank} of {study.execution.gpus} {ending(failure.exitcode)}; the others were stopped"
                 print(f"error: {how}; {_kept(planned)}; the same command goes on", file=sys.stderr)
             elif failure.exitcode == INTERRUPTED:
@@ -132,7 +132,7 @@ def _launch(study: Study, planned: list[PlannedRun], arguments: list[str]) -> in
 
 
 def _kept(planned: list[PlannedRun]) -> str:
-    """What is saved of the run that was in training last."""
+    """Return what is saved of the run that was trained last, in words."""
     begun = [p for p in planned if p.run.result is None and (p.run.folder / "config.json").is_file()]
     if not begun:
         return "no run had begun"
@@ -143,7 +143,7 @@ def _kept(planned: list[PlannedRun]) -> str:
 
 
 def _be_a_rank(study: Study) -> int:
-    """What each process does that was started together with others; returns its exit code."""
+    """Take part as one rank, in a process that was started together with others; return its exit code."""
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local, here = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     threading.Thread(target=_watch, args=[os.getppid()], daemon=True).start()
@@ -166,7 +166,7 @@ def _be_a_rank(study: Study) -> int:
     try:
         return follow(planned, process_group) if rank else int(run_study(study, planned, process_group) > 0)
     except ProcessGroupLostError as error:
-        return _leave(rank, size) if error.by_another else 1  # else it has told its own fault
+        return _leave(rank, size) if error.by_another else 1  # otherwise it has reported its own fault
 
 
 def follow(planned: list[PlannedRun], process_group: DistributedProcessGroup) -> int:

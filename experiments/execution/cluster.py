@@ -22,19 +22,19 @@ from experiments.errors import UsageError
 
 PATIENCE = 5.0  # seconds for a cluster to answer at its address; Ray itself tries for two minutes
 GRACE = 30.0  # seconds in which calls that are stopped save their step
-SAME = ("commit", "python", "torch", "torchvision", "numpy")  # of the provenance, on every node
+COMMON_VERSIONS = ("commit", "python", "torch", "torchvision", "numpy")  # of the provenance, on every node
 START = "`ray start --head` starts one, `ray start --address=HOST:6379` on every further machine joins it"
 
 Ticket = Any  # an ObjectRef: a call that was made, and whose answer may be there one day
 
 
 class CallLostError(Exception):
-    """A call came to nothing since its process or its node is gone: what is known of it, on one line."""
+    """A call was lost with its process or its node; the message is one line."""
 
 
 @dataclass(frozen=True)
-class Meeting:
-    """What every node must have in common with the process that leads.
+class Rendezvous:
+    """Folders that every node must share with the leading process.
 
     Attributes:
         token: a file that the leading process has put into the run store.
@@ -45,10 +45,10 @@ class Meeting:
     place: Path
 
     def join(self) -> None:
-        """Make this process of a node one of those that meet.
+        """Change to the shared folder, in a process of a node.
 
         Raises:
-            UsageError: names the node, and what it does not see.
+            UsageError: names the node, and the folder that it does not see.
         """
         node = f"node {socket.gethostname()}"
         try:
@@ -71,26 +71,26 @@ class Cluster:
         ray: the module.
         needs: what Ray sets aside for a call: ``num_cpus``, ``num_gpus``.
         room: how many calls it has room for at a time.
-        meeting: what its nodes have in common.
+        rendezvous: folders that its nodes share.
     """
 
     ray: Any
     needs: dict[str, int]
     room: int
-    meeting: Meeting
+    rendezvous: Rendezvous
 
     def call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Ticket:
         """Have a function of a module called on some node that has room, now or later."""
         options = {**self.needs, "scheduling_strategy": "SPREAD", **options}
-        return _remote(self.ray).options(**options).remote(self.meeting, self.needs["num_cpus"], function, arguments)
+        return _remote(self.ray).options(**options).remote(self.rendezvous, self.needs["num_cpus"], function, arguments)
 
     def answered(self, tickets: Iterable[Ticket], seconds: float) -> list[Ticket]:
-        """Those of the calls that have come to an end, once there is one, or after so many seconds."""
+        """Return the calls that have ended, as soon as there is one, or after so many seconds."""
         tickets = list(tickets)
         return self.ray.wait(tickets, num_returns=1, timeout=seconds)[0]
 
     def answer(self, ticket: Ticket) -> tuple[Any, str]:
-        """What the function returned, and the node it was called on.
+        """Return the value of the function, and the node it was called on.
 
         Raises:
             CallLostError: process or node are gone, or somebody there has stopped the call.
@@ -142,7 +142,7 @@ def reached(folder: Path, cpus: int, device: str) -> Iterator[Cluster]:
         token.touch()
         nodes = [node for node in ray.nodes() if node["Alive"]]
         needs, room = _needs([node["Resources"] for node in nodes], cpus, device)
-        cluster = Cluster(ray, needs, room, Meeting(token, Path.cwd()))
+        cluster = Cluster(ray, needs, room, Rendezvous(token, Path.cwd()))
         _look_at(cluster, nodes)
         yield cluster
     finally:
@@ -167,7 +167,7 @@ def _connect() -> Any:
 
 
 def find_cluster() -> str:
-    """Where the cluster is, as HOST:PORT, once something has answered there; torch is not needed for it.
+    """Return the address of the cluster, HOST:PORT, once something has answered there; without loading torch.
 
     Raises:
         UsageError: no Ray here, or no cluster there.
@@ -207,7 +207,7 @@ def _hush() -> None:
 
 
 def _needs(resources: list[dict[str, float]], cpus: int, device: str) -> tuple[dict[str, int], int]:
-    """What a run needs, and how many runs nodes with these resources have room for.
+    """Return the resources that a run needs, and the number of runs that these nodes have room for.
 
     Raises:
         UsageError: for none.
@@ -266,10 +266,12 @@ def _remote(ray: Any) -> Any:
     return ray.remote(max_retries=0)(_on_node)
 
 
-def _on_node(meeting: Meeting, cpus: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, str]:
+def _on_node(
+    rendezvous: Rendezvous, cpus: int, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> tuple[Any, str]:
     """On a node: make a call, whose training saves on notice; returns the answer and the name of the node."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # repeatable matrix products on CUDA
-    meeting.join()
+    rendezvous.join()
     import ray
     import torch
 
@@ -295,8 +297,8 @@ def _attentive() -> Iterator[None]:
 
 
 def versions() -> dict[str, Any]:
-    """Of the code, and of what decides numbers."""
+    """Return the versions of the code and of the libraries that affect numerical results."""
     from experiments.store.runs import provenance
 
     here = provenance("")
-    return {name: here[name] for name in SAME}
+    return {name: here[name] for name in COMMON_VERSIONS}

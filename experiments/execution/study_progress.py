@@ -1,4 +1,4 @@
-"""How far a whole study is, estimated from the epochs that were trained so far."""
+"""Progress of a whole study, estimated from the epochs that were trained so far."""
 
 from __future__ import annotations
 

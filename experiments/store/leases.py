@@ -36,7 +36,7 @@ class LeaseLostError(Exception):
 
 @dataclass(frozen=True)
 class Holder:
-    """What a lease file says.
+    """Content of a lease file.
 
     Attributes:
         host, pid: where the process is, for people.
@@ -56,7 +56,7 @@ class Holder:
     released: bool = False
 
     def alive(self) -> bool | None:
-        """Whether the process runs; None if it is on another machine, where nobody here can tell."""
+        """Tell if the process runs; None if it is on another machine, which cannot be asked."""
         if self.machine != machine():
             return None
         born = _born(self.pid)
@@ -156,7 +156,7 @@ def waiting(folder: Path, poll: float = 1.0) -> Iterator[Lease]:
 
 
 def holder(folder: Path) -> Holder | None:
-    """Who holds a folder, or None where nobody does; a holder on another machine may be dead."""
+    """Return the holder of a folder, or None; a holder on another machine may be dead."""
     leases = _leases(folder)
     found = _read(leases[-1])[1] if leases else None
     return None if found is None or found.released or found.alive() is False else found

@@ -48,7 +48,7 @@ def file_name(variant: str) -> str:
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file whole or not at all: beside it first, then moved into its place."""
+    """Write a file whole or not at all: under another name first, which is then changed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")  # several machines may share the folder
     try:
@@ -60,7 +60,7 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     except BaseException as error:
         fresh.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # a full disk is told with the place
+            error.filename = str(path)  # a full disk is reported with the file
         raise
 
 
@@ -115,12 +115,12 @@ class Run:
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """What ``finish`` wrote, or None while the run has not ended."""
+        """Record that ``finish`` wrote, or None while the run has not ended."""
         return _read_json(self.folder / "result.json")
 
     @property
     def failure(self) -> dict[str, Any] | None:
-        """What ``fail`` wrote, or None: why the last try did not come to an end."""
+        """Record that ``fail`` wrote, or None: the reason why the last try did not come to an end."""
         return _read_json(self.folder / "failure.json")
 
     @contextmanager
@@ -153,7 +153,7 @@ class Run:
         os.replace(fresh, newest)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The last checkpoint that is whole, on the CPU, or None; a damaged one is told and passed over."""
+        """Return the last checkpoint that is whole, on the CPU, or None; a damaged one is reported and passed over."""
         damaged, state, used = [], None, "there is no other"
         for path in self._checkpoints():
             try:
@@ -248,7 +248,7 @@ def public(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-    """What a JSON file holds; None where there is none, or one that was damaged from outside, which is told."""
+    """Return the content of a JSON file; None if there is no file, or, with a warning, if it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -280,7 +280,7 @@ def short_commit(commit: str) -> str:
 
 
 def provenance(device: str) -> dict[str, Any]:
-    """Where and with what a result came about."""
+    """Return the versions, the device and the time that a result is recorded with."""
     return {
         "commit": _commit(),
         "date": _now(),

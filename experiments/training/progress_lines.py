@@ -1,4 +1,4 @@
-"""How far a training is, in words: in lines where no progress bar is seen, and on the bar."""
+"""Progress of a training in words: in lines where no progress bar is seen, and on the bar."""
 
 from __future__ import annotations
 

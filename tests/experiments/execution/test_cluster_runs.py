@@ -133,13 +133,13 @@ def test_a_node_that_sees_another_folder_or_runs_other_code_is_named(tmp_path):
     nodes.compare(nodes.versions())
     with pytest.raises(UsageError, match=rf"node {host}: commit .+, here 0123456789; all nodes need the same"):
         nodes.compare({**nodes.versions(), "commit": "0123456789"})
-    same = nodes.Meeting(tmp_path / ".cluster-1", Path.cwd())
+    same = nodes.Rendezvous(tmp_path / ".cluster-1", Path.cwd())
     same.token.touch()
     same.join()
     same.token.unlink()
     with pytest.raises(UsageError, match=rf"node {host}: {tmp_path}: not the folder seen here"):
         same.join()
-    elsewhere = nodes.Meeting(same.token, tmp_path / "nowhere")
+    elsewhere = nodes.Rendezvous(same.token, tmp_path / "nowhere")
     with pytest.raises(UsageError, match=rf"node {host}: {tmp_path}/nowhere: no such file or directory"):
         elsewhere.join()
 
