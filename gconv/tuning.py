@@ -1,8 +1,8 @@
-"""Measure which kernel computes a model's own layers fastest, on this machine, and remember it.
+"""Measurement of the fastest kernel for each layer of a model, on this machine; kept in the user's table.
 
-What a layer needs is seen while the model runs: op, geometry, dtype, layout, size. Each is timed by every kernel that
-can compute it (``race.py``) and goes into the user's table. A faster kernel may hand on another layout than the one
-before, and so change what later layers need: the model is run again until it needs nothing new.
+The ops are observed while the model runs: op, geometry, dtype, layout, size. Each is timed with every kernel that can
+compute it (``kernels/race.py``). A faster kernel may return another memory format, and so change the ops of later
+layers: the model is run again until no new op is observed.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from gconv.operator.ops import grouped_conv2d
 from gconv.wiring.meta import unwrapped
 from gconv.wiring.text_table import aligned
 
-VARIABLE = "GCONV_TUNE"  # environment variable: 1 measures whatever is computed for the first time
-FIRST_USE_S = 2.0  # seconds that a first use may be measured for
-HOPELESS_STEP = 1.15  # times the fastest, by the sum of its ops: such a step is not timed
+VARIABLE = "GCONV_TUNE"  # environment variable: 1 measures every op at its first use
+FIRST_USE_BUDGET_S = 2.0
+MAX_STEP_RATIO = 1.15  # to the fastest, by the sum of the ops: slower steps are not timed
 
 
 class Use(NamedTuple):
-    """One op of a layer at one size, or its whole training step (``step``): what a measurement is made of."""
+    """One op of a layer at one size, or its whole training step (``step``): the unit of measurement."""
 
     op: str
     geometry: Geometry
@@ -54,24 +54,24 @@ class Use(NamedTuple):
 
     @property
     def case(self) -> tuple[Geometry, torch.dtype, torch.device, bool, int]:
-        """All that the choice of a kernel depends on."""
+        """Arguments on which the choice of a kernel depends."""
         bits = pixel_bits(self.batch, self.height, self.width)
         return self.geometry, self.dtype, self.device, self.channels_last, bits
 
     @property
     def kind(self) -> tables.Kind:
-        """The rows of the table that speak for it."""
+        """Kind of its rows in the table."""
         geometry, dtype, _, channels_last, bits = self.case
         return tables.Kind.of(self.op, geometry, dtype, channels_last, bits)
 
     @property
     def chosen(self) -> str:
-        """The kernel that computes it now."""
+        """Name of the kernel that computes it now."""
         return (together(*self.case) or APART) if self.op == "step" else choose(self.op, *self.case).kernel
 
     @property
     def by_rule(self) -> str:
-        """The kernel that computes it where nothing is measured."""
+        """Name of the kernel that computes it if nothing is measured."""
         geometry, dtype, device, _, bits = self.case
         op = "weight_gradient" if self.op == "step" else self.op  # the rule has one kernel for all of a training step
         return by_rule(op, geometry, dtype, device, bits).kernel
@@ -85,15 +85,15 @@ class Use(NamedTuple):
 
 @dataclass(frozen=True)
 class TuneReport:
-    """What was measured; printed as a table of the layers.
+    """Result of ``tune``. Prints as a table of the layers.
 
     Attributes:
-        machine: where.
-        seconds: that it took.
-        budget_s: that it might take.
-        races: of each kind of op or step that was measured now.
+        machine: the machine of the measurements.
+        seconds: duration.
+        budget_s: greatest duration allowed, in seconds.
+        races: race of each kind of op or step that was measured now.
         chosen: the kernel that computes each op or step of the model from now on.
-        left: those that were not measured within the budget.
+        left: ops and steps that were not measured within the budget.
     """
 
     machine: Machine
@@ -148,22 +148,22 @@ def tune(
     budget_s: float = 20.0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> TuneReport:
-    """Measure which kernel computes each grouped convolution of a model fastest, and have it used from now on.
+    """Measure the fastest kernel for each grouped convolution of a model, and use it from now on.
 
-    Measured is what the model needs as it is called here: in training mode the forward pass and both gradients, in
+    The measured ops are those of the model in this call: in training mode the forward pass and both gradients, in
     evaluation mode the forward pass, in the dtype of the weights or of the autocast that surrounds the call, with the
-    threads that torch has now. Every kernel takes turns; those that are clearly slower drop out. The times go into the
-    user's table (``~/.cache/gconv/kernels``), for all programs on this machine; what it holds already is not measured
+    threads that torch has now. Kernels run in turn; clearly slower ones drop out. The times go into the user's
+    table (``~/.cache/gconv/kernels``), for all programs on this machine; ops that it already has are not measured
     again. Parameters, gradients, running statistics and random numbers stay as they are.
 
     Args:
-        model: that holds grouped convolutions; compiled or parallel models are tuned by the model inside.
-        example: an input as the model will get it, on its device; or a tuple of arguments.
-        budget_s: seconds that it takes at most, the last measurement excepted. What is left keeps the rule.
-        clock: seconds.
+        model: model with grouped convolutions; compiled and parallel wrappers are looked through.
+        example: a typical input on the device of the model; or a tuple of arguments.
+        budget_s: greatest duration in seconds, except for the last measurement. Ops that are left keep the rule.
+        clock: returns seconds.
 
     Returns:
-        A report, to be printed.
+        A report, which prints as a table.
 
     Raises:
         TypeError: arguments that are no model.
@@ -193,7 +193,7 @@ def tune(
 
 
 def _uses(model: nn.Module, arguments: Sequence[Any]) -> set[Use]:
-    """All that one call of a model needs, and the backward pass if it is being trained."""
+    """Return the ops of one call of a model, with those of the backward pass in training mode."""
     found: set[Use] = set()
     tensors = [t for t in tree_leaves(arguments) if isinstance(t, Tensor)]
     devices = {t.device for t in (*model.parameters(), *tensors) if t.device.type == "cuda"}
@@ -218,7 +218,7 @@ def _uses(model: nn.Module, arguments: Sequence[Any]) -> set[Use]:
 
 @contextmanager
 def _watching(watcher: dispatch.Watcher | None) -> Iterator[None]:
-    """Have every op inside the block seen, in all threads."""
+    """Observe every op inside the block, in all threads."""
     before = dispatch.watch(watcher)
     try:
         yield
@@ -227,7 +227,7 @@ def _watching(watcher: dispatch.Watcher | None) -> Iterator[None]:
 
 
 def _watcher(see: Callable[[Use], object]) -> dispatch.Watcher:
-    """Have a function see every use that can be measured."""
+    """Return a watcher that passes every measurable op to a function."""
 
     def watch(op: str, like: Tensor, geometry: Geometry, size: Sequence[int]) -> None:
         if _is_measurable(like):
@@ -238,7 +238,7 @@ def _watcher(see: Callable[[Use], object]) -> dispatch.Watcher:
 
 
 def _is_measurable(like: Tensor) -> bool:
-    """Whether what is computed is numbers on a device, that nobody traces, transforms or captures."""
+    """Return True for plain tensors on a device, outside of tracing, transforms and capture."""
     if type(like) not in (Tensor, nn.Parameter) or like.device.type not in ("cpu", "cuda") or not like.numel():
         return False
     if like.is_complex() or torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():
@@ -247,7 +247,7 @@ def _is_measurable(like: Tensor) -> bool:
 
 
 def _known(devices: set[torch.device]) -> set[tables.Kind]:
-    """What is measured on this machine."""
+    """Return the kinds measured on this machine."""
     return {kind for device in devices for kind in tables.own(this_machine(device))}
 
 
@@ -255,9 +255,9 @@ def measure(use: Use, until: float, clock: Callable[[], float] = time.perf_count
     """Time every kernel that can compute one use, and extend the user's table.
 
     Args:
-        use: what is computed; of a step, the ops must have been measured before.
-        until: time of the clock at which it ends.
-        clock: seconds.
+        use: op or step to measure; the ops of a step must have been measured before.
+        until: time of the clock at which the measurement ends.
+        clock: returns seconds.
     """
     alone = torch.inference_mode(False), torch.autocast(use.device.type, enabled=False)
     with _watching(None), alone[0], alone[1], torch.set_grad_enabled(use.op == "step"):
@@ -269,7 +269,7 @@ def measure(use: Use, until: float, clock: Callable[[], float] = time.perf_count
 
 
 def _calls(use: Use) -> dict[str, Callable[[], object]]:
-    """Every way of computing one use, on numbers of our own."""
+    """Return functions that compute one use with each kernel, on random tensors."""
     geometry, size = use.geometry, (use.height, use.width)
     layout = torch.channels_last if use.channels_last else torch.contiguous_format
 
@@ -305,11 +305,11 @@ def _calls(use: Use) -> dict[str, Callable[[], object]]:
 
 
 def _steps(use: Use, names: Sequence[str]) -> list[str]:
-    """Ways of a whole step that are worth timing: by the rule, and those whose ops are fast.
+    """Return the ways to compute a whole step that are worth timing: by the rule, and those whose ops are fast.
 
-    One kernel for all three, which torch differentiates; or each op by its own (``APART``), where they differ.
+    One kernel for all three ops, which torch differentiates; or one kernel for each op (``APART``), if they differ.
     """
-    tables.extend(this_machine(use.device), [(use.kind, {})])  # else the step chosen before would stand for ``APART``
+    tables.extend(this_machine(use.device), [(use.kind, {})])  # else ``APART`` would run the step chosen before
     dispatch.forget()
     choices = [choose(op, *use.case) for op in OPS]
     one = together(*use.case)
@@ -321,7 +321,7 @@ def _steps(use: Use, names: Sequence[str]) -> list[str]:
     def of_all(name: str) -> float:
         return sum(times.get(name, math.inf) for times in seconds)
 
-    worth = {use.by_rule, *(name for name in names if of_all(name) <= HOPELESS_STEP * best)}
+    worth = {use.by_rule, *(name for name in names if of_all(name) <= MAX_STEP_RATIO * best)}
     return [APART, *(name for name in names if name in worth & DIFFERENTIABLE)]
 
 
@@ -330,7 +330,7 @@ _met: set[tuple] = set()
 
 
 def _at_first_use(use: Use) -> None:
-    """Measure what this process computes for the first time, unless it is known on this machine."""
+    """Measure an op at its first use in this process, unless it is known on this machine."""
     met = (use.op, *use.case)
     if met in _met or tables.is_pinned():
         return
@@ -341,13 +341,13 @@ def _at_first_use(use: Use) -> None:
         if use.kind in _known({use.device}):
             return
         start = time.perf_counter()
-        seconds = measure(use, start + FIRST_USE_S).seconds
+        seconds = measure(use, start + FIRST_USE_BUDGET_S).seconds
         words = f"gconv: {use.op} of {use.geometry} measured in {time.perf_counter() - start:.1f} s"
         print(f"{words}: {use.chosen}" if seconds else f"{words}: no kernel works", file=sys.stderr, flush=True)
 
 
 def wanted() -> bool:
-    """Whether whatever is computed for the first time is to be measured: ``GCONV_TUNE=1``.
+    """Return True if ops are measured at their first use: ``GCONV_TUNE=1``.
 
     Raises:
         ValueError: the variable is neither 1 nor 0.

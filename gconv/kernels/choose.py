@@ -1,7 +1,7 @@
-"""Which kernel computes a layer: what the measured table says, and ATen by rule where it says nothing.
+"""Choice of the kernel of each op: the fastest in the table of measured times, else ATen by rule.
 
-Nothing is measured here. The choice is made once per layer and size of input, then looked up. For each op apart: the
-forward pass, the gradient of the input and that of the weight may be computed by different kernels.
+Nothing is measured here. The choice is made once per layer and size of input, and cached. It is made for each op
+separately: forward pass, gradient of the input and gradient of the weight may be computed by different kernels.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from gconv.kernels.geometry import Geometry
 from gconv.kernels.machine import this_machine
 from gconv.kernels.packing import cheapest_packing, equal_neighbours
 
-ALIKE = 1.03  # times within 3% are taken for equal
+EQUAL_TIME_RATIO = 1.03  # times within 3% count as equal
 MACS_OF_A_CALL = 4e6  # multiply-accumulates in whose time a CPU begins and ends a call: 50 to 100 µs
 APART = "apart"  # in the table: a step whose ops each have the kernel of their own choice
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A kernel, and why.
+    """Kernel chosen for one op.
 
     Attributes:
-        kernel: its name.
-        reason: in words.
-        seconds: what each kernel took on the measured layer that decided, if one did.
-        steps: how far that layer's sizes are from these, in halvings or doublings.
+        kernel: name of the kernel.
+        reason: the reason in words.
+        seconds: time of each kernel on the measured layer that decided the choice; empty if none did.
+        steps: distance of the sizes of that layer from these, in factors of two.
     """
 
     kernel: str
@@ -56,9 +56,9 @@ def cached_choice(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def pixel_bits(batch: int, height: int, width: int) -> int:
-    """The size of an input, batch × height × width, to the precision that the choice depends on.
+    """Return the bit length of batch × height × width, the size of an input on which the choice depends.
 
-    Sizes that are symbols of a traced program count as unknown, 0.
+    Symbolic sizes of a traced program are unknown and give 0.
     """
     pixels = batch * height * width
     return pixels.bit_length() if type(pixels) is int else 0
@@ -67,15 +67,15 @@ def pixel_bits(batch: int, height: int, width: int) -> int:
 def choose(
     op: str, geometry: Geometry, dtype: torch.dtype, device: torch.device, channels_last: bool, bits: int
 ) -> Choice:
-    """The kernel for one op of a layer.
+    """Choose the kernel for one op of a layer.
 
     Args:
         op: ``conv2d``, ``input_gradient`` or ``weight_gradient``.
-        geometry: of the layer.
-        dtype: that it computes in, autocast considered.
-        device: where.
-        channels_last: whether its input is.
-        bits: ``pixel_bits`` of its input.
+        geometry: geometry of the layer.
+        dtype: dtype of the computation, with autocast.
+        device: device of the computation.
+        channels_last: whether the input is channels_last.
+        bits: ``pixel_bits`` of the input.
     """
     return _choose(op, geometry, dtype, device, channels_last, bits, torch.get_num_threads())
 
@@ -92,7 +92,7 @@ def _choose(
         return ruled
     seconds, times, steps = found
     name, words = min(times, key=lambda name: times[name]), "the fastest measured"
-    if times.get(ruled.kernel, math.inf) <= ALIKE * times[name]:  # chance would decide
+    if times.get(ruled.kernel, math.inf) <= EQUAL_TIME_RATIO * times[name]:  # chance would decide
         name, words = ruled.kernel, "as fast as any measured"
     words += f" on a layer {steps} steps away in size" if steps else ""
     return Choice(name, words, tuple(seconds.items()), steps)
@@ -101,10 +101,10 @@ def _choose(
 def together(
     geometry: Geometry, dtype: torch.dtype, device: torch.device, channels_last: bool, bits: int
 ) -> str | None:
-    """The one ATen kernel that computes a whole training step, differentiated by torch; None for three kernels apart.
+    """Return the one ATen kernel that computes a whole training step, differentiated by torch; None for three kernels.
 
-    One kernel costs least beside the arithmetic, and computes both gradients in one call: it is preferred where it is
-    as fast. Where no step is measured, it must be the choice of each op.
+    One kernel has the least overhead, and computes both gradients in one call: it is preferred if it is equally fast.
+    If no step is measured, it must be the choice of each op.
     """
     return _together(geometry, dtype, device, channels_last, bits, torch.get_num_threads())
 
@@ -119,7 +119,7 @@ def _together(
         if found is not None:
             times = found[1]
             name = min((name for name in times if name in DIFFERENTIABLE), key=lambda name: times[name], default=APART)
-            return name if name != APART and times[name] <= ALIKE * min(times.values()) else None
+            return name if name != APART and times[name] <= EQUAL_TIME_RATIO * min(times.values()) else None
     # The rule of the forward pass is that of inference, where a weight stays.
     names = {choice.kernel for op, choice in zip(OPS, choices, strict=True) if op != "conv2d" or choice.seconds}
     return names.pop() if len(names) == 1 and names <= DIFFERENTIABLE else None
@@ -189,7 +189,7 @@ def by_rule(op: str, geometry: Geometry, dtype: torch.dtype, device: torch.devic
 
 
 def _calls_cost_more_than_zeros(geometry: Geometry, bits: int) -> bool:
-    """Whether the calls of ``merged`` take longer than the zeros that ``packed`` multiplies in one call."""
+    """Return True if the calls of ``merged`` take longer than the zeros that ``packed`` multiplies in one call."""
     sizes = geometry.in_groups.sizes, geometry.out_groups.sizes
     zeros = cheapest_packing(*sizes).links - sum(geometry.links)
     taps, pixels = math.prod(geometry.kernel_size), 2 ** (bits - 0.5)

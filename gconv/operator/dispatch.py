@@ -54,7 +54,7 @@ def forced_name() -> str | None:
     return _forced.name
 
 
-# Sees the name of an op, a tensor whose dtype, device and layout are those of the op, geometry and size of the input.
+# Called with the name of an op, a tensor with the dtype, device and layout of the op, geometry and size of the input.
 Watcher = Callable[[str, Tensor, Geometry, Sequence[int]], None]
 _watcher: Watcher | None = None
 
@@ -82,10 +82,10 @@ def show_layer(x: Tensor, weight: Tensor, geometry: Geometry) -> None:
 
 
 class Kernels(NamedTuple):
-    """What computes the three ops of a layer.
+    """Functions that compute the three ops of a layer.
 
-    And what only some have: the forward pass that torch differentiates alone, if that pays, and the one whose epilogue
-    counts what it writes.
+    Some layers have more: ``together``, a forward pass that torch differentiates, if that is as fast; ``statistics``, a
+    forward pass whose epilogue computes mean and variance of the result.
     """
 
     conv2d: Callable[..., Tensor]

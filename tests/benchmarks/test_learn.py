@@ -41,7 +41,7 @@ def test_what_is_learned_is_what_is_chosen(monkeypatch, capsys):
         chosen = choose.choose(op, layer.geometry, torch.float32, CPU, True, choose.pixel_bits(2, 6, 6))
         seconds = dict(chosen.seconds)
         assert {"loop", "merged", "packed"} <= set(seconds)
-        assert seconds[chosen.kernel] <= choose.ALIKE * min(seconds.values())
+        assert seconds[chosen.kernel] <= choose.EQUAL_TIME_RATIO * min(seconds.values())
 
 
 def test_nothing_is_begun_when_time_is_up(monkeypatch, capsys):
