@@ -57,7 +57,7 @@ def understood(arguments: list[str]) -> None:
             main(arguments)
     elif name == "verify":
         assert main([name, "--help"]) == 0  # it takes minutes
-    elif name in ("figures", "results", "gather"):
+    elif name in ("figures", "results", "gather", "report"):
         with pytest.raises((UsageError, FileNotFoundError)) as error:
             main(arguments)
         assert "unknown" not in str(error.value) and "no such figures" not in str(error.value)

@@ -6,9 +6,12 @@ import subprocess
 import pytest
 import yaml
 
+from analysis.tradeoff import tradeoff_table
 from experiments.__main__ import main
 from experiments.report.claims import BLOCK, recorded_verdicts
+from experiments.report.closing import accuracy_lines
 from experiments.report.marked_text import read_block
+from experiments.report.tables import read_table
 from experiments.study.catalogue import study_file, study_names, sweep_names
 from pages import DOCS, ROOT, page, pages
 
@@ -108,6 +111,15 @@ def test_the_sweeps_are_listed():
 
 def test_the_readme_has_the_verdicts_of_the_record():
     assert read_block(ROOT / "README.md", BLOCK) == recorded_verdicts(), "make claims ARGS=--readme"
+
+
+def test_the_readme_prints_what_the_record_gives_for_three_seeds():
+    table = read_table(ROOT / "results" / "quickstart" / "measures.csv")
+    printed = accuracy_lines(tradeoff_table(table[table["seed"].isna() | (table["seed"] < 3)]))
+    (block,) = page("README.md").blocks("text")
+    shown = [line for line in block.splitlines() if line.startswith(("variant ", "dense ", "groups-", "log-"))]
+    assert len(shown) == 4
+    assert set(shown) <= set(printed)
 
 
 def test_the_readme_is_short():
