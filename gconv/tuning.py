@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 from gconv.kernels import DIFFERENTIABLE, OPS, find, runnable
 from gconv.kernels import table as tables
 from gconv.kernels.aten import is_channels_last
-from gconv.kernels.choose import APART, by_rule, choose, pixel_bits, together
+from gconv.kernels.choose import APART, by_kernel, by_rule, choose, pixel_bits, together
 from gconv.kernels.geometry import Geometry
 from gconv.kernels.machine import Machine, this_machine
 from gconv.kernels.race import Race, race
@@ -116,7 +117,7 @@ class TuneReport:
 
     def gain(self, use: Use) -> float | None:
         """Time of the kernel by rule over that of the one chosen; None where either was not measured now."""
-        seconds = self.races[use.kind].seconds if use.kind in self.races else {}
+        seconds = by_kernel(self.races[use.kind].seconds) if use.kind in self.races else {}
         if use.by_rule in seconds and self.chosen[use] in seconds:
             return seconds[use.by_rule] / seconds[self.chosen[use]]
         return None
@@ -293,15 +294,22 @@ def _calls(use: Use) -> dict[str, Callable[[], object]]:
 
         return {name: lambda name=name: step(name) for name in _steps(use, names)}
 
-    def call(name: str) -> object:
-        kernel = find(name)
+    def call(kernel: Any, **how: Any) -> object:
         if use.op == "conv2d":
-            return kernel.conv2d(x, weight, None, geometry)
+            return kernel.conv2d(x, weight, None, geometry, **how)
         if use.op == "input_gradient":
-            return kernel.input_gradient(dy, weight, geometry, size)
-        return kernel.weight_gradient(dy, x, geometry)
+            return kernel.input_gradient(dy, weight, geometry, size, **how)
+        return kernel.weight_gradient(dy, x, geometry, **how)
 
-    return {name: lambda name=name: call(name) for name in names}
+    ways: dict[str, Callable[[], object]] = {}
+    for name in names:
+        kernel = find(name)
+        if hasattr(kernel, "configs"):
+            blockings = kernel.configs(geometry, use.dtype, use.device)
+            ways |= {f"{name} {blocking}": partial(call, kernel, blocking=blocking) for blocking in blockings}
+        else:
+            ways[name] = partial(call, kernel)
+    return ways
 
 
 def _steps(use: Use, names: Sequence[str]) -> list[str]:

@@ -8,6 +8,9 @@ Every kernel is a module with the same four functions; none needs autograd insid
     input_gradient(dy_NOHW, weight, geometry, input_size) -> dx_NCHW
     weight_gradient(dy_NOHW, x_NCHW, geometry) -> dweight                           of ``geometry.weight_shape``
     refuses(geometry, dtype, device) -> str | None                                  why it cannot run
+
+One with several ways to cut the work also has ``configs(geometry, dtype, device)``, and its ops take one of these as
+``blocking=``; without, they take the one that was measured as the fastest.
 """
 
 from __future__ import annotations

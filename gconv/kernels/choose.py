@@ -7,7 +7,7 @@ separately: forward pass, gradient of the input and gradient of the weight may b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -153,20 +153,64 @@ def chosen_by(table: tables.Table) -> Iterator[None]:
     forget()
 
 
-def _measured(
+def variant(kernel: str, op: str, geometry: Geometry, dtype: torch.dtype, x: Tensor, input_size: Sequence[int]) -> str:
+    """Return the variant of a kernel that was measured as its fastest for one op; "" where none was.
+
+    Args:
+        kernel: its name; a row of the table names a variant after it, ``band rows 64/32/64/32/2``.
+        op, geometry, dtype, x, input_size: as in ``kernel_for``.
+    """
+    bits = pixel_bits(x.shape[0], *input_size)
+    return _variant(kernel, op, geometry, dtype, x.device, is_channels_last(x), bits, torch.get_num_threads())
+
+
+@cached_choice
+def _variant(
+    kernel: str,
+    op: str,
+    geometry: Geometry,
+    dtype: torch.dtype,
+    device: torch.device,
+    channels_last: bool,
+    bits: int,
+    threads: int,
+) -> str:
+    seconds, _ = _nearest(op, geometry, dtype, device, channels_last, bits) or ({}, 0)
+    variants = [name for name in seconds if name.partition(" ")[0] == kernel]
+    return min(variants, key=lambda name: seconds[name], default="").partition(" ")[2]
+
+
+def by_kernel(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Return the seconds of each kernel: of one that was measured in several variants, the fastest."""
+    fastest: dict[str, float] = {}
+    for name, time in seconds.items():
+        kernel = name.partition(" ")[0]
+        fastest[kernel] = min(time, fastest.get(kernel, math.inf))
+    return fastest
+
+
+def _nearest(
     op: str, geometry: Geometry, dtype: torch.dtype, device: torch.device, channels_last: bool, bits: int
-) -> tuple[dict[str, float], dict[str, float], int] | None:
-    """What the table says of the nearest layer: seconds of all, of what can be chosen here, and steps to that layer."""
+) -> tuple[dict[str, float], int] | None:
+    """Seconds of all that was measured on the nearest layer, and the steps to that layer."""
     if not bits:
         return None
     kind = tables.Kind.of(op, geometry, dtype, channels_last, bits)
     table = tables.load(this_machine(device))
     found = tables.nearest(table, kind)
+    return None if found is None else (table[found[0]], found[1])
+
+
+def _measured(
+    op: str, geometry: Geometry, dtype: torch.dtype, device: torch.device, channels_last: bool, bits: int
+) -> tuple[dict[str, float], dict[str, float], int] | None:
+    """What the table says of the nearest layer: seconds of all, of what can be chosen here, and steps to that layer."""
+    found = _nearest(op, geometry, dtype, device, channels_last, bits)
     if found is None:
         return None
-    seconds, steps = table[found[0]], found[1]
+    seconds = by_kernel(found[0])
     usable = [n for n in seconds if n == APART or (n in CANDIDATES and not refusal(n, geometry, dtype, device))]
-    return (seconds, {name: seconds[name] for name in usable}, steps) if usable else None
+    return (seconds, {name: seconds[name] for name in usable}, found[1]) if usable else None
 
 
 def by_rule(op: str, geometry: Geometry, dtype: torch.dtype, device: torch.device, bits: int) -> Choice:

@@ -15,7 +15,7 @@ import torch
 from gconv.kernels.aten import mean_and_variance
 from gconv.kernels.band.launch import programs
 from gconv.kernels.band.tiles import Blocking, blockings
-from gconv.kernels.choose import forget, kernel_for
+from gconv.kernels.choose import forget, kernel_for, variant
 from gconv.kernels.geometry import Geometry
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -45,7 +45,7 @@ def _no_triton(device: torch.device) -> str | None:
 
 
 def configs(geometry: Geometry, dtype: torch.dtype, device: torch.device | None = None) -> tuple[Blocking, ...]:
-    """The blockings worth timing for a layer; the first is used where none is given.
+    """The blockings worth timing for a layer; the first is used where none is measured.
 
     Args:
         geometry: the layer.
@@ -73,10 +73,12 @@ failures: dict[tuple[Geometry, torch.dtype, torch.device], str] = {}
 
 
 def or_the_next_kernel(op: Callable[..., Any]) -> Callable[..., Any]:
-    """Where Triton cannot build the programs of a layer, the layer is refused from then on, and the next kernel taken.
+    """Have an op take the blocking that was measured as the fastest, else the first of ``configs`` that can be built.
 
-    A blocking that is asked for by name is built or raises what Triton raises.
+    Where Triton cannot build the programs of a layer, the layer is refused from then on, and the next kernel taken. A
+    blocking that is asked for is built or raises what Triton raises.
     """
+    name = op.__name__.removesuffix("_statistics")
 
     @wraps(op)
     def run(*arguments: Any, blocking: Blocking | None = None) -> Any:
@@ -84,8 +86,11 @@ def or_the_next_kernel(op: Callable[..., Any]) -> Callable[..., Any]:
         dtype, device = arguments[0].dtype, arguments[0].device
         if blocking is not None:
             return op(*arguments, blocking=blocking)
+        x = arguments[1] if name == "weight_gradient" else arguments[0]
+        input_size = arguments[3] if name == "input_gradient" else x.shape[2:]
+        fastest = variant("band", name, geometry, dtype, x, input_size)
         reason = "no blocking fits the device's shared memory"
-        for fitting in configs(geometry, dtype, device):
+        for fitting in sorted(configs(geometry, dtype, device), key=lambda blocking: str(blocking) != fastest):
             try:
                 return op(*arguments, blocking=fitting)
             except Exception as error:
@@ -99,9 +104,6 @@ def or_the_next_kernel(op: Callable[..., Any]) -> Callable[..., Any]:
             f"kernel 'band' for {geometry}: {failures[geometry, dtype, device]}; another is used", stacklevel=2
         )
         forget()
-        name = op.__name__.removesuffix("_statistics")
-        x = arguments[1] if name == "weight_gradient" else arguments[0]
-        input_size = arguments[3] if name == "input_gradient" else x.shape[2:]
         result = getattr(kernel_for(name, geometry, dtype, x, input_size), name)(*arguments)
         return result if name == op.__name__ else (result, *mean_and_variance(result))
 

@@ -42,6 +42,11 @@ class Blocking:
     stages: int = 3
     rows: bool = False
 
+    def __str__(self) -> str:
+        """The name of the variant in tables of measured kernels."""
+        numbers = self.pixels, self.narrow, self.wide, self.depth, self.stages
+        return f"{'rows' if self.rows else 'single'} {'/'.join(map(str, numbers))}"
+
     def shared_bytes(self, itemsize: int) -> int:
         """Shared memory of the largest program, at most: each stage holds pixels and weights, or columns and pixels."""
         loaded = (6 * self.pixels + 3 * self.wide) if self.rows else (self.pixels + self.wide)
