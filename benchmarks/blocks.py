@@ -3,10 +3,11 @@
 ``training`` is a forward and a backward pass, ``evaluation`` a forward pass in which nothing is differentiated. Every
 variant is checked before it is timed: outputs, gradients and running statistics against the same modules in float64, to
 at most twice the error of the modules one after the other in the same dtype. All variants run in turn, round by round,
-so that slow drifts of the machine affect all of them equally.
+so that slow drifts of the machine affect all of them equally. On a GPU every setting of cuDNN is timed, and equal
+groups as ``nn.Conv2d`` under ``mode="max-autotune"`` (``benchmarks.plain``).
 
     python -m benchmarks.blocks [--layers=64@32,128@16] [--partitions=1,4,log:4] [--dtypes=float32]
-        [--modes=training,evaluation] [--batch=64] [--repeats=15] [--csv=FILE]
+        [--modes=training,evaluation] [--cudnn=deterministic,free,benchmark] [--batch=64] [--repeats=15] [--csv=FILE]
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.kernels import parse_layer
+from benchmarks.plain import AUTOTUNED, autotuned, cudnn, cudnn_names
 from experiments.store.runs import provenance
 from experiments.terminal import show_every_sign
 from experiments.training.run_context import choose_device, device_name
@@ -34,7 +36,7 @@ from gconv.cost import Latency, measure_latencies
 LAYERS = {"cpu": "64@32,128@16,256@8", "cuda": "64@56,128@28,256@14,512@7"}
 DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
 BATCH = {"cpu": 64, "cuda": 256}
-WAYS = ("modules", "block", "modules compiled", "block compiled")
+WAYS = ("modules", "block", "modules compiled", "block compiled", AUTOTUNED)
 MODES = ("training", "evaluation")
 REFERENCE = "modules"  # denominator of the ratios
 MAX_ERROR_ULP = 8  # units in the last place of the largest number
@@ -45,7 +47,7 @@ Result = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """One partition of a block, in one mode."""
+    """A block cut in one way, in one mode, under one setting of cuDNN."""
 
     layer: str
     partition: str
@@ -53,6 +55,14 @@ class Case:
     mode: str
     batch: int
     device: torch.device
+    cudnn: str = "free"
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """Ways to compute it: ``nn.Conv2d`` takes equal groups, and is tuned for a GPU."""
+        channels = parse_layer(self.layer)[0]
+        equal = GroupedConv2d(channels, channels, 1, groups=self.partition, device="meta").geometry.is_uniform
+        return WAYS if equal and self.device.type == "cuda" else WAYS[:-1]
 
     def build(self) -> tuple[nn.Sequential, Tensor, Tensor]:
         """Return the modules, with running statistics in the norm, an input, and the gradient of an output."""
@@ -81,6 +91,7 @@ def main() -> None:
     parser.add_argument("--partitions", default="1,4,log:4")
     parser.add_argument("--dtypes", default=DTYPES[kind])
     parser.add_argument("--modes", default=",".join(MODES))
+    parser.add_argument("--cudnn", help="settings of cuDNN: deterministic, free, benchmark; on a GPU all of them")
     parser.add_argument("--batch", type=int, default=BATCH[kind])
     parser.add_argument("--repeats", type=int, default=15, help="timed rounds")
     parser.add_argument("--csv", type=Path)
@@ -109,13 +120,15 @@ def cases_of(given: argparse.Namespace, device: torch.device) -> Iterator[Case]:
                 for mode in given.modes.split(","):
                     if mode not in MODES:
                         raise ValueError(f"--modes={mode}: write {' or '.join(MODES)}")
-                    yield Case(layer, partition, getattr(torch, dtype), mode, given.batch, device)
+                    for setting in cudnn_names(device, given.cudnn):
+                        yield Case(layer, partition, getattr(torch, dtype), mode, given.batch, device, setting)
 
 
 def measure(case: Case, repeats: int) -> list[dict[str, object]]:
     """Check every variant, time those that pass, in turn; print and return one row for each."""
     torch._dynamo.reset()
-    times = dict(time_ways(case, repeats))
+    with cudnn(case.cudnn):
+        times = dict(time_ways(case, repeats))
     rows = []
     for way, (time, error) in times.items():
         ratio = time.median / times[REFERENCE][0].median if REFERENCE in times else float("nan")
@@ -126,6 +139,7 @@ def measure(case: Case, repeats: int) -> list[dict[str, object]]:
                 "batch": case.batch,
                 "dtype": str(case.dtype).removeprefix("torch."),
                 "mode": case.mode,
+                "cudnn": case.cudnn,
                 "way": way,
                 "ratio": ratio,
                 **{name: 1e3 * getattr(time, field) for name, field in MILLISECONDS.items()},
@@ -135,7 +149,7 @@ def measure(case: Case, repeats: int) -> list[dict[str, object]]:
             }
         )
         print(
-            f"{case.layer:<8}{case.partition:<7}{rows[-1]['dtype']:<10}{case.mode:<12}{way:<18}"
+            f"{case.layer:<8}{case.partition:<7}{rows[-1]['dtype']:<10}{case.mode:<12}{case.cudnn:<14}{way:<20}"
             f"{1e3 * time.median:>8.2f} ms [{1e3 * time.lower:.2f}, {1e3 * time.upper:.2f}]{ratio:>7.2f} × {REFERENCE}",
             flush=True,
         )
@@ -151,7 +165,7 @@ def time_ways(case: Case, repeats: int) -> Iterator[tuple[str, tuple[Latency, fl
     dy = dy * _decided(model, x)
     exact = _results(copy.deepcopy(model).double(), case, x.double(), dy.double())
     errors, calls = {}, {}
-    for way in WAYS:
+    for way in case.ways:
         own = _model(model, way)
         errors[way] = _errors(_results(own, case, x, dy), exact)
         calls[way] = partial(_call, own, case, x, dy)
@@ -171,9 +185,21 @@ def time_ways(case: Case, repeats: int) -> Iterator[tuple[str, tuple[Latency, fl
 
 def _model(model: nn.Sequential, way: str) -> nn.Module:
     own: nn.Module = copy.deepcopy(model)
+    if way == AUTOTUNED:
+        own = nn.Sequential(_plain(model[0]), *list(own.children())[1:]).train(model.training)
+        return autotuned(own, model[0].weight.device)  # type: ignore[return-value, arg-type]
     if way.startswith("block"):
         own = Block(*own.children()).train(model.training)
     return torch.compile(own) if way.endswith("compiled") else own  # type: ignore[return-value]
+
+
+def _plain(conv: nn.Module) -> nn.Conv2d:
+    """``nn.Conv2d`` with the weight of a layer of equal groups."""
+    assert isinstance(conv, GroupedConv2d) and conv.geometry.is_uniform
+    window = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups
+    plain = nn.Conv2d(conv.in_channels, conv.out_channels, *window, bias=False, device="meta")  # type: ignore[arg-type]
+    plain.weight = nn.Parameter(conv.weight.detach().clone())
+    return plain
 
 
 def _call(model: nn.Module, case: Case, x: Tensor, dy: Tensor) -> tuple[Tensor, Sequence[Tensor]]:

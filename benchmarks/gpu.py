@@ -10,7 +10,7 @@ A way is replayed as a CUDA graph over several copies of its tensors, together l
 the device takes, without Python and without what the cache still holds. Ways take turns, round by round. All are
 checked against float64 first. ATen's ways are timed as training uses them (``deterministic``, the plain names, which
 the table learns) and with ``cudnn.benchmark``; ``conv2d max-autotune`` is ``nn.Conv2d`` as Inductor tunes it. Of the
-band kernel every blocking is timed.
+band kernel every blocking is timed, and learned.
 
 ``--standin`` rehearses all stages on a CPU with tiny sizes; its times mean nothing.
 """
@@ -31,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.plain import AUTOTUNED, autotuned, cudnn
 from gconv import GroupedConv2d, forced_kernel
 from gconv.explanation import floor_of, seconds_of
 from gconv.kernels import CANDIDATES, OPS, find, runnable, table
@@ -220,7 +221,7 @@ def _columns(case: Case, op: str) -> dict[str, object]:
 def _learned(times: dict[str, list[float]], op: str) -> Iterator[tuple[str, str]]:
     """Ways that the table knows, and its names for them: kernels as training uses them, and a step of several."""
     for way in times:
-        if way in CANDIDATES:
+        if way in CANDIDATES or way.startswith("band "):
             yield way, way
         elif way == "ours" and op == "step":
             yield way, APART
@@ -238,7 +239,7 @@ def time_op(case: Case, op: str, layer: GroupedConv2d) -> Iterator[tuple[str, li
     calls: dict[str, list[Callable[[], object]]] = {}
     for name, (way, benchmark) in ways.items():
         try:
-            with torch.backends.cudnn.flags(deterministic=not benchmark, benchmark=benchmark):
+            with cudnn("benchmark" if benchmark else "deterministic"):
                 found = way(x, dy, layer.weight.detach())
                 if not name.startswith("dense"):
                     _check(name, found, reference, case.dtype)
@@ -249,7 +250,7 @@ def time_op(case: Case, op: str, layer: GroupedConv2d) -> Iterator[tuple[str, li
         calls[name] = [partial(way, *tensors, layer.weight.detach()) for tensors in sets]
     benchmark = {name for name in calls if ways[name][1]}
     for setting in (False, True):  # the two settings of cuDNN one after the other
-        with torch.backends.cudnn.flags(deterministic=not setting, benchmark=setting):
+        with cudnn("benchmark" if setting else "deterministic"):
             part = {name: call for name, call in calls.items() if (name in benchmark) == setting}
             yield from replayed(part, case.device).items()
 
@@ -265,7 +266,7 @@ def ways_of(case: Case, op: str, layer: GroupedConv2d) -> Iterator[tuple[str, tu
     for benchmark in (False, True):
         tail = " benchmark" if benchmark else ""
         for name in names:
-            if name == "band" and benchmark:
+            if name == "band" and (benchmark or op != "step"):
                 continue
             yield name + tail, (_step(layer, name) if op == "step" else _ops(find(name), op, geometry), benchmark)
         if op == "step":
@@ -278,16 +279,11 @@ def ways_of(case: Case, op: str, layer: GroupedConv2d) -> Iterator[tuple[str, tu
     if "band" in names and op != "step":
         blockings = find("band").configs(geometry, case.dtype, case.device)
         for blocking in blockings if case.device.type == "cuda" else blockings[1:3]:
-            numbers = f"{blocking.pixels}/{blocking.wide}/{blocking.depth}/{blocking.stages}"
-            name = f"band {'rows' if blocking.rows else 'single'} {numbers}"
-            yield name, (_ops(find("band"), op, geometry, blocking=blocking), False)
+            yield f"band {blocking}", (_ops(find("band"), op, geometry, blocking=blocking), False)
     if geometry.is_uniform and op == "conv2d":
-        how: dict[str, Any] = (
-            {"backend": "aot_eager"} if case.device.type == "cpu" else {"mode": "max-autotune-no-cudagraphs"}
-        )
         groups, stride, padding = geometry.groups, geometry.stride, geometry.padding
-        tuned = torch.compile(lambda x, weight: F.conv2d(x, weight, None, stride, padding, 1, groups), **how)
-        yield "conv2d max-autotune", (lambda x, dy, weight: tuned(x, weight), False)
+        tuned = autotuned(lambda x, weight: F.conv2d(x, weight, None, stride, padding, 1, groups), case.device)
+        yield AUTOTUNED, (lambda x, dy, weight: tuned(x, weight), False)
 
 
 def _arguments(case: Case) -> tuple[int, int, int, int, int]:

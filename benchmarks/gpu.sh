@@ -3,7 +3,8 @@
 #
 #   make bench-gpu PART=1 [TO=runs/gpu]     a cold compiled step on log groups, ceilings, the tests of band and programs
 #   make bench-gpu PART=2                   every kernel and blocking; the table of measured kernels, written as it goes
-#   make bench-gpu PART=3                   with that table: blocks, steps, training at 1, 4 and 8 seeds at once, a study
+#   make bench-gpu PART=3                   with that table: blocks and steps under two settings of cuDNN, training at 1, 4
+#                                           and 8 seeds at once, a study
 #   PYTHON=python3 PACKAGES=wheels DATASET=photos benchmarks/gpu.sh 1        where nothing can be installed or fetched
 #
 # Every stage has a time limit of its own and leaves log and tables in the folder TO, whatever becomes of the others;
@@ -76,12 +77,15 @@ case $PART in
 3)
 	if [ -n "$STANDIN" ]; then
 		DATASET=${DATASET:-photos}
-		blocks="--layers=8@4 --partitions=log:3 --batch=2 --repeats=2 --modes=evaluation"
-		steps="--nets=lognet:log:3 --ways=ours,loop --batch=2 --repeats=2"
+		blocks="--layers=8@4 --partitions=log:3 --batch=2 --repeats=2 --modes=evaluation --cudnn=deterministic,benchmark"
+		steps="--nets=lognet:2 --ways=ours,loop --cudnn=deterministic,benchmark --batch=2 --repeats=2"
 		training="--groups=1 --seeds=1,2 --batch=2 --steps=1 --blocks=1"
 		study="--only=dense --seeds=1 --recipe.epochs=1 --model.width=4 --recipe.device=cpu"
 	else
-		blocks= steps=--batch=256 training=--seeds=1,4,8 study="--seeds=2 --recipe.epochs=10 --compile=always"
+		both=--cudnn=deterministic,benchmark
+		blocks="--layers=64@56,256@14 --partitions=log:4,8 $both"
+		steps="--nets=lognet:log:4,lognet:4,alexnet:2 --batch=256 $both"
+		training=--seeds=1,4,8 study="--seeds=2 --recipe.epochs=10 --compile=always"
 	fi
 	stage blocks 100 "$PYTHON" -m benchmarks.blocks --csv="$TO/blocks.csv" $blocks
 	stage steps 100 "$PYTHON" -m benchmarks.steps --csv="$TO/steps.csv" $steps

@@ -2,10 +2,11 @@
 
 Every variant trains a copy of the same network on the same batch, in turn, so that slow drifts of the machine affect
 all of them equally. ``loop`` is the usual handwritten code for uneven groups (split, convolve, concatenate); ``dense``
-is the same network without groups.
+is the same network without groups; ``conv2d max-autotune`` computes equal groups by ``nn.Conv2d`` as Inductor tunes it.
+On a GPU every variant is timed under every setting of cuDNN.
 
-    python -m benchmarks.steps [--nets=lognet:log:4,alexnet:2] [--ways=dense,ours,loop,packed] [--batch=64]
-        [--repeats=15] [--csv=FILE]
+    python -m benchmarks.steps [--nets=lognet:log:4,alexnet:2] [--ways=dense,ours,loop,packed]
+        [--cudnn=deterministic,free,benchmark] [--batch=64] [--repeats=15] [--csv=FILE]
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from pathlib import Path
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from benchmarks.plain import AUTOTUNED, autotuned, cudnn, cudnn_names
 from experiments.models import build_model
 from experiments.store.runs import provenance
 from experiments.terminal import show_every_sign
@@ -37,26 +39,35 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description="Whole training steps, our choice of kernels beside ATen's ways.")
     parser.add_argument("--nets", default="lognet:log:3,lognet:log:4,lognet:log:5,alexnet:2,alexnet:4,alexnet:log:3")
-    parser.add_argument("--ways", default="dense,ours,loop,packed,masked")
+    parser.add_argument("--ways", default=f"dense,ours,loop,packed,masked,{AUTOTUNED}")
+    parser.add_argument("--cudnn", help="settings of cuDNN: deterministic, free, benchmark; on a GPU all of them")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--csv", type=Path)
     given = parser.parse_args()
     device = choose_device("auto")
     rows = []
+    try:
+        settings = cudnn_names(device, given.cudnn)
+    except ValueError as error:
+        parser.error(str(error))
     for net in given.nets.split(","):
         name, _, groups = net.partition(":")
-        calls = {way: step_of(name, groups, way, given.batch, device) for way in given.ways.split(",")}
-        times = measure_latencies(calls, device, given.repeats)
-        for way, time in times.items():
-            ratio = time.median / times[REFERENCE].median if REFERENCE in times else float("nan")
-            rows.append({"net": name, "groups": groups, "way": way, "ratio": ratio})
-            rows[-1] |= {"ms": time.median * 1e3, "lower": time.lower * 1e3, "upper": time.upper * 1e3}
-            print(
-                f"{net:<16}{way:<8}{time.median * 1e3:>9.1f} ms [{time.lower * 1e3:.1f}, {time.upper * 1e3:.1f}]"
-                f"{ratio:>7.2f} × {REFERENCE}",
-                flush=True,
-            )
+        for setting in settings:
+            torch._dynamo.reset()
+            with cudnn(setting):
+                ways = [way for way in given.ways.split(",") if way != AUTOTUNED or groups.isdigit()]
+                calls = {way: step_of(name, groups, way, given.batch, device) for way in ways}
+                times = measure_latencies(calls, device, given.repeats)
+            for way, time in times.items():
+                ratio = time.median / times[REFERENCE].median if REFERENCE in times else float("nan")
+                rows.append({"net": name, "groups": groups, "cudnn": setting, "way": way, "ratio": ratio})
+                rows[-1] |= {"ms": time.median * 1e3, "lower": time.lower * 1e3, "upper": time.upper * 1e3}
+                print(
+                    f"{net:<16}{setting:<14}{way:<20}{time.median * 1e3:>9.1f} ms "
+                    f"[{time.lower * 1e3:.1f}, {time.upper * 1e3:.1f}]{ratio:>7.2f} × {REFERENCE}",
+                    flush=True,
+                )
         if given.csv:  # after every network, so that an interrupted run keeps its results
             given.csv.parent.mkdir(parents=True, exist_ok=True)
             table = pd.DataFrame(rows).assign(batch=given.batch, **provenance(device_name(device)))
@@ -73,12 +84,18 @@ def step_of(name: str, groups: str, way: str, batch: int, device: torch.device) 
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
     x = torch.randn(batch, 3, size, size, device=device).to(memory_format=torch.channels_last)
     y = torch.randint(10, (batch,), device=device)
-    kernel = None if way in ("dense", "ours") else way
-    return partial(_step, model, optimizer, x, y, kernel, choose_dtype("auto", device))
+    kernel = {"dense": None, "ours": None, AUTOTUNED: "native"}.get(way, way)
+    compute = autotuned(model, device) if way == AUTOTUNED else model
+    return partial(_step, compute, optimizer, x, y, kernel, choose_dtype("auto", device))
 
 
 def _step(
-    model: nn.Module, optimizer: torch.optim.SGD, x: Tensor, y: Tensor, kernel: str | None, dtype: torch.dtype
+    model: Callable[[Tensor], Tensor],
+    optimizer: torch.optim.SGD,
+    x: Tensor,
+    y: Tensor,
+    kernel: str | None,
+    dtype: torch.dtype,
 ) -> None:
     with forced_kernel(kernel) if kernel else nullcontext():
         with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
