@@ -5,11 +5,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from gconv import tuning
 from gconv.kernels import OPS, band, choose, find, machine, table
 from gconv.kernels.band.support import or_the_next_kernel
 from gconv.kernels.geometry import Geometry
 from gconv.kernels.table import Kind
-from gconv.operator import dispatch, tune
+from gconv.operator import dispatch
 from gconv.partition import Partition
 
 CPU = torch.device("cpu")
@@ -79,10 +80,10 @@ def test_tune_times_every_blocking_of_every_op(monkeypatch):
     taken = []
     ops = {op: lambda *given, op=op, blocking: taken.append((op, blocking)) for op in OPS}
     fake = SimpleNamespace(configs=band.configs, **ops)
-    monkeypatch.setattr(tune, "runnable", lambda *layer: ("loop", "band"))
-    monkeypatch.setattr(tune, "find", lambda name: fake if name == "band" else find(name))
+    monkeypatch.setattr(tuning, "runnable", lambda *layer: ("loop", "band"))
+    monkeypatch.setattr(tuning, "find", lambda name: fake if name == "band" else find(name))
     for op in OPS:
-        calls = tune._calls(tune.Use(op, LOG, torch.float32, CPU, True, 1, 4, 4))
+        calls = tuning._calls(tuning.Use(op, LOG, torch.float32, CPU, True, 1, 4, 4))
         assert list(calls) == ["loop", *(f"band {blocking}" for blocking in CONFIGS)]
         for call in calls.values():
             call()
