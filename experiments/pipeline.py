@@ -74,7 +74,7 @@ def _closing(study: Study, done: list[PlannedRun], missing: pd.DataFrame, page: 
     results = [p.run.result or {} for p in done]
     seconds = pd.DataFrame({"variant": [p.variant.name for p in done], "seconds": [r["seconds"] for r in results]})
     record = read_record(study.name, str(study.execution.runs_root), folder)
-    text = closing_text(study.question, table, record, seconds, remarks, study.name)
+    text = closing_text(study.name, study.question, table, record, seconds, remarks, study.overrides)
     return "\n".join(["", text, "", *path_lines(study.folder, page)])
 
 

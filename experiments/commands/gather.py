@@ -243,7 +243,7 @@ def draw(study: Study, data: str) -> list[Path]:
     measured = [pair for pair in runs if is_tabled(pair[0].folder)]
     if len(measured) < len(runs):
         print(f"{len(runs) - len(measured)} runs with weights are not measured yet: {typed('run', study.name)} does so")
-    for line in missing_seeds(study, [run for run, _ in measured]):
+    for line in missing_seeds(study, [run for run, _ in runs]):
         print(line)
     if not measured:
         return []

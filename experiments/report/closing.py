@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from textwrap import shorten, wrap
 
@@ -32,18 +32,26 @@ FOUND = {  # measures of the sentences, the first with their own nulls
 
 
 def closing_text(
-    question: str, table: pd.DataFrame, record: Record | None, seconds: pd.DataFrame, remarks: Sequence[str], study: str
+    study: str,
+    question: str,
+    table: pd.DataFrame,
+    record: Record | None,
+    seconds: pd.DataFrame,
+    remarks: Sequence[str],
+    overrides: Mapping[str, object],
 ) -> str:
     """Return what a study says at its end, in at most 36 lines of 110 characters; the paths of its files follow.
 
     Args:
-        question: what the study asks.
+        study: its name.
+        question: what it asks.
         table: its long table.
         record: the same as evidence.
         seconds: variant and seconds of each run.
         remarks: what else must be known, a line each.
-        study: its name.
+        overrides: what the command line changed about the study.
     """
+    again = command_again(study, overrides)
     claims = [claim for claim in read_claims(LEDGER) if study in claim.studies] if record is not None else []
     findings = judge_claims(claims, [record]) if record is not None else []
     remarks = [*(_of_record(record) if record is not None else []), *_of_times(table), *remarks]
@@ -51,7 +59,7 @@ def closing_text(
         wrap(question, WIDTH)[:2],
         accuracy_lines(tradeoff_table(table)),
         finding_lines(table),
-        [*verdict_lines(claims, findings), *settle_lines(claims, findings, seconds, study)],
+        [*verdict_lines(claims, findings), *settle_lines(claims, findings, seconds, again)],
         _most([_line(remark) for remark in remarks], REMARKS, "remarks in tables/notes.csv and the report"),
     ]
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
@@ -89,7 +97,7 @@ def finding_lines(table: pd.DataFrame) -> list[str]:
             for null, of_null in of_variant.groupby("null")
             if len(values := of_null.groupby("seed")["value"].mean().dropna()) and values.abs().max() < float("inf")
         }
-        nulls = [f"{null} {texts[null]}" for null in ("untrained", other) if null in texts]
+        nulls = [f"{null} {texts[null].partition(' ')[0]}" for null in ("untrained", other) if null in texts]
         if "" in texts and nulls:
             first = first or variant
             where = "" if variant == first else f" in {variant}"
@@ -115,8 +123,14 @@ def verdict_lines(claims: Sequence[Claim], findings: Sequence[Finding]) -> list[
     return _most(lines, VERDICTS + 1, "verdicts in the report")
 
 
-def settle_lines(claims: Sequence[Claim], findings: Sequence[Finding], seconds: pd.DataFrame, study: str) -> list[str]:
-    """Return what would settle the open claims: more seeds, how long they take, and the command."""
+def settle_lines(claims: Sequence[Claim], findings: Sequence[Finding], seconds: pd.DataFrame, again: str) -> list[str]:
+    """Return what would settle the open claims: more seeds, how long they take, and the command.
+
+    Args:
+        claims, findings: of the study.
+        seconds: variant and seconds of each run.
+        again: the command with ``{seeds}`` in the place of their number.
+    """
     needs = {}
     for claim, finding in zip(claims, findings, strict=True):
         if finding.verdict == "inconclusive" and finding.n is not None:
@@ -133,15 +147,24 @@ def settle_lines(claims: Sequence[Claim], findings: Sequence[Finding], seconds: 
         more = seeds - there
         if more > 0:
             which = f"claim{'s' * (len(claims_of) > 1)} {', '.join(claims_of)}"
-            lines.append(
-                _line(f"{more} more seeds for {which}, {duration(more * each)}: {typed('run', study)} {flag(seeds)}")
-            )
+            command = again.format(seeds=seeds)
+            lines.append(_line(f"{more} more seeds for {which}, {duration(more * each)}: {command}"))
     return lines
 
 
-def flag(seeds: int) -> str:
-    """Return the flag for so many seeds, for the command that ``typed`` gives."""
-    return f"ARGS=--seeds={seeds}" if typed("run").startswith("make") else f"--seeds={seeds}"
+def command_again(study: str, overrides: Mapping[str, object]) -> str:
+    """Return the command of a study with ``{seeds}`` in the place of the number of seeds.
+
+    Args:
+        study: its name.
+        overrides: what the command line changed; more than a profile is not repeated.
+    """
+    if set(overrides) - {"seeds", "profile"}:
+        return "the same command with --seeds={seeds}"
+    command, profile = typed("run", study), overrides.get("profile")
+    if command.startswith("make"):
+        return f"{command}{f' PROFILE={profile}' if profile else ''} ARGS=--seeds={{seeds}}"
+    return f"{command}{f' --profile={profile}' if profile else ''} --seeds={{seeds}}"
 
 
 def remarks_on_images(datasets: Iterable[Dataset]) -> list[str]:

@@ -10,6 +10,7 @@ from experiments.report.closing import (
     LINES,
     WIDTH,
     closing_text,
+    command_again,
     finding_lines,
     path_lines,
     remarks_on_images,
@@ -19,6 +20,7 @@ from experiments.report.records import RESULTS, read_record
 from experiments.report.tables import read_csv
 from tiny_images import tiny_dataset
 
+NAME = "quickstart"
 COLUMNS = ["variant", "seed", "status", "reason"]
 
 
@@ -39,7 +41,7 @@ def test_a_study_of_many_variants_with_many_remarks_fits_one_screen(record, tmp_
         tables.append(record.table[record.table["variant"] == "groups-2"].assign(variant=name))
     many = replace(record, table=pd.concat(tables, ignore_index=True), trial="--recipe.epochs=1", refused="")
     remarks = [f"remark {k} " + "long " * 40 for k in range(9)]
-    text = closing_text("A question? " * 30, many.table, many, seconds(many), remarks, "quickstart")
+    text = closing_text(NAME, "A question? " * 30, many.table, many, seconds(many), remarks, {})
     lines = [*text.splitlines(), "", *path_lines(tmp_path, tmp_path / "report.html")]
     assert len(lines) <= LINES
     assert max(map(len, text.splitlines())) <= WIDTH
@@ -48,7 +50,7 @@ def test_a_study_of_many_variants_with_many_remarks_fits_one_screen(record, tmp_
 
 
 def test_it_says_what_was_found_and_what_would_settle_the_rest(record):
-    text = closing_text("Why?", record.table, record, seconds(record), [], "quickstart")
+    text = closing_text(NAME, "Why?", record.table, record, seconds(record), [], {"seeds": 8})
     assert "dense                 0.907 [0.902, 0.912]      8" in text
     assert "contradicted: 2 Training widens that gap: -0.033 [-0.04, -0.026], q 0.023" in text
     # 3 seeds of 4 variants, a minute each
@@ -59,9 +61,7 @@ def test_a_sentence_has_the_effect_its_interval_and_its_nulls():
     rows = [("groups-2", seed, null, value) for seed in range(6) for null, value in (("", 1.5), ("untrained", 1.0))]
     table = pd.DataFrame(rows, columns=["variant", "seed", "null", "value"])
     table = table.assign(study="s", layer="conv2", measure="ratio_computed", groups="", unit="")
-    assert finding_lines(table)[1] == (
-        "Correlation within / between groups: 1.50 [1.50, 1.50]; untrained 1.00 [1.00, 1.00]."
-    )
+    assert finding_lines(table)[1] == ("Correlation within / between groups: 1.50 [1.50, 1.50]; untrained 1.00.")
 
 
 def test_images_that_lack_are_remarked():
@@ -81,7 +81,7 @@ def test_runs_at_chance_and_filters_that_did_not_learn_are_remarked(record):
     worse = Record(
         "quickstart", "runs", record.table, lost=lost, unlearned={("log-4", 2): "learned 20% of its filters"}
     )
-    text = closing_text("Why?", record.table, worse, seconds(record), [], "quickstart")
+    text = closing_text(NAME, "Why?", record.table, worse, seconds(record), [], {})
     assert "2 runs at chance, no evidence: dense 0, dense 1" in text
     assert "1 run learned 20% of its filters, no evidence: log-4 2" in text
 
@@ -95,3 +95,15 @@ def test_notes_and_missing_runs_are_counted():
         "not in these tables: dense, seed 3: diverged: no longer finite",
         f"{len(notes)} notes on what could not be measured: tables/notes.csv",
     ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "command"),
+    [
+        ({}, "make experiment NAME=log-groups ARGS=--seeds={seeds}"),
+        ({"profile": "photos", "seeds": 2}, "make experiment NAME=log-groups PROFILE=photos ARGS=--seeds={seeds}"),
+        ({"recipe.epochs": 1}, "the same command with --seeds={seeds}"),
+    ],
+)
+def test_more_seeds_are_of_the_same_study(overrides, command):
+    assert command_again("log-groups", overrides) == command
