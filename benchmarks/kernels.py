@@ -53,7 +53,7 @@ Result = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Case:
-    """A layer cut in one way, computed in one dtype and layout."""
+    """One layer with one partition, in one dtype and memory format."""
 
     layer: str
     partition: str
@@ -63,7 +63,7 @@ class Case:
     device: torch.device
 
     def build(self) -> tuple[GroupedConv2d, nn.Conv2d, Tensor, Tensor]:
-        """The layer, the dense one, an input and the gradient of an output."""
+        """Return the layer, the dense one, an input and the gradient of an output."""
         channels, size, kernel, stride = parse_layer(self.layer)
         torch.manual_seed(0)
         arguments = (channels, channels, kernel, stride, kernel // 2)
@@ -107,7 +107,7 @@ def main() -> None:
 
 
 def cases_of(given: argparse.Namespace, device: torch.device) -> Iterator[Case]:
-    """All that is asked for, each checked before anything is timed."""
+    """Return all requested cases; raise for a wrong one before anything is timed."""
     for dtype in given.dtypes.split(","):
         if not isinstance(getattr(torch, dtype, None), torch.dtype):
             raise ValueError(f"--dtypes={dtype}: write float32, bfloat16 or float16")
@@ -124,7 +124,7 @@ def parse_layer(text: str) -> tuple[int, int, int, int]:
     """``128@28/3x3/2`` to channels, size, kernel and stride.
 
     Raises:
-        ValueError: it is not written so.
+        ValueError: the text has another form.
     """
     try:
         given = text.split("/")
@@ -136,7 +136,7 @@ def parse_layer(text: str) -> tuple[int, int, int, int]:
 
 
 def calls_of(case: Case, op: str, with_ours: bool) -> tuple[dict[str, Callable[[], Result]], Callable[[], Result]]:
-    """Every way of computing one op of a case, by name, and the same in float64."""
+    """Return the functions that compute one op of a case, by name, and the result in float64."""
     layer, dense, x, dy = case.build()
     geometry, wide = layer.geometry, GroupedConv2d(*_arguments(case), device="meta").geometry
     weight, wide_weight = layer.weight.detach(), dense.weight.detach()
@@ -214,7 +214,7 @@ def _error(results: Result, exact: Result) -> float:
 
 
 def _times_within(call: Callable[[], Result], device: torch.device) -> int:
-    """How often to call within one measurement, so that the clock and the launch do not matter."""
+    """Return the number of calls within one measurement, so that clock and launch are negligible."""
     start = time.perf_counter()
     call()
     if device.type == "cuda":
@@ -231,7 +231,7 @@ def _again(call: Callable[[], Result], times: int) -> Callable[[], None]:
 
 
 def measure(case: Case, repeats: int) -> list[dict[str, object]]:
-    """The rows of the long table for one case."""
+    """Return the rows of the long table for one case."""
     layer, _, x, _ = case.build()
     geometry = layer.geometry
     macs, numbers = floor_of(geometry, tuple(x.shape))

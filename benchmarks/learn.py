@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def uses_of(given: argparse.Namespace, device: torch.device) -> Iterator[Use]:
-    """What is asked for, each kind of op once, checked before anything is timed."""
+    """Return the requested ops, each kind once; raise for a wrong one before anything is timed."""
     known = set()
     for layout in given.layouts.split(","):
         if layout not in ("channels_last", "contiguous"):
