@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
 
 
 def entry() -> int:
-    """``main`` with every expected failure told in one line."""
+    """Run the command line; every expected failure is reported in one line. Returns the exit code."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # repeatable matrix products on CUDA
     install_handlers()
     show_every_sign()
@@ -78,7 +78,7 @@ def entry() -> int:
         print(f"error: {error.name} is not installed here: pip install 'grouped-convolution[suite]'", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        if "TORCHELASTIC_RUN_ID" not in os.environ:  # who has started several processes tells it once
+        if "TORCHELASTIC_RUN_ID" not in os.environ:  # their launcher reports it once
             print("\ninterrupted: what was trained is saved; the same command goes on from there", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has left

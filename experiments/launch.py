@@ -1,7 +1,7 @@
 """A study whose runs are each trained by several processes, a device each: on this machine, or under torchrun on many.
 
-Requests that cannot work are refused before a process is started. The processes are started by torch's elastic agent,
-which stops all of them if one fails; they do the same if torchrun has started them.
+Errors are reported before a process is started. The processes are started by torch's elastic agent, which
+stops all of them if one fails; what they do is the same whether this module or torchrun has started them.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from experiments.training.ranks import GRACE_PERIOD_S, ending
 from experiments.training.run import train_run
 from experiments.training.run_context import choose_device
 
-TIMEOUT = 600.0  # seconds that a rank waits for another in the midst of training before it counts as lost
-USED_WRONGLY, INTERRUPTED = 2, 130
+RANK_TIMEOUT_S = 600.0  # after which a rank that does not answer in training counts as lost
+WRONG_USAGE, INTERRUPTED = 2, 130
 
 
 def run_on_devices(study: Study, arguments: list[str]) -> int:
@@ -49,7 +49,7 @@ def run_on_devices(study: Study, arguments: list[str]) -> int:
         UsageError: there are not as many devices, or a run cannot be trained on several.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
-        return _be_a_rank(study)
+        return _run_as_rank(study)
     if study.execution.gpus > 1:
         return _launch(study, _ready(study, study.execution.gpus), arguments)
     return 1 if run_study(study) else 0
@@ -101,7 +101,7 @@ def _launch(study: Study, planned: list[PlannedRun], arguments: list[str]) -> in
 
     os.environ["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // study.execution.gpus))
     # What the shell turned off (`&`, nohup) stays off; the ranks save when this process is gone.
-    heeded = ["SIGTERM"] + ["SIGINT"] * (signal.getsignal(signal.SIGINT) is not signal.SIG_IGN)
+    signals = ["SIGTERM"] + ["SIGINT"] * (signal.getsignal(signal.SIGINT) is not signal.SIG_IGN)
     logging.disable(logging.CRITICAL)  # the agent reports in many lines what is reported below in one
     with tempfile.TemporaryDirectory() as folder:
         config = LaunchConfig(
@@ -113,7 +113,7 @@ def _launch(study: Study, planned: list[PlannedRun], arguments: list[str]) -> in
             rdzv_endpoint="localhost:0",
             local_addr="localhost",
             max_restarts=0,
-            signals_to_handle=",".join(heeded),
+            signals_to_handle=",".join(signals),
             logs_specs=DefaultLogsSpecs(log_dir=folder),
         )
         try:
@@ -123,16 +123,16 @@ def _launch(study: Study, planned: list[PlannedRun], arguments: list[str]) -> in
             raise KeyboardInterrupt from None
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
-            if failure.exitcode < 0:  # otherwise it has reported why
+            if failure.exitcode < 0:  # else it has reported the reason
                 how = f"rank {rank} of {study.execution.gpus} {ending(failure.exitcode)}; the others were stopped"
                 print(f"error: {how}; {_kept(planned)}; the same command goes on", file=sys.stderr)
             elif failure.exitcode == INTERRUPTED:
                 raise KeyboardInterrupt from None
-            return USED_WRONGLY if failure.exitcode == USED_WRONGLY else 1
+            return WRONG_USAGE if failure.exitcode == WRONG_USAGE else 1
 
 
 def _kept(planned: list[PlannedRun]) -> str:
-    """Return what is saved of the run that was trained last, in words."""
+    """Return what is saved of the run that was in training last, in words."""
     begun = [p for p in planned if p.run.result is None and (p.run.folder / "config.json").is_file()]
     if not begun:
         return "no run had begun"
@@ -142,8 +142,8 @@ def _kept(planned: list[PlannedRun]) -> str:
     return f"{last.variant.name}, seed {last.run.seed}: {kept}"
 
 
-def _be_a_rank(study: Study) -> int:
-    """Take part as one rank, in a process that was started together with others; return its exit code."""
+def _run_as_rank(study: Study) -> int:
+    """Take part as one of several processes that were started together; returns the exit code."""
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local, here = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     threading.Thread(target=_watch, args=[os.getppid()], daemon=True).start()
@@ -158,19 +158,19 @@ def _be_a_rank(study: Study) -> int:
         planned = _ready(study, here)
     except UsageError:
         if local:
-            return USED_WRONGLY  # the first process of the machine tells it
+            return WRONG_USAGE  # the first process of the machine reports it
         raise
     gc.freeze()  # else collecting what torch has loaded takes seconds at the end, of which a notice leaves few
     kinds = [choose_device(v.recipe.device).type for v in study.variants]
-    process_group = DistributedProcessGroup(rank, size, backend_for(kinds), TIMEOUT, here=here)
+    process_group = DistributedProcessGroup(rank, size, backend_for(kinds), RANK_TIMEOUT_S, here=here)
     try:
         return follow(planned, process_group) if rank else int(run_study(study, planned, process_group) > 0)
     except ProcessGroupLostError as error:
-        return _leave(rank, size) if error.by_another else 1  # otherwise it has reported its own fault
+        return _leave(rank, size) if error.by_another else 1  # else it has reported its own error
 
 
 def follow(planned: list[PlannedRun], process_group: DistributedProcessGroup) -> int:
-    """Train what rank 0 says, and write nothing; returns the exit code."""
+    """Train the runs that rank 0 announces, and write nothing; returns the exit code."""
     by_name = {p.run.folder.name: p for p in planned}
     try:
         with stop_signal.deferred(together=True, aloud=False), process_group.joined():
@@ -193,7 +193,7 @@ def _follow(p: PlannedRun, process_group: DistributedProcessGroup) -> None:
 
 
 def _leave(rank: int, size: int) -> int:
-    """End after another rank was lost; whoever started the ranks knows which, and has some seconds to stop this one."""
+    """End after another rank was lost; the launcher knows which, and has some seconds to stop this one."""
     try:
         with stop_signal.deferred(together=True, aloud=False):
             deadline = time.monotonic() + GRACE_PERIOD_S
@@ -207,7 +207,7 @@ def _leave(rank: int, size: int) -> int:
 
 
 def _watch(parent: int) -> None:
-    """Stop as on notice once the process that started the ranks is gone."""
+    """Stop, and save, once the process that started the ranks is gone."""
     while os.getppid() == parent:
         time.sleep(1.0)
     os.kill(os.getpid(), signal.SIGTERM)

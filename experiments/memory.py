@@ -1,22 +1,22 @@
-"""Out of memory, on whatever device: recognised, and told with what would fit."""
+"""Errors of exhausted memory on any device, and advice on what would fit."""
 
 from __future__ import annotations
 
 import torch
 
-# What the allocators of torch and of C++ say; only CUDA's has an error class of its own.
-SAID = ("out of memory", "can't allocate memory", "not enough memory", "std::bad_alloc", "cannot allocate memory")
+# Messages of the allocators of torch and of C++; only CUDA's has an error class of its own.
+MESSAGES = ("out of memory", "can't allocate memory", "not enough memory", "std::bad_alloc", "cannot allocate memory")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is exhausted."""
+    """Tell if an error means that memory is exhausted."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in SAID)
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in MESSAGES)
 
 
 def advice(batch_size: int, device: torch.device) -> str:
-    """One line that names the batch size to try: half of what did not fit."""
+    """Return one line that names the batch size to try: half of what did not fit."""
     if batch_size == 1:
         return f"out of memory on {device} with recipe.batch_size=1: a smaller data.crop_size or network may fit"
     return f"out of memory on {device}; a smaller recipe.batch_size may fit: try --recipe.batch_size={batch_size // 2}"

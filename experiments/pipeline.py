@@ -88,7 +88,7 @@ def _log_results(study: Study, first: dict[str, Any], figures: list[Path]) -> No
 
 
 def _intent(study: Study, planned: list[PlannedRun]) -> str:
-    """One line: which runs, which images, on which device, where to."""
+    """Return one line on the runs, images, devices and the folder of a study."""
     done = sum((p.run.result or {}).get("status") == "done" for p in planned)
     variants = planned[: len(study.variants)]
     images = {
@@ -106,7 +106,7 @@ def _intent(study: Study, planned: list[PlannedRun]) -> str:
 
 
 def _missing(planned: list[PlannedRun]) -> pd.DataFrame:
-    """The runs that ended without a result, and why: what no table can show."""
+    """Return the runs that ended without a result, and the reason."""
     rows = []
     for p in planned:
         result = p.run.result or p.run.failure

@@ -1,6 +1,6 @@
 """Import torchvision, also where its compiled operators do not fit the torch that is installed.
 
-torchvision's wheel is built against CUDA. Beside a CPU-only torch its operators cannot load and the import fails with
+torchvision's wheel is built against CUDA. With a CPU-only torch its operators cannot load and the import fails with
 "operator torchvision::nms does not exist", though models and datasets need none of them. Declaring the two operators
 that its Python code registers fake kernels for lets the import pass.
 """
@@ -16,7 +16,7 @@ _declared: list[torch.library.Library] = []
 
 
 def import_torchvision() -> ModuleType:
-    """The ``torchvision`` package with ``models`` and ``datasets`` loaded."""
+    """Return the ``torchvision`` package with ``models`` and ``datasets`` loaded."""
     try:
         return _load()
     except RuntimeError as error:

@@ -120,7 +120,7 @@ def assert_same(run, reference):
     assert not odd, odd
 
 
-def work(runs_root, log, flags=(), beat=leases.BEAT, expiry=leases.EXPIRY, host=None):
+def work(runs_root, log, flags=(), beat=leases.HEARTBEAT_INTERVAL_S, expiry=leases.EXPIRY_S, host=None):
     """One worker of a study of tiny runs; a lock of the kernel's tells whether a run is ever in two hands.
 
     Args:
@@ -131,7 +131,7 @@ def work(runs_root, log, flags=(), beat=leases.BEAT, expiry=leases.EXPIRY, host=
         host: to be taken for a process of another machine.
     """
     data.load = lambda _spec, size, *_rest: tiny_dataset(size)
-    leases.BEAT, leases.EXPIRY, divide.POLL_INTERVAL_S = beat, expiry, 0.02
+    leases.HEARTBEAT_INTERVAL_S, leases.EXPIRY_S, divide.POLL_INTERVAL_S = beat, expiry, 0.02
     if host is not None:
         leases.machine = lambda: host
     trained = planned_run.train_run

@@ -33,7 +33,7 @@ def draw_connections(flags: list[str]) -> list[Path]:
             such as ``--model.groups=log:4``; ``--input_size``; ``--runs_root``.
 
     Returns:
-        The figures written, beside the tables that they show, in ``connections`` under the runs' root.
+        The figures written, next to their tables, in ``connections`` under the runs' root.
 
     Raises:
         UsageError: no such model, unknown flags, arguments no network can have, a model that cannot be traced.
@@ -55,20 +55,20 @@ def draw_connections(flags: list[str]) -> list[Path]:
     folder = Path(given.runs_root).expanduser() / "connections"
     drawn = [] if any(flag.startswith("--model") for flag in flags) else _draw_layers(folder)
     defaults = parser.get_defaults()
-    told = {key: value for key, value in arguments.items() if key == "groups" or value != defaults[f"model.{key}"]}
-    title = ", ".join([name, *(f"{key}={value}" for key, value in told.items() if value is not None)])
+    named = {key: value for key, value in arguments.items() if key == "groups" or value != defaults[f"model.{key}"]}
+    title = ", ".join([name, *(f"{key}={value}" for key, value in named.items() if value is not None)])
     stem = f"wiring-{file_name(title.replace(', ', '-').replace('=', '-'))}"
     save_table(folder / f"{stem}.csv", flow_table(scheme))
     return [*drawn, *wiring.draw(scheme, title, folder, stem)]
 
 
 def connections_help(flags: list[str]) -> str:
-    """Every flag of the diagrams, those of the model that the flags name among them."""
+    """Return every flag of the diagrams, with those of the model that the flags name."""
     return _parser(_model_name(flags)).format_help()
 
 
 def _model_name(flags: list[str]) -> str:
-    """The full name of the model that the flags name, or of AlexNet."""
+    """Return the full name of the model that the flags name; AlexNet by default."""
     if "--model" in flags:
         raise UsageError("figures connections: --model needs a name, as in --model=alexnet")
     names = [flag.removeprefix("--model=") for flag in flags if flag.startswith("--model=")]

@@ -59,7 +59,7 @@ def print_cost(name: str, flags: list[str]) -> None:
 
 
 def cost_help(name: str) -> str:
-    """Every flag of the cost of a model, with its type and meaning."""
+    """Return every flag of the cost of a model, with its type and meaning."""
     return _parser(full_name(name)).format_help()
 
 
@@ -96,7 +96,7 @@ def _print_regrouped(name: str, model: nn.Module, given: Namespace, title: str) 
 
 
 def regrouped_table(regrouped: Regrouped, before: Cost, after: Cost, title: str) -> str:
-    """One line per layer that was cut, the sums over the whole model, and what was skipped and why."""
+    """Return a line per layer that was cut, the sums over the whole model, and the layers skipped with the reason."""
     rows = [row for row in _rows(before, after, regrouped.changed) if row["groups"]]
     cut = [row | {"groups": row["groups"][:GROUPS_WIDTH]} for row in rows]
     total = {"name": "total", "groups": ""}
@@ -126,7 +126,7 @@ def _change(before: int, after: int) -> str:
 
 
 def _rows(before: Cost, after: Cost, changed: tuple[RegroupedLayer, ...]) -> list[dict[str, Any]]:
-    """One tidy row per layer of the model; the groups are empty where nothing was cut."""
+    """Return a tidy row per layer of the model; the groups are empty where nothing was cut."""
     groups = {layer.name: _groups_text(layer) for layer in changed}
     return [
         {

@@ -47,7 +47,7 @@ class Found:
 
     @property
     def hash(self) -> str:
-        """The hash of its configuration."""
+        """Hash of its configuration."""
         return config_hash(self.config)
 
 
@@ -165,7 +165,7 @@ def _extract(source: Path, folder: Path) -> bool:
 
 
 def _readings(name: str, flags: list[str]) -> list[Study]:
-    """The study as the flags have it; without a profile among them, with each of its profiles as well."""
+    """Return the study as the flags have it; without a profile among them, also with each of its profiles."""
     studies = [load_study(name, flags)]
     if not any(flag.startswith("--profile=") for flag in flags):
         studies += [load_study(name, [*flags, f"--profile={profile}"]) for profile in profile_names(name)]

@@ -13,7 +13,7 @@ from experiments.study.catalogue import GROUP_PARALLEL, study_kind
 
 
 class Kind(Protocol):
-    """What the commands ask of a kind of study. ``name`` is that of a study in ``configs/``, or the path of a file."""
+    """Functions of a kind of study. ``name`` is that of a study in ``configs/``, or the path of a file."""
 
     def run(self, name: str, flags: list[str]) -> int:
         """Run what has not been run, draw and report; return the exit code."""

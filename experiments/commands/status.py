@@ -65,9 +65,9 @@ def runs_done(runs_root: Path) -> dict[str, int]:
 
 
 def lines(status: dict[str, Any], whole: bool) -> list[str]:
-    """A status as text: counts, then every run if ``whole``, else those that run or failed."""
+    """Return a status as text: counts, then every run if ``whole``, else those that run or failed."""
     counts = ", ".join(f"{number} {state}" for state, number in status["counts"].items())
-    others = f"; {status['others']} of other configurations beside them" if status["others"] else ""
+    others = f"; {status['others']} of other configurations in the folder" if status["others"] else ""
     text = [f"{status['study']}: {len(status['runs'])} runs: {counts}{others}"]
     for state in STATES:
         for run in status["runs"]:
@@ -93,6 +93,6 @@ def _detail(run: dict[str, Any]) -> str:
     left = f"about {duration(run['seconds_left'])} left" if "seconds_left" in run else "time left not known yet"
     text = f"epoch {min(run['epoch'] + 1, run['epochs'])} of {run['epochs']}, {left}; "
     text += f"by {run['by']} since {since:{'%H:%M' if today else '%Y-%m-%d %H:%M'}}"
-    if run.get("silent_seconds", 0) > leases.EXPIRY:
+    if run.get("silent_seconds", 0) > leases.EXPIRY_S:
         text += f"; no sign of life for {duration(run['silent_seconds'])}: perhaps dead, the next start finds out"
     return text

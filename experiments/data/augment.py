@@ -19,7 +19,7 @@ RGB_TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.522
 
 @dataclass(frozen=True)
 class Views:
-    """How stored images become network inputs, and which labels go with them in training.
+    """Conversion of stored images to network inputs, and the choice of their labels in training.
 
     Args:
         image_size: height and width in pixels at which images are stored.
@@ -60,7 +60,7 @@ class Views:
 
 
 def send(values: Tensor, device: torch.device) -> Tensor:
-    """The same values on a device; the host does not wait until they are on a GPU."""
+    """Return the same values on a device; the host does not wait until they are on a GPU."""
     if values.device.type == "cpu" and device.type == "cuda":
         return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)

@@ -22,14 +22,14 @@ READ_WHOLE = 8 << 30  # bytes up to which every load reads all of a cache (0.4 s
 
 
 def write_index(folder: Path, index: dict[str, Any]) -> None:
-    """Write ``index.json`` beside the images ``<split>.u8``: what the index says, and the checksums of all."""
+    """Write ``index.json`` next to the images ``<split>.u8``: the index, and the checksums of all."""
     checksums = {split: _file_checksum(folder / f"{split}.u8") for split in index["labels"]}
     checksums["index"] = _checksum_of(index)
     (folder / "index.json").write_text(json.dumps({**index, "checksums": checksums}), encoding="utf-8")
 
 
 def read_index(folder: Path) -> dict[str, Any] | None:
-    """What ``write_index`` wrote; None where nothing is there, or nothing whole: that is told and moved out of the way.
+    """Return what ``write_index`` wrote; None where nothing is there. A damaged cache is reported and moved away.
 
     A cache from before there were checksums is taken as it is if its sizes fit.
     """
@@ -58,7 +58,7 @@ def read_index(folder: Path) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class Content:
-    """What the bytes of a folder's images say.
+    """Content of a folder's images.
 
     Attributes:
         digest: of names and bytes, and of the rules of decoding where some image is decoded by newer ones.
@@ -99,7 +99,7 @@ def content_of(base: Path, train: list[Path], test: list[Path], root: Path) -> C
 
 
 def _recalled(memory: Path) -> Content | None:
-    """What was remembered of these files; None where nothing was, or where it was damaged since."""
+    """Return what was remembered of these files; None where nothing was, or where it is damaged."""
     try:
         check, _, text = memory.read_bytes().decode(errors="replace").partition(" ")
     except FileNotFoundError:

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 from tqdm import tqdm
 
-RULES = 2  # raise when some images are decoded otherwise than before; ``plain`` tells which were not touched
+RULES = 2  # raise when some images are decoded differently; ``plain`` decides which are not affected
 MAX_PIXELS = 1 << 28  # of one image: 800 MB as RGB
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA", "ICO", "CUR")
 FORMATS += ("ICNS", "PCX", "SGI", "DDS", "IM", "QOI", "PSD", "MSP", "XBM", "XPM")
@@ -48,7 +48,7 @@ class UnreadableError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """What one file gave.
+    """Result of reading one file.
 
     Attributes:
         pixels: uint8 (size, size, 3); None where it cannot be read.
@@ -76,7 +76,7 @@ def read_images(files: list[Path], size: int, progress: str) -> Iterator[Picture
 
 
 def read_image(file: Path, size: int) -> Picture:
-    """One file as square RGB.
+    """Return one file as square RGB.
 
     Raises:
         UnreadableError: it is empty, damaged, too large or no image.
@@ -109,13 +109,13 @@ def open_image(file: Path | BinaryIO) -> Image.Image:
 
 
 def fit(image: Image.Image, size: int) -> np.ndarray:
-    """An image as uint8 RGB (size, size, 3): shorter side resized to ``size``, centre kept."""
+    """Return an image as uint8 RGB (size, size, 3): shorter side resized to ``size``, centre kept."""
     rgb = image.convert("RGB")
     return np.asarray(rgb if rgb.size == (size, size) else ImageOps.fit(rgb, (size, size), Image.Resampling.BICUBIC))
 
 
 def as_shown(image: Image.Image) -> Image.Image:
-    """The first picture of a file as a viewer shows it: deep ones in 8 bits, upright, transparency on white."""
+    """Return the first picture of a file as a viewer displays it: in 8 bits, upright, transparency on white."""
     image.load()
     turn = _orientation(image)  # before anything that loses it
     if image.mode in DEEP:
@@ -143,7 +143,7 @@ def plain(content: bytes) -> bool:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The orientation that EXIF data or XMP give, 1 to 8; 1 where they give none or are damaged."""
+    """Return the orientation in EXIF data or XMP, 1 to 8; 1 where there is none or they are damaged."""
     if image.format == "TIFF":
         return 1  # Pillow turns these itself
     try:
@@ -153,7 +153,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _in_8_bits(image: Image.Image) -> Image.Image:
-    """A grey picture of 16 or 32 bits, whole or floating-point, scaled so that its white is 255."""
+    """Return a grey picture of 16 or 32 bits, integer or floating-point, scaled so that its white is 255."""
     tags = getattr(image, "tag_v2", {})
     signed = tags.get(SAMPLE_FORMAT, (1,))[0] == SIGNED
     bits = tags.get(BITS, (16 if image.mode.startswith("I;16") or image.format == "PPM" else 32,))[0]

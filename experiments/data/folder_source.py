@@ -95,7 +95,7 @@ def folder_source(path: Path, request: Request) -> Source:
         warn_of_empty(path, classes, splits["test"].name, index["labels"]["test"], "no accuracy is known of it")
 
     everything, digest = files["train"] + files["test"], content.digest
-    # The files' names tell their classes; one without a file shifts the labels of the others all the same.
+    # The digest covers the names of files, and so of their classes; a class without a file shifts labels too.
     if empty := sorted(set(names) - {names[label] for _, label in everything}):
         digest = hashlib.sha256(b"\n".join((digest.encode(), *map(os.fsencode, empty)))).hexdigest()
     count = {split: len(entries) for split, entries in files.items()}

@@ -22,7 +22,7 @@ IMAGE_SUFFIXES |= {".avif", ".avifs", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", "
 IMAGE_SUFFIXES |= {".jpc", ".jpf", ".jpx", ".tga", ".ico", ".cur", ".icns", ".pcx", ".sgi", ".dds", ".im", ".qoi"}
 IMAGE_SUFFIXES |= {".psd", ".msp", ".xbm", ".xpm"}
 COMMON_SUFFIXES = ".jpg, .png, .gif, .bmp, .webp, .avif, .tif, .ppm, .jp2 and others"
-# What systems, packers and editors leave in folders, beside all names that begin with a dot.
+# Files of systems, packers and editors, in addition to all names that begin with a dot.
 OF_PROGRAMS = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found", "system volume information", "cvs"}
 OF_PROGRAMS |= {"__pycache__", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
 NAMED = 5  # of what is left out, in a line
@@ -36,7 +36,7 @@ SEVERAL = "holds several pictures, the first is taken"
 
 
 class LeftOut:
-    """What a load left out of a folder, by reason; lines say it once at the end."""
+    """Files that a load left out of a folder, by reason; printed once at the end."""
 
     def __init__(self, base: Path, found: dict[str, list[str]] | None = None) -> None:
         self.base = base
@@ -72,7 +72,7 @@ def warn(text: str) -> None:
 
 
 def some(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
+    """Return the first names, and how many more there are."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
 
@@ -88,7 +88,7 @@ def is_image(name: str) -> bool:
 
 
 def class_folders(place: Path, left_out: LeftOut) -> tuple[str, ...]:
-    """The folders in a place, in label order; what is not one is left out, with its reason."""
+    """Return the folders in a place, in label order; all else is left out, with its reason."""
     names = []
     for child in sorted(place.iterdir()):
         if is_hidden(child.name):
@@ -108,7 +108,7 @@ def class_folders(place: Path, left_out: LeftOut) -> tuple[str, ...]:
 
 
 def images_in(place: Path, left_out: LeftOut) -> list[Path]:
-    """The images of a folder at any depth; linked folders are followed, each folder once."""
+    """Return the images of a folder at any depth; linked folders are followed, each folder once."""
     images: list[Path] = []
     seen = {_identity(place)}
     for folder, inner, names in os.walk(place, followlinks=True, onerror=lambda error: _no_entry(error, left_out)):
@@ -185,7 +185,7 @@ def warn_of_alike(base: Path, classes: Sequence[str]) -> None:
 
 
 def alike(name: str) -> str:
-    """A name without case and without ways to encode an accent."""
+    """Return a name in lower case, with accents encoded in one way."""
     return unicodedata.normalize("NFC", name.casefold())
 
 

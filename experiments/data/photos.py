@@ -46,7 +46,7 @@ def photos_source(_request: Request) -> Source:
 
 
 def photo_files() -> list[Path]:
-    """Where the photographs lie on this machine, in class order.
+    """Return the files of the photographs on this machine, in class order.
 
     Raises:
         FileNotFoundError: a package came without its photograph.

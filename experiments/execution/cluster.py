@@ -1,7 +1,7 @@
 """A Ray cluster as this project uses it: nodes that see the same folder and run the same code, and calls made on them.
 
-A call is a Ray task that Ray never repeats: who made it learns that it was lost with its node, and decides. What a call
-needs to know of the others stands in the run store, which all nodes share.
+A call is a Ray task that Ray never repeats: the caller learns that it was lost with its node, and decides. Calls share
+what they know through the run store, which all nodes see.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from typing import Any
 
 from experiments.errors import UsageError
 
-PATIENCE = 5.0  # seconds for a cluster to answer at its address; Ray itself tries for two minutes
-GRACE = 30.0  # seconds in which calls that are stopped save their step
-COMMON_VERSIONS = ("commit", "python", "torch", "torchvision", "numpy")  # of the provenance, on every node
+CONNECT_TIMEOUT_S = 5.0  # Ray itself tries for two minutes
+STOP_TIMEOUT_S = 30.0  # for calls that are stopped to save their step
+COMMON_VERSIONS = ("commit", "python", "torch", "torchvision", "numpy")  # equal on every node
 START = "`ray start --head` starts one, `ray start --address=HOST:6379` on every further machine joins it"
 
-Ticket = Any  # an ObjectRef: a call that was made, and whose answer may be there one day
+Call = Any  # an ObjectRef: a call that was made
 
 
 class CallLostError(Exception):
-    """A call was lost with its process or its node; the message is one line."""
+    """A call was lost, since its process or its node is gone; the message says what is known, on one line."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Rendezvous:
     place: Path
 
     def join(self) -> None:
-        """Change to the shared folder, in a process of a node.
+        """Move this process of a node into the shared folder.
 
         Raises:
             UsageError: names the node, and the folder that it does not see.
@@ -65,12 +65,12 @@ class Rendezvous:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster that was reached.
+    """A connected Ray cluster.
 
     Attributes:
         ray: the module.
-        needs: what Ray sets aside for a call: ``num_cpus``, ``num_gpus``.
-        room: how many calls it has room for at a time.
+        needs: resources that Ray reserves for a call: ``num_cpus``, ``num_gpus``.
+        room: number of calls that fit at a time.
         rendezvous: folders that its nodes share.
     """
 
@@ -79,18 +79,18 @@ class Cluster:
     room: int
     rendezvous: Rendezvous
 
-    def call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Ticket:
-        """Have a function of a module called on some node that has room, now or later."""
+    def call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Call:
+        """Call a function of a module on a node that has room, now or later."""
         options = {**self.needs, "scheduling_strategy": "SPREAD", **options}
         return _remote(self.ray).options(**options).remote(self.rendezvous, self.needs["num_cpus"], function, arguments)
 
-    def answered(self, tickets: Iterable[Ticket], seconds: float) -> list[Ticket]:
+    def wait_for_any(self, tickets: Iterable[Call], seconds: float) -> list[Call]:
         """Return the calls that have ended, as soon as there is one, or after so many seconds."""
         tickets = list(tickets)
         return self.ray.wait(tickets, num_returns=1, timeout=seconds)[0]
 
-    def answer(self, ticket: Ticket) -> tuple[Any, str]:
-        """Return the value of the function, and the node it was called on.
+    def answer(self, ticket: Call) -> tuple[Any, str]:
+        """Return the function's result, and the name of its node.
 
         Raises:
             CallLostError: process or node are gone, or somebody there has stopped the call.
@@ -110,22 +110,22 @@ class Cluster:
         except errors.RayError as error:  # the process alone, or its answer
             raise CallLostError(f"lost with its process ({type(error).__name__})") from None
 
-    def stop(self, ticket: Ticket) -> None:
-        """Have a call finish its step, save it and end; one that has not begun never does."""
+    def stop(self, ticket: Call) -> None:
+        """Make a call save its current step and end; a call that has not begun never will."""
         self.ray.cancel(ticket)
 
-    def stop_all(self, tickets: Iterable[Ticket]) -> None:
+    def stop_all(self, tickets: Iterable[Call]) -> None:
         """Stop calls and give them time to save."""
         tickets = list(tickets)
         for ticket in tickets:
             self.stop(ticket)
         if tickets:
-            self.ray.wait(tickets, num_returns=len(tickets), timeout=GRACE)
+            self.ray.wait(tickets, num_returns=len(tickets), timeout=STOP_TIMEOUT_S)
 
 
 @contextmanager
-def reached(folder: Path, cpus: int, device: str) -> Iterator[Cluster]:
-    """The Ray cluster at ``RAY_ADDRESS``, or the one that this machine belongs to, with all its nodes looked at.
+def connected(folder: Path, cpus: int, device: str) -> Iterator[Cluster]:
+    """Connect to the Ray cluster at ``RAY_ADDRESS``, or to that of this machine, and check all its nodes.
 
     Args:
         folder: of the run store, which all nodes must see.
@@ -133,7 +133,7 @@ def reached(folder: Path, cpus: int, device: str) -> Iterator[Cluster]:
         device: ``recipe.device``; where it is a GPU, or ``auto`` and the cluster has some, a run gets one.
 
     Raises:
-        UsageError: no Ray here, no cluster there, a node that sees or has something else, or none with room for a run.
+        UsageError: no Ray, no cluster, a node with another folder or versions, or no node with room for a run.
     """
     ray = _connect()
     folder.mkdir(parents=True, exist_ok=True)
@@ -141,9 +141,9 @@ def reached(folder: Path, cpus: int, device: str) -> Iterator[Cluster]:
     try:
         token.touch()
         nodes = [node for node in ray.nodes() if node["Alive"]]
-        needs, room = _needs([node["Resources"] for node in nodes], cpus, device)
+        needs, room = _resources([node["Resources"] for node in nodes], cpus, device)
         cluster = Cluster(ray, needs, room, Rendezvous(token, Path.cwd()))
-        _look_at(cluster, nodes)
+        _check_nodes(cluster, nodes)
         yield cluster
     finally:
         token.unlink(missing_ok=True)
@@ -162,12 +162,12 @@ def _connect() -> Any:
         raise UsageError(f"on=ray: the Ray cluster at {address} cannot be used from here: {reason}") from None
     finally:
         signal.signal(signal.SIGTERM, before)  # Ray's own would end the process without saving
-    _hush()
+    _silence_node_logs()
     return ray
 
 
 def find_cluster() -> str:
-    """Return the address of the cluster, HOST:PORT, once something has answered there; without loading torch.
+    """Return the cluster's address, HOST:PORT, once something has answered there; torch is not needed for it.
 
     Raises:
         UsageError: no Ray here, or no cluster there.
@@ -190,7 +190,7 @@ def find_cluster() -> str:
         raise UsageError(f"on=ray: no Ray cluster is running here; {START}")
     host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
     except (OSError, ValueError, OverflowError) as error:
         where = f"RAY_ADDRESS={named}" if named else f"on=ray: {address}"
         reason = (getattr(error, "strerror", None) or str(error)).lower()
@@ -198,16 +198,16 @@ def find_cluster() -> str:
     return address
 
 
-def _hush() -> None:
-    """Keep Ray from printing the log of every node that dies: who made the calls tells of it in a line."""
+def _silence_node_logs() -> None:
+    """Keep Ray from printing the log of every node that dies: the caller reports it in one line."""
     with suppress(ImportError):
         from ray._private import worker
 
         worker.print_to_stdstream = lambda *_, **_named: None
 
 
-def _needs(resources: list[dict[str, float]], cpus: int, device: str) -> tuple[dict[str, int], int]:
-    """Return the resources that a run needs, and the number of runs that these nodes have room for.
+def _resources(resources: list[dict[str, float]], cpus: int, device: str) -> tuple[dict[str, int], int]:
+    """Return the resources of one run, and the number of runs that fit on nodes with these resources.
 
     Raises:
         UsageError: for none.
@@ -224,8 +224,8 @@ def _needs(resources: list[dict[str, float]], cpus: int, device: str) -> tuple[d
     return {"num_cpus": cpus, "num_gpus": gpus}, room
 
 
-def _look_at(cluster: Cluster, nodes: list[dict[str, Any]]) -> None:
-    """Have every node join and compare versions before anything is trained.
+def _check_nodes(cluster: Cluster, nodes: list[dict[str, Any]]) -> None:
+    """Compare folder and versions on every node before anything is trained.
 
     Raises:
         UsageError: names a node that cannot join, cannot run this project, or has it otherwise.
@@ -248,9 +248,9 @@ def _look_at(cluster: Cluster, nodes: list[dict[str, Any]]) -> None:
 
 
 def compare(wanted: dict[str, Any]) -> None:
-    """On a node: make sure that code, and what decides numbers, are those of the leading process.
+    """Compare, on a node, the versions of code and libraries with those of the leading process.
 
-    This is done at the start alone: who commits while a study runs does not end it.
+    This is done only at the start: a commit while a study runs does not end it.
 
     Raises:
         UsageError: names the node and what is otherwise.
@@ -269,7 +269,7 @@ def _remote(ray: Any) -> Any:
 def _on_node(
     rendezvous: Rendezvous, cpus: int, function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> tuple[Any, str]:
-    """On a node: make a call, whose training saves on notice; returns the answer and the name of the node."""
+    """Make a call on a node; training in it saves when it is stopped. Returns the answer and the node's name."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # repeatable matrix products on CUDA
     rendezvous.join()
     import ray
@@ -277,13 +277,13 @@ def _on_node(
 
     torch.set_num_threads(cpus)
     name = f"{socket.gethostname()} ({ray.get_runtime_context().get_node_id()[:6]})"
-    with _attentive():
+    with _save_on_signals():
         return function(*arguments), name
 
 
 @contextmanager
-def _attentive() -> Iterator[None]:
-    """Ray stops a call as Ctrl-C would, and a node that is shut down sends SIGTERM: both are notices to save."""
+def _save_on_signals() -> Iterator[None]:
+    """Save on SIGINT, by which Ray stops a call, and on SIGTERM, which a node sends that is shut down."""
     from experiments.store.stop_signal import install_handlers
 
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -1,8 +1,8 @@
 """A study's runs on a cluster: each is one call, made again elsewhere when its node is lost.
 
 The leases of the run store decide who trains a run, here as everywhere: a call that finds its run in other hands leaves
-it to them, and a run whose node was lost is called for again once its lease is free. So none is trained twice, whatever
-Ray believes of its nodes, and processes without Ray can take part.
+it to them, and a run whose node was lost is called again once its lease is free. So none is trained twice, even where
+Ray is wrong about a node, and processes without Ray can take part.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from time import sleep
 from typing import Any
 
 from experiments.errors import RunFailedError, UsageError
-from experiments.execution.cluster import CallLostError, Ticket, reached
+from experiments.execution.cluster import Call, CallLostError, connected
 from experiments.execution.planned_run import train_planned
 from experiments.store import leases
 from experiments.store.divide import POLL_INTERVAL_S, Outcome, attempt
@@ -24,7 +24,7 @@ from experiments.store.runs import Run
 from experiments.study.config import Study
 from experiments.study.plan import PlannedRun, refuse_mixed_precision, runs_of
 
-LOSSES = 5  # of one run, after which it counts as failed: perhaps it is what kills its processes
+MAX_LOSSES = 5  # of one run, after which it counts as failed: it may be what kills its processes
 
 
 def outcomes_on_ray(
@@ -35,7 +35,7 @@ def outcomes_on_ray(
     Args:
         study: whose runs they are; its ``cpus_per_run`` are set aside for each, or a GPU.
         runs: in the order in which to train them.
-        say: tells something about the run of an index.
+        say: prints a line on the run of an index.
 
     Yields:
         The index of a run as it ends, its record, and where it was trained.
@@ -47,11 +47,11 @@ def outcomes_on_ray(
     left = dict(enumerate(runs))
     before = {k: run.failure for k, run in left.items() if run.result is None}
     losses: Counter[int] = Counter()
-    where, told = " (done before)", set()
+    where, reported = " (done before)", set()
     sent = pickle.dumps(study)
     devices = {v.recipe.device for v in study.variants} - {"cpu"}
-    with reached(study.execution.runs_root, study.execution.cpus_per_run, max(devices, default="cpu")) as cluster:
-        at_work: dict[Ticket, int] = {}
+    with connected(study.execution.runs_root, study.execution.cpus_per_run, max(devices, default="cpu")) as cluster:
+        at_work: dict[Call, int] = {}
         try:
             while left:
                 for k in sorted(left.keys() - at_work.values()):
@@ -64,24 +64,24 @@ def outcomes_on_ray(
                         yield k, result, where
                     elif _is_free(run):
                         at_work[cluster.call(train_one, sent, k, run.folder.name)] = k
-                    elif k not in told:
+                    elif k not in reported:
                         by = leases.holder(run.folder)
                         who = f" ({by.pid} on {by.host})" if by else ""
                         say(k, f"in training by another process{who}; waiting for it")
-                        told.add(k)
+                        reported.add(k)
                 where = " (by another process)"
                 if not at_work:
                     sleep(POLL_INTERVAL_S if left else 0)
                     continue
-                for ticket in cluster.answered(at_work, POLL_INTERVAL_S):
+                for ticket in cluster.wait_for_any(at_work, POLL_INTERVAL_S):
                     k = at_work.pop(ticket)
                     try:
                         (result, note), node = cluster.answer(ticket)
                     except CallLostError as error:
                         losses[k] += 1
-                        if losses[k] <= LOSSES:
+                        if losses[k] <= MAX_LOSSES:
                             say(k, f"{error}; it goes on elsewhere")
-                            told.add(k)  # the lease of the lost is waited for in silence
+                            reported.add(k)  # its lease is waited for without another line
                             continue
                         reason = RunFailedError(f"{error}, {losses[k]} times", lasting=False)
                         result, note, node = runs[k].fail(reason, runs[k].epochs_saved()), "", "unknown"
@@ -93,7 +93,7 @@ def outcomes_on_ray(
 
 
 def _is_free(run: Run) -> bool:
-    """Whether nobody holds a run. A lease that has run out is taken over and given back, for a node to take."""
+    """Tell if nobody holds a run. An expired lease is taken over and released, for a node to take."""
     if leases.holder(run.folder) is None:
         return True
     with run.lock() as lease:
@@ -101,7 +101,7 @@ def _is_free(run: Run) -> bool:
 
 
 def train_one(sent: bytes, k: int, folder: str) -> tuple[dict[str, Any] | None, str]:
-    """On a node: train the k-th run of a study; returns its record and a note, or None while others hold it.
+    """Train, on a node, the k-th run of a study; returns its record and a note, or None while others hold it.
 
     Raises:
         UsageError: the images, or the precision, are others there.
@@ -122,6 +122,6 @@ def train_one(sent: bytes, k: int, folder: str) -> tuple[dict[str, Any] | None, 
 
 @lru_cache(maxsize=1)
 def _study(sent: bytes) -> tuple[Study, list[PlannedRun]]:
-    """A study and its runs, once for all calls of a process."""
+    """Return a study and its runs, once for all calls of a process."""
     study = pickle.loads(sent)
     return study, runs_of(study)

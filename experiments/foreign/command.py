@@ -38,7 +38,7 @@ from gconv.cost import count_cost
 from gconv.wiring import trace_wiring
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of its pixels, of 1
-OF_CLASSES = ("test_accuracy", "lesion", "probe_class")  # measures that need the classes that the network tells
+CLASS_MEASURES = ("test_accuracy", "lesion", "probe_class")  # need the classes of the network
 OF_INITIALISATION = "correlation_with_initialisation"
 LISTED = 4  # layers of one note in the summary
 RECORD = "measured.json"  # what was measured; the mark of a folder of this command
@@ -46,13 +46,13 @@ RECORD = "measured.json"  # what was measured; the mark of a folder of this comm
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """What is measured, and with what it is compared.
+    """Network that is measured, and the networks that it is compared with.
 
     Attributes:
         trained, untrained: the network, and the same freshly initialised.
         began_so: whether the training is known to have begun from ``untrained``.
-        outputs: classes that the network tells.
-        published: torchvision's weights that tell how images are shown, if any.
+        outputs: number of classes of the network.
+        published: torchvision's weights, whose transforms define the preprocessing, if any.
     """
 
     trained: nn.Module
@@ -108,7 +108,7 @@ def measure_checkpoint(flags: list[str]) -> None:
 
 
 def _out(place: str) -> Path:
-    """Where to write.
+    """Return the folder to write to.
 
     Raises:
         UsageError: something else is there, or nothing may be written there.
@@ -162,7 +162,7 @@ def _subject(name: str, given: Namespace, recorded: dict[str, Any], checkpoint: 
 
 
 def _images(dataset: Dataset) -> str:
-    """How many images, and how many class folders they lie in where these count."""
+    """Return the number of images in words, and of class folders where these matter."""
     folders = len(dataset.test.labels.unique()) if dataset.classes else 0
     counted = f" of {folders} class folder{'s' if folders > 1 else ''}" if folders else ""
     return f"{len(dataset.test.labels)} images{counted}"
@@ -189,7 +189,7 @@ def _shown_to(subject: Subject, dataset: Dataset, normalise: str) -> tuple[Datas
     reason = "the images are in no class folders"
     if dataset.classes:
         reason = f"the network tells {subject.outputs} classes, and the images are of {len(dataset.classes)} others"
-    return replace(dataset, classes=()), [Note(measure, reason) for measure in OF_CLASSES]
+    return replace(dataset, classes=()), [Note(measure, reason) for measure in CLASS_MEASURES]
 
 
 def _kept(items: Iterable[Item], dataset: Dataset) -> Iterator[Item]:
@@ -213,7 +213,7 @@ def _has_no_training_images(dataset: Dataset) -> bool:
 
 
 def _record(given: Namespace, name: str, checkpoint: Checkpoint, run_context: RunContext) -> dict[str, Any]:
-    """What was measured and how, without the places of this machine."""
+    """Return what was measured and how, without paths of this machine."""
     weights, dataset = hashlib.sha256(), run_context.dataset
     for key, weight in sorted(checkpoint.weights.items()):
         weights.update(key.encode())
@@ -234,7 +234,7 @@ def _record(given: Namespace, name: str, checkpoint: Checkpoint, run_context: Ru
 
 
 def _write(out: Path, measured: Measured, record: dict[str, Any]) -> list[Path]:
-    """Write all files beside their folder first, then move them into it; returns the figures."""
+    """Write all files to a temporary folder first, then move them; returns the figures."""
     fresh = out.resolve().parent / f".{out.resolve().name}.{os.getpid()}"
     try:
         save_table(fresh / "measures.csv", measured.table)
@@ -255,7 +255,7 @@ def _write(out: Path, measured: Measured, record: dict[str, Any]) -> list[Path]:
 
 
 def _summary(table: pd.DataFrame, notes: pd.DataFrame, title: str, dataset: Dataset) -> str:
-    """What was found, in plain text: the network, the measures with their nulls, and the notes."""
+    """Return the results in plain text: the network, the measures with their nulls, and the notes."""
     values = table[table["layer"] == ""].set_index("measure")["value"]
     lines = [f"\n{title}: {values['parameters']:,.0f} parameters, {values['macs']:,.0f} MACs an image"]
     if "test_accuracy" in values:

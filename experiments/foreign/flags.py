@@ -1,4 +1,4 @@
-"""The flags of the ``measure`` command: which model, which weights, which images, and how they are shown."""
+"""Flags of the ``measure`` command: model, weights, images, and their preprocessing."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def help_text(flags: list[str]) -> str:
 
 
 def model_name(flags: list[str]) -> str:
-    """The model that the flags name: one of the suite, or ``torchvision:…``.
+    """Return the model that the flags name: one of the suite, or ``torchvision:…``.
 
     Raises:
         UsageError: they name none, or one that there is not; names the nearest.
@@ -96,7 +96,7 @@ def parse(name: str, flags: list[str], default: Any) -> tuple[Namespace, dict[st
     Args:
         name: of the model.
         flags: as typed.
-        default: torchvision's own weights of the model, which tell the sizes of images; None if it has none.
+        default: torchvision's own weights of the model, which define the sizes of images; None if it has none.
 
     Returns:
         What was given, with the arguments of the model under ``model`` (None for torchvision's), and what the run that
@@ -132,7 +132,7 @@ def parse(name: str, flags: list[str], default: Any) -> tuple[Namespace, dict[st
 
 
 def _recorded(checkpoint: str, name: str) -> dict[str, Any]:
-    """The flags under which a run of this suite would be measured, from its ``config.json``; empty if it is none."""
+    """Return the flags to measure a run of this suite, from its ``config.json``; empty for other checkpoints."""
     try:
         config = json.loads(Path(checkpoint).expanduser().with_name("config.json").read_text(encoding="utf-8"))
         if config["model"]["name"] != name:

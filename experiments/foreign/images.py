@@ -27,7 +27,7 @@ from experiments.data.image_folders import (
 from experiments.errors import UsageError
 from experiments.terminal import shown
 
-SHOWN = ("val", "test", "train")  # the split that is looked at: the first of these that is there
+SPLITS = ("val", "test", "train")  # the first of these that exists is measured
 
 
 def load_images(path: Path, image_size: int, images: int) -> Dataset:
@@ -47,7 +47,7 @@ def load_images(path: Path, image_size: int, images: int) -> Dataset:
     """
     if not path.is_dir():
         raise UsageError(f"--data={path}: there is no such folder")
-    splits = {name: path / name for name in SHOWN if (path / name).is_dir()}
+    splits = {name: path / name for name in SPLITS if (path / name).is_dir()}
     shown_place = next(iter(splits.values()), path)
     places = {"test": shown_place, "train": splits.get("train", shown_place)}
     left_out = LeftOut(path)
@@ -74,12 +74,12 @@ def load_images(path: Path, image_size: int, images: int) -> Dataset:
 
 
 def standardised(dataset: Dataset, mean: Sequence[float], std: Sequence[float]) -> Dataset:
-    """The dataset to be shown with another mean and standard deviation per channel, both of pixels from 0 to 1."""
+    """Return the dataset with another mean and standard deviation per channel, both of pixels from 0 to 1."""
     return replace(dataset, mean=255 * torch.tensor(mean), std=255 * torch.tensor(std))
 
 
 def with_outputs(dataset: Dataset, outputs: int, names: Sequence[str]) -> Dataset | None:
-    """The dataset with labels as a network numbers its outputs; None where that is not known.
+    """Return the dataset with labels in the order of a network's outputs; None where that is not known.
 
     Args:
         dataset: labels count its classes in the order of their names.

@@ -1,6 +1,6 @@
 """Weights that were trained elsewhere, into a network: files of torch or safetensors, or torchvision's own by name.
 
-A checkpoint of strangers is data: what is pickled in it beside tensors and plain values is refused and never run.
+A checkpoint of strangers is data: pickled objects other than tensors and plain values are refused and never run.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ CONTAINERS += ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 # Before every name: of DataParallel, torch.compile, Lightning, Accelerate and hand-written modules.
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.", "_forward_module.", "ema_model.")
 COUNTED = "num_batches_tracked"  # of norms; old files lack it
-COUNTERS = ("n_averaged",)  # that wrappers keep beside the network
+COUNTERS = ("n_averaged",)  # of wrappers, not of the network
 NAMED = 3  # of the names that do not fit, in an error
-SILENCE = 30  # seconds without a byte after which a download has failed
+DOWNLOAD_TIMEOUT_S = 30  # without a byte
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # heads that torchvision's Inceptions have in training alone
-PROBE_CLASSES = 1009  # a width that no layer has but the one that tells the classes
+PROBE_CLASSES = 1009  # a width that no layer has but the classifier
 # Names of the first DenseNets, from before a module's name could not hold a dot.
 DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.(\d\.)")
 
@@ -58,7 +58,7 @@ class Entries:
         return OrderedDict()
 
 
-# What training scripts keep beside weights. None of these is made or called: a file gets a ``Value`` for each.
+# Objects that training scripts save with weights. None of these is made or called: a file gets a ``Value`` for each.
 VALUES = {
     "argparse": ["Namespace"],
     "builtins": ["bool", "float", "frozenset", "getattr", "int", "list", "range", "slice", "str", "tuple"],
@@ -102,7 +102,7 @@ class Checkpoint:
     Attributes:
         name: of the file without its ending, or of torchvision's weights.
         weights: as in the file, without what wraps them.
-        published: torchvision's entry of these weights, with how images are shown to them; None if it has none.
+        published: torchvision's entry of these weights, with the preprocessing of images; None if it has none.
     """
 
     name: str
@@ -124,7 +124,7 @@ def read_checkpoint(where: str, published: Mapping[str, Any]) -> Checkpoint:
     path = Path(where).expanduser()
     if path.is_file():
         entry = next((w for w in published.values() if w.url.rsplit("/", 1)[-1] == path.name), None)
-        # Every run calls its file checkpoint.pt; its folder tells which run.
+        # Every run calls its file checkpoint.pt; its folder names the run.
         name = path.resolve().parent.name if path.stem == "checkpoint" else path.stem
         checkpoint = Checkpoint(name, _weights(_read_file(path, where), where), entry)
     elif where.split(".")[-1] in published:
@@ -141,11 +141,11 @@ def read_checkpoint(where: str, published: Mapping[str, Any]) -> Checkpoint:
 def trained_and_untrained(
     build: Callable[[int], nn.Module], checkpoint: Checkpoint, seed: int
 ) -> tuple[nn.Module, nn.Module]:
-    """The network with the weights, and the same network as it is before training.
+    """Return the network with the weights, and the same network as it is before training.
 
     Args:
         build: from a number of classes to the network, freshly initialised.
-        checkpoint: tells the number of classes by the width of the last layer.
+        checkpoint: the width of its last layer is the number of classes.
         seed: of the untrained network.
 
     Raises:
@@ -191,7 +191,7 @@ def _read_file(path: Path, where: str) -> object:
             f"--checkpoint={where}: holds {code[1]}, which is code and not weights, and was not run; "
             f"save model.state_dict() alone, or convert the file to safetensors"
         ) from None
-    except OSError:  # told with its place by the command line
+    except OSError:  # the command line reports it with its path
         raise
     except Exception:  # a damaged file fails in many ways
         raise UsageError(f"--checkpoint={where}: not a checkpoint of torch, or a damaged one") from None
@@ -211,7 +211,7 @@ def _read_safetensors(path: Path, where: str) -> object:
 
 def _download(entry: Any, where: str) -> object:
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(SILENCE)
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
     try:
         return entry.get_state_dict(progress=True, check_hash=True, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:  # URLError is an OSError
@@ -224,7 +224,7 @@ def _download(entry: Any, where: str) -> object:
 
 
 def _weights(content: object, where: str) -> dict[str, Tensor]:
-    """The weights in what a file holds, by their names in the network itself."""
+    """Return the weights in the content of a file, by their names in the network itself."""
     while isinstance(content, Mapping):
         inner = next((content[key] for key in CONTAINERS if isinstance(content.get(key), Mapping)), None)
         if inner is None:
@@ -267,7 +267,7 @@ def _network_part(model: State, weights: State) -> State:
 
 
 def _misfit(model: State, weights: State) -> str:
-    """What of the weights is not of the model, in words; empty if they fit."""
+    """Return how the weights differ from the model, in words; empty if they fit."""
     missing = [name for name in model if name not in weights and not name.endswith(COUNTED)]
     unexpected = [name for name in weights if name not in model]
     shapes = [

@@ -50,18 +50,18 @@ class Case:
     way: Way = "groups"
 
     def build(self) -> nn.Module:
-        """The whole network, the same wherever it is built."""
+        """Return the whole network, the same wherever it is built."""
         torch.manual_seed(SEED)
         return build_model(**self.model, input_size=self.input_size)
 
     def plan(self, model: nn.Module) -> Plan:
-        """How the network runs on the devices; by data each runs all of it."""
+        """Return the network's plan over the devices; by data, each device computes all of it."""
         return plan(model, (3, self.input_size, self.input_size), self.devices if self.way == "groups" else 1)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one device saw of a case.
+    """Measurements of one device in one case.
 
     Attributes:
         parameters: numbers that it learns.
@@ -85,7 +85,7 @@ class Measured:
 
 
 def measure_rank(rank: int, cases: list[Case], repeats: int, kind: str) -> list[Measured | None]:
-    """What this rank sees of every case; None of those that it has no part in. Every rank of the world calls it.
+    """Measure every case on this rank; None for a case in which it has no part. Every rank of the world calls it.
 
     Steps of all cases are timed in turn. A step has ended when all devices have ended theirs.
 
@@ -141,7 +141,7 @@ class _Part:
         return Measured(parameters, memory, dict(sent), dict(planned), into_grouped, difference, None)
 
     def ready(self) -> Callable[[], None]:
-        """A step that can be taken again and again."""
+        """Prepare a step that can be repeated."""
         net, (x, y) = self._net(), self._images()
         optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9, nesterov=True)
 
@@ -153,7 +153,7 @@ class _Part:
         return step
 
     def _net(self) -> nn.Module:
-        """The part of the network that this rank holds, on its device."""
+        """Return the part of the network that this rank holds, on its device."""
         if self.plan.placement.ranks > 1:
             return own_part(self.whole, self.plan, self.rank, self.group).to(self.device)
         net = copy.deepcopy(self.whole).to(self.device)
@@ -164,7 +164,7 @@ class _Part:
             return DistributedDataParallel(net, process_group=self.group, broadcast_buffers=False)
 
     def _images(self) -> tuple[Tensor, Tensor]:
-        """The images of this rank, noise, and their labels; a label is any output."""
+        """Return the images of this rank, noise, and random labels."""
         case, generator = self.case, torch.Generator().manual_seed(SEED)
         x = torch.randn(case.batch_size, 3, case.input_size, case.input_size, generator=generator)
         y = torch.randint(0, case.model.get("classes", 2), (case.batch_size,), generator=generator)
@@ -197,7 +197,7 @@ class _Part:
         return 2 * (self.case.devices - 1) / self.case.devices * size
 
     def _difference(self) -> dict[str, tuple[float, float]]:
-        """How far outputs and gradients are from those of the whole network on this device; see ``Measured``."""
+        """Return the distance of outputs and gradients from those of the whole network here; see ``Measured``."""
         whole, net = copy.deepcopy(self.whole).to(self.device), self._net()
         single = (self._answers(whole, torch.float32), self._answers(whole, torch.float64))
         placed = (self._answers(net, torch.float32), self._answers(net, torch.float64))

@@ -52,7 +52,7 @@ def swap(sent: Mapping[int, Tensor], received: Mapping[int, Tensor], group: dist
         sent: contiguous, by the rank it goes to.
         received: contiguous, by the rank it comes from; filled.
         group: of whose ranks they are; None for all.
-        tag: a number by which messages are told apart.
+        tag: a number that distinguishes messages.
     """
     operations = [
         dist.P2POp(call, tensor, group=group, tag=tag, group_peer=rank)
@@ -83,7 +83,7 @@ class Moved(nn.Module):
         return x if self.kept is None else x.index_select(1, self.kept.to(x.device))
 
     def extra_repr(self) -> str:
-        """What ``print`` shows."""
+        """Return the text in ``print``."""
         kept = "" if self.kept is None else f"{len(self.kept)} kept"
         return ", ".join(filter(None, [f"{self.channels} gathered" if self.channels else "", kept]))
 
@@ -139,7 +139,7 @@ class PlacedDropout(nn.Module):
 
 
 def own_part(model: nn.Module, plan: Plan, rank: int, group: dist.ProcessGroup | None = None) -> nn.Module:
-    """The part of a network that one rank holds, as a module that takes whole images and returns whole outputs.
+    """Return the part of a network that one rank holds: a module from whole images to whole outputs.
 
     All ranks must call it together, with the same images; its loss must be computed on all of them. Its parameters are
     the rank's own filters, under the names that they have in the network.
@@ -178,7 +178,7 @@ def own_part(model: nn.Module, plan: Plan, rank: int, group: dist.ProcessGroup |
 
 
 def own_values(model: nn.Module, plan: Plan, values: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
-    """What one rank holds of values, by the names of the network's parameters and buffers, copied.
+    """Return a copy of the values that one rank holds, by the names of the network's parameters and buffers.
 
     Args:
         model: the network.
@@ -207,7 +207,7 @@ def own_values(model: nn.Module, plan: Plan, values: Mapping[str, Tensor], rank:
 
 
 def _own_layer(layer: nn.Module, owners: Owners | None, rank: int) -> nn.Module:
-    """A layer cut to the outputs of one rank; its numbers are still missing."""
+    """Return a layer cut to the outputs of one rank, without values yet."""
     if isinstance(layer, _DropoutNd) and owners is not None:
         return PlacedDropout(layer, owners, rank)
     if owners is None or not isinstance(layer, GroupedConv2d | nn.Conv2d | nn.Linear | _BatchNorm):
@@ -230,7 +230,7 @@ def _own_layer(layer: nn.Module, owners: Owners | None, rank: int) -> nn.Module:
 
 
 def _own_geometry(layer: GroupedConv2d, owners: Owners, rank: int) -> Geometry:
-    """What is left of a convolution on one rank: whole groups, or filters of a dense one."""
+    """Return a convolution's geometry on one rank: whole groups, or some filters of a dense one."""
     whole = layer.geometry
     if layer.groups == 1:
         return replace(whole, out_groups=Partition((owners.count(rank),)))
@@ -244,5 +244,5 @@ def _own_groups(layer: GroupedConv2d, owners: Owners, rank: int) -> list[int]:
 
 
 def _place(owners: Owners, rank: int) -> Tensor:
-    """The channels of one rank."""
+    """Return the channels of one rank."""
     return torch.tensor([channel for channel, owner in enumerate(owners) if owner == rank])

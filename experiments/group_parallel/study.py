@@ -35,7 +35,7 @@ from experiments.training.ranks import device_for, run_on_ranks
 from experiments.training.run_context import device_name
 
 VERSION = 1  # raise when what is measured changes
-LEAST = {"input_size": 1, "batch_size": 1, "repeats": 1, "devices": 1, "timeout": 1}
+MINIMUM = {"input_size": 1, "batch_size": 1, "repeats": 1, "devices": 1, "timeout": 1}
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def status(name: str, flags: Sequence[str]) -> dict[str, Any]:
 
 
 def _is_measured(study: GroupParallel) -> bool:
-    """Tell if this was measured here and its table is whole; of what is damaged it says so."""
+    """Tell if this was measured here and its table is whole; damage is reported."""
     kept = tables_folder(study.folder) / "study.json"
     try:
         if not kept.is_file() or read_about(kept, []).get("key") != _key(study):
@@ -120,7 +120,7 @@ def _is_measured(study: GroupParallel) -> bool:
 
 
 def _key(study: GroupParallel) -> str:
-    """Hash of what decides the outcome."""
+    """Return the hash of what decides the outcome."""
     cases = list(map(asdict, study.cases))
     hardware = device_name(torch.device(study.device))
     return config_hash({"version": VERSION, "repeats": study.repeats, "device": hardware, "cases": cases})
@@ -159,7 +159,7 @@ def keep(folder: Path, home: Path) -> list[Path]:
 
 
 def load(name: str, flags: Sequence[str]) -> GroupParallel:
-    """Read the study's file and the command line; all that can be told before a process is started is told here.
+    """Read the study's file and the command line; errors are reported before a process is started.
 
     Raises:
         UsageError: an unknown key, a wrong value, a network that cannot be placed on so many devices, or fewer devices
@@ -190,7 +190,7 @@ def resolve(name: str, content: dict[str, Any], place: str, flags: Sequence[str]
         if named:
             merged["model"] = model = model if model["name"] == named[0] else {"name": named[0]}
         settled = _settled(merged, where, [flag for flag in flags if not flag.startswith("--only=")])
-        for key, least in LEAST.items():
+        for key, least in MINIMUM.items():
             if settled[key] < least:
                 there = "command line" if any(flag.startswith(f"--{key}=") for flag in flags) else where
                 raise UsageError(f"{there}: {key}={settled[key]}: must be at least {least}")
@@ -306,7 +306,7 @@ def _items(case: Case, of_ranks: list[Measured]) -> Iterator[Item]:
 
 
 def summary(table: pd.DataFrame) -> str:
-    """The study in plain text, one line per variant."""
+    """Return the study in plain text, one line per variant."""
     head = f"{'variant':<14}{'devices':>8}{'memory':>12}{'sent':>14}{'by formula':>14}{'into grouped':>14}"
     lines = [
         "A step of SGD: memory of the fullest device, bytes sent by all, and how far gradients are from those of the",

@@ -39,7 +39,7 @@ def outcomes(
     """
     left = dict(enumerate(runs))
     before = {k: run.failure for k, run in left.items() if run.result is None}
-    where, told = " (done before)", set()
+    where, reported = " (done before)", set()
     while left:
         ended = False
         for k, run in list(left.items()):
@@ -54,11 +54,11 @@ def outcomes(
                 yield k, result, note
         where = " (by another process)"
         if left and not ended:
-            for k in left.keys() - told:
+            for k in left.keys() - reported:
                 by = leases.holder(left[k].folder)
                 who = f" ({by.pid} on {by.host})" if by else ""
                 say(k, f"in training by another process{who}; waiting for it")
-                told.add(k)
+                reported.add(k)
             sleep(POLL_INTERVAL_S)
 
 

@@ -5,7 +5,7 @@ Processes on one machine, or on several that share a file system, divide a study
 grants to exactly one (``O_EXCL``); numbers only rise, so that nobody who acts on an old look can take what is held.
 
 A holder gives signs of life by counting up in its file. A lease is free again when it was given back, when its process
-is known to be dead (same machine), or when its count has stood still for ``EXPIRY`` seconds of the watcher's own
+is known to be dead (same machine), or when its count has stood still for ``EXPIRY_S`` seconds of the watcher's own
 monotonic clock: no two clocks are compared, and a clock set back changes nothing. A holder that was stalled for so long
 learns from ``Lease.check``, before it writes anything, that it holds the folder no more.
 """
@@ -25,9 +25,9 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
-BEAT = 5.0  # seconds between signs of life
-EXPIRY = 60.0  # seconds without one
-ROOM = 512  # bytes of a lease file, always as many, so that it can be written in place
+HEARTBEAT_INTERVAL_S = 5.0
+EXPIRY_S = 60.0  # without a heartbeat
+LEASE_BYTES = 512  # constant, so that a lease file can be written in place
 
 
 class LeaseLostError(Exception):
@@ -63,8 +63,8 @@ class Holder:
         return born is not None and born == self.born
 
     def line(self) -> bytes:
-        """The content of the file."""
-        return json.dumps(asdict(self)).encode().ljust(ROOM - 1) + b"\n"
+        """Content as a line of the file."""
+        return json.dumps(asdict(self)).encode().ljust(LEASE_BYTES - 1) + b"\n"
 
 
 class Lease:
@@ -106,7 +106,7 @@ class Lease:
             pass  # a full or lost disk: the others will find this process gone
 
     def _beat(self) -> None:
-        while not self._ended.wait(BEAT):
+        while not self._ended.wait(HEARTBEAT_INTERVAL_S):
             self._holder = replace(self._holder, beat=self._holder.beat + 1)
             try:
                 _rewrite(self.path, self._holder)
@@ -177,13 +177,13 @@ def _number(path: Path) -> int:
 
 
 def _leases(folder: Path) -> list[Path]:
-    """The lease files of a folder, the one that counts last."""
+    """Return the lease files of a folder, the valid one last."""
     names = os.listdir(folder) if folder.is_dir() else []
     return sorted((folder / name for name in names if re.fullmatch(r"lease-[0-9]+\.json", name)), key=_number)
 
 
 def _read(path: Path) -> tuple[bytes, Holder | None]:
-    """The bytes of a lease file and what they say; None if nothing yet, or nothing that can be read."""
+    """Return the bytes of a lease file and their content, None where it cannot be read, or not yet."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -215,12 +215,12 @@ def _is_free(path: Path) -> bool:
     if content != before:
         since = now
     _seen[path] = content, since
-    return now - since > EXPIRY
+    return now - since > EXPIRY_S
 
 
 @cache
 def machine() -> str:
-    """The booted system this process runs on and the space its process number counts in; containers differ."""
+    """Return an id of the booted system and of the process namespace, which differs between containers."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"

@@ -43,7 +43,7 @@ def config_hash(config: dict[str, Any]) -> str:
 
 
 def file_name(variant: str) -> str:
-    """A variant's name as part of a file name."""
+    """Return a variant's name as part of a file name."""
     return re.sub(r"[^\w.=,-]+", "_", variant)[:80]
 
 
@@ -104,13 +104,13 @@ class Run:
 
     @classmethod
     def of(cls, study_folder: Path, variant: str, config: dict[str, Any]) -> Run:
-        """The run of a configuration; nothing is written yet."""
+        """Return the run of a configuration; nothing is written yet."""
         name = f"{file_name(variant)}-seed{config['seed']}-{config_hash(config)}"
         return cls(variant, config, study_folder / name)
 
     @property
     def seed(self) -> int:
-        """The training seed."""
+        """Training seed."""
         return self.config["seed"]
 
     @property
@@ -194,7 +194,7 @@ class Run:
             raise
 
     def metrics(self) -> list[dict[str, float]]:
-        """The history, one entry per epoch; where some of it is damaged or gone, that of the checkpoint."""
+        """Return the history, one entry per epoch; where it is damaged or incomplete, that of the checkpoint."""
         path = self.folder / "metrics.jsonl"
         epochs, damaged = [], False
         for line in path.read_bytes().splitlines() if path.is_file() else []:
@@ -243,7 +243,7 @@ class Run:
 
 
 def public(values: dict[str, Any]) -> dict[str, Any]:
-    """The same values without the places of this machine; the data's hash tells what lay there."""
+    """Return the same values without paths of this machine; the data's hash identifies what lay there."""
     return {k: "folder:PATH" if k == "dataset" and str(v).startswith("folder:") else v for k, v in values.items()}
 
 

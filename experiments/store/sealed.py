@@ -1,4 +1,4 @@
-"""Checkpoints that tell whether they are whole: torch's own file, with a checksum of all before it as its zip comment.
+"""Checkpoints whose integrity can be checked: torch's own file, with a checksum of all before it as its zip comment.
 
 ``torch.load`` reads such a file as any other. A file without the comment, from before there was one or from elsewhere,
 has no checksum and is taken as it is.

@@ -53,7 +53,7 @@ class Variant:
     recipe: Recipe
 
     def run_config(self, data_key: str, seed: int) -> dict[str, Any]:
-        """Everything that decides the outcome of one run, in JSON types."""
+        """Return all that decides the outcome of one run, in JSON types."""
         views = asdict(self.views)
         if self.views.labels == "stored":
             del views["labels"]  # runs from before there was a choice keep their hash
@@ -203,13 +203,13 @@ def _named_overrides(
 
 
 def strict_parser(prog: str) -> ArgumentParser:
-    """A parser that raises instead of exiting, takes no abbreviated flags and reads values as strict YAML."""
+    """Return a parser that raises instead of exiting, takes no abbreviated flags and reads values as strict YAML."""
     return ArgumentParser(exit_on_error=False, prog=prog, allow_abbrev=False)
 
 
 @lru_cache(maxsize=32)
 def _parser(model: str) -> ArgumentParser:
-    """The keys of a study whose network is ``model``, with their types."""
+    """Return the parser of the keys of a study whose network is ``model``."""
     parser = strict_parser("experiments run NAME")
     parser.add_argument("--question", type=str, default="", help="What the study asks.")
     parser.add_argument("--dataset", type=str, default="photos", help="photos, cifar10, imagenette or folder:PATH.")
@@ -234,7 +234,7 @@ def study_help(name: str) -> str:
 
 
 def _flag_of_model(flags: list[str]) -> dict[str, str]:
-    """The model that the command line names, if it does: it decides which other flags there are."""
+    """Return the model that the command line names, if any; it decides which other flags there are."""
     for number, flag in enumerate(flags):
         if flag == "--model.name" and number + 1 < len(flags):
             return {"model.name": flags[number + 1]}
@@ -244,7 +244,7 @@ def _flag_of_model(flags: list[str]) -> dict[str, str]:
 
 
 def _model_name(sources: list[dict[str, Any]], place: str) -> str:
-    """The first model that is named.
+    """Return the first model that is named.
 
     Raises:
         UsageError: none is, or what is named is no name.
@@ -272,7 +272,7 @@ def _parse_flags(model: str, flags: list[str]) -> dict[str, Any]:
 
 
 def _settle(of_file: dict[str, Any], given: dict[str, Any], place: str) -> dict[str, Any]:
-    """The values of the file with those of the command line; an error names where the faulty value comes from."""
+    """Return the values of the file, overridden by the command line; an error names the origin of a wrong value."""
     try:
         return _parse({**of_file, **given}, place)
     except UsageError:
@@ -299,7 +299,7 @@ def _parse(flat: dict[str, Any], place: str) -> dict[str, Any]:
 
 
 def parser_error(error: ArgumentError, parser: ArgumentParser) -> str:
-    """The message of jsonargparse on one line, with the nearest key where a key is unknown."""
+    """Return the message of jsonargparse on one line, with the nearest key where a key is unknown."""
     text = " ".join((error.message or "").split())
     text = re.sub(r'Parser key "([^"]+)": ', r"\1: ", text)
     text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.", "")
@@ -316,7 +316,7 @@ def parser_error(error: ArgumentError, parser: ArgumentParser) -> str:
 
 
 def flat_keys(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys."""
+    """Return nested mappings as dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in content.items():
         if isinstance(value, Mapping):
@@ -327,7 +327,7 @@ def flat_keys(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _nest(flat: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """Dotted keys as nested mappings."""
+    """Return dotted keys as nested mappings."""
     nested: dict[str, Any] = {}
     for key, value in flat.items():
         *path, last = key.split(".")

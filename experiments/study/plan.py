@@ -34,14 +34,18 @@ class PlannedRun:
     precision: Precision = "auto"  # what ``recipe.precision=auto`` means
 
     def fresh_model(self) -> nn.Module:
-        """The untrained network, as the run's seed makes it."""
+        """Return the untrained network, initialised by the run's seed."""
         torch.manual_seed(self.run.seed)
         return build_model(
             **self.variant.model, classes=len(self.dataset.classes), input_size=self.variant.views.crop_size
         )
 
     def trained_model(self) -> nn.Module:
-        """The network as its training left it."""
+        """Return the trained network.
+
+        Raises:
+            UsageError: its checkpoint is missing or damaged.
+        """
         checkpoint = self.run.load_checkpoint()
         if checkpoint is None:
             folder = self.run.folder
@@ -53,18 +57,18 @@ class PlannedRun:
         return model
 
     def context(self) -> RunContext:
-        """Images, views and recipe on their device."""
+        """Return images, views and recipe on their device."""
         return RunContext.of(self.dataset, self.variant.views, self.recipe)
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe in the precision that it is trained in here."""
+        """Recipe, with the precision that is used here."""
         asked = self.variant.recipe
         return replace(asked, precision=self.precision) if asked.precision == "auto" else asked
 
 
 def plan(study: Study) -> list[PlannedRun]:
-    """Every variant with every seed, seed by seed, so that an interrupted study is balanced.
+    """Return the runs of every variant and seed, seed by seed, so that an interrupted study is balanced.
 
     Raises:
         UsageError: a dataset cannot be loaded, or an architecture cannot be built.
@@ -73,7 +77,7 @@ def plan(study: Study) -> list[PlannedRun]:
     check_account(study.execution.wandb)
     planned = runs_of(study)
     refuse_mixed_precision(study, planned)
-    for p in planned[: len(study.variants)]:  # what cannot work is told before anything is trained
+    for p in planned[: len(study.variants)]:  # errors are reported before anything is trained
         choose_device(p.variant.recipe.device)
         size = p.variant.views.crop_size
         with torch.device("meta"):
@@ -92,7 +96,7 @@ def plan(study: Study) -> list[PlannedRun]:
 
 
 def runs_of(study: Study) -> list[PlannedRun]:
-    """The runs that ``plan`` makes, with their datasets and otherwise unchecked; raises where one cannot be loaded."""
+    """Return the runs of a study with their datasets, otherwise unchecked; raises if a dataset cannot be loaded."""
     datasets: dict[tuple[str, int], Dataset] = {}
     for v in study.variants:
         source = (v.dataset, v.views.image_size)

@@ -23,12 +23,12 @@ STATES = ("done", "running", "failed", "to do")
 
 
 def study_status(study: Study) -> dict[str, Any]:
-    """Where every run of a study stands, in JSON types.
+    """Return the state of every run of a study, in JSON types.
 
     Returns:
         ``study``, ``counts`` of the four states, ``runs`` (each with variant, seed, state and, as far as they are
         known, accuracy, epoch, epochs, seconds_left, by, since, silent_seconds, reason, folder), ``others``: how many
-        runs of other configurations lie beside them, and ``others_running``: those of them that are in training, each
+        runs of other configurations are in the folder, and ``others_running``: those of them that are in training, each
         as in ``runs`` and with ``overrides``, in what they differ from the study.
     """
     folders = {path: _read(path / "config.json") for path in sorted(study.folder.glob("*-seed*"))}
@@ -76,7 +76,7 @@ def _others_running(study: Study, folders: dict[Path, dict[str, Any]]) -> list[d
 
 
 def run_status(run: Run) -> dict[str, Any]:
-    """Where one run stands, in JSON types; the keys are those of ``study_status``."""
+    """Return the state of one run, in JSON types; the keys are those of ``study_status``."""
     result, holder = run.result, leases.holder(run.folder)
     status: dict[str, Any] = {"folder": run.folder.name, "epochs": run.config["recipe"]["epochs"]}
     if result is not None and result["status"] == "done":
@@ -102,7 +102,7 @@ def run_status(run: Run) -> dict[str, Any]:
 
 
 def _is(config: dict[str, Any], variant: Variant, seed: int) -> bool:
-    """Whether a folder's configuration is that of a variant and seed, on whatever images."""
+    """Tell if a folder's configuration is that of a variant and seed, on any images."""
     wanted = {"variant": variant.name, **variant.run_config(config.get("data", ""), seed)}
     return config == json.loads(json.dumps(wanted))
 

@@ -1,4 +1,4 @@
-"""YAML as people read it: a key that stands twice is an error, ``1e-4`` is a number and ``4:2:1:1`` is not.
+"""YAML as people read it: a key that is given twice is an error, ``1e-4`` is a number and ``4:2:1:1`` is not.
 
 (YAML 1.1 reads the last as 871,261, in base 60.) A dotted key and a nested one are the same: ``recipe.lr`` and
 ``recipe: {lr: …}``. Merge keys (``<<: *base``) are taken; a key of the mapping itself overrides a merged one.
@@ -28,15 +28,15 @@ class StrictLoader(yaml.SafeLoader):
     }
 
     def decimal(self, node: yaml.ScalarNode) -> int:
-        """A whole number in base 10, also with a leading zero."""
+        """Return a whole number in base 10, also with a leading zero."""
         return int(self.construct_scalar(node))
 
     def unique_mapping(self, node: yaml.MappingNode) -> dict[str, Any]:
-        """A mapping whose keys are texts, each standing once, dotted or nested."""
+        """Return a mapping whose keys are unique texts, dotted or nested."""
         lines: dict[str, int] = {}
         for key, mark in _dotted_keys(node):
             if key in lines:
-                problem = f"the key {key.rstrip('.')} stands twice, first in line {lines[key]}"
+                problem = f"the key {key.rstrip('.')} is given twice, first in line {lines[key]}"
                 raise yaml.constructor.ConstructorError(None, None, problem, mark)
             lines[key] = mark.line + 1
         merged: dict[str, Any] = {}
@@ -54,7 +54,7 @@ class StrictLoader(yaml.SafeLoader):
         return {**merged, **own}
 
     def merged_mappings(self, node: yaml.Node) -> list[dict[str, Any]]:
-        """The mappings that ``<<`` names: one, or a list of them."""
+        """Return the mappings that ``<<`` names: one, or a list of them."""
         content = self.construct_object(node, deep=True)
         bases = content if isinstance(content, list) else [content]
         if not all(isinstance(base, dict) for base in bases):
@@ -64,7 +64,7 @@ class StrictLoader(yaml.SafeLoader):
 
 
 def _dotted_keys(node: yaml.MappingNode, prefix: str = "", within: tuple[int, ...] = ()) -> Iterator[tuple[str, Any]]:
-    """Each key of a mapping that has no mapping as its value, with what stands before it, and its place."""
+    """Yield each key whose value is no mapping, as a dotted key, and its place."""
     for key_node, value_node in node.value:
         if not isinstance(key_node, yaml.ScalarNode):
             continue  # refused when it is constructed
@@ -90,12 +90,12 @@ StrictLoader.add_constructor(INT, StrictLoader.decimal)
 
 
 def place_of(path: Path) -> str:
-    """How messages name a file: as it was given; the project's own from the project's folder."""
+    """Return a file's name for messages: as it was given; relative to the project for the project's own files."""
     return str(path.relative_to(ROOT)) if path.is_absolute() and path.is_relative_to(ROOT) else str(path)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping.
+    """Read a YAML file that holds a mapping.
 
     Raises:
         UsageError: it cannot be read, is not valid YAML, holds a key twice or no mapping.

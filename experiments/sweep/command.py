@@ -25,8 +25,8 @@ from experiments.sweep.worker import Place, plan_one, record_stop, train_one
 
 DEFAULT_RUNS = 12  # of a random or bayes search whose file has no run_cap
 FLAGS = "--runs=N, --workers=N, --runs_root=DIR, --online, --local, --on=ray, and any key of the study"
-# What, changed, makes another sweep.
-IDENTITY = ("command", "method", "metric", "parameters", "early_terminate")
+# Keys of the file that make another sweep when they change.
+IDENTITY_KEYS = ("command", "method", "metric", "parameters", "early_terminate")
 
 
 def run_sweep(name: str, arguments: list[str]) -> int:
@@ -85,7 +85,7 @@ def run_for_agent(name: str, flags: list[str]) -> int:
 
 
 def _options(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """The command's own flags, and those of the study."""
+    """Split the arguments into the command's own flags and those of the study."""
     options: dict[str, Any] = {}
     flags = []
     for argument in arguments:
@@ -157,12 +157,12 @@ def _lead_on_ray(
     sweep: SweepFile, place: Place, flags: list[str], runs: int | None, workers: int | None, study: Study
 ) -> list[Point]:
     """Lead it here and train on a cluster, as many points at a time as there is room for."""
-    from experiments.execution.cluster import reached
-    from experiments.sweep.points import begin_on
+    from experiments.execution.cluster import connected
+    from experiments.sweep.points import worker_factory
 
-    with reached(place.root, study.execution.cpus_per_run, study.variants[0].recipe.device) as cluster:
+    with connected(place.root, study.execution.cpus_per_run, study.variants[0].recipe.device) as cluster:
         there = replace(place, root=place.root.resolve())
-        return _lead_locally(sweep, there, flags, runs, workers or cluster.room, begin_on(cluster))
+        return _lead_locally(sweep, there, flags, runs, workers or cluster.room, worker_factory(cluster))
 
 
 def _lead_locally(
@@ -189,7 +189,7 @@ def _lead_locally(
 
 def _check_identity(sweep: SweepFile, flags: list[str], folder: Path) -> None:
     """Refuse to go on with points that another file suggested."""
-    ours = {"flags": flags, **{key: sweep.content.get(key) for key in IDENTITY}}
+    ours = {"flags": flags, **{key: sweep.content.get(key) for key in IDENTITY_KEYS}}
     path = folder / "begun.json"
     if path.is_file():
         begun = json.loads(path.read_text(encoding="utf-8"))

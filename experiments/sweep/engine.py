@@ -1,6 +1,6 @@
 """A sweep on this machine: wandb's own engine suggests and stops, worker processes train.
 
-What has been suggested stands in ``points.json``, written whole at every change, so that a sweep that was interrupted
+What has been suggested is in ``points.json``, written whole at every change, so that a sweep that was interrupted
 goes on: points that had not ended are trained first, from their last checkpoint. The k-th suggestion is drawn with the
 seed k, so that a grid and a random search come out the same however often they are interrupted; what bayes suggests
 depends on what has ended by then.
@@ -28,8 +28,8 @@ from experiments.sweep.file import SweepFile, import_engine
 from experiments.sweep.worker import Place, work
 
 POINTS = "points.json"
-HOPELESS = 5  # first runs that all fail: the others would too
-GRACE = 10  # seconds in which a worker that is asked to stop saves its step
+MAX_FIRST_FAILURES = 5  # after as many, and no run that did not fail, the sweep ends
+STOP_TIMEOUT_S = 10  # for a worker that is stopped to save its step
 # Of our states, how the engine calls them: a run that was stopped counts as metric.impute says.
 STATES = {"running": "running", "done": "finished", "stopped": "killed", "diverged": "failed", "failed": "crashed"}
 
@@ -64,7 +64,7 @@ class Point:
         self.history = [epoch for epoch in self.history if epoch["epoch"] < metrics["epoch"]] + [metrics]
 
     def metric(self, name: str) -> float | None:
-        """The last value of a metric that is a number, or None."""
+        """Return the last value of a metric that is a number, or None."""
         values = [epoch[name] for epoch in self.history if math.isfinite(epoch.get(name, math.nan))]
         return values[-1] if values else None
 
@@ -79,7 +79,7 @@ class Worker:
 
 
 def read_points(folder: Path) -> list[Point]:
-    """The points of a sweep so far."""
+    """Return the points of a sweep so far."""
     path = folder / POINTS
     return [Point(**point) for point in json.loads(path.read_text(encoding="utf-8"))] if path.is_file() else []
 
@@ -102,7 +102,7 @@ def suggest(sweep: SweepFile, points: list[Point]) -> dict[str, Any] | None:
 
 
 def plain(value: Any) -> Any:
-    """The same value without numpy's types, which neither JSON nor a command line reads."""
+    """Return the same value without numpy's types, which neither JSON nor a command line reads."""
     if isinstance(value, np.ndarray | list | tuple):
         return [plain(entry) for entry in value]
     return value.item() if isinstance(value, np.generic) else value
@@ -188,7 +188,7 @@ class LocalSweep:
         if self._again:
             return self._again.pop(0)
         enough = self.runs is not None and len(self.points) >= self.runs
-        if self._exhausted or enough or self._target_met() or self._hopeless():
+        if self._exhausted or enough or self._target_met() or self._all_failed():
             return None
         values = suggest(self.sweep, self.points)
         if values is None:
@@ -198,17 +198,17 @@ class LocalSweep:
         return self.points[-1]
 
     def _target_met(self) -> bool:
-        """Whether a run has reached ``metric.target``, at which a sweep ends."""
+        """Tell if a run has reached ``metric.target``, at which a sweep ends."""
         target = self.sweep.content["metric"].get("target")
         values = [point.metric(self.sweep.metric) for point in self.points if point.state == "done"]
         return target is not None and any(
             value is not None and (value >= target if self.sweep.maximize else value <= target) for value in values
         )
 
-    def _hopeless(self) -> bool:
-        """Whether nothing has come of the first runs."""
+    def _all_failed(self) -> bool:
+        """Tell if all of the first runs failed."""
         ended = [point for point in self.points if point.state != "running"]
-        return len(ended) >= HOPELESS and all(point.state == "failed" for point in ended)
+        return len(ended) >= MAX_FIRST_FAILURES and all(point.state == "failed" for point in ended)
 
     def _listen(self, worker: Worker) -> None:
         point = worker.point
@@ -239,8 +239,8 @@ class LocalSweep:
         settings = " ".join(f"{name}={shown(value)}" for name, value in point.values.items())
         reached = point.metric(self.sweep.metric)
         result = "" if reached is None else f"{self.sweep.metric} {reached:.4f}, {point.seconds:.0f} s"
-        told = ", ".join(part for part in (reason, result) if part)
-        print(f"[{point.number + 1}{total}] {settings}: {told if state in ('done', 'stopped') else f'{state}: {told}'}")
+        text = ", ".join(part for part in (reason, result) if part)
+        print(f"[{point.number + 1}{total}] {settings}: {text if state in ('done', 'stopped') else f'{state}: {text}'}")
         sys.stdout.flush()
 
     def _save(self) -> None:
@@ -258,13 +258,13 @@ class LocalSweep:
             else:
                 worker.process.terminate()
         for worker in self._workers:
-            worker.process.join(GRACE)
+            worker.process.join(STOP_TIMEOUT_S)
             if worker.process.is_alive():
                 worker.process.kill()
 
 
 def begin_process(place: Place, log: Path, share: int) -> tuple[Any, Any]:
-    """A worker process of this machine, and a link to it."""
+    """Start a worker process on this machine; returns it and a connection to it."""
     context = multiprocessing.get_context("spawn")
     link, theirs = context.Pipe()
     process = context.Process(target=work, args=(theirs, place, log, share), daemon=True)
@@ -274,5 +274,5 @@ def begin_process(place: Place, log: Path, share: int) -> tuple[Any, Any]:
 
 
 def shown(value: Any) -> str:
-    """A value for people: four digits of a number."""
+    """Return a value for display: four digits of a number."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

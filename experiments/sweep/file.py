@@ -1,7 +1,7 @@
 """A wandb sweep file as this project runs it: read as wandb reads it, checked whole before anything starts.
 
-The file is wandb's own (https://docs.wandb.ai/guides/sweeps/sweep-config-keys) and stays unchanged. What it must say
-beside that: its ``command`` runs one run of a study, ``… -m experiments run STUDY [flags] ${args}``.
+The file is wandb's own (https://docs.wandb.ai/guides/sweeps/sweep-config-keys) and stays unchanged. In
+addition, its ``command`` runs one run of a study, ``… -m experiments run STUDY [flags] ${args}``.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class SweepFile:
         path: of the file.
         content: as wandb reads it.
         study: whose runs it makes.
-        flags: of every run; None stands where the parameters go.
+        flags: of every run; None in the place of the parameters.
     """
 
     name: str
@@ -56,7 +56,7 @@ class SweepFile:
 
     @property
     def place(self) -> str:
-        """How messages name the file."""
+        """Name of the file in messages."""
         return place_of(self.path)
 
     @property
@@ -66,21 +66,21 @@ class SweepFile:
 
     @property
     def metric(self) -> str:
-        """What is asked for."""
+        """Name of the metric."""
         return self.content["metric"]["name"]
 
     @property
     def maximize(self) -> bool:
-        """Whether more of the metric is better."""
+        """True if more of the metric is better."""
         return self.content["metric"]["goal"] == "maximize"
 
     @property
     def parameters(self) -> dict[str, dict[str, Any]]:
-        """What is varied, and over what."""
+        """Parameters that are varied, each with its values or distribution."""
         return self.content["parameters"]
 
     def of_one_run(self, values: Values, more: list[str]) -> list[str]:
-        """The flags of a run with these values of the parameters, as a wandb agent would pass them.
+        """Return the flags of a run with these values of the parameters, as a wandb agent would pass them.
 
         Args:
             values: by name of the parameter.
@@ -99,7 +99,7 @@ def from_agent(flags: list[str]) -> list[str]:
 
 
 def import_engine() -> Any:
-    """The sweep engine of wandb itself, the package ``sweeps``.
+    """Import the sweep engine of wandb itself, the package ``sweeps``.
 
     Raises:
         UsageError: it is not installed.
@@ -115,7 +115,7 @@ def import_engine() -> Any:
 
 
 def sweep_path(name: str) -> Path:
-    """The file of a sweep: a name in ``configs/sweeps/``, or a path that ends in ``.yaml`` or ``.yml``.
+    """Return the file of a sweep: a name in ``configs/sweeps/``, or a path that ends in ``.yaml`` or ``.yml``.
 
     Raises:
         UsageError: there is none; lists those there are and suggests the nearest.
@@ -176,7 +176,7 @@ def _same_to_wandb(ours: Any, theirs: Any, place: str, key: str = "") -> None:
 
 
 def _dotted(number: float) -> str:
-    """A float in the only notation that is one in YAML 1.1 too."""
+    """Return a float in the only notation that YAML 1.1 reads as one too."""
     text = f"{number!r}"
     mantissa, e, exponent = text.partition("e")
     return f"{mantissa if '.' in mantissa else mantissa + '.0'}{e}{exponent}"
@@ -280,7 +280,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _command(command: Any, program: Any, place: str) -> tuple[str, tuple[str | None, ...]]:
-    """The study and the flags of ``command``."""
+    """Return the study and the flags of ``command``."""
     wrong = f"{place}: command: must be the list {COMMAND}"
     if not isinstance(command, list) or not all(isinstance(part, str) for part in command):
         raise UsageError(wrong)

@@ -17,7 +17,7 @@ from experiments.store.runs import write_json
 from experiments.sweep.engine import Point
 from experiments.sweep.file import SweepFile
 
-PATIENCE = 60  # seconds for the server to take a sweep
+CREATE_TIMEOUT_S = 60  # for the server to take a sweep
 # How the server calls what became of a run, and how we do.
 STATES = {"finished": "done", "killed": "stopped", "crashed": "failed", "failed": "failed", "running": "running"}
 
@@ -54,7 +54,7 @@ def _wandb(*arguments: str) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    """The agents' ``python`` is this one."""
+    """Return the environment in which the agents' ``python`` is this one."""
     return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
 
 
@@ -68,10 +68,10 @@ def _create(sweep: SweepFile) -> str:
             capture_output=True,
             encoding="utf-8",
             errors="replace",
-            timeout=PATIENCE,
+            timeout=CREATE_TIMEOUT_S,
         )
     except subprocess.TimeoutExpired:
-        raise UsageError(f"wandb's server did not take the sweep within {PATIENCE} s{hint}") from None
+        raise UsageError(f"wandb's server did not take the sweep within {CREATE_TIMEOUT_S} s{hint}") from None
     said = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)
     made = re.search(r"wandb agent (\S+)", said)
     if made is None:
@@ -101,7 +101,7 @@ def _points(sweep: SweepFile, path: str) -> list[Point]:
 
     project, _, sweep_id = path.rpartition("/")
     try:
-        found = wandb.Api(timeout=PATIENCE).runs(project, {"sweep": sweep_id}, order="+created_at", lazy=False)
+        found = wandb.Api(timeout=CREATE_TIMEOUT_S).runs(project, {"sweep": sweep_id}, order="+created_at", lazy=False)
         runs = [run for run in found]  # noqa: C416 (list() would ask for its length, and swallow what that raises)
     except Exception as error:
         reason = str(error).splitlines()[0]

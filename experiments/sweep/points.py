@@ -1,8 +1,8 @@
-"""A sweep's points on a cluster: in the place of a worker process stands a thread that has each point called for.
+"""Points of a sweep on a cluster: a thread instead of a worker process calls each point on some node.
 
-The process that leads the sweep talks to it as to any worker (``sweep/worker.py`` says in what words). Between the
+The process that leads the sweep talks to it as to any worker (``sweep/worker.py`` lists the messages). Between the
 thread and the node an actor keeps the messages, so that nothing but Ray's own connections is needed. A point whose node
-is lost is called for again and goes on from its checkpoint; the leading process notices nothing.
+is lost is called again and goes on from its checkpoint; the leading process notices nothing.
 """
 
 from __future__ import annotations
@@ -19,56 +19,56 @@ from threading import Event, Thread
 from typing import Any
 
 from experiments.errors import UsageError
-from experiments.execution.cluster import CallLostError, Cluster, Ticket
-from experiments.execution.cluster_runs import LOSSES
+from experiments.execution.cluster import Call, CallLostError, Cluster
+from experiments.execution.cluster_runs import MAX_LOSSES
 from experiments.sweep.worker import Place, train_flags
 
-LOOK = 0.2  # seconds between looks at whether the sweep is being stopped
+POLL_INTERVAL_S = 0.2  # between checks for the end of the sweep
 
 
-class Mail:
-    """What calls tell, and what they are answered; by box, of which every call has its own."""
+class MessageQueues:
+    """Messages of calls and the answers to them, in a pair of queues for each call."""
 
     def __init__(self) -> None:
-        self._told: dict[str, asyncio.Queue[Any]] = defaultdict(asyncio.Queue)
+        self._messages: dict[str, asyncio.Queue[Any]] = defaultdict(asyncio.Queue)
         self._answers: dict[str, asyncio.Queue[Any]] = defaultdict(asyncio.Queue)
 
-    async def tell(self, box: str, message: Any) -> Any:
-        """Tell something; returns the answer, once there is one."""
-        await self._told[box].put(message)
-        return await self._answers[box].get()
+    async def send(self, key: str, message: Any) -> Any:
+        """Send a message; returns the answer, once there is one."""
+        await self._messages[key].put(message)
+        return await self._answers[key].get()
 
-    async def heard(self, box: str) -> Any:
-        """The next thing that is told."""
-        return await self._told[box].get()
+    async def receive(self, key: str) -> Any:
+        """Return the next message."""
+        return await self._messages[key].get()
 
-    async def answer(self, box: str, answer: Any) -> None:
-        """Answer what was heard last."""
-        await self._answers[box].put(answer)
+    async def answer(self, key: str, answer: Any) -> None:
+        """Answer the last message."""
+        await self._answers[key].put(answer)
 
 
 @dataclass
 class NodeLink:
-    """On a node: a connection as ``train_flags`` wants it. What it receives is the answer to what it sent last."""
+    """Connection of ``train_flags`` on a node; it receives the answer to its last message."""
 
-    mail: Any
-    box: str
+    queues: Any
+    key: str
     answer: Any = None
 
     def send(self, message: Any) -> None:
-        """Tell the leading process something, and wait for its answer."""
+        """Send a message to the leading process, and wait for its answer."""
         import ray
 
-        self.answer = ray.get(self.mail.tell.remote(self.box, message))
+        self.answer = ray.get(self.queues.send.remote(self.key, message))
 
     def recv(self) -> Any:
-        """The answer."""
+        """Return the answer to the last message."""
         return self.answer
 
 
 @dataclass
-class Trainer:
-    """In the place of a worker process: it can be joined and terminated.
+class ClusterWorker:
+    """Thread with the interface of a worker process: it can be joined and terminated.
 
     Attributes:
         link: to the process that leads the sweep.
@@ -76,7 +76,7 @@ class Trainer:
     """
 
     cluster: Cluster
-    mail: Any
+    queues: Any
     place: Place
     log: Path
     link: Connection
@@ -92,11 +92,11 @@ class Trainer:
         self._thread.join(timeout)
 
     def is_alive(self) -> bool:
-        """Whether it has not ended."""
+        """Tell if it has not ended."""
         return self._thread.is_alive()
 
     def terminate(self) -> None:
-        """Have the point at work saved, and end."""
+        """Save the point in training, and end."""
         self._stopped.set()
 
     kill = terminate
@@ -111,13 +111,13 @@ class Trainer:
             self.link.close()
 
     def _train(self, flags: list[str]) -> None:
-        """Have one point trained to its end, on as many nodes as it takes."""
+        """Train one point to its end, on as many nodes as it takes."""
         reason = ""
-        for attempt in range(LOSSES + 1):
-            box = f"{id(self)} {attempt} {' '.join(flags)}"
-            call = self.cluster.call(train_point, self.place, flags, self.mail, box, self.log)
+        for attempt in range(MAX_LOSSES + 1):
+            key = f"{id(self)} {attempt} {' '.join(flags)}"
+            call = self.cluster.call(train_point, self.place, flags, self.queues, key, self.log)
             try:
-                if self._follow(call, box):
+                if self._follow(call, key):
                     return
             except CallLostError as error:
                 reason = f"{error}, {attempt + 1} times"
@@ -126,56 +126,56 @@ class Trainer:
                 break
         self.link.send(("ended", ({"status": "failed", "reason": reason}, [])))
 
-    def _follow(self, call: Ticket, box: str) -> bool:
-        """Pass on what a call tells until it has ended; False where it ended without a word.
+    def _follow(self, call: Call, key: str) -> bool:
+        """Forward the messages of a call until it has ended; returns False if it ended without its last message.
 
         Raises:
             CallLostError: it was lost.
             EOFError: the sweep is being stopped; what is trained is saved.
         """
-        heard = self.mail.heard.remote(box)
+        message_call = self.queues.receive.remote(key)
         while True:
-            (first, *_) = self.cluster.answered([heard, call], LOOK) or [None]
+            (first, *_) = self.cluster.wait_for_any([message_call, call], POLL_INTERVAL_S) or [None]
             if self._stopped.is_set():
-                self.mail.answer.remote(box, False)  # whoever waits for an answer gets on to its next step
+                self.queues.answer.remote(key, False)  # whoever waits for an answer gets on to its next step
                 self.cluster.stop_all([call])
                 raise EOFError
-            if first is heard:
-                message = self.cluster.ray.get(heard)
+            if first is message_call:
+                message = self.cluster.ray.get(message_call)
                 self.link.send(message)
-                self.mail.answer.remote(box, message[0] == "epoch" and self._reply())
+                self.queues.answer.remote(key, message[0] == "epoch" and self._reply())
                 if message[0] == "ended":
-                    self.cluster.answered([call], LOOK)  # its room is free for the next
+                    self.cluster.wait_for_any([call], POLL_INTERVAL_S)  # its room is free for the next
                     return True
-                heard = self.mail.heard.remote(box)
+                message_call = self.queues.receive.remote(key)
             elif first is call:
                 self.cluster.answer(call)
                 return False
 
     def _reply(self) -> Any:
-        """What the leading process says to an epoch; nothing if it is stopping."""
-        while not self.link.poll(LOOK):
+        """Return the leading process's answer to an epoch; False if it is stopping."""
+        while not self.link.poll(POLL_INTERVAL_S):
             if self._stopped.is_set():
                 return False
         return self.link.recv()
 
 
-def begin_on(cluster: Cluster) -> Callable[[Place, Path, int], tuple[Trainer, Connection]]:
-    """What begins a worker of a sweep on a cluster, and connects to it."""
+def worker_factory(cluster: Cluster) -> Callable[[Place, Path, int], tuple[ClusterWorker, Connection]]:
+    """Return a function that starts a worker of a sweep on a cluster, and connects to it."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(cluster.ray.get_runtime_context().get_node_id(), soft=False)
     # On the node of the leading process, without which the sweep ends anyway: no other node can take it away.
-    mail = cluster.ray.remote(num_cpus=0, max_concurrency=1000, scheduling_strategy=here)(Mail).remote()
+    queues = cluster.ray.remote(num_cpus=0, max_concurrency=1000, scheduling_strategy=here)(MessageQueues).remote()
 
-    def begin(place: Place, log: Path, _share: int) -> tuple[Trainer, Connection]:
+    def begin(place: Place, log: Path, _share: int) -> tuple[ClusterWorker, Connection]:
         link, theirs = Pipe()
-        return Trainer(cluster, mail, place, log, theirs), link
+        return ClusterWorker(cluster, queues, place, log, theirs), link
 
     return begin
 
 
-def train_point(place: Place, flags: list[str], mail: Any, box: str, log: Path) -> None:
-    """On a node: train the run that flags make, and tell how it goes."""
+def train_point(place: Place, flags: list[str], queues: Any, key: str, log: Path) -> None:
+    """Train, on a node, the run that flags make, and send messages on its progress."""
     with open(log, "a", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
-        train_flags(NodeLink(mail, box), place, flags)
+        train_flags(NodeLink(queues, key), place, flags)

@@ -1,4 +1,4 @@
-"""What a sweep shows at its end: a table, the best configuration as a study's file, and two figures.
+"""Report of a sweep: a table, the best configuration as a study's file, and two figures.
 
 The figures are drawn from the saved tables only.
 """
@@ -23,7 +23,7 @@ from experiments.study.invocation import typed
 from experiments.sweep.engine import Point, shown
 from experiments.sweep.file import SweepFile
 
-LINES = 15  # of the table on the terminal
+TABLE_LINES = 15  # on the terminal
 BEST = "best.yaml"
 IMPORTANCE = ["parameter", "importance", "low", "high", "correlation", "p", "n", "explained"]  # columns
 
@@ -68,7 +68,7 @@ def _scale(parameter: dict[str, Any]) -> str:
 
 
 def read_table(folder: Path) -> pd.DataFrame:
-    """The points of a sweep; categories are texts."""
+    """Read the points of a sweep; categories are texts."""
     tables = tables_folder(folder)
     about = _about(folder)
     texts = dict.fromkeys([name for name, scale in about["scales"].items() if scale == "category"], str)
@@ -96,7 +96,7 @@ def draw_figures(folder: Path) -> list[Path]:
 
 
 def best_point(sweep: SweepFile, points: list[Point]) -> Point | None:
-    """The run that came to its end with the best value, the first of equals; None if none did."""
+    """Return the finished run with the best value, the first of equals; None if none has finished."""
     done = [(point.metric(sweep.metric), point) for point in points if point.state == "done"]
     known = [(value if sweep.maximize else -value, -point.number, point) for value, point in done if value is not None]
     return max(known, default=(0.0, 0, None), key=lambda entry: entry[:2])[2]
@@ -146,7 +146,7 @@ def save_best(sweep: SweepFile, best: Point, points: list[Point], study: Study, 
 
 
 def summary(folder: Path) -> str:
-    """The table on the terminal, from the saved tables."""
+    """Return the table on the terminal, from the saved tables."""
     about, table = _about(folder), read_table(folder)
     metric, names = about["metric"], list(about["scales"])
     states = ", ".join(f"{count} {state}" for state, count in table["state"].value_counts().items())
@@ -158,13 +158,13 @@ def summary(folder: Path) -> str:
         f"{len(table)} points by {about['method']}: {states}; the best first, the unfinished last",
         f"{'point':>5}{metric:>{len(metric) + 2}}{'epochs':>8}{'seconds':>9}  {'state':<9}{heading}",
     ]
-    for _, row in ranked.head(LINES).iterrows():
+    for _, row in ranked.head(TABLE_LINES).iterrows():
         value = "-" if pd.isna(row[metric]) else f"{row[metric]:.4f}"
         cells = "".join(f"{shown(row[name]):>{width}}" for name, width in zip(names, widths, strict=True))
         effort = f"{row['epochs']:>8}{row['seconds']:>9.0f}"
         text.append(f"{row['point'] + 1:>5}{value:>{len(metric) + 2}}{effort}  {row['state']:<9}{cells}")
-    if len(ranked) > LINES:
-        text.append(f"… and {len(ranked) - LINES} more in tables/sweep.csv")
+    if len(ranked) > TABLE_LINES:
+        text.append(f"… and {len(ranked) - TABLE_LINES} more in tables/sweep.csv")
     return "\n".join([*text, "", *_importance_lines(folder)])
 
 

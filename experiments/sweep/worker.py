@@ -1,6 +1,6 @@
 """A process that trains the runs of a sweep one after the other, so that torch is loaded once and not once a run.
 
-It is told flags and answers with messages, pairs of a word and what belongs to it:
+It receives flags and sends messages, pairs of a word and its content:
 
     began   (folder, history)    the run and the epochs that it has behind it
     epoch   metrics              of one epoch; the answer True ends the run early
@@ -24,7 +24,7 @@ from experiments.errors import UsageError
 
 @dataclass(frozen=True)
 class Place:
-    """Where the runs of a sweep come from and go to.
+    """Origin and destination of the runs of a sweep.
 
     Attributes:
         sweep: name of the sweep, which its runs lie under.
@@ -38,21 +38,21 @@ class Place:
 
 
 class Link(Protocol):
-    """What connects to the process that leads the sweep."""
+    """Connection to the process that leads the sweep."""
 
     def send(self, message: Any, /) -> None:
-        """Tell something."""
+        """Send a message."""
 
     def recv(self) -> Any:
-        """What is told next."""
+        """Return the next message."""
 
 
 class StoppedEarly(BaseException):
-    """The sweep has no more use for the run; like a KeyboardInterrupt, nothing on the way takes it for a failure."""
+    """The sweep ends the run early; like a KeyboardInterrupt, it is not handled as a failure."""
 
 
 def plan_one(place: Place, flags: list[str]) -> tuple[Any, Any]:
-    """The study and the planned run that flags make.
+    """Return the study and the planned run that flags make.
 
     Raises:
         UsageError: they make none, or more than one.
@@ -114,7 +114,7 @@ def work(link: Connection, place: Place, log: Path, share: int) -> None:
         log: takes what is printed here.
         share: among how many processes the threads are divided.
     """
-    _attend(log)
+    _set_up_process(log)
     import torch
 
     torch.set_num_threads(max(1, torch.get_num_threads() // share))
@@ -124,7 +124,7 @@ def work(link: Connection, place: Place, log: Path, share: int) -> None:
 
 
 def train_flags(link: Link, place: Place, flags: list[str]) -> None:
-    """Train the run that flags make, and tell how it goes."""
+    """Train the run that flags make, and send messages on its progress."""
     from experiments.tracking import listening
 
     history = []
@@ -150,7 +150,7 @@ def _report(link: Link, metrics: dict[str, float]) -> None:
         raise StoppedEarly
 
 
-def _attend(log: Path) -> None:
+def _set_up_process(log: Path) -> None:
     """Print into a file, leave Ctrl-C to the leading process and die with it."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)

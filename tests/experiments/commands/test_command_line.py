@@ -13,7 +13,7 @@ import time
 import pytest
 
 from experiments import __main__ as command_line
-from experiments.nearest import LISTED, hint
+from experiments.nearest import MAX_NAMES_LISTED, hint
 from experiments.store.runs import write_json
 from experiments.study.catalogue import CONFIGS
 from experiments.study.invocation import typed
@@ -234,7 +234,7 @@ def test_a_folder_of_runs_that_cannot_be_written_is_refused_before_anything_is_t
 
 def test_many_names_are_cut_to_the_nearest():
     names = [f"model_{k}" for k in range(200)]
-    assert hint("xyz", names).count(",") == LISTED - 1
+    assert hint("xyz", names).count(",") == MAX_NAMES_LISTED - 1
     assert hint("model_17", names) == "did you mean model_17?"
     assert hint("a", ["b", "c"]) == "there are: b, c"
 

@@ -143,7 +143,7 @@ def test_a_run_in_training_with_overridden_keys_is_shown_with_them(study, tmp_pa
     lease = leases.claim(run.folder)
     assert lease is not None
     lines = ask(capsys, tmp_path, "quickstart").splitlines()
-    assert lines[0].endswith("0 done, 0 running, 0 failed, 4 to do; 1 of other configurations beside them")
+    assert lines[0].endswith("0 done, 0 running, 0 failed, 4 to do; 1 of other configurations in the folder")
     assert lines[-1].startswith("  running  dense, seed 0")
     assert "epoch 3 of 9" in lines[-1]
     assert "with --data.colour=grey --recipe.epochs=9" in lines[-1]

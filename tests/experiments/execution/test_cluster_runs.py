@@ -39,7 +39,7 @@ needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not inst
     ],
 )
 def test_a_run_gets_a_gpu_or_its_cpus(resources, cpus, device, needs, room):
-    assert nodes._needs(resources, cpus, device) == ({"num_cpus": needs[0], "num_gpus": needs[1]}, room)
+    assert nodes._resources(resources, cpus, device) == ({"num_cpus": needs[0], "num_gpus": needs[1]}, room)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_run_gets_a_gpu_or_its_cpus(resources, cpus, device, needs, room):
 )
 def test_what_no_node_has_is_told_and_not_waited_for(cpus, device, told):
     with pytest.raises(UsageError) as error:
-        nodes._needs([NODE, NODE], cpus, device)
+        nodes._resources([NODE, NODE], cpus, device)
     assert str(error.value) == told
 
 

@@ -165,7 +165,7 @@ def test_an_image_beside_the_class_folders_is_named_and_the_classes_stay(run, tm
     assert "accuracy " in out
 
 
-OF_CLASSES = ["test_accuracy", "lesion", "probe_class"]
+CLASS_MEASURES = ["test_accuracy", "lesion", "probe_class"]
 
 
 @pytest.mark.usefixtures("quick_figures")
@@ -179,10 +179,10 @@ def test_images_without_classes_leave_out_what_needs_them(run, tmp_path, weights
     assert (code, err) == (0, "")
     measured = set(table(tmp_path / "out")["measure"])
     assert "ratio_computed" in measured
-    assert not [measure for measure in measured if measure.startswith(tuple(OF_CLASSES))]
+    assert not [measure for measure in measured if measure.startswith(tuple(CLASS_MEASURES))]
     assert not [measure for measure in measured if measure.startswith("training_")]
     said = notes(tmp_path / "out")
-    assert [said[measure] for measure in OF_CLASSES] == ["the images are in no class folders"] * 3
+    assert [said[measure] for measure in CLASS_MEASURES] == ["the images are in no class folders"] * 3
     assert "no train/" in said["training_…"]
     assert "the images are in no class folders" in out
     assert "images …" in out
@@ -195,7 +195,7 @@ def test_classes_that_the_network_does_not_tell_leave_out_what_needs_them(run, t
     code, _, _ = run(*SMALL, *flags)
     assert code == 0
     reason = "the network tells 5 classes, and the images are of 2 others"
-    assert [notes(tmp_path / "out")[measure] for measure in OF_CLASSES] == [reason] * 3
+    assert [notes(tmp_path / "out")[measure] for measure in CLASS_MEASURES] == [reason] * 3
 
 
 def classifier(name, classes):

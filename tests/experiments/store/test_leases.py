@@ -15,8 +15,8 @@ from fault_children import fork, kill, wait
 @pytest.fixture
 def fast(monkeypatch):
     """Leases that beat every 20 ms and run out after 0.3 s."""
-    monkeypatch.setattr(leases, "BEAT", 0.02)
-    monkeypatch.setattr(leases, "EXPIRY", 0.3)
+    monkeypatch.setattr(leases, "HEARTBEAT_INTERVAL_S", 0.02)
+    monkeypatch.setattr(leases, "EXPIRY_S", 0.3)
     monkeypatch.setattr(leases, "_seen", {})
 
 
@@ -124,7 +124,7 @@ def test_on_another_machine_a_lease_runs_out_when_its_heart_stops_and_not_before
 
 @pytest.mark.usefixtures("fast")
 def test_who_stood_still_for_long_has_lost_and_learns_it_before_writing(tmp_path, monkeypatch):
-    monkeypatch.setattr(leases, "BEAT", 60)  # the heart of this process has stopped
+    monkeypatch.setattr(leases, "HEARTBEAT_INTERVAL_S", 60)  # the heart of this process has stopped
     lease = claim(tmp_path)
     assert lease is not None
     monkeypatch.setattr(leases, "machine", lambda: "elsewhere")

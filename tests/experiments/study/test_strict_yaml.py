@@ -38,7 +38,7 @@ def test_a_key_that_stands_twice_is_named_with_both_lines(tmp_path, text, line, 
     with pytest.raises(UsageError) as error:
         read(tmp_path, text)
     assert f"study.yaml, line {line}: the key " in str(error.value)
-    assert str(error.value).endswith(f"{key} stands twice, first in line {first}")
+    assert str(error.value).endswith(f"{key} is given twice, first in line {first}")
 
 
 @pytest.mark.parametrize(

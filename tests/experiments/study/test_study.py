@@ -128,7 +128,7 @@ def test_a_wrong_key_or_value_is_one_line_with_its_place(flags, changes, words):
 def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path):
     path = tmp_path / "twice.yaml"
     path.write_text("question: a\nrecipe:\n  lr: 0.1\n  lr: 0.2\n")
-    with pytest.raises(UsageError, match=r"line 4.*lr stands twice"):
+    with pytest.raises(UsageError, match=r"line 4.*lr is given twice"):
         read_yaml(path)
 
 

@@ -74,7 +74,7 @@ class ThreadProcess:
 def threads(monkeypatch):
     """Workers are threads of this process, and every dataset is the tiny one."""
     monkeypatch.setattr("experiments.data.datasets.load", lambda _spec, size, *_rest: tiny_dataset(size))
-    monkeypatch.setattr(sweep_worker, "_attend", lambda _log: None)
+    monkeypatch.setattr(sweep_worker, "_set_up_process", lambda _log: None)
     monkeypatch.setattr("analysis.importance.CUTS", 1)  # a forest takes longer than these runs
     monkeypatch.setattr("analysis.importance.TREES", 5)
 
@@ -268,7 +268,7 @@ def test_a_sweep_of_which_nothing_works_ends_early(tmp_path, monkeypatch, capsys
         raise RuntimeError("no luck")
 
     monkeypatch.setattr(sweep_worker, "train_one", broken)
-    assert run(file(tmp_path, RANDOM), tmp_path, "--runs=50") == sweep_engine.HOPELESS
+    assert run(file(tmp_path, RANDOM), tmp_path, "--runs=50") == sweep_engine.MAX_FIRST_FAILURES
     assert "RuntimeError: no luck" in (out := capsys.readouterr().out)
     assert "no run came to its end" in out
 

@@ -86,7 +86,7 @@ def test_the_real_wandb_sweep_takes_every_shipped_file(server, name):
 
 @pytest.mark.usefixtures("user")
 def test_a_server_that_does_not_take_the_sweep_is_one_line(server, monkeypatch):
-    monkeypatch.setattr(sweep_online, "PATIENCE", 3)
+    monkeypatch.setattr(sweep_online, "CREATE_TIMEOUT_S", 3)
     server.trouble = "500"
     with pytest.raises(UsageError) as error:
         sweep_online._create(read_sweep(sweep_path("photos-bayes")))
