@@ -125,7 +125,7 @@ def _out(place: str) -> Path:
 
 
 def _subject(name: str, given: Namespace, recorded: dict[str, Any], checkpoint: Checkpoint, default: Any) -> Subject:
-    """The network with the weights of the checkpoint, and without.
+    """Return the network with the weights of the checkpoint, and without.
 
     Raises:
         UsageError: no network has these arguments, the weights do not fit it, or it cannot be traced.

@@ -146,7 +146,7 @@ def _recorded(checkpoint: str, name: str) -> dict[str, Any]:
 
 
 def given_device(name: str) -> torch.device:
-    """The device that ``--device`` means here.
+    """Return the device that ``--device`` means here.
 
     Raises:
         UsageError: there is none.

@@ -104,7 +104,7 @@ def _plain(name: str) -> str:
 
 
 def _files(places: dict[str, Path], left_out: LeftOut) -> tuple[tuple[str, ...], dict[str, list[tuple[Path, int]]]]:
-    """The classes, and each split's images with their labels.
+    """Return the classes, and each split's images with their labels.
 
     There are classes where the places have two folders or more and most images of each place lie in such folders.
     """

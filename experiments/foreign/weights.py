@@ -248,7 +248,7 @@ def _wraps(prefix: str, weights: State) -> bool:
 
 
 def _network_part(model: State, weights: State) -> State:
-    """The weights under the one prefix that has all of the network, without the losses and metrics around it.
+    """Return the weights under the one prefix that has all of the network, without losses and metrics.
 
     Raises:
         ValueError: several prefixes have all of it.

@@ -220,7 +220,7 @@ class _Part:
 
 
 def _distance(found: Answers, expected: Answers) -> tuple[float, float]:
-    """The largest difference of outputs, relative to the largest output, and of gradients, to the largest of a layer.
+    """Return the largest difference of outputs, relative to the largest, and of gradients, to the largest of a layer.
 
     Relative to a layer, not to a parameter, since the gradient of a bias before a batch normalisation is 0.
     """
