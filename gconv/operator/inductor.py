@@ -9,7 +9,7 @@ autotuning of custom ops (``torch._inductor.kernel.custom_op``, here with torch 
   call in these modes: inlined it was no faster (two layers of 128@16, log:4: 49.6 and 49.5 ms a step; eager 31.2).
 
 A kernel of ATen calls is inlined: splits, concatenations, padding and casts fuse with surrounding operations, such as
-batch norm and ReLU. The convolution itself stays a call. The band kernel stays one call with its epilogue inside. On a
+batch norm with its statistics and ReLU. The convolution itself stays a call. The band kernel stays one call with its epilogue inside. On a
 CPU only kernels without zeros between groups are candidates, so that nothing infinite crosses groups.
 
 Where torch lacks the interface, or sizes are symbols, everything stays one call.
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from gconv.kernels import KERNELS, find, refusal
-from gconv.kernels.aten import is_channels_last
+from gconv.kernels.aten import is_channels_last, mean_and_variance
 from gconv.kernels.choose import choose, pixel_bits
 from gconv.kernels.geometry import Geometry
 from gconv.operator import dispatch, library
@@ -73,6 +73,7 @@ def register() -> bool:
         return False
     for op in ("conv2d", "input_gradient", "weight_gradient"):
         user_lowerings[getattr(library.ops, op).default] = partial(_lower, op, autotune_custom_op, _lower_single_impl)
+    user_lowerings[library.ops.conv2d_statistics.default] = partial(_lower_statistics, _lower_single_impl)
     return True
 
 
@@ -111,6 +112,33 @@ def _lower(op: str, autotune: Callable[..., Any], inline: Callable[..., Any], *a
         overload = getattr(library.ops, op).default
         return autotune(f"gconv_{op}", ways, nodes, [given] * len(ways), overload)[0]
     return inline(ways[0], {}, given, nodes, f"gconv_{op}")
+
+
+def _lower_statistics(inline: Callable[..., Any], *arguments: Any) -> Any:
+    """Return the nodes of result, mean and variance by the operator's own choice; None to keep the op as one call.
+
+    A kernel that counts what it writes stays one call. After an inlined one the statistics fuse with their neighbours.
+    """
+    from torch._inductor.ir import ir_node_to_tensor
+    from torch._inductor.virtualized import V
+
+    (x, weight, bias), numbers = arguments[:3], arguments[3:]
+    nodes = [x, weight, *([] if bias is None else [bias])]
+    with V.fake_mode:
+        fakes = [ir_node_to_tensor(node) for node in nodes]
+    if any(type(size) is not int for fake in fakes for size in fake.shape):
+        return None
+    names = candidates("conv2d", library._geometry(numbers), fakes, numbers, False)
+    if not names:
+        return None
+    forward = _implementation("conv2d", names[0])
+
+    def way(*tensors: Tensor, **cut: Any) -> tuple[Tensor, ...]:
+        y = forward(*tensors, **cut)
+        return y, *mean_and_variance(y)
+
+    given = dict(zip(GEOMETRY_ARGUMENTS, numbers, strict=True))
+    return inline(way, {}, given, nodes, "gconv_conv2d_statistics")
 
 
 def candidates(

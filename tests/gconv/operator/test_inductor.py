@@ -82,6 +82,39 @@ def test_an_inlined_kernel_fuses_its_concatenation_with_norm_and_relu_and_leaves
     assert not any("cat" in name for name in found), "no kernel copies what they wrote once more"
 
 
+def statistics_of(layer):
+    """A layer as a function of tensors, normalised by its own statistics."""
+    numbers = library._numbers(layer.geometry)
+
+    def forward(x, weight, bias):
+        y, mean, var = torch.ops.gconv.conv2d_statistics(x, weight, bias, *numbers)
+        return (y - mean.view(-1, 1, 1)) * torch.rsqrt(var.view(-1, 1, 1) + 1e-5)
+
+    return forward
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_statistics_of_an_inlined_kernel_fuse_with_the_normalisation(one_candidate):
+    one_candidate("merged")
+    layer = GroupedConv2d(16, 16, 3, padding=1, groups="log:3").requires_grad_(False)
+    forward, given = statistics_of(layer), (image(), layer.weight, layer.bias)
+    code = get_code(torch.compile(forward), *given)[0]
+    found = calls(code)
+    assert "gconv" not in " ".join(found)
+    assert len([name for name in found if "convolution" in name]) == 2, found
+    assert "convolution" in found[-2], "one kernel follows: statistics and normalisation"
+    assert "conv2d_statistics" in found[-1] and "rsqrt" in found[-1]
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(forward)(*given), forward(*given), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_statistics_stay_one_call_where_no_kernel_is_inlined():
+    layer = GroupedConv2d(16, 16, 3, padding=1, groups="log:3").requires_grad_(False)
+    found = calls(get_code(torch.compile(statistics_of(layer)), image(), layer.weight, layer.bias)[0])
+    assert found[0] == "torch.ops.gconv.conv2d_statistics.default"
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_the_band_kernel_stays_one_call_with_its_epilogue_inside(one_candidate, monkeypatch):
     """Triton kernels that a user writes have no epilogue of Inductor's: bias and ReLU are the kernel's own."""
