@@ -9,8 +9,9 @@ autotuning of custom ops (``torch._inductor.kernel.custom_op``, here with torch 
   call in these modes: inlined it was no faster (two layers of 128@16, log:4: 49.6 and 49.5 ms a step; eager 31.2).
 
 A kernel of ATen calls is inlined: splits, concatenations, padding and casts fuse with surrounding operations, such as
-batch norm with its statistics and ReLU. The convolution itself stays a call. The band kernel stays one call with its epilogue inside. On a
-CPU only kernels without zeros between groups are candidates, so that nothing infinite crosses groups.
+batch norm with its statistics and ReLU. The convolution itself stays a call. The band kernel stays one call with its
+epilogue inside. On a CPU only kernels without zeros between groups are candidates, so that nothing infinite crosses
+groups.
 
 Where torch lacks the interface, or sizes are symbols, everything stays one call.
 """
