@@ -212,9 +212,8 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
 
 
 def test_an_unknown_flag_is_named():
-    with pytest.raises(
-        UsageError, match=r"claims: unknown flag --yaml; there are: --json, --explain, --markdown, --readme, --trials"
-    ):
+    flags = "--json, --explain, --figure, --markdown, --readme, --trials, --runs_root=DIR"
+    with pytest.raises(UsageError, match=f"claims: unknown flag --yaml; there are: {flags}"):
         print_claims(["--yaml"])
 
 
