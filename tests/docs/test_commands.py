@@ -79,7 +79,7 @@ def test_studies_and_sweeps_of_the_pages_can_be_read(tmp_path, monkeypatch):
     for page in [page for page in pages() if page.name != "CONTRIBUTING.md"]:
         for number, block in enumerate(page.blocks("yaml")):
             file = Path(f"{page.path.stem}-{number}.yaml")
-            file.write_text(block)
+            file.write_text(block, encoding="utf-8")
             if "parameters:" in block:
                 assert read_sweep(file).study
             else:
