@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from analysis.figures import page
+
 
 @pytest.fixture(autouse=True)
 def no_16_bit_units(monkeypatch):
@@ -17,3 +19,10 @@ def no_16_bit_units(monkeypatch):
 def no_shipped_table(monkeypatch):
     """Kernels are chosen by rule; tests of tables write their own."""
     monkeypatch.setattr("gconv.kernels.table.SHIPPED", Path("no such folder"))
+
+
+@pytest.fixture(autouse=True)
+def figures_as_by_default(monkeypatch):
+    """The flags of ``figures`` set how all later figures of a process are written; a test leaves none behind."""
+    for name in ("FORMATS", "WIDTH", "BARE"):
+        monkeypatch.setattr(page, name, getattr(page, name))

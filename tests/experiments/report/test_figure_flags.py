@@ -11,12 +11,6 @@ from experiments.measure.table import COLUMNS
 from experiments.report.figure_flags import apply_figure_flags
 
 
-@pytest.fixture(autouse=True)
-def output(monkeypatch):
-    for name in ("FORMATS", "WIDTH", "BARE"):
-        monkeypatch.setattr(page, name, getattr(page, name))
-
-
 def test_flags_are_set_and_others_handed_back():
     assert apply_figure_flags(["--format=pdf,svg", "--runs_root=R", "--width=8.5", "--bare"]) == ["--runs_root=R"]
     assert (page.FORMATS, page.BARE) == (("pdf", "svg"), True)
