@@ -120,6 +120,20 @@ def assert_same(run, reference):
     assert not odd, odd
 
 
+def locked_within(seconds, file):
+    """Lock a file, waiting for at most so long; return whether it is locked."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.005)
+        else:
+            return True
+
+
 def work(runs_root, log, flags=(), beat=leases.HEARTBEAT_INTERVAL_S, expiry=leases.EXPIRY_S, host=None):
     """One worker of a study of tiny runs; a lock of the kernel's tells whether a run is ever in two hands.
 
@@ -142,9 +156,7 @@ def work(runs_root, log, flags=(), beat=leases.HEARTBEAT_INTERVAL_S, expiry=leas
 
     def guarded(run, *rest):
         with open(run.folder / "guard", "w", encoding="utf-8") as guard:
-            try:
-                fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            if not locked_within(0.1, guard):  # the threads of a killed process may outlive its main thread briefly
                 note(f"DOUBLED {run.folder.name}")
             values = trained(run, *rest)
             note(f"trained {run.folder.name}" + (" TWICE" if run.result else ""))
