@@ -64,7 +64,7 @@ class Case:
 
 
 class Loop(nn.Module):
-    """What a user writes for unequal groups: split, one convolution per group, concatenate."""
+    """Unequal groups as a user writes them: split, one convolution per group, concatenate."""
 
     def __init__(self, layer: GroupedConv2d) -> None:
         super().__init__()

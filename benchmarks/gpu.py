@@ -1,4 +1,4 @@
-"""What a GPU does with the kernels, with torch and Triton alone: for ``gpu.sh``, where time is short.
+"""Benchmark of the kernels on a GPU, with torch and Triton alone: for ``gpu.sh``, where time is short.
 
     python -m benchmarks.gpu cold --to=FOLDER          compiled training steps of log groups, from nothing
     python -m benchmarks.gpu ceilings --to=FOLDER      a copy and matrix products

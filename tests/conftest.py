@@ -1,4 +1,4 @@
-"""What all tests share: they compute in one precision and by the same kernels on every processor."""
+"""Fixtures of all tests: they compute in one precision and by the same kernels on every processor."""
 
 from pathlib import Path
 

@@ -94,7 +94,7 @@ def train(run, epochs=6, slow=0.0, train_images=24):
 
 
 def left(run):
-    """What a finished run leaves that another finished run must equal: weights, optimizer, metrics, result."""
+    """Values of a finished run that another finished run must equal: weights, optimizer, metrics, result."""
     state = run.load_checkpoint()
     assert state is not None
     tensors = {f"model.{name}": value for name, value in state["model"].items()}

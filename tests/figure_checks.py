@@ -1,4 +1,4 @@
-"""What every figure must be, whatever it shows."""
+"""Checks that every figure must pass, whatever it shows."""
 
 import numpy as np
 from PIL import Image

@@ -1,4 +1,4 @@
-"""What ranks do in the tests of networks spread over several processes: functions that each process runs."""
+"""Functions that each rank runs in the tests of networks spread over several processes."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""What a refused network must say."""
+"""Messages that a refused network must give."""
 
 from collections.abc import Iterable
 from typing import Any

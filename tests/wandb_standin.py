@@ -29,7 +29,7 @@ class _QuietServer(ThreadingHTTPServer):
 
 @dataclass
 class SentRun:
-    """What the server was told of one run."""
+    """Data that the server received of one run."""
 
     name: str = ""
     sweep: str | None = None
@@ -83,7 +83,7 @@ class Standin:
         self._server.server_close()
 
     def environment(self, home: str) -> dict[str, str]:
-        """What makes a wandb program a user of this server, with a home of its own."""
+        """Environment that makes a wandb program a user of this server, with a home of its own."""
         return {
             "WANDB_BASE_URL": self.url,
             "WANDB_API_KEY": KEY,
@@ -198,7 +198,7 @@ class Standin:
         return {**node, **dict.fromkeys(empty), "readOnly": False, "projectId": "1", "user": user}
 
     def _next(self, sweep: str) -> dict[str, Any]:
-        """What an agent that has nothing to do is told to run."""
+        """Return the command for an agent that has nothing to do."""
         import random
 
         import numpy as np

@@ -43,7 +43,7 @@ Image.MAX_IMAGE_PIXELS = None  # too large is what MAX_PIXELS says, in words of 
 
 
 class UnreadableError(Exception):
-    """Why an image is left out, in a few words."""
+    """Reason for which an image is left out, in a few words."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -199,7 +199,7 @@ def _no_entry(error: OSError, left_out: LeftOut) -> None:
 
 
 def _problem(path: Path) -> str:
-    """Why a file cannot be read, as far as that is known without reading it; empty where nothing is known."""
+    """Return why a file cannot be read, as far as that is known without reading it; empty where nothing is known."""
     try:
         if not path.is_file():  # opening a pipe would wait forever
             return "broken link" if path.is_symlink() and not path.exists() else "no plain file"

@@ -155,7 +155,7 @@ def _row(number: str, verdict: list[str], claim: list[str], found: list[str]) ->
 
 
 def _found(claim: Claim, finding: Finding, places: _Places) -> list[str]:
-    """What was found, in lines of ``RIGHT`` columns."""
+    """Return the finding in lines of ``RIGHT`` columns."""
     note = wrap(finding.note, RIGHT)
     if finding.part is None:
         measured = any(said.parts for said in finding.said)
@@ -177,7 +177,7 @@ def _found(claim: Claim, finding: Finding, places: _Places) -> list[str]:
 
 
 def _says(part: Part) -> str:
-    """What another study says to a part, in words; a verdict only of what has no p."""
+    """Return the finding of another study on a part, in words; with a verdict only if the part has no p."""
     verdict = part.decided or ""
     n = "" if part.n is None else f"n {part.n}"
     return ", ".join(filter(None, (interval(part), n, verdict if part.n is None else "")))

@@ -194,7 +194,7 @@ def _cell(text: str) -> str:
 
 
 def _limits(of_claims: Sequence[tuple[Claim, pd.DataFrame]], runs: int, studies: int, seeds: int) -> list[str]:
-    """What the rates mean for a study of so many seeds, in sentences."""
+    """Return the meaning of the rates for a study of so many seeds, in sentences."""
     most = {
         claim.number: (power.max(), f"{claim.number} ({power.max():.0%}; seeds: {_seeds(claim, of_claim)})")
         for claim, of_claim in of_claims

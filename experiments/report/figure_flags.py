@@ -1,4 +1,4 @@
-"""How figures are written: the flags ``--format``, ``--width`` and ``--bare`` of the command ``figures``."""
+"""Flags that set how figures are written: ``--format``, ``--width`` and ``--bare`` of the command ``figures``."""
 
 from __future__ import annotations
 

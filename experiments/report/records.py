@@ -70,7 +70,7 @@ def read_record(
 
 
 def _trial(study: str, folder: Path, runs: pd.DataFrame, known_data: set[str] | None) -> str:
-    """What makes the runs others than those of the study's file; empty where nothing does."""
+    """Return the difference between the runs and those of the study's file; empty where there is none."""
     overrides = _overrides(folder / "study.json")
     if study not in study_names() or study_kind(study) != TRAINED:
         return _as_flags(overrides)
@@ -96,7 +96,7 @@ def _trial(study: str, folder: Path, runs: pd.DataFrame, known_data: set[str] | 
 
 
 def _as_in_file(study: Study, runs: pd.DataFrame) -> bool:
-    """Whether each run is, by its hash, one that the study's file asks for; a table without hashes is believed."""
+    """Return True if each run is, by its hash, one of the study's file; a table without hashes is believed."""
     if not {"config_hash", "data_hash", "seed", "variant"} <= set(runs):
         return True
     variants = {v.name: v for v in study.variants}
@@ -108,12 +108,12 @@ def _as_in_file(study: Study, runs: pd.DataFrame) -> bool:
 
 
 def _fewer(key: str, value: Any, study: Study) -> bool:
-    """Whether less is measured than the study's file says."""
+    """Return True if less is measured than the study's file says."""
     return value < asdict(study.measures).get(key.removeprefix("measures."), value)
 
 
 def _overrides(path: Path) -> dict[str, Any]:
-    """What the command line changed; of ``group-parallel`` a list of flags."""
+    """Return the changes of the command line; for ``group-parallel`` a list of flags."""
     given = read_about(path, []).get("overrides", {}) if path.is_file() else {}
     if isinstance(given, Mapping):
         return dict(given)

@@ -41,7 +41,7 @@ def _overrides(path: Path) -> dict[str, Any]:
 
 
 def _seeds(path: Path) -> dict[str, int]:
-    """How many seeds of each variant."""
+    """Return the number of seeds of each variant."""
     if not path.is_file():
         return {}
     runs = read_csv(path, [], dtype=str)

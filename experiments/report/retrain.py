@@ -89,5 +89,5 @@ def next_seed_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _numbers(result: dict[str, Any]) -> dict[str, float]:
-    """What training and evaluation gave; without times."""
+    """Return the numbers of training and evaluation, without times."""
     return {key: value for key, value in result.items() if key.endswith(("_loss", "_accuracy"))}

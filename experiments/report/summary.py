@@ -1,4 +1,4 @@
-"""What a study shows at its end: one table on the terminal, and its figures; both from saved tables only."""
+"""Summary at the end of a study: one table on the terminal, and the figures; both from saved tables only."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ NULLS = {
 
 
 def tables_folder(study_folder: Path) -> Path:
-    """Where a study's tables lie."""
+    """Return the folder of a study's tables."""
     return study_folder / "tables"
 
 
@@ -167,7 +167,7 @@ def time_of_image(row: pd.Series) -> str:
 
 
 def _front_lines(table: pd.DataFrame) -> str:
-    """Which variants are on the Pareto front of accuracy against each cost, and how sure that is."""
+    """Return the variants on the Pareto front of accuracy against each cost, with their probability."""
     if table["variant"].nunique() < 2:
         return ""
     text = ["On the Pareto front of accuracy against a cost (share of resampled seeds, and times, in which they are)"]

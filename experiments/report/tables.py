@@ -64,7 +64,7 @@ def read_csv(path: Path, columns: Sequence[str], **how: Any) -> pd.DataFrame:
 
 
 def read_about(path: Path, keys: Sequence[str]) -> dict[str, Any]:
-    """What is noted of tables in a JSON file, which has at least these keys.
+    """Return the notes on tables in a JSON file, which has at least these keys.
 
     Raises:
         DamagedTableError: it is none, or not whole.

@@ -163,7 +163,7 @@ def holder(folder: Path) -> Holder | None:
 
 
 def last_sign(folder: Path) -> float:
-    """When the holder of a folder gave its last sign of life, by the clock of the disk."""
+    """Return when the holder of a folder gave its last sign of life, by the clock of the disk."""
     leases = _leases(folder)
     return leases[-1].stat().st_mtime if leases else 0.0
 
@@ -229,7 +229,7 @@ def machine() -> str:
 
 
 def _born(pid: int) -> int | None:
-    """When a process of this machine started, in ticks; None if it is dead, 0 where that cannot be read."""
+    """Return when a process of this machine started, in ticks; None if it is dead, 0 where that cannot be read."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         return None if state in "ZX" else int(fields[18])

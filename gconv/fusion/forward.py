@@ -79,7 +79,7 @@ class FusedForward:
         return self
 
     def holds(self, module: nn.Module, arguments: Sequence[Any]) -> bool:
-        """Whether the module and the arguments are as in the recording."""
+        """Return True if the module and the arguments are as in the recording."""
         if len(arguments) != self.arguments:
             return False
         for argument in arguments:

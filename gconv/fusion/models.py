@@ -109,7 +109,7 @@ def _callable_by(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.
 
 
 def _is_sequential(module: nn.Module) -> bool:
-    """Whether a module is a Sequential and no more: a subclass may have a constructor of its own, as torchvision's."""
+    """True for a Sequential and no more: a subclass may have a constructor of its own, as torchvision's."""
     kinds = type(module).__mro__
     if nn.Sequential not in kinds or "forward" in module.__dict__:
         return False

@@ -204,7 +204,7 @@ def _nearest(
 def _measured(
     op: str, geometry: Geometry, dtype: torch.dtype, device: torch.device, channels_last: bool, bits: int
 ) -> tuple[dict[str, float], dict[str, float], int] | None:
-    """What the table says of the nearest layer: seconds of all, of what can be chosen here, and steps to that layer."""
+    """Return the table's entry for the nearest layer: seconds of all, of those allowed here, and its distance."""
     found = _nearest(op, geometry, dtype, device, channels_last, bits)
     if found is None:
         return None

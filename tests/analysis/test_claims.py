@@ -100,7 +100,7 @@ MARGIN = 3 * math.sqrt(0.025 * 0.975 / SIMULATIONS)
 
 
 def rate(verdict, effects, test=GAIN, noise="normal", seeds=8, lost=0, spread=1.0):
-    """How often a claim with these true effects of its parts gets a verdict, judged alone."""
+    """Return how often a claim with these true effects of its parts gets a verdict, judged alone."""
     rng = np.random.default_rng(len(effects) + seeds)
     one = claim(len(effects), test)
     found = 0

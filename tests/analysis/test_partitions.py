@@ -8,7 +8,7 @@ from analysis.partitions import null_partitions, sized_spectral_partition, spect
 
 
 def same_cut(found, expected):
-    """Whether two labellings are the same but for the names of the groups."""
+    """Return True if two labellings are the same but for the names of the groups."""
     return np.array_equal(found[:, None] == found, np.asarray(expected)[:, None] == np.asarray(expected))
 
 

@@ -92,7 +92,7 @@ def test_pooled_responses_are_what_the_next_layer_reads_averaged():
 
 
 def test_r2_is_what_the_noise_leaves():
-    """Of k copies of a target of variance 1, each with noise of variance s²: R² = 1 / (1 + s² / k)."""
+    """For k copies of a target of variance 1, each with noise of variance s²: R² = 1 / (1 + s² / k)."""
     rng = np.random.default_rng(0)
     target = rng.normal(size=4000)
     features = target[:, None] + rng.normal(size=(4000, 3)) * 2**0.5

@@ -207,7 +207,7 @@ def test_a_layer_that_runs_twice_or_never_has_no_pair():
 
 
 def test_other_filters_see_the_inputs_of_the_trained_network():
-    """Of white inputs two 1 × 1 filters of one group correlate as their weights: r = cos(w, v); those of two, not."""
+    """On white inputs two 1 × 1 filters of one group correlate as their weights: r = cos(w, v); those of two, not."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), GroupedConv2d(4, 6, 1, groups=2))
     nn.init.eye_(model[0].weight.data.view(4, 4))

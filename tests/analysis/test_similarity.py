@@ -87,7 +87,7 @@ def test_random_features_in_excess_of_samples_look_alike_to_the_biased_estimate_
 
 
 def test_hsic_has_no_bias():
-    """Of Gaussian features with covariance c the HSIC of linear kernels is c²; six samples suffice on average."""
+    """For Gaussian features with covariance c the HSIC of linear kernels is c²; six samples suffice on average."""
     rng = np.random.default_rng(2)
     root = np.array([[1.0, 0.0], [0.6, 0.8]])
     draws = np.array([moments(rng.normal(size=(6, 2)) @ root.T).hsic for _ in range(1500)])

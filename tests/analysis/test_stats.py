@@ -165,7 +165,7 @@ def test_sign_flip_p_is_uniform_without_an_effect():
 
 @pytest.mark.parametrize("n", [8, 20], ids=["exact", "random flips"])
 def test_sign_flip_intervals_cover_as_often_as_they_say(n):
-    """Of 255 subset means of 8 values 6 are left out at either end, so coverage is 1 − 12/256 whatever the law."""
+    """6 of 255 subset means of 8 values are left out at either end, so coverage is 1 − 12/256 whatever the law."""
     rng = np.random.default_rng(3)
     draws = 2 + rng.standard_t(3, size=(200 if n == 20 else 2000, n))
     covered = np.mean([covers(sign_flip_test(row), 2) for row in draws])
@@ -178,7 +178,7 @@ def group_difference(values):
 
 
 def test_relabelings_of_four_items_by_hand():
-    """Of the six pairs of 1, 2, 3, 5 the pair 3, 5 has the largest sum, 2, 5 the next."""
+    """The pair 3, 5 has the largest sum of the six pairs of 1, 2, 3, 5; the pair 2, 5 the next."""
     found = label_permutation_test([0, 0, 1, 1], group_difference([1, 2, 3, 5]))
     assert (found.value, found.p, found.n) == (pytest.approx(2.5), pytest.approx(1 / 6), 4)
     assert found.note == "p cannot fall below 0.167"

@@ -9,21 +9,15 @@ import torch
 from benchmarks import by_hand
 from gconv import GroupedConv2d
 from gconv.kernels import CANDIDATES, table
-from gconv.operator import dispatch
 
 CPU = torch.device("cpu")
 SMALL = ["--layers=16@6", "--partitions=log:3,4,depthwise", "--dtypes=float32", "--batches=1,2", "--repeats=2"]
 
 
 @pytest.fixture(autouse=True)
-def small(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def small(no_own_table, monkeypatch):
     monkeypatch.setattr(by_hand, "SHORT", 0.0)
     monkeypatch.setattr(by_hand, "choose_device", lambda name: CPU)
-    dispatch.forget()
-    yield
-    monkeypatch.undo()
-    dispatch.forget()
 
 
 def run(monkeypatch, *arguments):
@@ -48,7 +42,7 @@ def test_case_by_case_into_a_file_and_a_summary_with_both_goals(tmp_path, monkey
 
 
 def test_ratios_are_those_of_the_times(monkeypatch):
-    """Of a clock by which every way takes its own seconds."""
+    """With a clock by which every way takes its own seconds."""
     seconds = {"ours": 2.0, "native": 1.5, "loop": 2.2, "packed": 3.0, "masked": 9.0, "dense": 12.0}
     monkeypatch.setattr(by_hand, "_rounds", lambda calls, *_: {name: [seconds[name]] * 3 for name in calls})
     row = by_hand.measure(by_hand.Case("16@6", "4", 1, "float32", "forward", "rule"), CPU, 3)

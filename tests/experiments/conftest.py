@@ -57,3 +57,10 @@ def reference(tmp_path_factory):
 def save_always(monkeypatch):
     """Tiny epochs are saved one by one, whatever that costs."""
     monkeypatch.setattr("experiments.store.progress.MAX_CHECKPOINT_SHARE", 1e9)
+
+
+@pytest.fixture
+def shallow(monkeypatch):
+    """ShuffleNet and MobileNet with one or two units of each kind."""
+    monkeypatch.setattr("experiments.models.shufflenet.UNITS", (2, 1))
+    monkeypatch.setattr("experiments.models.mobilenet.PAIRS", [(64, 1), (128, 2), (128, 1)])

@@ -8,38 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
 from experiments import launch
 from experiments.errors import UsageError
 from experiments.study.config import load_study
-from experiments.training import data_parallel
-from experiments.training.batches import EpochBatches
 from fault_children import fork, wait
-from small_training import context
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def noise(process_group, path):
-    """Where dropout lets a one through, on this rank, in two steps."""
-    given, kept = context(batch_size=8), []
-
-    class Kept(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.drop, self.head = nn.Dropout(0.5), nn.Linear(1, 2)
-
-        def forward(self, x):
-            kept.append(self.drop(torch.ones(64)))
-            return self.head(x.mean((1, 2, 3))[:, None].float())
-
-    learner = data_parallel.DataParallelLearner(Kept(), given, 4, process_group, seed=0)
-    stream = EpochBatches(given, 0, 0)
-    learner.begin_epoch()
-    for step in (1, 2):
-        learner.step([stream.batch(step, process_group)])
-    torch.save(torch.stack(kept), path / f"noise-{process_group.rank}")
 
 
 @pytest.mark.usefixtures("tiny")

@@ -1,4 +1,4 @@
-"""What the launches of all band programs share: images as they read them, precision, device, and the programs."""
+"""Parts that the launches of all band programs share: images as they read them, precision, device, and the programs."""
 
 from __future__ import annotations
 
@@ -47,5 +47,5 @@ def check_pixels(shape_NCHW: torch.Size) -> None:
 
 
 def is_wide(*images: Tensor) -> bool:
-    """Whether offsets need 64 bits: also those before the image, of a place that is not read."""
+    """Return True if offsets need 64 bits: also those before the image, of a place that is not read."""
     return any(image.numel() + 2 * image.shape[1] * image.shape[2] * image.shape[3] >= 2**31 for image in images)

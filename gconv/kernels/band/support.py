@@ -22,7 +22,7 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def refuses(geometry: Geometry, dtype: torch.dtype, device: torch.device | str) -> str | None:
-    """Why this kernel cannot compute a layer; None if it can."""
+    """Return why this kernel cannot compute a layer; None if it can."""
     if dtype not in DTYPES:
         return f"it computes in bfloat16, float16 and float32, not in {str(dtype).removeprefix('torch.')}"
     device = torch.device(device)
@@ -111,7 +111,7 @@ def or_the_next_kernel(op: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _cannot_build(error: Exception) -> bool:
-    """Whether an error is Triton's while it compiles, or of the C compiler that it calls."""
+    """Return True if an error is Triton's while it compiles, or of the C compiler that it calls."""
     from triton.errors import TritonError
 
     no_compiler = isinstance(error, RuntimeError) and "C compiler" in str(error)

@@ -81,7 +81,7 @@ def tables(
 
 
 def _offsets(shape: Sequence[int], strides: Sequence[int]) -> Tensor:
-    """Where each element lies from the first, in the order of its index; int64 (elements,)."""
+    """Return the offset of each element from the first, in the order of its index; int64 (elements,)."""
     offsets = torch.zeros((), dtype=torch.int64)
     for size, stride in zip(shape, strides, strict=True):
         offsets = offsets.unsqueeze(-1) + torch.arange(size) * stride
@@ -118,7 +118,7 @@ def phases(
 
 
 def weight_index(geometry: Geometry, table: TileTable, transposed: bool) -> Tensor:
-    """Which weight lies in each place of the packed weights, -1 where a zero does.
+    """Return the index of the weight in each place of the packed weights; -1 for a zero.
 
     A tile's weights are dense blocks of (width, depth), depth fastest, one per step: tap by tap, and within a tap
     through the band.
@@ -176,7 +176,7 @@ def weight_jobs(tile_set: TileSet, taps: int) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Walk:
-    """How one axis of the written image meets the read image.
+    """Mapping of one axis of the written image to the read image.
 
     Written position ``first + j · write_step`` of a phase, with j < count, is fed through its t-th tap, t < taps, from
     read position ``j · read_step + offset + t · move``, where that is inside the image; the weight is that of kernel

@@ -24,7 +24,7 @@ STEP_BYTES = 128  # pixels of a step of the weight gradient, times bytes of a nu
 
 @dataclass(frozen=True)
 class Blocking:
-    """How the work is cut for the hardware.
+    """Sizes of the blocks into which the work is cut for the hardware.
 
     Attributes:
         pixels: output positions a program computes.
@@ -84,7 +84,7 @@ def blockings(geometry: Geometry, itemsize: int) -> tuple[Blocking, ...]:
 
 
 def in_rows(geometry: Geometry) -> bool:
-    """Whether neighbouring rows of a result share what they read: three kernel rows, one after the other, stride 1."""
+    """True if neighbouring rows of a result share what they read: three adjacent kernel rows, stride 1."""
     return geometry.kernel_size[0] == 3 and geometry.stride == (1, 1) and geometry.dilation[0] == 1
 
 
@@ -242,5 +242,5 @@ def _shared_spans(
 
 
 def units(size: int, unit: int) -> int:
-    """How many units hold a size."""
+    """Return the number of units that hold a size."""
     return -(-size // unit)

@@ -1,4 +1,4 @@
-"""What figures of measures and their nulls draw: the numbers by hand, and the page at its fullest."""
+"""Figures of measures and their nulls: the numbers by hand, and the page at its fullest."""
 
 import math
 

@@ -27,7 +27,7 @@ def ask(capsys, tmp_path, *arguments):
 
 
 def lived(run, epochs, seconds=10.0):
-    """What a run leaves that has trained some epochs."""
+    """Files of a run that has trained some epochs."""
     run.begin()
     run.write_metrics([{"epoch": k + 1, "seconds": seconds} for k in range(epochs)])
 

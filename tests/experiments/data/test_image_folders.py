@@ -1,4 +1,4 @@
-"""What is taken of a folder and what is left out: the same for a study and for ``measure``, said once per load."""
+"""Files of a folder that are taken and left out: the same for a study and for ``measure``, said once per load."""
 
 import os
 import shutil

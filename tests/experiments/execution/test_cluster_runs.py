@@ -66,7 +66,7 @@ def test_where_a_study_is_trained_is_no_part_of_it():
 
 
 def told(capsys, *arguments):
-    """What the command line says of an error, which is one line."""
+    """Return the one line that the command line prints for an error."""
     sys.argv = ["experiments", *arguments]
     assert command_line.entry() == 2
     (line,) = capsys.readouterr().err.splitlines()

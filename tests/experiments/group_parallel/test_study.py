@@ -48,7 +48,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def seen():
-    """What each rank saw of each case, all in one group of processes."""
+    """Observations of each rank in each case, all in one group of processes."""
     of_ranks = run_on_ranks(parallel_checks.compare, 4, list(CASES.values()), device="cpu", timeout=60)
     return {name: [rank[k] for rank in of_ranks if rank[k] is not None] for k, name in enumerate(CASES)}
 

@@ -1,4 +1,4 @@
-"""What every architecture must do."""
+"""Requirements that every architecture meets."""
 
 from pathlib import Path
 

@@ -157,7 +157,7 @@ accuracy,14,1,20000,400,8,0,0.012,0.007,0.02,0.04,0,0.99
 
 
 def t_test_power(effect, n):
-    """Of a one-sided t test at 2.5%, less the 2.5% in which an effect of just what matters seems too small."""
+    """Power of a one-sided t test at 2.5%, less the 2.5% in which an effect of just what matters seems too small."""
     return stats.nct.sf(stats.t.isf(0.025, n - 1), n - 1, effect * np.sqrt(n)) - 0.025
 
 

@@ -1,4 +1,4 @@
-"""What may replace the record in results/."""
+"""Guard of the record in results/: tests of what may replace it."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What the terminal says at the end of a study, from a table made by hand."""
+"""Summary on the terminal at the end of a study, from a table made by hand."""
 
 import pandas as pd
 

@@ -1,4 +1,4 @@
-"""What breaks from outside: killed, stopped, full, damaged, doubled; and still every run ends with the same bits.
+"""Faults from outside: killed, stopped, full, damaged, doubled; and still every run ends with the same bits.
 
 The long form, with every moment and many processes, is in ``tests/soak`` (``make soak``).
 """

@@ -1,4 +1,4 @@
-"""Who holds a folder: exactly one, whoever dies, stalls or turns a clock back."""
+"""Holders of a folder: exactly one, whoever dies, stalls or turns a clock back."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def race(folder, place, start):
 
 
 def winners(folder, tmp_path, children=3):
-    """How many of several processes that claim a folder at once get it."""
+    """Return how many of several processes that claim a folder at once get it."""
     place = tmp_path / f"race-{time.monotonic_ns()}"
     place.mkdir()
     start = time.monotonic() + 0.1

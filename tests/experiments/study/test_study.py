@@ -161,7 +161,7 @@ def test_help_names_every_key_of_the_model():
 
 
 def test_listing_loads_neither_torch_nor_pandas(tmp_path):
-    """Where nothing was run yet, as anyone does first; counting runs takes the whole configuration."""
+    """Nothing was run yet, as when anyone begins; counting runs takes the whole configuration."""
     program = textwrap.dedent(
         """
         import sys

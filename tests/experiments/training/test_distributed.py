@@ -32,7 +32,7 @@ STUDY = {
 
 
 def of_study(process_group, folder, *flags, slow=0.0):
-    """What each rank of a study does."""
+    """Run a study as each rank does."""
     study = resolve("tiny", STUDY, "here", [f"--runs_root={folder}", *flags])
     planned = plan(study)
     if slow:

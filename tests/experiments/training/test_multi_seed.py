@@ -40,7 +40,7 @@ NETS = {
 }
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "shallow")
 
 
 def context(labels="stored", **recipe):
@@ -53,13 +53,6 @@ def context(labels="stored", **recipe):
 def fresh(seed, net=LOGNET):
     torch.manual_seed(seed)
     return build_model(net[0], 12, classes=2, **net[1])
-
-
-@pytest.fixture(autouse=True)
-def shallow(monkeypatch):
-    """Of each kind of unit one or two."""
-    monkeypatch.setattr("experiments.models.shufflenet.UNITS", (2, 1))
-    monkeypatch.setattr("experiments.models.mobilenet.PAIRS", [(64, 1), (128, 2), (128, 1)])
 
 
 @pytest.fixture(scope="module")

@@ -25,11 +25,7 @@ NETS = {
 COUNT, SIZE = 3, 8
 
 
-@pytest.fixture(autouse=True)
-def shallow(monkeypatch):
-    """Of each kind of unit one or two."""
-    monkeypatch.setattr("experiments.models.shufflenet.UNITS", (2, 1))
-    monkeypatch.setattr("experiments.models.mobilenet.PAIRS", [(64, 1), (128, 2), (128, 1)])
+pytestmark = pytest.mark.usefixtures("shallow")
 
 
 def like_alexnet():

@@ -228,7 +228,7 @@ def test_weights_of_any_strides_are_read_as_they_lie():
 
 
 class Allocations(TorchDispatchMode):
-    """What is allocated in this thread, as a CUDA graph's pool sees it."""
+    """Allocations of this thread, as a CUDA graph's pool sees them."""
 
     def __init__(self):
         super().__init__()

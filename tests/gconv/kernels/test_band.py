@@ -53,7 +53,7 @@ CORRELATIONS = ("correlate", "correlate_rows")
 
 
 def launches(layer, dtype, monkeypatch, statistics=False, size=(8, 8), blocking=None):
-    """What the three ops would launch, or the forward pass that counts: (name, kernel, arguments, options) in order."""
+    """Launches of the three ops, or of the forward pass that counts: (name, kernel, arguments, options) in order."""
     from gconv.kernels.band import programs
 
     blocking = blocking or band.configs(layer, dtype)[0]

@@ -57,7 +57,7 @@ def test_no_other_way_to_spread_few_towers_has_a_smaller_largest_rank(case):
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(1, 1000), min_size=13, max_size=40), st.integers(2, 6))
 def test_many_towers_are_spread_within_the_bound_of_graham(loads, ranks):
-    """Of 1966, for any order: the mean of all ranks, and (1 − 1/ranks) of the largest tower."""
+    """Bound of 1966, for any order: the mean of all ranks, and (1 − 1/ranks) of the largest tower."""
     found, _ = spread(loads, ranks)
     assert set(found) == set(range(ranks))
     assert largest(loads, found, ranks) <= sum(loads) / ranks + (1 - 1 / ranks) * max(loads)

@@ -8,7 +8,7 @@ import triton.language as tl
 
 @triton.jit
 def add_sum(written, alive, total, count):
-    """Of what one block of pixels wrote: its sum added to a total, and how many pixels it has to a count."""
+    """Add the sum of what one block of pixels wrote to a total, and its number of pixels to a count."""
     return total + tl.sum(tl.where(alive[:, None], written, 0.0), 0), count + tl.sum(alive.to(tl.float32), 0)
 
 
