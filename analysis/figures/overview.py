@@ -15,6 +15,7 @@ from analysis.figures import page
 from analysis.figures.filters import draw_strip
 from analysis.figures.page import Style
 from analysis.figures.saved import Saved
+from analysis.figures.tradeoff import draw_variant
 from analysis.nulls import LABELS_PERMUTED
 from analysis.tradeoff import tradeoff_table
 
@@ -48,7 +49,12 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
     strip.set_title(page.wrapped(title, page.fitting(page.WIDTH, 7)), fontsize=7)
     left, right = figure.add_subplot(grid[1, 0]), figure.add_subplot(grid[1, 1])
     _draw_separation(left, separation, styles)
-    _draw_accuracy(right, costs, styles)
+    accuracy = saved.measures[saved.measures["measure"] == "test_accuracy"].groupby("variant")["value"]
+    for _, row in costs.dropna(subset="latency").iterrows():
+        draw_variant(right, row, "latency", accuracy.get_group(row["variant"]), styles)
+    right.set_xlabel("time per image (ms)", fontsize=7)
+    right.set_ylabel("test accuracy", fontsize=7)
+    right.tick_params(labelsize=6.5)
     shown = list(costs["variant"])
     looks = [styles[variant] for variant in shown]
     handles = [Line2D([], [], color=s.colour, marker=s.marker, markersize=4, linestyle="") for s in looks]
@@ -59,7 +65,7 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
         "Top: first-layer filters, a block for each group that reads them; mean colour index, and in brackets how many "
         "filters learned. Left: how well the colour of a filter tells its group (area under the curve), a mark for "
         "each seed; grey: the mean with labels permuted, of the same seed; line: no separation. Right: mean accuracy "
-        "with its 95% interval over seeds (six or more) and median time of an image with its quartiles.",
+        "with its 95% interval (of six seeds or more) and median time of an image with its quartiles; dots: seeds.",
     )
     return page.save(figure, folder, "overview")
 
@@ -81,26 +87,5 @@ def _draw_separation(axes: Axes, separation: pd.DataFrame, styles: Mapping[str, 
     names = page.short_names(variants, page.fitting(page.WIDTH / 2.4 / max(1, len(variants)), 6.5))
     axes.set_xticks(range(len(variants)), [names[variant] for variant in variants], fontsize=6.5)
     axes.set_xlim(-0.6, len(variants) - 0.4)
-    axes.set_ylabel("colour tells groups apart (AUC)", fontsize=7)
-    axes.tick_params(labelsize=6.5)
-
-
-def _draw_accuracy(axes: Axes, costs: pd.DataFrame, styles: Mapping[str, Style]) -> None:
-    """Draw accuracy against the time of an image, with intervals where there are any."""
-    for _, row in costs.dropna(subset="latency").iterrows():
-        style = styles[row["variant"]]
-        x, y = float(row["latency"]), float(row["accuracy"])
-        across, up = (row[["latency_lower", "latency_upper"]].to_numpy(float), row[["low", "high"]].to_numpy(float))
-        axes.errorbar(
-            x,
-            y,
-            xerr=np.abs(across - x)[:, None] if np.isfinite(across).all() else None,
-            yerr=np.abs(up - y)[:, None] if np.isfinite(up).all() else None,
-            fmt=style.marker,
-            color=style.colour,
-            markersize=4,
-            elinewidth=0.8,
-        )
-    axes.set_xlabel("time per image (ms)", fontsize=7)
-    axes.set_ylabel("test accuracy", fontsize=7)
+    axes.set_ylabel("separation by colour (AUC)", fontsize=7)
     axes.tick_params(labelsize=6.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -62,7 +63,7 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
         notes += [f"{note[0].upper()}{note[1:]}." for note in front["note"].fillna("") if note]
         dotted |= _draw_front(panel, front)
         for _, row in summary.iterrows():
-            _draw_variant(panel, row, cost, runs.loc[runs["variant"] == row["variant"], "value"], styles)
+            draw_variant(panel, row, cost, runs.loc[runs["variant"] == row["variant"], "value"], styles)
         panel.set_xlabel(
             page.wrapped(SHOWN[cost].replace("(bytes)", "(MB)"), page.fitting(page.WIDTH / wide - 0.4, 7)), fontsize=7
         )
@@ -114,7 +115,16 @@ def _draw_front(panel: Axes, front: pd.DataFrame) -> bool:
     return dotted
 
 
-def _draw_variant(panel: Axes, row: pd.Series, cost: str, seeds: pd.Series, styles: dict[str, Style]) -> None:
+def draw_variant(panel: Axes, row: pd.Series, cost: str, seeds: pd.Series, styles: Mapping[str, Style]) -> None:
+    """Draw one variant at a cost: mean accuracy, its interval, quartiles of a timed cost, and a dot for each seed.
+
+    Args:
+        panel: where it goes.
+        row: the variant's row of ``tradeoff_table``.
+        cost: column of that row, the horizontal axis.
+        seeds: test accuracy of each seed.
+        styles: of each variant.
+    """
     style, x = styles[row["variant"]], row[cost]
     panel.plot(np.full(len(seeds), x), seeds, ".", color=style.colour, alpha=0.4, markersize=2.5)
     error = None if np.isnan(row["low"]) else [[row["accuracy"] - row["low"]], [row["high"] - row["accuracy"]]]

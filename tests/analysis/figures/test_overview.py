@@ -44,5 +44,12 @@ def test_every_seed_is_drawn_with_its_null(tmp_path, monkeypatch):
     plt.close(figure)
 
 
+def test_every_seed_is_a_dot_at_its_accuracy(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "save", lambda figure, _folder, _name: [figure])
+    (figure,) = overview.draw(saved(["groups-2"], 2, 2), tmp_path)
+    assert list(figure.axes[2].lines[0].get_ydata()) == pytest.approx([0.8, 0.81])
+    plt.close(figure)
+
+
 def test_without_groups_in_the_first_layer_there_is_none(tmp_path):
     assert overview.draw(saved(["dense"], 3, 1), tmp_path) == []
