@@ -121,7 +121,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Said:
+class StudyAnswer:
     """The answer of one study to the parts of a claim.
 
     Attributes:
@@ -143,17 +143,17 @@ class Said:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenStudies:
     """The studies that decide a claim.
 
     Attributes:
-        said: by these.
+        answers: by these.
         others: by other studies that measured it.
         note: on records that are no evidence, or that there is none.
     """
 
-    said: tuple[Said, ...]
-    others: tuple[Said, ...] = ()
+    answers: tuple[StudyAnswer, ...]
+    others: tuple[StudyAnswer, ...] = ()
     note: str = ""
 
 
@@ -172,7 +172,7 @@ class Finding:
         seeds: that would find the smallest effect of interest, where the verdict is open; None where that cannot be
             told, or is over ``MOST_SEEDS``.
         note: what the reader must know, in plain words.
-        said: by the studies that decide.
+        answers: by the studies that decide.
         others: by other studies that measured it.
     """
 
@@ -185,8 +185,8 @@ class Finding:
     q: float | None = None
     seeds: int | None = None
     note: str = ""
-    said: tuple[Said, ...] = ()
-    others: tuple[Said, ...] = ()
+    answers: tuple[StudyAnswer, ...] = ()
+    others: tuple[StudyAnswer, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class _Tested:
     verdict: Verdict | None
     support: float | None
     oppose: float | None
-    chosen: Chosen
+    chosen: ChosenStudies
 
 
 def judge_claims(claims: Sequence[Claim], records: Sequence[Record]) -> list[Finding]:
@@ -219,9 +219,9 @@ def judge_claims(claims: Sequence[Claim], records: Sequence[Record]) -> list[Fin
     return decide_claims(claims, [_choose(claim, records) for claim in claims])
 
 
-def decide_claims(claims: Sequence[Claim], chosen: Sequence[Chosen]) -> list[Finding]:
-    """``judge_claims`` from what the studies say: one ``Chosen`` per claim."""
-    tested = [_test(claim, said) for claim, said in zip(claims, chosen, strict=True)]
+def decide_claims(claims: Sequence[Claim], chosen: Sequence[ChosenStudies]) -> list[Finding]:
+    """``judge_claims`` from what the studies say: one ``ChosenStudies`` per claim."""
+    tested = [_test(claim, studies) for claim, studies in zip(claims, chosen, strict=True)]
     support = _corrected([t.support for t in tested])
     oppose = _corrected([t.oppose for t in tested])
     found = sum(q is not None and q <= ALPHA for q in support)
@@ -238,15 +238,15 @@ def _corrected(p: Sequence[float | None]) -> list[float | None]:
     return [None if x is None else float(max(rate, min(1.0, 2 * x))) for x, rate in zip(p, rates, strict=True)]
 
 
-def _test(claim: Claim, chosen: Chosen) -> _Tested:
-    said = chosen.said
-    parts = tuple((part, claim.tests.index(part.test) + 1, s.record) for s in said for part in s.parts)
-    missing = "; ".join(dict.fromkeys(s.missing for s in said if s.missing))
-    whole = bool(said) and not missing
+def _test(claim: Claim, chosen: ChosenStudies) -> _Tested:
+    answers = chosen.answers
+    parts = tuple((part, claim.tests.index(part.test) + 1, s.record) for s in answers for part in s.parts)
+    missing = "; ".join(dict.fromkeys(s.missing for s in answers if s.missing))
+    whole = bool(answers) and not missing
     open_ = [part for part, _, _ in parts if not part.test.construction]
     opposed = [part.oppose for part, _, _ in parts if part.oppose is not None]
     wrong = any(part.decided == "contradicted" for part, _, _ in parts)
-    oppose = min(1.0, len(claim.tests) * max(1, len(said)) * min(opposed)) if opposed else None
+    oppose = min(1.0, len(claim.tests) * max(1, len(answers)) * min(opposed)) if opposed else None
     support = [part.support for part in open_ if part.support is not None]
     undecided = any(part.decided == "inconclusive" for part in open_)
     verdict: Verdict | None = None
@@ -264,25 +264,25 @@ def _test(claim: Claim, chosen: Chosen) -> _Tested:
     return _Tested(parts, verdict, max(support, default=None), oppose, replace(chosen, note=note))
 
 
-def _choose(claim: Claim, records: Sequence[Record]) -> Chosen:
+def _choose(claim: Claim, records: Sequence[Record]) -> ChosenStudies:
     """Choose the studies that decide a claim."""
     refused, by_study = [], []
     for study in claim.studies:
         of_study = [record for record in records if record.study == study]
         refused += [f"{r.place}/{study} is no evidence: {r.refused}" for r in of_study if r.refused]
-        said = [_ask(claim, record) for record in of_study if not record.refused]
-        if said:
-            by_study.append(max(said, key=lambda s: (not s.missing, s.seeds)))  # of equals the first
+        answers = [_answer(claim, record) for record in of_study if not record.refused]
+        if answers:
+            by_study.append(max(answers, key=lambda s: (not s.missing, s.seeds)))  # of equals the first
     able = [s for s in by_study if not s.missing]
     enough = [s for s in able if s.seeds >= FEWEST_SEEDS]
     deciding = able if claim.decides == "every" and able else (enough or able or by_study)[:1]
     note = "; ".join(refused)
     if not by_study and not refused:
         note = f"{' or '.join(claim.studies)} has not been run"
-    return Chosen(tuple(deciding), tuple(s for s in able if all(s is not d for d in deciding)), note)
+    return ChosenStudies(tuple(deciding), tuple(s for s in able if all(s is not d for d in deciding)), note)
 
 
-def _ask(claim: Claim, record: Record) -> Said:
+def _answer(claim: Claim, record: Record) -> StudyAnswer:
     """Return the parts of a claim on one record."""
     parts, missing = [], ""
     for test in claim.tests:
@@ -291,7 +291,7 @@ def _ask(claim: Claim, record: Record) -> Said:
             parts.append(weigh(measure_effect(table, test.metric, lost), test))
         except NotMeasuredError as error:
             missing = missing or f"{record.place}/{record.study} has {error}"
-    return Said(record, tuple(parts), missing)
+    return StudyAnswer(record, tuple(parts), missing)
 
 
 def _decide(claim: Claim, t: _Tested, q_for: float | None, q_against: float | None, found: int, family: int) -> Finding:
@@ -309,7 +309,7 @@ def _decide(claim: Claim, t: _Tested, q_for: float | None, q_against: float | No
         n=min(seeds, default=None),
         p=None if p is None else min(1.0, 2 * p),
         q=q,
-        said=t.chosen.said,
+        answers=t.chosen.answers,
         others=t.chosen.others,
     )
     if verdict == "not run":
@@ -322,7 +322,7 @@ def _decide(claim: Claim, t: _Tested, q_for: float | None, q_against: float | No
     needed = None
     if verdict == "inconclusive":
         level = min(ALPHA / 2, ALPHA * (found + 1) / max(1, family + (t.support is None)))
-        needed, note = _needed(t, level)
+        needed, note = _seeds_needed(t, level)
         if t.support is not None and 2 * t.support <= ALPHA:
             notes.append(f"clear by itself (p {2 * t.support:.2g}), not among {family} claims tested")
         if t.oppose is not None and 2 * t.oppose <= ALPHA:
@@ -344,7 +344,7 @@ def _weight(part: Part, against: bool) -> tuple[float, ...]:
     )
 
 
-def _needed(t: _Tested, level: float) -> tuple[int | None, str]:
+def _seeds_needed(t: _Tested, level: float) -> tuple[int | None, str]:
     """Return the number of seeds that an open claim needs, or a note why it is unknown."""
     wanted = []
     for part, _, _ in t.parts:

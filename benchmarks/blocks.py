@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from benchmarks.kernels import parse_layer
 from benchmarks.plain import AUTOTUNED, autotuned, cudnn, cudnn_names
 from experiments.store.runs import provenance
-from experiments.terminal import show_every_sign
+from experiments.terminal import replace_unencodable
 from experiments.training.run_context import choose_device, device_name
 from gconv import Block, GroupedConv2d
 from gconv.cost import Latency, measure_latencies
@@ -236,5 +236,5 @@ def _errors(results: Result, exact: Result) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    show_every_sign()
+    replace_unencodable()
     main()

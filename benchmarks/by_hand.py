@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from benchmarks.kernels import SHORT, parse_layer
 from experiments.store.runs import provenance
-from experiments.terminal import show_every_sign
+from experiments.terminal import replace_unencodable
 from experiments.training.run_context import choose_device, device_name
 from gconv import GroupedConv2d, forced_kernel, tune
 from gconv.explanation import share_of_dense
@@ -298,5 +298,5 @@ def summary(rows: pd.DataFrame) -> str:
 
 
 if __name__ == "__main__":
-    show_every_sign()
+    replace_unencodable()
     main()

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from analysis.figures import speed
 from experiments.store.runs import provenance
-from experiments.terminal import show_every_sign
+from experiments.terminal import replace_unencodable
 from experiments.training.run_context import choose_device, device_name
 from gconv import GroupedConv2d, forced_kernel
 from gconv.cost import Latency, measure_latencies
@@ -274,5 +274,5 @@ def summary(case: Case, rows: list[dict[str, object]]) -> str:
 
 
 if __name__ == "__main__":
-    show_every_sign()
+    replace_unencodable()
     main()

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import torch
 
 from benchmarks.kernels import LAYERS, parse_layer
-from experiments.terminal import show_every_sign
+from experiments.terminal import replace_unencodable
 from experiments.training.run_context import choose_device
 from gconv import GroupedConv2d
 from gconv.kernels import OPS, table
@@ -84,5 +84,5 @@ def uses_of(given: argparse.Namespace, device: torch.device) -> Iterator[Use]:
 
 
 if __name__ == "__main__":
-    show_every_sign()
+    replace_unencodable()
     main()

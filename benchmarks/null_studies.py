@@ -40,7 +40,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from analysis.claims import Chosen, Claim, Said, decide_claims
+from analysis.claims import ChosenStudies, Claim, StudyAnswer, decide_claims
 from analysis.effects import Effect, NotMeasuredError, measure_effect
 from analysis.evidence import OUTCOMES, Record, sort_evidence
 from analysis.null_filters import calibrate
@@ -257,7 +257,7 @@ def rates(claims: Sequence[Claim], effects: Effects, studies: int, seeds: int) -
         for k, claim in enumerate(judged):
             alone[draw, k] = _supported(claim, chosen[k])
             power[draw, k] = _supported(claim, _choose(claim, there, drawn))
-            for part in chosen[k].said[0].parts:
+            for part in chosen[k].answers[0].parts:
                 if not part.test.construction and part.support is not None and part.decided is None:
                     place = claim.number, claim.tests.index(part.test) + 1
                     by_part[place][draw] = 2 * part.support <= ALPHA
@@ -271,7 +271,7 @@ def rates(claims: Sequence[Claim], effects: Effects, studies: int, seeds: int) -
     return pd.DataFrame(rows)
 
 
-def _choose(claim: Claim, effects: Effects, drawn: NDArray) -> Chosen:
+def _choose(claim: Claim, effects: Effects, drawn: NDArray) -> ChosenStudies:
     """Return the verdict of a study of the drawn runs on a claim; parts that the architecture decides hold."""
     parts, missing = [], ""
     for number, test in enumerate(claim.tests, 1):
@@ -284,10 +284,10 @@ def _choose(claim: Claim, effects: Effects, drawn: NDArray) -> Chosen:
             parts.append(weigh(Effect(known, lost=len(values) - len(known)), test))
         else:
             missing = "no run with a value"
-    return Chosen((Said(Record(claim.studies[0], PLACE, pd.DataFrame()), tuple(parts), missing),))
+    return ChosenStudies((StudyAnswer(Record(claim.studies[0], PLACE, pd.DataFrame()), tuple(parts), missing),))
 
 
-def _supported(claim: Claim, chosen: Chosen) -> bool:
+def _supported(claim: Claim, chosen: ChosenStudies) -> bool:
     (finding,) = decide_claims([claim], [chosen])
     return finding.verdict == "supported"
 

@@ -34,7 +34,7 @@ from experiments.data.datasets import Dataset, Images
 from experiments.models import build_model
 from experiments.store import leases, progress, runs
 from experiments.store.runs import Run, provenance
-from experiments.terminal import show_every_sign
+from experiments.terminal import replace_unencodable
 from experiments.tracking import Tracker
 from experiments.training.recipe import Recipe
 from experiments.training.run import train_run
@@ -192,5 +192,5 @@ def _children() -> float:
 
 
 if __name__ == "__main__":
-    show_every_sign()
+    replace_unencodable()
     main()

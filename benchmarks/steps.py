@@ -25,7 +25,7 @@ from torch import Tensor
 from benchmarks.plain import AUTOTUNED, autotuned, cudnn, cudnn_names
 from experiments.models import build_model
 from experiments.store.runs import provenance
-from experiments.terminal import show_every_sign
+from experiments.terminal import replace_unencodable
 from experiments.training.run_context import choose_device, choose_dtype, device_name
 from gconv import forced_kernel
 from gconv.cost import measure_latencies
@@ -106,5 +106,5 @@ def _step(
 
 
 if __name__ == "__main__":
-    show_every_sign()
+    replace_unencodable()
     main()

@@ -21,8 +21,8 @@ import torch
 
 from experiments.sweep.engine import LocalSweep, Point, suggest
 from experiments.sweep.file import read_sweep
-from experiments.sweep.worker import Place, plan_one
-from experiments.terminal import show_every_sign
+from experiments.sweep.worker import SweepContext, plan_one
+from experiments.terminal import replace_unencodable
 from experiments.training.evaluation import evaluate
 
 MAX_OVERHEAD_S = 0.5  # per point
@@ -59,7 +59,7 @@ def measure(points: int, method: str = "random") -> dict[str, float]:
     with tempfile.TemporaryDirectory() as root:
         path = Path(root) / "example.yaml"
         path.write_text(FILE.replace("METHOD", method), encoding="utf-8")
-        sweep, place = read_sweep(path), Place("example", "quickstart", Path(root) / "sweeps")
+        sweep, place = read_sweep(path), SweepContext("example", "quickstart", Path(root) / "sweeps")
         _, planned = plan_one(place, sweep.of_one_run(suggest(sweep, []) or {}, []))  # the images are decoded here
         evaluation = _evaluation(planned)
         (place.root / place.sweep).mkdir(parents=True)
@@ -105,5 +105,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    show_every_sign()
+    replace_unencodable()
     sys.exit(main(sys.argv[1:]))

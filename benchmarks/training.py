@@ -34,7 +34,7 @@ from experiments.data.augment import Views
 from experiments.data.datasets import Dataset, Images
 from experiments.models import build_model
 from experiments.store.runs import provenance
-from experiments.terminal import show_every_sign
+from experiments.terminal import replace_unencodable
 from experiments.tracking import Tracker
 from experiments.training.batches import EpochBatches
 from experiments.training.evaluation import evaluate
@@ -204,5 +204,5 @@ def random_images(count: int, size: int, test_share: float) -> Dataset:
 
 
 if __name__ == "__main__":
-    show_every_sign()
+    replace_unencodable()
     main()

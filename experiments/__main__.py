@@ -14,7 +14,7 @@ from typing import NoReturn
 from experiments.commands.help import HELP, USAGE, command_help, wants_help
 from experiments.errors import UsageError
 from experiments.store.stop_signal import install_handlers
-from experiments.terminal import show_every_sign
+from experiments.terminal import replace_unencodable
 
 # The module of each command; its ``main`` takes the arguments and returns the exit code.
 COMMANDS = {
@@ -66,7 +66,7 @@ def entry() -> int:
     """Run the command line; every expected failure is reported in one line. Returns the exit code."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # repeatable matrix products on CUDA
     install_handlers()
-    show_every_sign()
+    replace_unencodable()
     try:
         return main(sys.argv[1:])
     except UsageError as error:

@@ -30,7 +30,7 @@ from experiments.tracking import Tracker
 from experiments.training.data_parallel import whole_batch
 from experiments.training.distributed import DistributedProcessGroup, ProcessGroupLostError, backend_for
 from experiments.training.loss_monitor import DivergedError
-from experiments.training.ranks import GRACE_PERIOD_S, ending
+from experiments.training.ranks import GRACE_PERIOD_S, exit_reason
 from experiments.training.run import train_run
 from experiments.training.run_context import choose_device
 
@@ -124,7 +124,7 @@ def _launch(study: Study, planned: list[PlannedRun], arguments: list[str]) -> in
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
             if failure.exitcode < 0:  # else it has reported the reason
-                how = f"rank {rank} of {study.execution.gpus} {ending(failure.exitcode)}; the others were stopped"
+                how = f"rank {rank} of {study.execution.gpus} {exit_reason(failure.exitcode)}; the others were stopped"
                 print(f"error: {how}; {_kept(planned)}; the same command goes on", file=sys.stderr)
             elif failure.exitcode == INTERRUPTED:
                 raise KeyboardInterrupt from None

@@ -16,9 +16,9 @@ from experiments.measure.speed import measure_speed
 from experiments.measure.table import NOTE_COLUMNS, gather, save_arrays, save_table
 from experiments.measure.version import VERSION
 from experiments.report import summary as report
-from experiments.report.closing import closing_text, path_lines, remarks_on_images, remarks_on_notes
 from experiments.report.html_page import write_study_page
 from experiments.report.records import read_record
+from experiments.report.study_report import path_lines, remarks_on_images, remarks_on_notes, study_report
 from experiments.report.study_tables import COUNTS, write_tables
 from experiments.report.tables import DamagedTableError, read_about, read_arrays, read_csv, read_table
 from experiments.store import leases
@@ -61,11 +61,11 @@ def run_study(
             figures = report.draw_figures(study.folder)
             page = write_study_page(study.folder)
             _log_results(study, done[0].run.result or {}, figures)
-        print(_closing(study, done, missing, page))
+        print(_study_report(study, done, missing, page))
     return failed
 
 
-def _closing(study: Study, done: list[PlannedRun], missing: pd.DataFrame, page: Path) -> str:
+def _study_report(study: Study, done: list[PlannedRun], missing: pd.DataFrame, page: Path) -> str:
     """Return what the study says at its end; the long tables go to a file."""
     folder, table = report.tables_folder(study.folder), report.read_measures(study.folder)
     write_atomic(folder / "summary.txt", lambda file: file.write(f"{report.summary(table)}\n".encode()))
@@ -74,7 +74,7 @@ def _closing(study: Study, done: list[PlannedRun], missing: pd.DataFrame, page: 
     results = [p.run.result or {} for p in done]
     seconds = pd.DataFrame({"variant": [p.variant.name for p in done], "seconds": [r["seconds"] for r in results]})
     record = read_record(study.name, str(study.execution.runs_root), folder)
-    text = closing_text(study.name, study.question, table, record, seconds, remarks, study.overrides)
+    text = study_report(study.name, study.question, table, record, seconds, remarks, study.overrides)
     return "\n".join(["", text, "", *path_lines(study.folder, page)])
 
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 
-def show_every_sign() -> None:
+def replace_unencodable() -> None:
     """Have signs that standard output and error cannot encode replaced by ``?``, here and in child processes."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -17,7 +17,7 @@ def show_every_sign() -> None:
     os.environ["PYTHONIOENCODING"] = f"{encoding}:replace"
 
 
-def shown(name: str | Path) -> str:
+def printable(name: str | Path) -> str:
     r"""Return a file's name as text that can be printed and saved: a byte that is no UTF-8 becomes ``\xe9``."""
     return os.fsencode(name).decode(errors="backslashreplace")
 

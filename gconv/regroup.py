@@ -24,7 +24,14 @@ from gconv.cost import Cost, count_cost
 from gconv.partition import Partition, Spec
 from gconv.shuffle import ChannelPermutation
 from gconv.wiring.assignment import assign_channels
-from gconv.wiring.carried import carried_obstacle, carry, carry_marks, copied, held_elsewhere, obstacle
+from gconv.wiring.layer_state import (
+    copy_attributes,
+    copy_model,
+    copy_parameter_attributes,
+    state_obstacle,
+    unregistered_references,
+    weight_obstacle,
+)
 from gconv.wiring.meta import Shape, unwrapped
 from gconv.wiring.text_table import aligned
 
@@ -128,7 +135,7 @@ def regroup(model: nn.Module, groups: Spec, where: Where = None, keep: Keep = "s
         raise ValueError(f"keep={keep!r}: must be 'slice' or 'energy'")
     model = unwrapped(model, "regroup")
     names = _choose(model, where)
-    regrouped, elsewhere = copied(model), held_elsewhere(model)
+    regrouped, elsewhere = copy_model(model), unregistered_references(model)
     users = Counter(id(p) for module in regrouped.modules() for p in module.parameters(recurse=False))
     changed: list[RegroupedLayer] = []
     skipped: dict[str, str] = {}
@@ -203,7 +210,7 @@ def _plain(module: nn.Module) -> nn.Conv2d | GroupedConv2d:
     Raises:
         ValueError: it is something else; the message says what.
     """
-    reason = obstacle(module)
+    reason = weight_obstacle(module)
     if reason:
         raise ValueError(reason)
     if type(module) not in (nn.Conv2d, GroupedConv2d):
@@ -214,7 +221,7 @@ def _plain(module: nn.Module) -> nn.Conv2d | GroupedConv2d:
             raise ValueError("depthwise: each channel is a group already")
         cut = module.geometry.out_groups if isinstance(module, GroupedConv2d) else module.groups
         raise ValueError(f"it has groups already: {cut}")
-    reason = carried_obstacle(module)
+    reason = state_obstacle(module)
     if reason:
         raise ValueError(reason)
     return module
@@ -258,11 +265,11 @@ def _cut(name: str, conv: nn.Conv2d | GroupedConv2d, groups: Spec, keep: Keep) -
     if weight.dim() == 4 and conv.weight.is_contiguous(memory_format=torch.channels_last):
         weight = weight.contiguous(memory_format=torch.channels_last)
     own, grouped.weight = grouped.weight, nn.Parameter(weight, conv.weight.requires_grad)
-    carry_marks(own, grouped.weight)
+    copy_parameter_attributes(own, grouped.weight)
     if conv.bias is not None:
         bias_O = conv.bias.detach()[out_order_O.to(conv.bias.device)]
         grouped.bias = nn.Parameter(bias_O, conv.bias.requires_grad)
-    carry(conv, grouped)
+    copy_attributes(conv, grouped)
     layer = _reordered(grouped, in_order_C, out_order_O).to(weight.device).train(conv.training)
     return layer, RegroupedLayer(name, in_groups, out_groups, kept)
 

@@ -19,7 +19,7 @@ from experiments.data import datasets as data
 from experiments.data.augment import Views
 from experiments.execution import planned_run, study_runs
 from experiments.models import build_model
-from experiments.store import divide, leases
+from experiments.store import leases, work_sharing
 from experiments.store.runs import Run
 from experiments.study.config import load_study
 from experiments.study.plan import plan
@@ -145,7 +145,7 @@ def work(runs_root, log, flags=(), beat=leases.HEARTBEAT_INTERVAL_S, expiry=leas
         host: to be taken for a process of another machine.
     """
     data.load = lambda _spec, size, *_rest: tiny_dataset(size)
-    leases.HEARTBEAT_INTERVAL_S, leases.EXPIRY_S, divide.POLL_INTERVAL_S = beat, expiry, 0.02
+    leases.HEARTBEAT_INTERVAL_S, leases.EXPIRY_S, work_sharing.POLL_INTERVAL_S = beat, expiry, 0.02
     if host is not None:
         leases.machine = lambda: host
     trained = planned_run.train_run

@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from experiments.group_parallel.part import counted, own_part, own_values
+from experiments.group_parallel.rank_network import count_sent_bytes, rank_network, rank_values
 from experiments.models import build_model
 from gconv import GroupedConv2d
 from gconv.placement import plan
@@ -82,16 +82,16 @@ def _compare(rank, name, arguments, ranks, dtype, group):
     model, size = net(name, dict(arguments))
     how = plan(model, (3, size, size), ranks)
     model.to(dtype)
-    part = own_part(model, how, rank, group)
+    part = rank_network(model, how, rank, group)
     torch.manual_seed(7)
     x, y = torch.randn(BATCH, 3, size, size, dtype=dtype), torch.randint(0, 4, (BATCH,))
     outputs, gradients = step(model, x, y)
     scale = largest_of_layers(gradients)
-    with counted() as sent:
+    with count_sent_bytes() as sent:
         own_outputs, own_gradients = step(part, x, y)
-    expected = own_values(model, how, gradients, rank)
-    buffers = own_values(model, how, dict(model.named_buffers()), rank)
-    with torch.no_grad(), counted() as sent_forwards:
+    expected = rank_values(model, how, gradients, rank)
+    buffers = rank_values(model, how, dict(model.named_buffers()), rank)
+    with torch.no_grad(), count_sent_bytes() as sent_forwards:
         evaluated = difference(part.eval()(x), model.eval()(x))
     return {
         "outputs": difference(own_outputs, outputs),

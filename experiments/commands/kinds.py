@@ -27,7 +27,7 @@ class Kind(Protocol):
         """Draw the figures of a study's folder from its saved tables; return the files written."""
         ...
 
-    def keep(self, folder: Path, home: Path) -> list[Path]:
+    def write_record(self, folder: Path, home: Path) -> list[Path]:
         """Copy the results of a study's folder to the record in ``home``; return the files written."""
         ...
 

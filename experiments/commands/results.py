@@ -17,5 +17,5 @@ def main(arguments: list[str]) -> int:
     folder = study_folder([a for a in arguments if a != "--replace"], "results")
     if "--replace" not in arguments:
         check_replaces(folder / "tables", HOME / "results" / folder.name)
-    print(*kind_of(folder.name).keep(folder, HOME), sep="\n")
+    print(*kind_of(folder.name).write_record(folder, HOME), sep="\n")
     return 0

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.launch import run_on_devices
-from experiments.report.keep import keep_results
 from experiments.report.summary import draw_figures
+from experiments.report.write_record import write_study_record
 from experiments.study.config import load_study, study_help
 from experiments.study.status import study_status
 
@@ -27,9 +27,9 @@ def draw(folder: Path) -> list[Path]:
     return draw_figures(folder)
 
 
-def keep(folder: Path, home: Path) -> list[Path]:
+def write_record(folder: Path, home: Path) -> list[Path]:
     """Copy tables and figures to ``results/`` in ``home``, and the table to its README; returns the files written."""
-    return keep_results(folder, home / "results", home / "README.md")
+    return write_study_record(folder, home / "results", home / "README.md")
 
 
 def flags_help(name: str) -> str:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from experiments.errors import UsageError
 from experiments.report.claims import BLOCK, recorded_verdicts
-from experiments.report.keep import PAGE
 from experiments.report.retrain import retrain
 from experiments.report.verify import compare_block, verify_study
+from experiments.report.write_record import PAGE
 from experiments.study.catalogue import HOME, TRAINED, study_file, study_kind, study_names
 
 

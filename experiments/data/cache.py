@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from experiments.data.decode import RULES, plain
 from experiments.data.image_folders import same_pictures
-from experiments.terminal import shown
+from experiments.terminal import printable
 
 READ_WHOLE = 8 << 30  # bytes up to which every load reads all of a cache (0.4 s a GiB); of a larger one the sizes count
 
@@ -88,7 +88,9 @@ def content_of(base: Path, train: list[Path], test: list[Path], root: Path) -> C
     digest = content.hexdigest()
     if touched:  # datasets of plain images keep the digest, and their runs and caches, of the first rules
         digest = hashlib.sha256(b"\n".join([f"{digest} rules {RULES}".encode(), *touched])).hexdigest()
-    same = (f"{shown(a.relative_to(base))} is {shown(b.relative_to(base))}" for a, b in same_pictures(test, train))
+    same = (
+        f"{printable(a.relative_to(base))} is {printable(b.relative_to(base))}" for a, b in same_pictures(test, train)
+    )
     found = Content(digest, tuple(same))
     text = json.dumps(asdict(found))
     memory.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from experiments.data.decode import read_images
 from experiments.data.image_folders import (
     COMMON_SUFFIXES,
     UNREADABLE,
-    LeftOut,
+    SkippedFiles,
     alike,
     class_folders,
     images_in,
@@ -23,7 +23,7 @@ from experiments.data.image_folders import (
 )
 from experiments.data.source import Decoded, Request, Source
 from experiments.errors import UsageError
-from experiments.terminal import shown
+from experiments.terminal import printable
 
 
 def folder_source(path: Path, request: Request) -> Source:
@@ -44,7 +44,7 @@ def folder_source(path: Path, request: Request) -> Source:
         if not place.is_dir():
             wanted = "train/<class>/" if split == "train" else "val/<class>/ or test/<class>/"
             raise UsageError(f"dataset={spec}: {path} has no {wanted} folder")
-    left_out = LeftOut(path)
+    left_out = SkippedFiles(path)
     found = {
         split: {name: images_in(place / name, left_out) for name in class_folders(place, left_out)}
         for split, place in splits.items()
@@ -56,8 +56,8 @@ def folder_source(path: Path, request: Request) -> Source:
         like = {alike(name): name for name in names}
         hints = [f"{like[alike(name)]} in train is written otherwise" for name in unknown if alike(name) in like]
         raise UsageError(
-            f"dataset={spec}: {splits['test']} has classes that train lacks: {some([shown(name) for name in unknown])}"
-            + (f" ({some([shown(hint) for hint in hints])})" if hints else "")
+            f"dataset={spec}: {splits['test']} has classes that train lacks: {some(list(map(printable, unknown)))}"
+            + (f" ({some(list(map(printable, hints)))})" if hints else "")
         )
     files = {
         split: [(file, label) for label, name in enumerate(names) for file in of_class.get(name, [])]
@@ -68,7 +68,7 @@ def folder_source(path: Path, request: Request) -> Source:
             raise UsageError(f"dataset={spec}: no image in {place} (looked for {COMMON_SUFFIXES})")
 
     def decode(split: str, size: int, out: Decoded) -> None:
-        unread = LeftOut(path)
+        unread = SkippedFiles(path)
         pictures = read_images([file for file, _ in files[split]], size, f"decoding {split}")
         for (file, label), picture in zip(files[split], pictures, strict=True):
             unread.add_unread(file, picture)
@@ -78,7 +78,7 @@ def folder_source(path: Path, request: Request) -> Source:
                 out.add(picture.pixels[None], [label])
         out.unread = dict(unread.found)
 
-    classes = tuple(shown(name) for name in names)
+    classes = tuple(printable(name) for name in names)
     train, test = ([file for file, _ in files[split]] for split in ("train", "test"))
     content = content_of(path, train, test, request.root)
 

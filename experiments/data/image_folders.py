@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from experiments.data.decode import Picture
-from experiments.terminal import shown
+from experiments.terminal import printable
 
 # Fixed, so that a folder has the same images on every machine; Pillow reads all of them where it is built whole.
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo", ".png", ".apng", ".gif", ".bmp", ".dib", ".webp"}
@@ -35,7 +35,7 @@ UNREADABLE = "an image that cannot be read"
 SEVERAL = "holds several pictures, the first is taken"
 
 
-class LeftOut:
+class SkippedFiles:
     """Files that a load left out of a folder, by reason; printed once at the end."""
 
     def __init__(self, base: Path, found: dict[str, list[str]] | None = None) -> None:
@@ -44,7 +44,7 @@ class LeftOut:
 
     def add(self, reason: str, path: Path, detail: str = "") -> None:
         """Note one file or folder."""
-        name = shown(path.relative_to(self.base))
+        name = printable(path.relative_to(self.base))
         self.found[reason].append(f"{name} ({detail})" if detail else name)
 
     def add_unread(self, path: Path, picture: Picture) -> None:
@@ -62,7 +62,7 @@ class LeftOut:
                 endings = Counter(Path(name).suffix.lower() or "none" for name in names)
                 counts = f" ({', '.join(f'{ending}: {count}' for ending, count in endings.most_common(NAMED))})"
             left_out = "" if reason == SEVERAL else "left out, "
-            warn(f"{shown(self.base)}: {len(names)} {left_out}{reason}{counts}: {some(names)}")
+            warn(f"{printable(self.base)}: {len(names)} {left_out}{reason}{counts}: {some(names)}")
 
 
 def warn(text: str) -> None:
@@ -87,7 +87,7 @@ def is_image(name: str) -> bool:
     return Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
-def class_folders(place: Path, left_out: LeftOut) -> tuple[str, ...]:
+def class_folders(place: Path, left_out: SkippedFiles) -> tuple[str, ...]:
     """Return the folders in a place, in label order; all else is left out, with its reason."""
     names = []
     for child in sorted(place.iterdir()):
@@ -107,7 +107,7 @@ def class_folders(place: Path, left_out: LeftOut) -> tuple[str, ...]:
     return tuple(names)
 
 
-def images_in(place: Path, left_out: LeftOut) -> list[Path]:
+def images_in(place: Path, left_out: SkippedFiles) -> list[Path]:
     """Return the images of a folder at any depth; linked folders are followed, each folder once."""
     images: list[Path] = []
     seen = {_identity(place)}
@@ -162,7 +162,7 @@ def warn_of_same(base: Path, names: Sequence[str], training: str, test: str) -> 
     """Say that images are in both splits."""
     if names:
         count = f"{len(names)} image{'s' if len(names) > 1 else ''} of {test}/"
-        warn(f"{shown(base)}: {count} in {training}/ too, so that a network can know them by heart: {some(names)}")
+        warn(f"{printable(base)}: {count} in {training}/ too, so that a network can know them by heart: {some(names)}")
 
 
 def warn_of_empty(base: Path, classes: Sequence[str], split: str, labels: Iterable[int], consequence: str) -> None:
@@ -171,7 +171,7 @@ def warn_of_empty(base: Path, classes: Sequence[str], split: str, labels: Iterab
     empty = [name for label, name in enumerate(classes) if label not in there]
     if empty:
         plural = "classes" if len(empty) > 1 else "class"
-        warn(f"{shown(base)}: no image in {split}/ of {len(empty)} {plural}: {some(empty)}; {consequence}")
+        warn(f"{printable(base)}: no image in {split}/ of {len(empty)} {plural}: {some(empty)}; {consequence}")
 
 
 def warn_of_alike(base: Path, classes: Sequence[str]) -> None:
@@ -181,7 +181,9 @@ def warn_of_alike(base: Path, classes: Sequence[str]) -> None:
         groups[alike(name)].append(name)
     for names in groups.values():
         if len(names) > 1:
-            warn(f"{shown(base)}: the classes {' and '.join(names)} differ in case or encoding alone: are they one?")
+            warn(
+                f"{printable(base)}: the classes {' and '.join(names)} differ in case or encoding alone: are they one?"
+            )
 
 
 def alike(name: str) -> str:
@@ -194,7 +196,7 @@ def _identity(folder: Path) -> tuple[int, int]:
     return stat.st_dev, stat.st_ino
 
 
-def _no_entry(error: OSError, left_out: LeftOut) -> None:
+def _no_entry(error: OSError, left_out: SkippedFiles) -> None:
     left_out.add(UNREADABLE, Path(error.filename), f"folder: {(error.strerror or str(error)).lower()}")
 
 

@@ -19,8 +19,8 @@ from experiments.errors import RunFailedError, UsageError
 from experiments.execution.cluster import Call, CallLostError, connected
 from experiments.execution.planned_run import train_planned
 from experiments.store import leases
-from experiments.store.divide import POLL_INTERVAL_S, Outcome, attempt
 from experiments.store.runs import Run
+from experiments.store.work_sharing import POLL_INTERVAL_S, Outcome, attempt
 from experiments.study.config import Study
 from experiments.study.plan import PlannedRun, refuse_mixed_precision, runs_of
 

@@ -11,10 +11,10 @@ from typing import Any
 from experiments.execution.cluster_runs import outcomes_on_ray
 from experiments.execution.planned_run import train_planned, train_together
 from experiments.execution.study_progress import StudyProgressLines
-from experiments.store.divide import outcomes
 from experiments.store.leases import LeaseLostError
+from experiments.store.lockstep import hold_lockstep_runs
 from experiments.store.runs import Run, config_hash
-from experiments.store.siblings import siblings
+from experiments.store.work_sharing import outcomes
 from experiments.study.config import Study
 from experiments.study.plan import PlannedRun
 from experiments.training.process_group import SINGLE_PROCESS, ProcessGroup
@@ -70,7 +70,7 @@ class StudyTraining:
         lead = replace(self._planned[k], run=run)
         others = self._trainable_with(k)
         most = _seeds_at_once(self._study, lead, 1 + len(others), partial(self.say, k))
-        with siblings(run, others, most) as held:
+        with hold_lockstep_runs(run, others, most) as held:
             if not held:
                 return train_planned(self._study, lead, self._process_group, self._lines)
             group = {k: lead} | {j: replace(self._planned[j], run=other) for j, other in held.items()}

@@ -45,7 +45,7 @@ RECORD = "measured.json"  # what was measured; the mark of a folder of this comm
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class MeasuredNetwork:
     """Network that is measured, and the networks that it is compared with.
 
     Attributes:
@@ -124,7 +124,9 @@ def _out(place: str) -> Path:
     return out
 
 
-def _subject(name: str, given: Namespace, recorded: dict[str, Any], checkpoint: Checkpoint, default: Any) -> Subject:
+def _subject(
+    name: str, given: Namespace, recorded: dict[str, Any], checkpoint: Checkpoint, default: Any
+) -> MeasuredNetwork:
     """Return the network with the weights of the checkpoint, and without.
 
     Raises:
@@ -158,7 +160,7 @@ def _subject(name: str, given: Namespace, recorded: dict[str, Any], checkpoint: 
     for model in (trained, untrained):  # a third less time on a CPU
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     began_so = bool(recorded) and given.seed == recorded["seed"]
-    return Subject(trained, untrained, began_so, outputs, checkpoint.published or default)
+    return MeasuredNetwork(trained, untrained, began_so, outputs, checkpoint.published or default)
 
 
 def _images(dataset: Dataset) -> str:
@@ -175,7 +177,7 @@ def _classifier(name: str, classes: int, published: bool) -> nn.Module:
     return models.get_model(name, num_classes=classes)
 
 
-def _shown_to(subject: Subject, dataset: Dataset, normalise: str) -> tuple[Dataset, list[Item]]:
+def _shown_to(subject: MeasuredNetwork, dataset: Dataset, normalise: str) -> tuple[Dataset, list[Item]]:
     """Return the images standardised for the network, labelled with its classes; or without classes, with notes."""
     published = subject.published
     if normalise == "imagenet":
@@ -200,7 +202,7 @@ def _kept(items: Iterable[Item], dataset: Dataset) -> Iterator[Item]:
             yield item
 
 
-def _notes(subject: Subject, dataset: Dataset) -> Iterator[Item]:
+def _notes(subject: MeasuredNetwork, dataset: Dataset) -> Iterator[Item]:
     """Say which values are left out because the training is not known."""
     if not subject.began_so:
         yield Note(OF_INITIALISATION, "the initialisation that the training began from is not known")

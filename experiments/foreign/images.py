@@ -14,7 +14,7 @@ from experiments.data.datasets import Dataset, Images, channel_statistics
 from experiments.data.decode import read_images
 from experiments.data.image_folders import (
     COMMON_SUFFIXES,
-    LeftOut,
+    SkippedFiles,
     class_folders,
     images_in,
     is_hidden,
@@ -25,7 +25,7 @@ from experiments.data.image_folders import (
     warn_of_same,
 )
 from experiments.errors import UsageError
-from experiments.terminal import shown
+from experiments.terminal import printable
 
 SPLITS = ("val", "test", "train")  # the first of these that exists is measured
 
@@ -50,7 +50,7 @@ def load_images(path: Path, image_size: int, images: int) -> Dataset:
     splits = {name: path / name for name in SPLITS if (path / name).is_dir()}
     shown_place = next(iter(splits.values()), path)
     places = {"test": shown_place, "train": splits.get("train", shown_place)}
-    left_out = LeftOut(path)
+    left_out = SkippedFiles(path)
     classes, files = _files(places, left_out)
     for split, place in places.items():
         if not files[split]:
@@ -63,7 +63,7 @@ def load_images(path: Path, image_size: int, images: int) -> Dataset:
     left_out.say()
     if not same:
         twins = same_pictures((file for file, _ in chosen["test"]), (file for file, _ in files["train"]))
-        names = [f"{shown(file.relative_to(path))} is {shown(twin.relative_to(path))}" for file, twin in twins]
+        names = [f"{printable(file.relative_to(path))} is {printable(twin.relative_to(path))}" for file, twin in twins]
         warn_of_same(path, names, places["train"].name, shown_place.name)
     warn_of_alike(path, classes)
     for split in ("test",) if same else ("train", "test"):
@@ -103,12 +103,14 @@ def _plain(name: str) -> str:
     return name.casefold().replace("_", " ")
 
 
-def _files(places: dict[str, Path], left_out: LeftOut) -> tuple[tuple[str, ...], dict[str, list[tuple[Path, int]]]]:
+def _files(
+    places: dict[str, Path], left_out: SkippedFiles
+) -> tuple[tuple[str, ...], dict[str, list[tuple[Path, int]]]]:
     """Return the classes, and each split's images with their labels.
 
     There are classes where the places have two folders or more and most images of each place lie in such folders.
     """
-    of_classes = LeftOut(left_out.base)
+    of_classes = SkippedFiles(left_out.base)
     found = {
         place: {name: images_in(place / name, of_classes) for name in class_folders(place, of_classes)}
         for place in dict.fromkeys(places.values())
@@ -123,7 +125,7 @@ def _files(places: dict[str, Path], left_out: LeftOut) -> tuple[tuple[str, ...],
         split: [(file, label) for label, name in enumerate(names) for file in found[place].get(name, [])]
         for split, place in places.items()
     }
-    return tuple(shown(name) for name in names), files
+    return tuple(printable(name) for name in names), files
 
 
 def _count_outside(place: Path) -> int:
@@ -136,9 +138,11 @@ def _evenly(files: list[tuple[Path, int]], images: int) -> list[tuple[Path, int]
     return [files[k * len(files) // taken] for k in range(taken)]
 
 
-def _decode(chosen: list[tuple[Path, int]], size: int, broken: list[str], left_out: LeftOut, place: Path) -> Images:
+def _decode(
+    chosen: list[tuple[Path, int]], size: int, broken: list[str], left_out: SkippedFiles, place: Path
+) -> Images:
     pixels, labels = [], []
-    pictures = read_images([file for file, _ in chosen], size, f"reading {shown(place.name)}")
+    pictures = read_images([file for file, _ in chosen], size, f"reading {printable(place.name)}")
     for (file, label), picture in zip(chosen, pictures, strict=True):
         left_out.add_unread(file, picture)
         if picture.pixels is None:

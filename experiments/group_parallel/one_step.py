@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from experiments.group_parallel.part import counted, own_part, own_values
+from experiments.group_parallel.rank_network import count_sent_bytes, rank_network, rank_values
 from experiments.models import build_model
 from gconv.cost import Latency, measure_latencies, measure_peak_memory
 from gconv.placement import Plan, plan
@@ -60,7 +60,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Measured:
+class StepCost:
     """Measurements of one device in one case.
 
     Attributes:
@@ -84,7 +84,7 @@ class Measured:
     time: Latency | None
 
 
-def measure_rank(rank: int, cases: list[Case], repeats: int, kind: str) -> list[Measured | None]:
+def measure_rank(rank: int, cases: list[Case], repeats: int, kind: str) -> list[StepCost | None]:
     """Measure every case on this rank; None for a case in which it has no part. Every rank of the world calls it.
 
     Steps of all cases are timed in turn. A step has ended when all devices have ended theirs.
@@ -98,9 +98,9 @@ def measure_rank(rank: int, cases: list[Case], repeats: int, kind: str) -> list[
     device = torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
     counts = sorted({case.devices for case in cases})
     groups: dict[int, Any] = {count: dist.new_group(list(range(count))) for count in counts}
-    parts = {case.name: _Part(case, rank, groups[case.devices], device) for case in cases if rank < case.devices}
-    seen = {name: part.seen() for name, part in parts.items()}
-    steps = {name: part.ready() for name, part in parts.items()}
+    parts = {case.name: _RankStep(case, rank, groups[case.devices], device) for case in cases if rank < case.devices}
+    costs = {name: part.measure_cost() for name, part in parts.items()}
+    steps = {name: part.prepare_step() for name, part in parts.items()}
 
     def turn(name: str) -> None:
         if name in steps:
@@ -110,10 +110,10 @@ def measure_rank(rank: int, cases: list[Case], repeats: int, kind: str) -> list[
         dist.barrier()
 
     times = measure_latencies({case.name: partial(turn, case.name) for case in cases}, device, repeats)
-    return [replace(seen[c.name], time=times[c.name]) if c.name in seen else None for c in cases]
+    return [replace(costs[c.name], time=times[c.name]) if c.name in costs else None for c in cases]
 
 
-class _Part:
+class _RankStep:
     """A rank's part in a case."""
 
     def __init__(self, case: Case, rank: int, group: dist.ProcessGroup, device: torch.device) -> None:
@@ -122,9 +122,9 @@ class _Part:
         self.plan = case.plan(self.whole)
         self.data_parallel = case.way == "data" and case.devices > 1
 
-    def seen(self) -> Measured:
+    def measure_cost(self) -> StepCost:
         """All but the time."""
-        memory = measure_peak_memory(lambda: [step() for step in [self.ready()] * STEPS], self.device)
+        memory = measure_peak_memory(lambda: [step() for step in [self.prepare_step()] * STEPS], self.device)
         net = self._net()
         parameters = sum(p.numel() for p in net.parameters())
         sent = self._sent(net)
@@ -138,9 +138,9 @@ class _Part:
             grouped = {exchange.layer for exchange, _ in per_image if exchange.grouped}
             into_grouped = sum(sent[layer] for layer in grouped)
         difference = self._difference() if self.plan.placement.ranks > 1 else {}
-        return Measured(parameters, memory, dict(sent), dict(planned), into_grouped, difference, None)
+        return StepCost(parameters, memory, dict(sent), dict(planned), into_grouped, difference, None)
 
-    def ready(self) -> Callable[[], None]:
+    def prepare_step(self) -> Callable[[], None]:
         """Prepare a step that can be repeated."""
         net, (x, y) = self._net(), self._images()
         optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9, nesterov=True)
@@ -155,7 +155,7 @@ class _Part:
     def _net(self) -> nn.Module:
         """Return the part of the network that this rank holds, on its device."""
         if self.plan.placement.ranks > 1:
-            return own_part(self.whole, self.plan, self.rank, self.group).to(self.device)
+            return rank_network(self.whole, self.plan, self.rank, self.group).to(self.device)
         net = copy.deepcopy(self.whole).to(self.device)
         if not self.data_parallel:
             return net
@@ -182,7 +182,7 @@ class _Part:
                 return allreduce_hook(group, bucket)
 
             net.register_comm_hook(self.group, count)
-        with counted() as by_tag:
+        with count_sent_bytes() as by_tag:
             F.cross_entropy(net(x), y).backward()
         moves = list(self.plan.moves.values())
         sent = Counter({layer: self._of_all_reduce(size) for layer, size in reduced.items()})
@@ -197,11 +197,11 @@ class _Part:
         return 2 * (self.case.devices - 1) / self.case.devices * size
 
     def _difference(self) -> dict[str, tuple[float, float]]:
-        """Return the distance of outputs and gradients from those of the whole network here; see ``Measured``."""
+        """Return the distance of outputs and gradients from those of the whole network here; see ``StepCost``."""
         whole, net = copy.deepcopy(self.whole).to(self.device), self._net()
         single = (self._answers(whole, torch.float32), self._answers(whole, torch.float64))
         placed = (self._answers(net, torch.float32), self._answers(net, torch.float64))
-        own = [(outputs, own_values(self.whole, self.plan, of, self.rank)) for outputs, of in single]
+        own = [(outputs, rank_values(self.whole, self.plan, of, self.rank)) for outputs, of in single]
         return {
             "": _distance(placed[0], own[0]),
             "float64": _distance(placed[1], own[1]),

@@ -20,7 +20,7 @@ from jsonargparse import ArgumentParser
 
 from analysis.figures import group_parallel as figure
 from experiments.errors import RunFailedError, UsageError
-from experiments.group_parallel.one_step import Case, Measured, Way, measure_rank
+from experiments.group_parallel.one_step import Case, StepCost, Way, measure_rank
 from experiments.measure.table import Item, Note, Value, gather, save_table
 from experiments.models import model_builder
 from experiments.report.claims import study_verdicts
@@ -142,7 +142,7 @@ def draw(folder: Path) -> list[Path]:
     return figure.draw(read_measures(folder), folder / "figures")
 
 
-def keep(folder: Path, home: Path) -> list[Path]:
+def write_record(folder: Path, home: Path) -> list[Path]:
     """Copy tables, figure and summary to ``results/`` in ``home``; returns the files written.
 
     Raises:
@@ -247,7 +247,7 @@ def _parser(model: str) -> ArgumentParser:
     return parser
 
 
-def _save(study: GroupParallel, seen: list[list[Measured | None]], hardware: str) -> None:
+def _save(study: GroupParallel, seen: list[list[StepCost | None]], hardware: str) -> None:
     """Write the tables of what the devices saw, case by case."""
     tables, notes, runs = [], [], []
     for case, of_ranks in zip(study.cases, seen, strict=True):
@@ -270,7 +270,7 @@ def _save(study: GroupParallel, seen: list[list[Measured | None]], hardware: str
     save_table(folder / "runs.csv", pd.DataFrame(runs))
 
 
-def _items(case: Case, of_ranks: list[Measured]) -> Iterator[Item]:
+def _items(case: Case, of_ranks: list[StepCost]) -> Iterator[Item]:
     """Yield the values of one case, and notes on them."""
     with torch.device("meta"):
         model = case.build()

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from experiments.errors import UsageError
-from experiments.nearest import hint
+from experiments.name_hints import hint
 
 # File and function of each model have its name; the number is the height and width in pixels of the images for which
 # its paper counts costs.

@@ -12,7 +12,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any, get_args
 
-from analysis.claims import RULE, Claim, Finding, Said, judge_claims
+from analysis.claims import RULE, Claim, Finding, StudyAnswer, judge_claims
 from analysis.verdict import ALPHA, Part, Verdict
 from experiments.errors import UsageError
 from experiments.report.claims_page import EVERY, claimed, planned, read_rates, write_page
@@ -131,8 +131,8 @@ class _Places:
     def __init__(self) -> None:
         self._letters: dict[str, str] = {}
 
-    def letter(self, said: Said) -> str:
-        record = said.record
+    def letter(self, answer: StudyAnswer) -> str:
+        record = answer.record
         trial = f"; a TRIAL: {record.trial}" if record.trial else ""
         where = f"{record.place}/{record.study}: {record.hardware}{trial}"
         index = len(self._letters)
@@ -158,9 +158,9 @@ def _found(claim: Claim, finding: Finding, places: _Places) -> list[str]:
     """Return the finding in lines of ``RIGHT`` columns."""
     note = wrap(finding.note, RIGHT)
     if finding.part is None:
-        measured = any(said.parts for said in finding.said)
+        measured = any(answer.parts for answer in finding.answers)
         return [*note, *wrap(command(claim) + (" measures what is missing" if measured else ""), RIGHT)]
-    decides = next(said for said in finding.said if said.record is finding.record)
+    decides = next(answer for answer in finding.answers if answer.record is finding.record)
     numbers = "".join(
         f"{'' if value is None else value:>{width}}" for value, width in ((finding.n, 4), (finding.seeds, 6))
     )
@@ -169,10 +169,10 @@ def _found(claim: Claim, finding: Finding, places: _Places) -> list[str]:
     beside = len(first) + 2 + len(study) <= RIGHT
     lines = [f"{first}  {study}"] if beside else [first, *wrap(study, RIGHT)]
     lines += note
-    for said in (*finding.said, *finding.others):
-        if said is not decides and len(said.parts) >= finding.number:
-            part = said.parts[finding.number - 1]
-            lines += wrap(f"{said.record.study} {places.letter(said)}: {_says(part)}", RIGHT, subsequent_indent="  ")
+    for other in (*finding.answers, *finding.others):
+        if other is not decides and len(other.parts) >= finding.number:
+            part = other.parts[finding.number - 1]
+            lines += wrap(f"{other.record.study} {places.letter(other)}: {_says(part)}", RIGHT, subsequent_indent="  ")
     return lines
 
 
@@ -205,10 +205,10 @@ def _explained(claim: Claim, finding: Finding) -> str:
         lines += [f"part {number:<5} {test.metric}", f"claimed    {claimed(test)}"]
         if test.construction:
             lines.append(f"           holds by construction: {test.construction}")
-        for said in (*finding.said, *finding.others):
-            part = next((part for part in said.parts if part.test == test), None)
+        for answer in (*finding.answers, *finding.others):
+            part = next((part for part in answer.parts if part.test == test), None)
             if part is not None:
-                lines.append(f"found      {said.record.place}/{said.record.study}: {_says(part)}")
+                lines.append(f"found      {answer.record.place}/{answer.record.study}: {_says(part)}")
     q = f", q {_q(finding.q)}" if finding.q is not None else ""
     lines.append(f"verdict    {finding.verdict}{q}{f' ({finding.note})' if finding.note else ''}")
     return "\n".join(piece for line in lines for piece in wrap(line, WIDTH, subsequent_indent=" " * 11))
@@ -235,13 +235,13 @@ def _as_json(claim: Claim, finding: Finding) -> dict[str, Any]:
         "hardware": None if record is None else record.hardware,
         "parts": [
             {
-                "study": said.record.study,
-                "read_from": said.record.place,
+                "study": answer.record.study,
+                "read_from": answer.record.place,
                 "metric": str(each.test.metric),
                 **{key: getattr(each, key) for key in ("effect", "low", "high", "n", "lost")},
             }
-            for said in (*finding.said, *finding.others)
-            for each in said.parts
+            for answer in (*finding.answers, *finding.others)
+            for each in answer.parts
         ],
         "command": command(claim) if finding.verdict == "not run" else None,
     }

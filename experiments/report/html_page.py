@@ -210,11 +210,11 @@ def _ledger(claims: Sequence[Claim], findings: Sequence[Finding]) -> list[dict[s
         evidence += [("contradicted by", claim.contradicts), ("published", claim.published or "nothing")]
         for number, test in enumerate(claim.tests, 1):
             evidence.append((f"test {number}", f"{test.metric}: {claimed(test)}"))
-            for said in (*finding.said, *finding.others):
-                for each in said.parts:
+            for answer in (*finding.answers, *finding.others):
+                for each in answer.parts:
                     if each.test == test:
                         n = "" if each.n is None else f", n {each.n}"
-                        evidence.append(("found", f"{said.record.study}: {interval(each)}{n}"))
+                        evidence.append(("found", f"{answer.record.study}: {interval(each)}{n}"))
         if record is not None:
             evidence.append(("hardware", record.hardware + (f"; a trial: {record.trial}" if record.trial else "")))
         evidence += [("note", finding.note)] if finding.note else []

@@ -9,11 +9,11 @@ from itertools import zip_longest
 from pathlib import Path
 
 from experiments.measure.table import save_table
-from experiments.report.keep import SPEED, packed_runs, page_block
 from experiments.report.marked_text import read_block
 from experiments.report.study_tables import write_tables
 from experiments.report.summary import summary, tables_folder, tradeoff_tables
 from experiments.report.tables import DamagedTableError, read_about, read_csv, read_table
+from experiments.report.write_record import SPEED, packed_runs, page_block
 from experiments.store.packed import NotGatheredError, read_done, unpack
 from experiments.store.runs import Run, file_name, write_atomic
 

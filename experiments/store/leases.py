@@ -59,7 +59,7 @@ class Holder:
         """Tell if the process runs; None if it is on another machine, which cannot be asked."""
         if self.machine != machine():
             return None
-        born = _born(self.pid)
+        born = _start_ticks(self.pid)
         return born is not None and born == self.born
 
     def line(self) -> bytes:
@@ -126,7 +126,7 @@ def claim(folder: Path) -> Lease | None:
     path = _path(folder, _number(old[-1]) + 1 if old else 1)
     pid = os.getpid()
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    holder = Holder(socket.gethostname(), pid, machine(), _born(pid) or 0, now)
+    holder = Holder(socket.gethostname(), pid, machine(), _start_ticks(pid) or 0, now)
     try:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     except FileExistsError:
@@ -228,7 +228,7 @@ def machine() -> str:
         return socket.gethostname()
 
 
-def _born(pid: int) -> int | None:
+def _start_ticks(pid: int) -> int | None:
     """Return when a process of this machine started, in ticks; None if it is dead, 0 where that cannot be read."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()

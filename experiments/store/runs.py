@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from experiments.errors import RunFailedError, UsageError
-from experiments.store import sealed
+from experiments.store import checkpoint_file
 from experiments.store.leases import Lease, LeaseLostError, claim
 
 UNCOMMITTED = " with uncommitted changes"
@@ -147,7 +147,7 @@ class Run:
         self._check()
         newest, previous = self._checkpoints()
         fresh = self.folder / "checkpoint-next.pt"
-        write_atomic(fresh, lambda file: file.write(sealed.to_bytes(state)))
+        write_atomic(fresh, lambda file: file.write(checkpoint_file.to_bytes(state)))
         if newest.is_file():
             os.replace(newest, previous)
         os.replace(fresh, newest)
@@ -157,11 +157,11 @@ class Run:
         damaged, state, used = [], None, "there is no other"
         for path in self._checkpoints():
             try:
-                state, used = sealed.load(path), f"{path.name} is used"
+                state, used = checkpoint_file.load(path), f"{path.name} is used"
                 break
             except FileNotFoundError:
                 continue
-            except sealed.DamagedError as error:
+            except checkpoint_file.DamagedError as error:
                 damaged.append(f"{path} is damaged: {error}")
         if damaged:
             print(f"warning: {'; '.join(damaged)}; {used}", file=sys.stderr, flush=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.errors import UsageError
-from experiments.nearest import hint
+from experiments.name_hints import hint
 from experiments.study.strict_yaml import place_of, read_yaml
 
 _BROUGHT = Path(__file__).parents[1] / "configs"  # by an installed package

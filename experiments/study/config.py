@@ -20,7 +20,7 @@ from experiments.data.augment import Views
 from experiments.errors import UsageError
 from experiments.measure.options import MeasureOptions
 from experiments.models import model_builder
-from experiments.nearest import hint
+from experiments.name_hints import hint
 from experiments.study.catalogue import TRAINED, locate_study
 from experiments.study.execution import KEYS as EXECUTION_KEYS
 from experiments.study.execution import Execution

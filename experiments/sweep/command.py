@@ -21,7 +21,7 @@ from experiments.study.invocation import typed
 from experiments.sweep import report as sweep_report
 from experiments.sweep.engine import Begin, LocalSweep, Point, read_points, suggest
 from experiments.sweep.file import SweepFile, from_agent, read_sweep, sweep_path
-from experiments.sweep.worker import Place, plan_one, record_stop, train_one
+from experiments.sweep.worker import SweepContext, plan_one, record_stop, train_one
 
 DEFAULT_RUNS = 12  # of a random or bayes search whose file has no run_cap
 FLAGS = "--runs=N, --workers=N, --runs_root=DIR, --online, --local, --on=ray, and any key of the study"
@@ -37,7 +37,7 @@ def run_sweep(name: str, arguments: list[str]) -> int:
     """
     sweep = read_sweep(sweep_path(name))
     options, flags = _options(arguments)
-    place = Place(sweep.name, sweep.study, Path(options.get("runs_root", "runs")).expanduser() / "sweeps")
+    place = SweepContext(sweep.name, sweep.study, Path(options.get("runs_root", "runs")).expanduser() / "sweeps")
     runs = options.get("runs") or sweep.content.get("run_cap") or (None if sweep.method == "grid" else DEFAULT_RUNS)
     first = suggest(sweep, [])
     if first is None:
@@ -75,7 +75,7 @@ def run_for_agent(name: str, flags: list[str]) -> int:
     root = load_study(name, flags).execution.runs_root / "sweeps"
     # A folder for each of the agent's runs: two of the same configuration both report.
     within = f"{os.environ['WANDB_SWEEP_ID']}/{os.environ['WANDB_RUN_ID']}"
-    study, planned = plan_one(Place(within, name, root), flags)
+    study, planned = plan_one(SweepContext(within, name, root), flags)
     try:
         record = train_one(study, planned)
     except KeyboardInterrupt:
@@ -154,7 +154,7 @@ def _to_blame(sweep: SweepFile, values: dict[str, Any], flags: list[str]) -> str
 
 
 def _lead_on_ray(
-    sweep: SweepFile, place: Place, flags: list[str], runs: int | None, workers: int | None, study: Study
+    sweep: SweepFile, place: SweepContext, flags: list[str], runs: int | None, workers: int | None, study: Study
 ) -> list[Point]:
     """Lead it here and train on a cluster, as many points at a time as there is room for."""
     from experiments.execution.cluster import connected
@@ -166,7 +166,7 @@ def _lead_on_ray(
 
 
 def _lead_locally(
-    sweep: SweepFile, place: Place, flags: list[str], runs: int | None, workers: int, begin: Begin | None = None
+    sweep: SweepFile, place: SweepContext, flags: list[str], runs: int | None, workers: int, begin: Begin | None = None
 ) -> list[Point]:
     folder = place.root / place.sweep
     lease = claim(folder)
@@ -203,7 +203,9 @@ def _check_identity(sweep: SweepFile, flags: list[str], folder: Path) -> None:
     write_json(path, ours)
 
 
-def _finish(sweep: SweepFile, place: Place, flags: list[str], points: list[Point], sent: tracking.WandbMode) -> int:
+def _finish(
+    sweep: SweepFile, place: SweepContext, flags: list[str], points: list[Point], sent: tracking.WandbMode
+) -> int:
     """Save tables, figures and the best configuration, print and send them; returns how many runs failed."""
     folder = place.root / place.sweep
     if not points:

@@ -25,7 +25,7 @@ import numpy as np
 from experiments.errors import UsageError
 from experiments.store.runs import write_json
 from experiments.sweep.file import SweepFile, import_engine
-from experiments.sweep.worker import Place, work
+from experiments.sweep.worker import SweepContext, work
 
 POINTS = "points.json"
 MAX_FIRST_FAILURES = 5  # after as many, and no run that did not fail, the sweep ends
@@ -34,7 +34,7 @@ STOP_TIMEOUT_S = 10  # for a worker that is stopped to save its step
 STATES = {"running": "running", "done": "finished", "stopped": "killed", "diverged": "failed", "failed": "crashed"}
 
 # Begins a worker, given the place, its log and how many there are; returns it and a link to it.
-Begin = Callable[[Place, Path, int], tuple[Any, Any]]
+Begin = Callable[[SweepContext, Path, int], tuple[Any, Any]]
 
 
 @dataclass
@@ -133,7 +133,7 @@ class LocalSweep:
     def __init__(
         self,
         sweep: SweepFile,
-        place: Place,
+        place: SweepContext,
         flags: list[str],
         runs: int | None,
         workers: int,
@@ -236,7 +236,7 @@ class LocalSweep:
         point.seconds = sum(epoch.get("seconds", 0.0) for epoch in point.history)
         self._save()
         total = f"/{self.runs}" if self.runs else ""
-        settings = " ".join(f"{name}={shown(value)}" for name, value in point.values.items())
+        settings = " ".join(f"{name}={format_value(value)}" for name, value in point.values.items())
         reached = point.metric(self.sweep.metric)
         result = "" if reached is None else f"{self.sweep.metric} {reached:.4f}, {point.seconds:.0f} s"
         text = ", ".join(part for part in (reason, result) if part)
@@ -263,7 +263,7 @@ class LocalSweep:
                 worker.process.kill()
 
 
-def begin_process(place: Place, log: Path, share: int) -> tuple[Any, Any]:
+def begin_process(place: SweepContext, log: Path, share: int) -> tuple[Any, Any]:
     """Start a worker process on this machine; returns it and a connection to it."""
     context = multiprocessing.get_context("spawn")
     link, theirs = context.Pipe()
@@ -273,6 +273,6 @@ def begin_process(place: Place, log: Path, share: int) -> tuple[Any, Any]:
     return process, link
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Return a value for display: four digits of a number."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

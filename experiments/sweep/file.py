@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from experiments.errors import UsageError
-from experiments.nearest import hint
+from experiments.name_hints import hint
 from experiments.study.catalogue import CONFIGS, study_names, sweep_names
 from experiments.study.strict_yaml import place_of, read_yaml
 

@@ -21,7 +21,7 @@ from typing import Any
 from experiments.errors import UsageError
 from experiments.execution.cluster import Call, CallLostError, Cluster
 from experiments.execution.cluster_runs import MAX_LOSSES
-from experiments.sweep.worker import Place, train_flags
+from experiments.sweep.worker import SweepContext, train_flags
 
 POLL_INTERVAL_S = 0.2  # between checks for the end of the sweep
 
@@ -48,7 +48,7 @@ class MessageQueues:
 
 
 @dataclass
-class NodeLink:
+class NodeConnection:
     """Connection of ``train_flags`` on a node; it receives the answer to its last message."""
 
     queues: Any
@@ -77,7 +77,7 @@ class ClusterWorker:
 
     cluster: Cluster
     queues: Any
-    place: Place
+    place: SweepContext
     log: Path
     link: Connection
     exitcode: int = 1
@@ -160,7 +160,7 @@ class ClusterWorker:
         return self.link.recv()
 
 
-def worker_factory(cluster: Cluster) -> Callable[[Place, Path, int], tuple[ClusterWorker, Connection]]:
+def worker_factory(cluster: Cluster) -> Callable[[SweepContext, Path, int], tuple[ClusterWorker, Connection]]:
     """Return a function that starts a worker of a sweep on a cluster, and connects to it."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -168,14 +168,14 @@ def worker_factory(cluster: Cluster) -> Callable[[Place, Path, int], tuple[Clust
     # On the node of the leading process, without which the sweep ends anyway: no other node can take it away.
     queues = cluster.ray.remote(num_cpus=0, max_concurrency=1000, scheduling_strategy=here)(MessageQueues).remote()
 
-    def begin(place: Place, log: Path, _share: int) -> tuple[ClusterWorker, Connection]:
+    def begin(place: SweepContext, log: Path, _share: int) -> tuple[ClusterWorker, Connection]:
         link, theirs = Pipe()
         return ClusterWorker(cluster, queues, place, log, theirs), link
 
     return begin
 
 
-def train_point(place: Place, flags: list[str], queues: Any, key: str, log: Path) -> None:
+def train_point(place: SweepContext, flags: list[str], queues: Any, key: str, log: Path) -> None:
     """Train, on a node, the run that flags make, and send messages on its progress."""
     with open(log, "a", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
-        train_flags(NodeLink(queues, key), place, flags)
+        train_flags(NodeConnection(queues, key), place, flags)

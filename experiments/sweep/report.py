@@ -20,7 +20,7 @@ from experiments.report.tables import read_about, read_csv
 from experiments.store.runs import write_atomic, write_json
 from experiments.study.config import Study
 from experiments.study.invocation import typed
-from experiments.sweep.engine import Point, shown
+from experiments.sweep.engine import Point, format_value
 from experiments.sweep.file import SweepFile
 
 TABLE_LINES = 15  # on the terminal
@@ -116,7 +116,7 @@ def save_best(sweep: SweepFile, best: Point, points: list[Point], study: Study, 
     (variant,) = study.variants
     done = sum(point.state == "done" for point in points)
     path = folder / BEST
-    settings = ", ".join(f"{name} {shown(value)}" for name, value in best.values.items())
+    settings = ", ".join(f"{name} {format_value(value)}" for name, value in best.values.items())
     head = {
         "Question": f"how good is the best point of the sweep {sweep.name} ({settings}) with other seeds?",
         "Command": typed("run", str(path)),
@@ -160,7 +160,7 @@ def summary(folder: Path) -> str:
     ]
     for _, row in ranked.head(TABLE_LINES).iterrows():
         value = "-" if pd.isna(row[metric]) else f"{row[metric]:.4f}"
-        cells = "".join(f"{shown(row[name]):>{width}}" for name, width in zip(names, widths, strict=True))
+        cells = "".join(f"{format_value(row[name]):>{width}}" for name, width in zip(names, widths, strict=True))
         effort = f"{row['epochs']:>8}{row['seconds']:>9.0f}"
         text.append(f"{row['point'] + 1:>5}{value:>{len(metric) + 2}}{effort}  {row['state']:<9}{cells}")
     if len(ranked) > TABLE_LINES:

@@ -23,7 +23,7 @@ from experiments.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Place:
+class SweepContext:
     """Origin and destination of the runs of a sweep.
 
     Attributes:
@@ -37,7 +37,7 @@ class Place:
     root: Path
 
 
-class Link(Protocol):
+class WorkerConnection(Protocol):
     """Connection to the process that leads the sweep."""
 
     def send(self, message: Any, /) -> None:
@@ -51,7 +51,7 @@ class StoppedEarly(BaseException):
     """The sweep ends the run early; like a KeyboardInterrupt, it is not handled as a failure."""
 
 
-def plan_one(place: Place, flags: list[str]) -> tuple[Any, Any]:
+def plan_one(place: SweepContext, flags: list[str]) -> tuple[Any, Any]:
     """Return the study and the planned run that flags make.
 
     Raises:
@@ -105,7 +105,7 @@ def record_stop(planned: Any) -> dict[str, Any]:
     return planned.run.finish("stopped", values, device)
 
 
-def work(link: Connection, place: Place, log: Path, share: int) -> None:
+def work(link: Connection, place: SweepContext, log: Path, share: int) -> None:
     """Train what comes through a connection until it is closed.
 
     Args:
@@ -123,7 +123,7 @@ def work(link: Connection, place: Place, log: Path, share: int) -> None:
             train_flags(link, place, link.recv())
 
 
-def train_flags(link: Link, place: Place, flags: list[str]) -> None:
+def train_flags(link: WorkerConnection, place: SweepContext, flags: list[str]) -> None:
     """Train the run that flags make, and send messages on its progress."""
     from experiments.tracking import listening
 
@@ -144,7 +144,7 @@ def train_flags(link: Link, place: Place, flags: list[str]) -> None:
     link.send(("ended", (record, history)))
 
 
-def _report(link: Link, metrics: dict[str, float]) -> None:
+def _report(link: WorkerConnection, metrics: dict[str, float]) -> None:
     link.send(("epoch", metrics))
     if link.recv():
         raise StoppedEarly

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from experiments.memory import is_out_of_memory
+from experiments.out_of_memory import is_out_of_memory
 
 COMPILE_OPTIONS: dict[str, Any] = {"mode": "reduce-overhead", "dynamic": False}  # with CUDA graphs
 COMPILE_WARMUP_STEPS = 8  # in which both passes are built and warmed up, and CUDA graphs recorded

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from experiments.memory import is_out_of_memory
+from experiments.out_of_memory import is_out_of_memory
 from experiments.training.process_group import SINGLE_PROCESS, ProcessGroup
 from experiments.training.run_context import RunContext
 

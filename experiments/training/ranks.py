@@ -143,7 +143,7 @@ def _gathered(processes: list[BaseProcess], ends: list[Connection], timeout: flo
                 reports[rank] = end.recv()  # type: ignore[union-attr]
             except EOFError:
                 processes[rank].join()
-                reports[rank] = ("died", ending(processes[rank].exitcode))
+                reports[rank] = ("died", exit_reason(processes[rank].exitcode))
             if reports[rank][0] != "done" and deadline is None:
                 deadline = time.monotonic() + GRACE_PERIOD_S
     for kind in ("died", "failed"):
@@ -157,7 +157,7 @@ def _gathered(processes: list[BaseProcess], ends: list[Connection], timeout: flo
     return [reports[rank][1] for rank in range(len(ends))]
 
 
-def ending(code: int | None) -> str:
+def exit_reason(code: int | None) -> str:
     """Return how a process ended, in words, by its exit code."""
     if code is not None and code < 0:
         return f"was killed by signal {-code} ({signal.Signals(-code).name})"

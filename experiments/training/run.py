@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from experiments.errors import RunFailedError
-from experiments.memory import advice, is_out_of_memory
+from experiments.out_of_memory import batch_size_advice, is_out_of_memory
 from experiments.store import stop_signal
 from experiments.store.leases import LeaseLostError
+from experiments.store.lockstep import steps_trained
 from experiments.store.runs import Run
-from experiments.store.siblings import how_far
 from experiments.tracking import Tracker
 from experiments.training.data_parallel import DataParallelLearner, SharedRun
 from experiments.training.learner import Learner
@@ -75,7 +75,7 @@ def train_run(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise RunFailedError(advice(context.recipe.batch_size, context.device), lasting=False) from None
+        raise RunFailedError(batch_size_advice(context.recipe.batch_size, context.device), lasting=False) from None
 
 
 def train_seeds(
@@ -155,7 +155,7 @@ def _train_in_lockstep(
 
 def _equally_far(runs: Sequence[Run], candidates: Sequence[int]) -> list[int]:
     """Return the candidates, by index, that are as far as the first of them."""
-    reached = [how_far(runs[k]) for k in candidates]
+    reached = [steps_trained(runs[k]) for k in candidates]
     return [k for k, steps in zip(candidates, reached, strict=True) if steps == reached[0]]
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from experiments.memory import is_out_of_memory
+from experiments.out_of_memory import is_out_of_memory
 from experiments.training.batches import EpochBatches
 from experiments.training.learner import Learner
 from experiments.training.multi_seed import MultiSeedLearner

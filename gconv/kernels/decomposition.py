@@ -24,7 +24,7 @@ from torch import Tensor
 from gconv.kernels import aten, loop
 from gconv.kernels.geometry import Geometry, geometry_of
 from gconv.kernels.inference_weights import InferenceWeights
-from gconv.kernels.kept import in_a_thread
+from gconv.kernels.new_thread import in_new_thread
 from gconv.kernels.packing import Packing
 
 Packings = tuple[Packing, ...]
@@ -170,7 +170,7 @@ class UniformCall:
         places = self._places.get(device)
         if places is None:
             # On a CPU an array is kept, not a tensor: a view of it as a tensor costs almost nothing.
-            made = in_a_thread(self._compute_places)(device)
+            made = in_new_thread(self._compute_places)(device)
             places = self._places[device] = array("q", made.tolist()) if device.type == "cpu" else made
         return torch.frombuffer(places, dtype=torch.int64) if isinstance(places, array) else places
 

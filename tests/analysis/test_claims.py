@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.claims import RULE, Chosen, Claim, Said, decide_claims, judge_claims
+from analysis.claims import RULE, ChosenStudies, Claim, StudyAnswer, decide_claims, judge_claims
 from analysis.effects import Effect, Metric, Term
 from analysis.evidence import Record
 from analysis.verdict import FEWEST_SEEDS, Test, weigh
@@ -106,14 +106,14 @@ def rate(verdict, effects, test=GAIN, noise="normal", seeds=8, lost=0, spread=1.
     found = 0
     for _ in range(SIMULATIONS):
         values = np.array(effects)[:, None] + spread * NOISE[noise](rng, (len(effects), seeds))
-        found += decide_claims([one], [said(one, values[:, : seeds - lost], lost)])[0].verdict == verdict
+        found += decide_claims([one], [answer_of(one, values[:, : seeds - lost], lost)])[0].verdict == verdict
     return found / SIMULATIONS
 
 
-def said(one, values, lost=0):
+def answer_of(one, values, lost=0):
     """One study's values of the parts of a claim, without the table."""
     parts = tuple(weigh(Effect(x, lost=lost), test) for x, test in zip(values, one.tests, strict=True))
-    return Chosen((Said(NOWHERE, parts, ""),))
+    return ChosenStudies((StudyAnswer(NOWHERE, parts, ""),))
 
 
 NOWHERE = Record("study", "runs", pd.DataFrame())
@@ -195,7 +195,7 @@ def ledger(effects, rng, spread=1.0, seeds=8, shared=0.0):
     common = rng.normal(size=seeds)
     one = claim()
     noises = (math.sqrt(shared) * common + math.sqrt(1 - shared) * rng.normal(size=seeds) for _ in effects)
-    chosen = [said(one, [effect + spread * noise]) for effect, noise in zip(effects, noises, strict=True)]
+    chosen = [answer_of(one, [effect + spread * noise]) for effect, noise in zip(effects, noises, strict=True)]
     return decide_claims([one] * len(chosen), chosen)
 
 
@@ -304,7 +304,7 @@ def test_where_every_study_counts_one_that_contradicts_is_enough():
     assert judge_claims([every], [fast])[0].verdict == "supported"
     (found,) = judge_claims([every], [fast, slow])
     assert (found.verdict, found.record and found.record.study) == ("contradicted", "second")
-    assert [s.record.study for s in found.said] == ["first", "second"]
+    assert [s.record.study for s in found.answers] == ["first", "second"]
     (first,) = judge_claims([replace(every, decides="first")], [fast, slow])
     assert first.verdict == "supported"
 

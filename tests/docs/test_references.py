@@ -9,8 +9,8 @@ import yaml
 from analysis.tradeoff import tradeoff_table
 from experiments.__main__ import main
 from experiments.report.claims import BLOCK, recorded_verdicts
-from experiments.report.closing import accuracy_lines
 from experiments.report.marked_text import read_block
+from experiments.report.study_report import accuracy_lines
 from experiments.report.tables import read_table
 from experiments.study.catalogue import study_file, study_names, sweep_names
 from pages import DOCS, ROOT, page, pages

@@ -14,7 +14,7 @@ from experiments.measure.images import MeasuredImages
 from experiments.models import build_model
 from experiments.pipeline import measure_all, run_study
 from experiments.report import summary as report
-from experiments.report.keep import keep_results
+from experiments.report.write_record import write_study_record
 from experiments.store import leases
 from experiments.store.runs import Run
 from experiments.study.catalogue import trained_studies
@@ -248,7 +248,7 @@ def test_a_run_in_other_hands_is_left_to_them_and_waited_for(tmp_path, capsys, m
         dense.run.finish("done", {"test_accuracy": 0.5, "seconds": 1.0}, "elsewhere")
         other.release(remove=True)
 
-    monkeypatch.setattr("experiments.store.divide.sleep", the_other_ends)
+    monkeypatch.setattr("experiments.store.work_sharing.sleep", the_other_ends)
     assert train_all(study, plan(study)) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["[2/2] groups-2, seed 0", *["[1/2] dense, seed 0"] * 2]
@@ -278,7 +278,7 @@ def test_results_are_kept_and_the_readme_shows_them(tmp_path):
     run_study(study)
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- results quickstart -->\nold\n<!-- end results quickstart -->\nafter\n")
-    kept = keep_results(study.folder, tmp_path / "results", readme)
+    kept = write_study_record(study.folder, tmp_path / "results", readme)
     assert {path.name for path in kept} >= {"measures.csv", "runs.csv", "summary.txt", "filters.png", "README.md"}
     text = readme.read_text()
     assert text.startswith("before\n")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments.commands.help import USAGES
-from experiments.terminal import shown
+from experiments.terminal import printable
 from run_make import run_make
 
 ROOT = Path(__file__).parent.parent.parent
@@ -33,7 +33,7 @@ def test_signs_that_a_terminal_cannot_show_are_replaced(encoding):
 
 def test_child_processes_replace_them_too():
     program = (
-        "import subprocess, sys; from experiments.terminal import show_every_sign; show_every_sign(); "
+        "import subprocess, sys; from experiments.terminal import replace_unencodable; replace_unencodable(); "
         "sys.exit(subprocess.run([sys.executable, '-c', r'print(chr(8594) + chr(0xdce9))']).returncode)"
     )
     known = {**os.environ, "PYTHONIOENCODING": "ascii"}
@@ -42,8 +42,8 @@ def test_child_processes_replace_them_too():
 
 
 def test_a_name_that_is_no_utf_8_is_shown_with_its_byte():
-    assert shown(os.fsdecode(b"caf\xe9")) == r"caf\xe9"
-    assert shown("café") == "café"
+    assert printable(os.fsdecode(b"caf\xe9")) == r"caf\xe9"
+    assert printable("café") == "café"
 
 
 QUICK = [["list"], ["run"], ["status"], ["sweep"], ["results"], ["results", "quickstart"], ["claims"], ["figures"]]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gconv.kernels.band.tiles import Blocking, TileSet, TileTable, tile_table, units
 from gconv.kernels.geometry import Geometry
-from gconv.kernels.kept import in_a_thread
+from gconv.kernels.new_thread import in_new_thread
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Tables:
 
 
 @lru_cache(maxsize=4096)
-@in_a_thread
+@in_new_thread
 def tables(
     geometry: Geometry,
     blocking: Blocking,
@@ -89,18 +89,18 @@ def _offsets(shape: Sequence[int], strides: Sequence[int]) -> Tensor:
 
 
 @lru_cache(maxsize=4096)
-@in_a_thread
+@in_new_thread
 def phases(
     geometry: Geometry, size: tuple[int, int], transposed: bool, device: torch.device
 ) -> tuple[Tensor, int, tuple[int, ...]]:
     """Return how the written image of a layer meets the read one.
 
     Returns:
-        int32 (phases, 10) on the device, first to offset of both axes (see ``Walk``); the most positions that a phase
-        has in an image; and the steps of both walks, which are the same in all phases.
+        int32 (phases, 10) on the device, first to offset of both axes (see ``AxisMap``); the most positions that a
+        phase has in an image; and the steps of both axes, which are the same in all phases.
     """
     rows, columns = (
-        walk(written, kernel_size, stride, padding, dilation, transposed)
+        axis_map(written, kernel_size, stride, padding, dilation, transposed)
         for written, kernel_size, stride, padding, dilation in zip(
             size, geometry.kernel_size, geometry.stride, geometry.padding, geometry.dilation, strict=True
         )
@@ -175,7 +175,7 @@ def weight_jobs(tile_set: TileSet, taps: int) -> list[tuple[int, int]]:
 
 
 @dataclass(frozen=True)
-class Walk:
+class AxisMap:
     """Mapping of one axis of the written image to the read image.
 
     Written position ``first + j · write_step`` of a phase, with j < count, is fed through its t-th tap, t < taps, from
@@ -194,10 +194,10 @@ class Walk:
     move: int
 
 
-def walk(written: int, kernel_size: int, stride: int, padding: int, dilation: int, transposed: bool) -> Walk:
+def axis_map(written: int, kernel_size: int, stride: int, padding: int, dilation: int, transposed: bool) -> AxisMap:
     """Forward there is one phase. Backward, positions that differ modulo the stride meet different taps."""
     if not transposed:
-        return Walk(((0, written, kernel_size, 0, -padding),), stride, 1, 1, dilation)
+        return AxisMap(((0, written, kernel_size, 0, -padding),), stride, 1, 1, dilation)
     phases = []
     for first in range(min(stride, written)):
         met = [tap for tap in range(kernel_size) if (first + padding - tap * dilation) % stride == 0]
@@ -205,4 +205,4 @@ def walk(written: int, kernel_size: int, stride: int, padding: int, dilation: in
         offset = (first + padding - tap * dilation) // stride
         phases.append((first, units(written - first, stride), len(met), tap, offset))
     common = gcd(stride, dilation)
-    return Walk(tuple(phases), 1, stride, stride // common, -dilation // common)
+    return AxisMap(tuple(phases), 1, stride, stride // common, -dilation // common)

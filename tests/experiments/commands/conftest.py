@@ -13,7 +13,7 @@ def make_quick(patch):
     patch.setattr("experiments.measure.first_layer.CROPS", 2)
     patch.setattr("experiments.measure.speed.LATENCY_BATCH", 2)
     patch.setattr("experiments.measure.speed.LATENCY_REPEATS", 1)
-    for module in ("summary", "keep"):
+    for module in ("summary", "write_record"):
         patch.setattr(f"experiments.report.{module}.draw_figures", lambda _folder: [])
 
 

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from experiments import __main__ as command_line
-from experiments.nearest import MAX_NAMES_LISTED, hint
+from experiments.name_hints import MAX_NAMES_LISTED, hint
 from experiments.store.runs import write_json
 from experiments.study.catalogue import CONFIGS
 from experiments.study.invocation import typed

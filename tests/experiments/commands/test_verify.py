@@ -6,8 +6,8 @@ import pytest
 
 from experiments.commands import verify
 from experiments.errors import UsageError
-from experiments.report.keep import PAGE, keep_results
 from experiments.report.retrain import next_seed_interval
+from experiments.report.write_record import PAGE, write_study_record
 from small_runs import NAME
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -18,7 +18,7 @@ def home(trained, tmp_path, monkeypatch):
     """A checkout with the record of the study, and with its table in a page."""
     (tmp_path / "docs").mkdir()
     (tmp_path / PAGE).write_text(f"# Title\n<!-- results {NAME} -->\n<!-- end results {NAME} -->\nmore\n")
-    keep_results(trained, tmp_path / "results", tmp_path / PAGE)
+    write_study_record(trained, tmp_path / "results", tmp_path / PAGE)
     monkeypatch.setattr("experiments.commands.verify.HOME", tmp_path)
     return tmp_path
 
@@ -73,7 +73,7 @@ def test_a_damaged_packed_run_is_named(home, capsys):
 
 def test_a_run_of_another_study_in_the_record_is_packed_once(home, trained):
     shutil.copytree(trained, home / "again" / "widen")
-    keep_results(home / "again" / "widen", home / "results", home / "no.md")
+    write_study_record(home / "again" / "widen", home / "results", home / "no.md")
     assert not list((home / "results" / "widen").glob("runs/*.zip"))
 
 

@@ -77,7 +77,7 @@ def test_a_seed_in_other_hands_is_left_to_them(tmp_path, capsys, monkeypatch):
         planned[1].run.finish("done", {"test_accuracy": 0.5, "seconds": 1.0}, "elsewhere")
         other.release(remove=True)
 
-    monkeypatch.setattr("experiments.store.divide.sleep", the_other_ends)
+    monkeypatch.setattr("experiments.store.work_sharing.sleep", the_other_ends)
     assert train_all(study, planned) == 0
     ended = [line for line in capsys.readouterr().out.splitlines() if "accuracy" in line]
     assert "seed 0" in ended[0] and ended[0].endswith("(together with seed 2)")

@@ -13,7 +13,7 @@ from experiments import __main__ as command_line
 from experiments.commands.status import status_of
 from experiments.errors import RunFailedError, UsageError
 from experiments.group_parallel import study as group_parallel
-from experiments.group_parallel.part import Moved, own_part, own_values
+from experiments.group_parallel.rank_network import Redistribution, rank_network, rank_values
 from experiments.report.tables import read_table
 from experiments.study.catalogue import CONFIGS, GROUP_PARALLEL, study_names, trained_studies
 from experiments.study.strict_yaml import read_yaml
@@ -105,17 +105,17 @@ def test_a_lost_rank_stops_the_others_and_is_named(how, words):
 def test_the_code_of_a_part_shows_where_it_gathers():
     model, _ = parallel_checks.net("branches", {"groups": 4})
     how = plan(model, (3, 12, 12), 2)
-    part = own_part(model, how, 1)
-    moved = {name: str(module) for name, module in part.named_modules() if isinstance(module, Moved)}
-    assert moved["relu_for_right"] == "Moved(24 gathered)"
-    assert moved["max_pool2d_for_last"] == "Moved(40 gathered)"
+    part = rank_network(model, how, 1)
+    moved = {name: str(module) for name, module in part.named_modules() if isinstance(module, Redistribution)}
+    assert moved["relu_for_right"] == "Redistribution(24 gathered)"
+    assert moved["max_pool2d_for_last"] == "Redistribution(40 gathered)"
     assert set(how.sent(1)) == {"right", "last", "head", "output"}
 
 
 def test_the_own_values_of_all_ranks_are_all_values():
     model = nn.Sequential(nn.Conv2d(3, 8, 1, groups=1), nn.Conv2d(8, 8, 3, groups=4), nn.BatchNorm2d(8))
     how = plan(model, (3, 5, 5), 4)
-    parts = [own_values(model, how, model.state_dict(), rank) for rank in range(4)]
+    parts = [rank_values(model, how, model.state_dict(), rank) for rank in range(4)]
     for name, value in model.state_dict().items():
         if value.dim():
             assert torch.equal(torch.cat([part[name] for part in parts]), value)
@@ -213,7 +213,7 @@ def test_the_study_is_measured_once_and_gives_the_verdict_on_claim_26(tmp_path, 
     capsys.readouterr()
     assert command_line.main(["figures", GROUP_PARALLEL, f"--runs_root={tmp_path}"]) == 0
     assert "group-parallel.png" in capsys.readouterr().out
-    kept = group_parallel.keep(tmp_path / GROUP_PARALLEL, tmp_path)
+    kept = group_parallel.write_record(tmp_path / GROUP_PARALLEL, tmp_path)
     assert {"measures.csv", "runs.csv", "summary.txt", "group-parallel.pdf"} <= {path.name for path in kept}
 
 

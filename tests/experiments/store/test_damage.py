@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from experiments.errors import UsageError
-from experiments.store import sealed
+from experiments.store import checkpoint_file
 from experiments.store.runs import Run
 from experiments.study.config import load_study
 from fault_children import a_run, assert_same, go_on, train
@@ -78,22 +78,22 @@ def test_with_both_checkpoints_damaged_it_starts_again(tmp_path, reference, monk
 
 def test_every_flipped_bit_and_every_cut_of_a_checkpoint_is_found(tmp_path):
     path = tmp_path / "checkpoint.pt"
-    content = bytes(sealed.to_bytes({"w": torch.arange(8.0), "history": [{"loss": 0.5}]}))
-    for bit in range(0, 8 * (len(content) - sealed.SEAL_LENGTH), 101):
+    content = bytes(checkpoint_file.to_bytes({"w": torch.arange(8.0), "history": [{"loss": 0.5}]}))
+    for bit in range(0, 8 * (len(content) - checkpoint_file.CHECKSUM_LENGTH), 101):
         path.write_bytes(content[: bit // 8] + bytes([content[bit // 8] ^ 1 << bit % 8]) + content[bit // 8 + 1 :])
-        with pytest.raises(sealed.DamagedError, match="checksum"):
-            sealed.load(path)
-    for length in range(0, len(content) - sealed.SEAL_LENGTH, 37):
+        with pytest.raises(checkpoint_file.DamagedError, match="checksum"):
+            checkpoint_file.load(path)
+    for length in range(0, len(content) - checkpoint_file.CHECKSUM_LENGTH, 37):
         path.write_bytes(content[:length])
-        with pytest.raises(sealed.DamagedError):
-            sealed.load(path)
+        with pytest.raises(checkpoint_file.DamagedError):
+            checkpoint_file.load(path)
     path.write_bytes(content)
     assert torch.equal(torch.load(path, weights_only=True)["w"], torch.arange(8.0)), "any other program reads it too"
 
 
 def test_a_checkpoint_from_before_there_were_checksums_is_taken_as_it_is(tmp_path):
     torch.save({"history": [1, 2]}, tmp_path / "checkpoint.pt")
-    assert sealed.load(tmp_path / "checkpoint.pt") == {"history": [1, 2]}
+    assert checkpoint_file.load(tmp_path / "checkpoint.pt") == {"history": [1, 2]}
 
 
 @pytest.mark.usefixtures("save_always")

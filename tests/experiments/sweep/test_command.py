@@ -19,7 +19,7 @@ from experiments.sweep import engine as sweep_engine
 from experiments.sweep import worker as sweep_worker
 from experiments.sweep.engine import LocalSweep, Point, Worker, read_points, suggest, to_stop
 from experiments.sweep.file import read_sweep
-from experiments.sweep.worker import Place
+from experiments.sweep.worker import SweepContext
 from tiny_images import tiny_dataset
 
 HEAD = """\
@@ -325,7 +325,7 @@ def test_bayes_learns_from_runs_and_seeds_make_it_repeatable(tmp_path):
 def test_a_worker_that_dies_takes_one_point_with_it(tmp_path, capsys):
     """The leading process notes the failure and gives the next point to a new worker."""
     found = read_sweep(file(tmp_path, RANDOM))
-    local = LocalSweep(found, Place("example", "quickstart", tmp_path), [], 4, 1)
+    local = LocalSweep(found, SweepContext("example", "quickstart", tmp_path), [], 4, 1)
     link, theirs = Pipe()
     worker = Worker(ThreadProcess(lambda: None), link, Point(0, {"recipe.lr": 0.1, "model.groups": 1}))
     local.points, local._workers = [worker.point], [worker]

@@ -11,8 +11,8 @@ from experiments.errors import RunFailedError
 from experiments.models import build_model
 from experiments.store import leases, stop_signal
 from experiments.store.leases import LeaseLostError
+from experiments.store.lockstep import steps_trained
 from experiments.store.runs import Run
-from experiments.store.siblings import how_far
 from experiments.tracking import Tracker
 from experiments.training.learner import Learner
 from experiments.training.multi_seed import MultiSeedLearner
@@ -147,7 +147,7 @@ def test_on_notice_all_are_saved_at_the_same_step_and_go_on_to_the_same_bits(tmp
     at_once(straight, given)
     with pytest.raises(KeyboardInterrupt):
         at_once(runs, given, [Stops(6), SILENT, SILENT])
-    assert {how_far(run) for run in runs} == {(1, 2)}
+    assert {steps_trained(run) for run in runs} == {(1, 2)}
     at_once(runs, given)
     assert_alike(runs, straight, exactly=True)
 

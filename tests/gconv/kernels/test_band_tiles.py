@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gconv import Partition
-from gconv.kernels.band.tables import walk, weight_index, weight_jobs, weight_places
+from gconv.kernels.band.tables import axis_map, weight_index, weight_jobs, weight_places
 from gconv.kernels.band.tiles import Blocking, blockings, tile_table
 from gconv.kernels.geometry import Geometry
 
@@ -145,7 +145,7 @@ def test_a_walk_meets_every_tap_of_the_definition_once(size, kernel, stride, pad
     if outputs < 1:
         return
     written, read = (size, outputs) if transposed else (outputs, size)
-    steps = walk(written, kernel, stride, padding, dilation, transposed)
+    steps = axis_map(written, kernel, stride, padding, dilation, transposed)
     met = []
     for first, count, taps, tap, offset in steps.phases:
         for j in range(count):

@@ -15,7 +15,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in MESSAGES)
 
 
-def advice(batch_size: int, device: torch.device) -> str:
+def batch_size_advice(batch_size: int, device: torch.device) -> str:
     """Return one line that names the batch size to try: half of what did not fit."""
     if batch_size == 1:
         return f"out of memory on {device} with recipe.batch_size=1: a smaller data.crop_size or network may fit"

@@ -6,17 +6,17 @@ import pandas as pd
 import pytest
 
 from analysis.evidence import Record
-from experiments.report.closing import (
+from experiments.report.records import RESULTS, read_record
+from experiments.report.study_report import (
     LINES,
     WIDTH,
-    closing_text,
     command_again,
     finding_lines,
     path_lines,
     remarks_on_images,
     remarks_on_notes,
+    study_report,
 )
-from experiments.report.records import RESULTS, read_record
 from experiments.report.tables import read_csv
 from tiny_images import tiny_dataset
 
@@ -41,7 +41,7 @@ def test_a_study_of_many_variants_with_many_remarks_fits_one_screen(record, tmp_
         tables.append(record.table[record.table["variant"] == "groups-2"].assign(variant=name))
     many = replace(record, table=pd.concat(tables, ignore_index=True), trial="--recipe.epochs=1", refused="")
     remarks = [f"remark {k} " + "long " * 40 for k in range(9)]
-    text = closing_text(NAME, "A question? " * 30, many.table, many, seconds(many), remarks, {})
+    text = study_report(NAME, "A question? " * 30, many.table, many, seconds(many), remarks, {})
     lines = [*text.splitlines(), "", *path_lines(tmp_path, tmp_path / "report.html")]
     assert len(lines) <= LINES
     assert max(map(len, text.splitlines())) <= WIDTH
@@ -50,7 +50,7 @@ def test_a_study_of_many_variants_with_many_remarks_fits_one_screen(record, tmp_
 
 
 def test_it_says_what_was_found_and_what_would_settle_the_rest(record):
-    text = closing_text(NAME, "Why?", record.table, record, seconds(record), [], {"seeds": 8})
+    text = study_report(NAME, "Why?", record.table, record, seconds(record), [], {"seeds": 8})
     assert "dense                 0.907 [0.902, 0.912]      8" in text
     assert "contradicted: 2 Training widens that gap: -0.033 [-0.04, -0.026], q 0.023" in text
     # 3 seeds of 4 variants, a minute each
@@ -81,7 +81,7 @@ def test_runs_at_chance_and_filters_that_did_not_learn_are_remarked(record):
     worse = Record(
         "quickstart", "runs", record.table, lost=lost, unlearned={("log-4", 2): "learned 20% of its filters"}
     )
-    text = closing_text(NAME, "Why?", record.table, worse, seconds(record), [], {})
+    text = study_report(NAME, "Why?", record.table, worse, seconds(record), [], {})
     assert "2 runs at chance, no evidence: dense 0, dense 1" in text
     assert "1 run learned 20% of its filters, no evidence: log-4 2" in text
 

@@ -28,7 +28,7 @@ from gconv.placement import Move, Owners, Plan
 
 
 @contextmanager
-def counted() -> Iterator[Counter[int]]:
+def count_sent_bytes() -> Iterator[Counter[int]]:
     """Count the bytes that this rank hands to torch.distributed for others in the meantime, by their tags."""
     sent, original = Counter(), dist.batch_isend_irecv
 
@@ -45,7 +45,9 @@ def counted() -> Iterator[Counter[int]]:
         dist.batch_isend_irecv = original
 
 
-def swap(sent: Mapping[int, Tensor], received: Mapping[int, Tensor], group: dist.ProcessGroup | None, tag: int) -> None:
+def exchange_tensors(
+    sent: Mapping[int, Tensor], received: Mapping[int, Tensor], group: dist.ProcessGroup | None, tag: int
+) -> None:
     """Send a tensor to each other rank and receive one from each, all at once.
 
     Args:
@@ -64,7 +66,7 @@ def swap(sent: Mapping[int, Tensor], received: Mapping[int, Tensor], group: dist
         work.wait()
 
 
-class Moved(nn.Module):
+class Redistribution(nn.Module):
     """Brings a tensor to where the next operation needs it: gathers it, or keeps the rank's own channels, or both."""
 
     def __init__(self, move: Move, number: int, rank: int, group: dist.ProcessGroup | None) -> None:
@@ -92,32 +94,32 @@ class _Gather(torch.autograd.Function):
     """The whole of a tensor from the ranks' channels; backwards the sum of all ranks' gradients of the own ones."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, moved: Moved) -> Tensor:
-        ctx.moved = moved
-        others = {r: place for r, place in moved.gathered.items() if r != moved.rank}
+    def forward(ctx: Any, x: Tensor, redistribution: Redistribution) -> Tensor:
+        ctx.redistribution = redistribution
+        others = {r: place for r, place in redistribution.gathered.items() if r != redistribution.rank}
         x = x.contiguous()
         parts = {r: x.new_empty(len(x), len(place), *x.shape[2:]) for r, place in others.items()}
-        swap(dict.fromkeys(others, x), parts, moved.group, moved.number)
-        whole = x.new_empty(len(x), moved.channels, *x.shape[2:])
-        for r, place in moved.gathered.items():
+        exchange_tensors(dict.fromkeys(others, x), parts, redistribution.group, redistribution.number)
+        whole = x.new_empty(len(x), redistribution.channels, *x.shape[2:])
+        for r, place in redistribution.gathered.items():
             whole[:, place.to(x.device)] = parts.pop(r) if r in parts else x
         return whole
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (gradient,), moved = gradients, ctx.moved
+        (gradient,), redistribution = gradients, ctx.redistribution
 
         def of(rank: int) -> Tensor:
-            return gradient.index_select(1, moved.gathered[rank].to(gradient.device))
+            return gradient.index_select(1, redistribution.gathered[rank].to(gradient.device))
 
-        own = of(moved.rank)
-        if not moved.returned:  # the loss: its gradient is the same on every rank
+        own = of(redistribution.rank)
+        if not redistribution.returned:  # the loss: its gradient is the same on every rank
             return own, None
-        others = [r for r in moved.gathered if r != moved.rank]
+        others = [r for r in redistribution.gathered if r != redistribution.rank]
         parts = {r: torch.empty_like(own) for r in others}
-        swap({r: of(r) for r in others}, parts, moved.group, moved.number)
+        exchange_tensors({r: of(r) for r in others}, parts, redistribution.group, redistribution.number)
         total = torch.zeros_like(own)
-        for r in moved.gathered:  # in the order of the ranks, so that sums are repeatable
+        for r in redistribution.gathered:  # in the order of the ranks, so that sums are repeatable
             total += parts.get(r, own)
         return total, None
 
@@ -138,7 +140,7 @@ class PlacedDropout(nn.Module):
         return x * kept.index_select(1, self.place.to(x.device))
 
 
-def own_part(model: nn.Module, plan: Plan, rank: int, group: dist.ProcessGroup | None = None) -> nn.Module:
+def rank_network(model: nn.Module, plan: Plan, rank: int, group: dist.ProcessGroup | None = None) -> nn.Module:
     """Return the part of a network that one rank holds: a module from whole images to whole outputs.
 
     All ranks must call it together, with the same images; its loss must be computed on all of them. Its parameters are
@@ -161,23 +163,23 @@ def own_part(model: nn.Module, plan: Plan, rank: int, group: dist.ProcessGroup |
             owners = plan.placement.owners.get(node.target, plan.owners[node.name])
             parts[node.target] = _own_layer(layer, owners, rank).train(layer.training)
 
-        def moved(source: fx.Node, node: fx.Node = node) -> fx.Node:
+        def redistribution(source: fx.Node, node: fx.Node = node) -> fx.Node:
             if (node.name, source.name) not in plan.moves:
                 return values[source]
             name, key = f"{source.name}_for_{node.name}", (node.name, source.name)
-            parts[name] = Moved(plan.moves[key], numbers[key], rank, group)
+            parts[name] = Redistribution(plan.moves[key], numbers[key], rank, group)
             return graph.call_module(name, (values[source],))
 
-        values[node] = graph.node_copy(node, moved)
+        values[node] = graph.node_copy(node, redistribution)
     module = fx.GraphModule(parts, graph, type(model).__name__)
     module.training = model.training
-    module.load_state_dict(own_values(model, plan, model.state_dict(), rank), assign=True)
+    module.load_state_dict(rank_values(model, plan, model.state_dict(), rank), assign=True)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(model.get_parameter(name).requires_grad)
     return module
 
 
-def own_values(model: nn.Module, plan: Plan, values: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
+def rank_values(model: nn.Module, plan: Plan, values: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
     """Return a copy of the values that one rank holds, by the names of the network's parameters and buffers.
 
     Args:

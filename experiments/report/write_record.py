@@ -28,7 +28,7 @@ PAGE = Path("docs", "index.md")  # of a checkout: has the tables of some studies
 SPEED = "speed.csv"  # times and memory of the architectures, which no run holds
 
 
-def keep_results(study_folder: Path, results: Path, page: Path) -> list[Path]:
+def write_study_record(study_folder: Path, results: Path, page: Path) -> list[Path]:
     """Copy a study's tables and figures to the record, pack its runs, and write its accuracy table into a page.
 
     Args:

@@ -1,8 +1,8 @@
 import pytest
 
 from experiments.store import leases
+from experiments.store.lockstep import hold_lockstep_runs
 from experiments.store.runs import Run
-from experiments.store.siblings import siblings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -17,11 +17,11 @@ def test_siblings_are_what_is_free_and_equally_far(tmp_path):
     done.finish("done", {}, "here")
     other = leases.claim(held.folder)
     others = dict(enumerate((free, ahead, done, held, spare)))
-    with siblings(lead, others, 6) as found:
+    with hold_lockstep_runs(lead, others, 6) as found:
         assert list(found) == [0, 4]
         assert all(run.lease is not None and leases.claim(run.folder) is None for run in found.values())
         assert leases.claim(ahead.folder) is not None, "given back at once"
     assert leases.claim(free.folder) is not None
-    with siblings(lead, {4: spare, 0: free}, 2) as found:
+    with hold_lockstep_runs(lead, {4: spare, 0: free}, 2) as found:
         assert list(found) == [4]
     other.release()

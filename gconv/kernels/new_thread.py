@@ -8,7 +8,7 @@ from functools import wraps
 from typing import Any
 
 
-def in_a_thread(build: Callable[..., Any]) -> Callable[..., Any]:
+def in_new_thread(build: Callable[..., Any]) -> Callable[..., Any]:
     """Run ``build`` in a new thread.
 
     The pool of a CUDA graph, modes and inference mode belong to a thread: tensors allocated there must not be kept.

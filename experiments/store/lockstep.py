@@ -9,14 +9,14 @@ from dataclasses import replace
 from experiments.store.runs import Run
 
 
-def how_far(run: Run) -> tuple[int, int]:
+def steps_trained(run: Run) -> tuple[int, int]:
     """Return the whole epochs in the last checkpoint, and the steps of the epoch after them."""
     checkpoint = run.load_checkpoint() or {}
     return len(checkpoint.get("history", [])), (checkpoint.get("part") or {}).get("step", 0)
 
 
 @contextmanager
-def siblings(lead: Run, others: Mapping[int, Run], most: int) -> Iterator[dict[int, Run]]:
+def hold_lockstep_runs(lead: Run, others: Mapping[int, Run], most: int) -> Iterator[dict[int, Run]]:
     """Hold further runs, each by a lease of its own; runs that other processes hold are passed over.
 
     Args:
@@ -29,13 +29,13 @@ def siblings(lead: Run, others: Mapping[int, Run], most: int) -> Iterator[dict[i
     """
     found: dict[int, Run] = {}
     with ExitStack() as held:
-        reached = how_far(lead) if most > 1 and others else None
+        reached = steps_trained(lead) if most > 1 and others else None
         for k, run in others.items():
             if len(found) + 1 >= most:
                 break
             with ExitStack() as holding:
                 lease = holding.enter_context(run.lock())
-                if lease is not None and run.result is None and how_far(run) == reached:
+                if lease is not None and run.result is None and steps_trained(run) == reached:
                     found[k] = replace(run, lease=lease)
                     held.push(holding.pop_all())
         yield found

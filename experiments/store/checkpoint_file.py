@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from experiments.memory import is_out_of_memory
+from experiments.out_of_memory import is_out_of_memory
 
-SEAL = re.compile(rb"crc32:([0-9a-f]{8})")
-SEAL_LENGTH = len("crc32:") + 8
+CHECKSUM = re.compile(rb"crc32:([0-9a-f]{8})")
+CHECKSUM_LENGTH = len("crc32:") + 8
 END_OF_ZIP = b"PK\x05\x06"  # the last record of a zip file: 22 bytes, of which the last two count the comment's
 
 
@@ -27,7 +27,7 @@ class DamagedError(Exception):
 
 
 def to_bytes(state: dict[str, Any]) -> memoryview:
-    """Tensors and plain values as a sealed file.
+    """Tensors and plain values as a file with its checksum.
 
     torch's own writer is given memory, since it turns a full disk into an unrelated error.
     """
@@ -37,7 +37,7 @@ def to_bytes(state: dict[str, Any]) -> memoryview:
     assert bytes(content[-22:-18]) == END_OF_ZIP, "torch writes zip files without a comment"
     del content
     buffer.seek(-2, io.SEEK_END)
-    buffer.write(SEAL_LENGTH.to_bytes(2, "little"))
+    buffer.write(CHECKSUM_LENGTH.to_bytes(2, "little"))
     buffer.write(f"crc32:{zlib.crc32(buffer.getbuffer()):08x}".encode())
     return buffer.getbuffer()
 
@@ -50,8 +50,8 @@ def load(path: Path) -> dict[str, Any]:
         OSError: it cannot be read.
     """
     content = path.read_bytes()
-    seal = SEAL.fullmatch(content[-SEAL_LENGTH:])
-    if seal and zlib.crc32(memoryview(content)[:-SEAL_LENGTH]) != int(seal[1], 16):
+    checksum = CHECKSUM.fullmatch(content[-CHECKSUM_LENGTH:])
+    if checksum and zlib.crc32(memoryview(content)[:-CHECKSUM_LENGTH]) != int(checksum[1], 16):
         raise DamagedError("its checksum does not fit its content")
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

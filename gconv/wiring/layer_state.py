@@ -30,7 +30,7 @@ NOT_CALLED = ("_modules", "_parameters", "_buffers", "_compiled_call_impl")
 ATOMS = (str, bytes, int, float, complex, Tensor, type, ModuleType, fx.Graph)  # graphs call layers by name
 
 
-def copied(model: nn.Module) -> nn.Module:
+def copy_model(model: nn.Module) -> nn.Module:
     """Return a deep copy, with the attributes and gradient hooks of parameters, which ``copy.deepcopy`` drops.
 
     Raises:
@@ -45,7 +45,7 @@ def copied(model: nn.Module) -> nn.Module:
     except Exception as error:
         raise ValueError(f"{type(model).__name__} cannot be copied: {first_line(error)}") from None
     for ours, theirs in zip(twin.parameters(), model.parameters(), strict=True):
-        carry_marks(theirs, ours)
+        copy_parameter_attributes(theirs, ours)
         for hook in (theirs._backward_hooks or {}).values():
             ours.register_hook(hook)
         for hook in (theirs._post_accumulate_grad_hooks or {}).values():  # type: ignore[union-attr]
@@ -65,7 +65,7 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
-def obstacle(conv: nn.Module) -> str | None:
+def weight_obstacle(conv: nn.Module) -> str | None:
     """Return why a layer cannot be replaced by one with a weight of another shape, and what helps; None if it can."""
     if is_parametrized(conv):
         helps = "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') makes it plain"
@@ -78,7 +78,7 @@ def obstacle(conv: nn.Module) -> str | None:
     return None
 
 
-def carried_obstacle(conv: nn.Module) -> str | None:
+def state_obstacle(conv: nn.Module) -> str | None:
     """Return the state of a plain convolution that a weight of another shape would lose; None if there is none."""
     hooks = HOOKS + (STATE_HOOKS if type(conv) is nn.Conv2d else ())
     if any(_is_users(hook) for name in hooks for hook in getattr(conv, name).values()):
@@ -102,22 +102,22 @@ def _is_users(hook: Any) -> bool:
     return not str(getattr(getattr(hook, "hook", hook), "__module__", "")).startswith("torch.nn.utils.")
 
 
-def carry(conv: nn.Module, grouped: nn.Module) -> None:
+def copy_attributes(conv: nn.Module, grouped: nn.Module) -> None:
     """Copy attributes and modes of a layer to the one that replaces it."""
     own = STANDARD | vars(grouped).keys()
     vars(grouped).update({name: value for name, value in vars(conv).items() if name not in own})
     for name, p in grouped.named_parameters():
-        carry_marks(conv.get_parameter(name), p)
+        copy_parameter_attributes(conv.get_parameter(name), p)
     grouped.train(conv.training)
 
 
-def carry_marks(source: Tensor, target: Tensor) -> None:
+def copy_parameter_attributes(source: Tensor, target: Tensor) -> None:
     """Copy attributes that a user set on a parameter, such as its own learning rate."""
     for name, value in vars(source).items():
         vars(target).setdefault(name, value)
 
 
-def held_elsewhere(model: nn.Module) -> Mapping[nn.Module, str]:
+def unregistered_references(model: nn.Module) -> Mapping[nn.Module, str]:
     """Return the modules that a model also reaches through plain lists, dicts, functions or objects, and the place."""
     registered, found, seen = set(model.modules()), dict[nn.Module, str](), set[int]()
 

@@ -31,7 +31,7 @@ FOUND = {  # measures of the sentences, the first with their own nulls
 }
 
 
-def closing_text(
+def study_report(
     study: str,
     question: str,
     table: pd.DataFrame,
