@@ -172,18 +172,18 @@ def test_every_blocking_gives_the_same():
 
 @st.composite
 def layers_in_rows(draw):
-    pairs = draw(st.lists(st.tuples(st.integers(1, 8), st.integers(1, 8)), min_size=1, max_size=3))
+    pairs = draw(st.lists(st.tuples(st.integers(1, 8), st.integers(1, 8)), min_size=1, max_size=2))
     layer = geometry(
         *zip(*pairs, strict=True),
         kernel=(3, draw(st.integers(1, 3))),
         padding=(draw(st.integers(0, 3)), draw(st.integers(0, 2))),
         dilation=(1, draw(st.integers(1, 2))),
     )
-    return layer, (draw(st.integers(5, 9)), draw(st.sampled_from([5, 8, 16, 19])))
+    return layer, (draw(st.sampled_from([5, 8])), draw(st.sampled_from([5, 8, 16, 19])))
 
 
 @settings(max_examples=8, deadline=None)
-@given(layers_in_rows(), st.sampled_from([1, 3]), st.booleans())
+@given(layers_in_rows(), st.sampled_from([1, 2]), st.booleans())
 def test_rows_that_share_what_they_read_are_as_exact_as_aten(case, batch, wide):
     """Narrower and wider than a program has columns, heights that four does and does not divide, 64-bit offsets."""
     layer, size = case
@@ -241,7 +241,7 @@ class Allocations(TorchDispatchMode):
 
 
 def test_nothing_but_outputs_outlives_a_first_call():
-    layer = geometry([16, 8, 4, 4], [16, 8, 4, 4])
+    layer = geometry([8, 4, 2, 2], [8, 4, 2, 2])
     x, weight, bias, dy = numbers(layer)
     tables.tables.cache_clear()
     tables.phases.cache_clear()
@@ -398,12 +398,12 @@ def test_statistics_are_those_of_what_is_written(name, dtype):
 def test_statistics_hold_far_from_zero_merged_twice_and_the_same_every_time(monkeypatch):
     monkeypatch.setattr(correlate, "MERGED", 4)
     layer = geometry([1, 2], [2, 1], kernel=(1, 1), padding=(0, 0))
-    x, weight, _, _ = numbers(layer, batch=5, size=(9, 9))
+    x, weight, _, _ = numbers(layer, batch=4, size=(9, 9))
     bias = torch.full((3,), 1e4, device=DEVICE)
     (y, mean, var), again = (
         band.conv2d_statistics(x, weight, bias, layer, blocking=Blocking(pixels=16)) for _ in range(2)
     )
-    assert -(-5 * 9 * 9 // 16) > 4 * 4, "more rows than two launches merge"
+    assert -(-4 * 9 * 9 // 16) > 4 * 4, "more rows than two launches merge"
     expected, center = torch.var_mean(y.double(), (0, 2, 3), correction=0)
     torch.testing.assert_close(mean.double(), center, rtol=1e-7, atol=0)
     torch.testing.assert_close(var.double(), expected, rtol=1e-3, atol=0)  # E[y²] - E[y]² has no digit left

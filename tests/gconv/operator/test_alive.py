@@ -18,6 +18,15 @@ class Warmup(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def frozen():
+    """Objects of other modules are no longer looked at, neither here nor by the garbage collector."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def tensors():
     gc.collect()
     return {id(o): o for o in gc.get_objects() if isinstance(o, torch.Tensor)}
