@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not inductor.register(), reason="this torch has 
 
 @pytest.fixture(autouse=True)
 def afresh():
-    """Forget compiled programs and choices of other tests; believe /proc/cpuinfo without compiling a probe for each ISA."""
+    """Forget compiled programs and choices of other tests; believe /proc/cpuinfo, without a probe of each ISA."""
     torch._dynamo.reset()
     with config.patch({"force_disable_caches": True, "cpp.vec_isa_ok": True}):
         yield
