@@ -31,6 +31,13 @@ class Kind(Protocol):
         """Copy the results of a study's folder to the record in ``home``; return the files written."""
         ...
 
+    def verify(self, name: str, home: Path, flags: list[str] | None) -> tuple[list[str], str]:
+        """Recompute the record of a study; return a line on each difference, and what was recomputed.
+
+        ``flags`` are those of ``run``, to train or measure again, too; None to recompute alone.
+        """
+        ...
+
     def flags_help(self, name: str) -> str:
         """Return every flag of the study, with its type and meaning."""
         ...

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from experiments.launch import run_on_devices
+from experiments.report.retrain import retrain
 from experiments.report.summary import draw_figures
-from experiments.report.write_record import write_study_record
+from experiments.report.verify import verify_study
+from experiments.report.write_record import PAGE, write_study_record
 from experiments.study.config import load_study, study_help
 from experiments.study.status import study_status
 
@@ -30,6 +33,19 @@ def draw(folder: Path) -> list[Path]:
 def write_record(folder: Path, home: Path) -> list[Path]:
     """Copy tables and figures to ``results/`` in ``home``, and the table to its README; returns the files written."""
     return write_study_record(folder, home / "results", home / "README.md")
+
+
+def verify(name: str, home: Path, flags: list[str] | None) -> tuple[list[str], str]:
+    """Recompute a study's record from its packed runs, and with flags train one of them again; see ``Kind.verify``."""
+    results = home / "results"
+    with tempfile.TemporaryDirectory() as scratch:
+        differences, done = verify_study(name, results, home / PAGE, Path(scratch))
+        said = [f"recomputed from {done}"] if done else []
+        if flags is not None:
+            again, how = retrain(name, results / name, Path(scratch) / name, Path(scratch) / "again", flags)
+            differences += again
+            said += [how] if how else []
+    return differences, "; ".join(said)
 
 
 def flags_help(name: str) -> str:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
+from experiments.commands.kinds import kind_of
 from experiments.errors import UsageError
 from experiments.report.claims import BLOCK, recorded_verdicts
-from experiments.report.retrain import retrain
-from experiments.report.verify import compare_block, verify_study
-from experiments.report.write_record import PAGE
-from experiments.study.catalogue import HOME, TRAINED, study_file, study_kind, study_names
+from experiments.report.verify import compare_block
+from experiments.study.catalogue import HOME, study_file, study_names
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -24,7 +21,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         UsageError: no such study, none in the record, or flags without ``--retrain``.
     """
-    results, page = HOME / "results", HOME / PAGE
+    results = HOME / "results"
     names = [argument for argument in arguments if not argument.startswith("-")]
     flags = [argument for argument in arguments if argument.startswith("-") and argument != "--retrain"]
     if len(names) > 1:
@@ -38,21 +35,12 @@ def main(arguments: Sequence[str]) -> int:
     recorded = names or [name for name in study_names() if (results / name / "measures.csv").is_file()]
     failed = 0
     for name in recorded:
-        if study_kind(name) != TRAINED:
-            print(f"{name}: measured on several devices, no runs to recompute it from; not verified")
-            continue
-        with tempfile.TemporaryDirectory() as scratch:
-            differences, done = verify_study(name, results, page, Path(scratch))
-            said = [f"recomputed from {done}"] if done else []
-            if "--retrain" in arguments:
-                again, how = retrain(name, results / name, Path(scratch) / name, Path(scratch) / "again", flags)
-                differences += again
-                said += [how] if how else []
+        differences, done = kind_of(name).verify(name, HOME, flags if "--retrain" in arguments else None)
         for line in differences:
             print(f"error: {line}", file=sys.stderr)
         failed += bool(differences)
         verdict = f"{len(differences)} differences" if differences else "no difference"
-        print(f"{name}: {'; '.join([verdict, *said])}", flush=True)
+        print(f"{name}: {'; '.join(filter(None, [verdict, done]))}", flush=True)
     if not names:
         differences = compare_block(HOME / "README.md", BLOCK, recorded_verdicts())
         for line in differences:

@@ -58,6 +58,26 @@ class Case:
         """Return the network's plan over the devices; by data, each device computes all of it."""
         return plan(model, (3, self.input_size, self.input_size), self.devices if self.way == "groups" else 1)
 
+    def bytes_by_formula(self, plan: Plan, rank: int, parameters: int) -> dict[str, float]:
+        """Return the bytes that a rank sends in one step, by the layer that reads them; by data, by ``all-reduce``.
+
+        Args:
+            plan: of this case.
+            rank: in the case.
+            parameters: numbers that the rank learns.
+        """
+        if self.way == "data" and self.devices > 1:
+            return {ALL_REDUCE: bytes_of_all_reduce(4 * parameters, self.devices)}
+        sent = Counter[str]()
+        for exchange in plan.exchanges:
+            sent[exchange.layer] += 4 * self.batch_size * exchange.sent(self.devices)[rank]
+        return dict(sent)
+
+
+def bytes_of_all_reduce(size: int, devices: int) -> float:
+    """Bytes that each rank sends at least where so many are summed over all (Patarasuk & Yuan 2009: a ring)."""
+    return 2 * (devices - 1) / devices * size
+
 
 @dataclass(frozen=True)
 class StepCost:
@@ -67,8 +87,7 @@ class StepCost:
         parameters: numbers that it learns.
         memory: peak bytes of tensors: parameters, gradients, momentum and activations.
         sent: bytes that it sent in one step, by the layer that reads them; by data, by ``all-reduce``.
-        planned: the same by the formula.
-        into_grouped: of the sent ones, those that a grouped layer reads.
+        into_grouped: of the sent bytes, those that a grouped layer reads.
         difference: from the whole network on one device, of outputs and of gradients (``_distance``), in fp32; under
             ``float64`` of both computed in it; under ``rounding`` what single precision does on one device. Empty
             where the network is whole.
@@ -78,7 +97,6 @@ class StepCost:
     parameters: int
     memory: int
     sent: dict[str, float]
-    planned: dict[str, float]
     into_grouped: float
     difference: dict[str, tuple[float, float]]
     time: Latency | None
@@ -128,17 +146,10 @@ class _RankStep:
         net = self._net()
         parameters = sum(p.numel() for p in net.parameters())
         sent = self._sent(net)
-        if self.data_parallel:
-            planned, into_grouped = {ALL_REDUCE: self._of_all_reduce(4 * parameters)}, 0.0
-        else:
-            per_image = [(e, e.sent(self.case.devices)[self.rank]) for e in self.plan.exchanges]
-            planned = Counter[str]()
-            for exchange, numbers in per_image:
-                planned[exchange.layer] += 4 * self.case.batch_size * numbers
-            grouped = {exchange.layer for exchange, _ in per_image if exchange.grouped}
-            into_grouped = sum(sent[layer] for layer in grouped)
+        grouped = {exchange.layer for exchange in self.plan.exchanges if exchange.grouped}
+        into_grouped = 0.0 if self.data_parallel else sum(sent[layer] for layer in grouped)
         difference = self._difference() if self.plan.placement.ranks > 1 else {}
-        return StepCost(parameters, memory, dict(sent), dict(planned), into_grouped, difference, None)
+        return StepCost(parameters, memory, dict(sent), into_grouped, difference, None)
 
     def prepare_step(self) -> Callable[[], None]:
         """Prepare a step that can be repeated."""
@@ -185,16 +196,12 @@ class _RankStep:
         with count_sent_bytes() as by_tag:
             F.cross_entropy(net(x), y).backward()
         moves = list(self.plan.moves.values())
-        sent = Counter({layer: self._of_all_reduce(size) for layer, size in reduced.items()})
+        sent = Counter({layer: bytes_of_all_reduce(size, self.case.devices) for layer, size in reduced.items()})
         for tag, size in by_tag.items():
             exchange = moves[tag].exchange
             assert exchange is not None
             sent[exchange.layer] += size
         return sent
-
-    def _of_all_reduce(self, size: int) -> float:
-        """Bytes that each rank sends at least where so many are summed over all (Patarasuk & Yuan 2009: a ring)."""
-        return 2 * (self.case.devices - 1) / self.case.devices * size
 
     def _difference(self) -> dict[str, tuple[float, float]]:
         """Return the distance of outputs and gradients from those of the whole network here; see ``StepCost``."""

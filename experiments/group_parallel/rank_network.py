@@ -1,6 +1,6 @@
 """A network of which each rank of a process group holds its own filters: model parallelism by filter groups.
 
-Who holds what, and what is sent, is planned in ``gconv.placement`` and ``gconv.exchange``; here it happens. Tensors go
+Who holds what, and what is sent, is planned in ``gconv.placement``; here it happens. Tensors go
 from rank to rank as they are, in pairs of plain sends and receives, since shares may differ in size and be anywhere
 among the channels: neither an all-gather of equal pieces nor DTensor's even blocks of one dimension fits them.
 

@@ -102,7 +102,7 @@ def compare_tables(committed: Path, fresh: Path) -> list[str]:
         for column, cell, correct in zip(columns, row, right, strict=False):
             if not _same(cell, correct):
                 lines.append(f"{committed}: line {number}, {column}: {cell or '-'}; the runs give {correct or '-'}")
-    return _first(committed, lines)
+    return first_lines(committed, lines)
 
 
 def compare_texts(path: Path, text: str, fresh: str, before: int = 0) -> list[str]:
@@ -123,7 +123,7 @@ def compare_texts(path: Path, text: str, fresh: str, before: int = 0) -> list[st
                 break
     if len(theirs) != len(ours):
         lines.append(f"{path}: has {len(theirs)} lines, and the runs give {len(ours)}")
-    return _first(path, lines)
+    return first_lines(path, lines)
 
 
 def compare_block(page: Path, name: str, fresh: str) -> list[str]:
@@ -145,5 +145,6 @@ def _same(value: str, wanted: str) -> bool:
         return False
 
 
-def _first(path: Path, lines: list[str]) -> list[str]:
+def first_lines(path: Path, lines: list[str]) -> list[str]:
+    """Shorten the differences of one file: the first of many, and how many there are."""
     return lines if len(lines) <= SHOWN else [*lines[:SHOWN], f"{path}: {len(lines) - SHOWN} more differences"]

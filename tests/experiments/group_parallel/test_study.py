@@ -12,7 +12,9 @@ import parallel_checks
 from experiments import __main__ as command_line
 from experiments.commands.status import status_of
 from experiments.errors import RunFailedError, UsageError
+from experiments.group_parallel import config
 from experiments.group_parallel import study as group_parallel
+from experiments.group_parallel import tables as group_parallel_tables
 from experiments.group_parallel.rank_network import Redistribution, rank_network, rank_values
 from experiments.report.tables import read_table
 from experiments.study.catalogue import CONFIGS, GROUP_PARALLEL, study_names, trained_studies
@@ -123,7 +125,7 @@ def test_the_own_values_of_all_ranks_are_all_values():
 
 def study(*flags, **changes):
     content = read_yaml(CONFIGS / "group-parallel.yaml")
-    return group_parallel.resolve("group-parallel", {**content, **changes}, "configs/group-parallel.yaml", list(flags))
+    return config.resolve("group-parallel", {**content, **changes}, "configs/group-parallel.yaml", list(flags))
 
 
 def test_the_study_is_one_of_the_studies_and_none_that_trains():
@@ -158,7 +160,7 @@ def test_the_study_is_one_of_the_studies_and_none_that_trains():
 )
 def test_what_cannot_work_is_one_line_before_any_process_is_started(monkeypatch, flags, changes, words):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(group_parallel, "run_on_ranks", lambda *_, **__: pytest.fail("a process was started"))
+    monkeypatch.setattr(group_parallel_tables, "run_on_ranks", lambda *_, **__: pytest.fail("a process was started"))
     with pytest.raises(UsageError) as error:
         study(*flags, **changes)
     for word in words:
@@ -207,7 +209,7 @@ def test_the_study_is_measured_once_and_gives_the_verdict_on_claim_26(tmp_path, 
     assert of_these_flags["counts"] == {"done": 4, "running": 0, "failed": 0, "to do": 0}
     of_the_file = status_of(GROUP_PARALLEL, [f"--runs_root={tmp_path}"])
     assert (of_the_file["counts"]["done"], of_the_file["others"]) == (0, 1)
-    monkeypatch.setattr(group_parallel, "run_on_ranks", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr(group_parallel_tables, "run_on_ranks", lambda *_, **__: pytest.fail("measured again"))
     monkeypatch.setattr(group_parallel.figure, "draw", lambda _table, folder: sorted(folder.iterdir()))
     assert command_line.main(["run", GROUP_PARALLEL, *SMALL, f"--runs_root={tmp_path}"]) == 0
     capsys.readouterr()
@@ -215,13 +217,22 @@ def test_the_study_is_measured_once_and_gives_the_verdict_on_claim_26(tmp_path, 
     assert "group-parallel.png" in capsys.readouterr().out
     kept = group_parallel.write_record(tmp_path / GROUP_PARALLEL, tmp_path)
     assert {"measures.csv", "runs.csv", "summary.txt", "group-parallel.pdf"} <= {path.name for path in kept}
+    assert group_parallel.verify(GROUP_PARALLEL, tmp_path, None)[0] == []
+    record = tmp_path / "results" / GROUP_PARALLEL / "measures.csv"
+    rows = record.read_text().splitlines()
+    number = next(k for k, row in enumerate(rows) if ",ddp-2," in row and ",sent,formula," in row)
+    rows[number] = rows[number].replace(f"{2 * 4 * parameters:.1f}", "777.0")
+    record.write_text("\n".join(rows) + "\n")
+    place = f"{record}: line {number + 1}, ddp-2, sent"
+    lines, _ = group_parallel.verify(GROUP_PARALLEL, tmp_path, None)
+    assert any(line.startswith(f"{place}: 777; it is {8 * parameters:.0f}") for line in lines)
 
 
 def test_a_lost_rank_ends_the_study_with_one_line_and_nothing_half_measured(tmp_path, capsys, monkeypatch):
     def lost(*_, **__):
         raise RunFailedError("rank 2 of 4 was killed by signal 9 (SIGKILL); the others were stopped", lasting=False)
 
-    monkeypatch.setattr(group_parallel, "run_on_ranks", lost)
+    monkeypatch.setattr(group_parallel_tables, "run_on_ranks", lost)
     assert command_line.main(["run", GROUP_PARALLEL, *SMALL, f"--runs_root={tmp_path}"]) == 1
     assert "failed: rank 2 of 4 was killed by signal 9" in capsys.readouterr().out
     assert not (tmp_path / GROUP_PARALLEL).exists()
