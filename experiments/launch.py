@@ -38,24 +38,12 @@ RANK_TIMEOUT_S = 600.0  # after which a rank that does not answer in training co
 WRONG_USAGE, INTERRUPTED = 2, 130
 
 
-def run_on_devices(study: Study, arguments: list[str]) -> int:
-    """Run a study on as many devices as it asks for; returns the exit code.
-
-    Args:
-        study: fully resolved.
-        arguments: of the command line that asks for it, for the processes that are started.
-
-    Raises:
-        UsageError: there are not as many devices, or a run cannot be trained on several.
-    """
-    if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
-        return _run_as_rank(study)
-    if study.execution.gpus > 1:
-        return _launch(study, _ready(study, study.execution.gpus), arguments)
-    return 1 if run_study(study) else 0
+def is_rank() -> bool:
+    """Tell if this process is one of several that were started together."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
 
 
-def _ready(study: Study, here: int) -> list[PlannedRun]:
+def _plan_for_ranks(study: Study, here: int) -> list[PlannedRun]:
     """Return the planned runs, once it is sure that ``gpus`` ranks can train them, ``here`` of them on this machine."""
     ranks = study.execution.gpus
     check_devices([v.recipe.device for v in study.variants], here)
@@ -93,12 +81,21 @@ def check_devices(names: list[str], ranks: int) -> None:
             )
 
 
-def _launch(study: Study, planned: list[PlannedRun], arguments: list[str]) -> int:
-    """Start the ranks and wait for their end; returns the exit code."""
+def launch_ranks(study: Study, arguments: list[str]) -> int:
+    """Run a study by ``gpus`` processes on this machine, and wait for their end; returns the exit code.
+
+    Args:
+        study: fully resolved.
+        arguments: of the command line of each process.
+
+    Raises:
+        UsageError: there are not as many devices, or a run cannot be trained on several.
+    """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    planned = _plan_for_ranks(study, study.execution.gpus)
     os.environ["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // study.execution.gpus))
     # What the shell turned off (`&`, nohup) stays off; the ranks save when this process is gone.
     signals = ["SIGTERM"] + ["SIGINT"] * (signal.getsignal(signal.SIGINT) is not signal.SIG_IGN)
@@ -142,8 +139,12 @@ def _kept(planned: list[PlannedRun]) -> str:
     return f"{last.variant.name}, seed {last.run.seed}: {kept}"
 
 
-def _run_as_rank(study: Study) -> int:
-    """Take part as one of several processes that were started together; returns the exit code."""
+def run_as_rank(study: Study) -> int:
+    """Run a study as one of several processes that were started together; returns the exit code.
+
+    Raises:
+        UsageError: as ``launch_ranks``; only the first process of a machine raises it.
+    """
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local, here = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     threading.Thread(target=_watch, args=[os.getppid()], daemon=True).start()
@@ -155,7 +156,7 @@ def _run_as_rank(study: Study) -> int:
         if torch.cuda.is_available() and local < torch.cuda.device_count():
             torch.cuda.set_device(local)
         study = replace(study, execution=replace(study.execution, gpus=size))
-        planned = _ready(study, here)
+        planned = _plan_for_ranks(study, here)
     except UsageError:
         if local:
             return WRONG_USAGE  # the first process of the machine reports it

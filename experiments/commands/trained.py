@@ -6,7 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from experiments.launch import run_on_devices
+from experiments.launch import is_rank, launch_ranks, run_as_rank
+from experiments.pipeline import run_study
 from experiments.report.retrain import retrain
 from experiments.report.summary import draw_figures
 from experiments.report.verify import verify_study
@@ -17,7 +18,12 @@ from experiments.study.status import study_status
 
 def run(name: str, flags: list[str]) -> int:
     """Train, measure, draw and report what has not been; returns the exit code."""
-    return run_on_devices(load_study(name, flags), ["run", name, *flags])
+    study = load_study(name, flags)
+    if is_rank():
+        return run_as_rank(study)
+    if study.execution.gpus > 1:
+        return launch_ranks(study, ["run", name, *flags])
+    return 1 if run_study(study) else 0
 
 
 def status(name: str, flags: list[str]) -> dict[str, Any]:

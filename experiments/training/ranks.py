@@ -23,8 +23,6 @@ from tqdm import tqdm
 
 from experiments.errors import RunFailedError, UsageError
 
-# torch._dynamo takes seconds, and every optimizer imports it.
-PRELOADED = ["torch._dynamo", "experiments.group_parallel.one_step"]
 GRACE_PERIOD_S = 2.0  # for the other ranks to report, after the first has failed
 # Words of gloo and nccl if another rank has failed.
 MESSAGES_OF_A_LOST_RANK = (
@@ -69,7 +67,8 @@ def run_on_ranks(function: Callable[..., Any], ranks: int, *arguments: Any, devi
         RunFailedError: a rank died, or did not answer in time: names the first, and how it ended.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    # Every optimizer imports torch._dynamo, which takes seconds.
+    context.set_forkserver_preload(["torch._dynamo", function.__module__])
     processes: list[BaseProcess] = []
     ends: list[Connection] = []
     with tempfile.TemporaryDirectory() as folder:

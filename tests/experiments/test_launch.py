@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from experiments import launch
+from experiments.commands import trained
 from experiments.errors import UsageError
-from experiments.study.config import load_study
 from fault_children import fork, wait
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -30,9 +30,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
     ],
 )  # fmt: skip
 def test_what_cannot_work_with_several_processes_is_one_line(tmp_path, monkeypatch, flags, words):
-    monkeypatch.setattr(launch, "_launch", lambda *_: pytest.fail("started"))
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", lambda *_: pytest.fail("started"))
     with pytest.raises(UsageError, match=words) as error:
-        launch.run_on_devices(load_study("quickstart", [*flags, f"--runs_root={tmp_path}"]), [])
+        trained.run("quickstart", [*flags, f"--runs_root={tmp_path}"])
     assert "\n" not in str(error.value)
 
 
@@ -64,7 +64,7 @@ def test_a_rank_that_dies_under_the_launcher_is_one_line_and_the_same_command_go
     flags = [f"--dataset=folder:{pictures}", f"--data_root={tmp_path}/data", f"--runs_root={tmp_path}/runs"]
     flags += ["--recipe.device=cpu", "--recipe.batch_size=4", "--model.width=4", "--wandb=off", "--seeds=1"]
     flags += ["--data.image_size=12", "--data.crop_size=12", "--only=dense", "--recipe.epochs=500", "--gpus=2"]
-    job = fork(launch.run_on_devices, load_study("quickstart", flags), ["run", "quickstart", *flags])
+    job = fork(trained.run, "quickstart", flags)
     runs = tmp_path / "runs" / "quickstart"
     while not any(path.stat().st_size for path in runs.glob("dense-*/metrics.jsonl")):
         assert os.waitpid(job, os.WNOHANG) == (0, 0)

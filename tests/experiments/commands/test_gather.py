@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from experiments.commands.gather import gather
+from experiments.commands import gather
 from experiments.errors import UsageError
 from experiments.pipeline import run_study
 from experiments.report import summary as report
@@ -28,7 +28,7 @@ def packed(trained, folder):
 
 
 def gathered(source, root, *flags):
-    gather(NAME, [f"--from={source}", f"--runs_root={root}", *SMALL, "--seeds=2", *flags])
+    gather.main([NAME, f"--from={source}", f"--runs_root={root}", *SMALL, "--seeds=2", *flags])
 
 
 def texts(folder):
@@ -122,7 +122,7 @@ def test_what_cannot_be_taken_is_said_in_a_line_each(trained, tmp_path, capsys):
 def test_runs_of_another_study_are_foreign(trained, tmp_path, capsys):
     source = packed(trained, tmp_path / "packed")
     with pytest.raises(UsageError, match=r"no run of widen there that is done \(4 left out\)"):
-        gather("widen", [f"--from={source}", f"--runs_root={tmp_path / 'runs'}"])
+        gather.main(["widen", f"--from={source}", f"--runs_root={tmp_path / 'runs'}"])
     assert capsys.readouterr().out.count("foreign: no run of widen has the hash") == 4
 
 
@@ -158,7 +158,7 @@ def test_an_archive_of_a_folder_of_runs_is_gathered_with_its_weights(trained, tm
 def test_bad_sources_are_one_clear_line(tmp_path, monkeypatch, flags, words):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=words):
-        gather(NAME, flags)
+        gather.main([NAME, *flags])
 
 
 def test_a_run_of_the_same_hash_in_another_study_is_taken_from_there(trained, tmp_path, capsys):

@@ -1,0 +1,256 @@
+"""Runs of a study that were trained elsewhere: taken into its folder, and drawn together with the runs there.
+
+A run is identified by its hash, which covers everything that decides its outcome. The names of folders and variants do
+not matter. Runs that cannot be taken are left out, and one line reports each of them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+import tempfile
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.errors import UsageError
+from experiments.measure.table import NOTE_COLUMNS
+from experiments.report import summary as report
+from experiments.report.study_tables import COUNTS, is_tabled, kept_speed, write_tables
+from experiments.report.tables import DamagedTableError, read_about, read_csv, read_table
+from experiments.store.packed import MEASURED, WEIGHTS, NotGatheredError, is_packed, read_done, take, unpack
+from experiments.store.runs import Run, check_writable, config_hash
+from experiments.study.config import Study, Variant, load_study, profile_names
+from experiments.study.invocation import typed
+
+
+@dataclass(frozen=True)
+class FoundRun:
+    """A finished run in a folder or an archive.
+
+    Attributes:
+        place: path that names it in messages.
+        folder: its files, perhaps unpacked.
+        config: its configuration, which its hash covers.
+        result: its record.
+    """
+
+    place: str
+    folder: Path
+    config: dict[str, Any]
+    result: dict[str, Any]
+
+    @property
+    def hash(self) -> str:
+        """Hash of its configuration."""
+        return config_hash(self.config)
+
+
+def gather_runs(name: str, source: Path, flags: list[str]) -> None:
+    """Take runs into a study, draw it, and print what was taken and what was left out.
+
+    Args:
+        name: of the study.
+        source: a folder or an archive.
+        flags: of ``run``; they decide which runs fit.
+
+    Raises:
+        UsageError: there is no such folder or archive, or nothing in it fits.
+    """
+    if not source.exists():
+        raise UsageError(f"gather: --from={source}: no such file or folder")
+    studies = _profiles(name, flags)
+    check_writable(studies[0].execution.runs_root, "runs_root")
+    with tempfile.TemporaryDirectory() as scratch:
+        runs, left_out = find_runs(source, Path(scratch))
+        study, data, fitting, foreign = choose(runs, studies)
+        left_out += foreign
+        before = runs_of_folder(study, data)
+        taken = 0
+        for run in fitting:
+            reason = _take(study, run, before)
+            if reason:
+                left_out.append(f"{run.place}: {reason}")
+            else:
+                taken += 1
+    for line in left_out:
+        print(f"left out: {line}")
+    if not fitting:
+        raise UsageError(f"--from={source}: no run of {name} there that is done ({len(left_out)} left out)")
+    print(f"{taken} run{'s' * (taken != 1)} gathered into {study.folder}")
+    for path in draw(study, data):
+        print(path)
+
+
+def find_runs(source: Path, scratch: Path) -> tuple[list[FoundRun], list[str]]:
+    """Find every run that is done in a folder or an archive.
+
+    Args:
+        source: a folder with folders of runs, packed runs or archives of them; a packed run; or an archive.
+        scratch: an empty folder to unpack into.
+
+    Returns:
+        The runs, and a line on each that is damaged or not done.
+    """
+    runs, left_out = [], []
+    for place, folder in _folders(source, scratch, left_out):
+        try:
+            config, result = read_done(folder)
+            if all((folder / file).is_file() for file in MEASURED):
+                read_table(folder / "measures.csv")
+                read_csv(folder / "notes.csv", NOTE_COLUMNS)
+                read_about(folder / "measured.json", [] if (folder / WEIGHTS).is_file() else COUNTS)
+            runs.append(FoundRun(place, folder, config, result))
+        except NotGatheredError as error:
+            left_out.append(f"{place}: {error}")
+        except DamagedTableError as error:
+            left_out.append(f"{place}: damaged: {error.damage.removeprefix(f'{folder}/')}")
+    return runs, left_out
+
+
+def _folders(source: Path, scratch: Path, left_out: list[str]) -> Iterator[tuple[str, Path]]:
+    """Yield the name and the folder of each run in a folder or archive; archives are unpacked."""
+    if source.is_dir():
+        if (source / "config.json").is_file():
+            yield str(source), source
+            return
+        for path in sorted(source.iterdir()):
+            if path.is_dir() or (path.suffix in (".zip", ".tar", ".tgz", ".gz", ".xz") and path.is_file()):
+                yield from _folders(path, scratch / path.name, left_out)
+        return
+    inside = scratch / "unpacked"
+    try:
+        if is_packed(source):
+            unpack(source, inside)
+            yield str(source), inside
+        elif _extract(source, inside):
+            for place, folder in _folders(inside, scratch / "inside", left_out):
+                yield place.replace(str(inside), str(source)), folder
+        else:
+            left_out.append(f"{source}: neither a zip nor a tar archive, or damaged")
+    except NotGatheredError as error:
+        left_out.append(f"{source}: {error}")
+
+
+def _extract(source: Path, folder: Path) -> bool:
+    """Extract a zip or tar archive; False if the file is none, or is cut off."""
+    try:
+        if zipfile.is_zipfile(source):
+            with zipfile.ZipFile(source) as archive:
+                archive.extractall(folder)
+            return True
+        if tarfile.is_tarfile(source):
+            with tarfile.open(source) as archive:
+                archive.extractall(folder, filter="data")
+            return True
+    except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError):
+        shutil.rmtree(folder, ignore_errors=True)
+    return False
+
+
+def _profiles(name: str, flags: list[str]) -> list[Study]:
+    """Return the study as the flags have it; without a profile among them, also with each of its profiles."""
+    studies = [load_study(name, flags)]
+    if not any(flag.startswith("--profile=") for flag in flags):
+        studies += [load_study(name, [*flags, f"--profile={profile}"]) for profile in profile_names(name)]
+    return studies
+
+
+def variant_of(study: Study, config: dict[str, Any]) -> Variant | None:
+    """Return the variant of a study that a run's configuration is, by its hash, on whatever images."""
+    wanted = config_hash(config)
+    return next(
+        (v for v in study.variants if config_hash(v.run_config(config["data"], config["seed"])) == wanted), None
+    )
+
+
+def choose(runs: Sequence[FoundRun], studies: Sequence[Study]) -> tuple[Study, str, list[FoundRun], list[str]]:
+    """Choose the profile and the images that most runs have: a table never mixes them.
+
+    Returns:
+        The study in that profile, the hash of the images, the runs that fit, and a line on each that does not.
+    """
+    fits = [[k for k, study in enumerate(studies) if variant_of(study, run.config)] for run in runs]
+    counted = Counter((k, run.config["data"]) for run, of_run in zip(runs, fits, strict=True) for k in of_run)
+    if not counted:
+        lines = [f"{run.place}: foreign: no run of {studies[0].name} has the hash {run.hash}" for run in runs]
+        return studies[0], "", [], lines
+    most = max(counted.values())
+    index, data = next(key for key in sorted(counted) if counted[key] == most)
+    fitting, lines = [], []
+    for run, of_run in zip(runs, fits, strict=True):
+        if index in of_run and run.config["data"] == data:
+            fitting.append(run)
+        elif not of_run:
+            lines.append(f"{run.place}: foreign: no run of {studies[0].name} has the hash {run.hash}")
+        elif index not in of_run:
+            profile = studies[of_run[0]].overrides.get("profile")
+            lines.append(f"{run.place}: of {f'PROFILE={profile}' if profile else 'no profile'}, unlike most here")
+        else:
+            lines.append(f"{run.place}: trained on other images than most here")
+    return studies[index], data, fitting, lines
+
+
+def runs_of_folder(study: Study, data: str) -> list[tuple[Run, dict[str, Any]]]:
+    """Return the runs in a study's folder that are done and fit it, with their results, in the order of its tables."""
+    names, runs = [v.name for v in study.variants], []
+    for folder in sorted(study.folder.glob("*-seed*")):
+        try:
+            config, result = read_done(folder)
+        except NotGatheredError:
+            continue
+        variant = variant_of(study, config)
+        if variant is not None and config["data"] == data:
+            runs.append((Run(variant.name, config, folder), result))
+    return sorted(runs, key=lambda pair: (names.index(pair[0].variant), pair[0].seed))
+
+
+def _take(study: Study, run: FoundRun, before: list[tuple[Run, dict[str, Any]]]) -> str:
+    """Take one run; return the reason if it cannot be taken, else an empty text."""
+    variant = variant_of(study, run.config)
+    assert variant is not None
+    precisions = {str(result.get("precision")) for _, result in before}
+    if same := next((there for there, _ in before if config_hash(there.config) == run.hash), None):
+        return f"doubled: {same.folder} has the same hash"
+    if precisions and str(run.result.get("precision")) not in precisions:
+        return f"trained in {run.result.get('precision')}, the runs of {study.folder} in {', '.join(precisions)}"
+    taken = Run.of(study.folder, variant.name, run.config)
+    if not take(run.folder, taken):
+        return "in training here, by another process"
+    before.append((taken, run.result))
+    return ""
+
+
+def draw(study: Study, data: str) -> list[Path]:
+    """Write tables and figures of all runs of a study's folder that are done and measured; returns the figures."""
+    runs = runs_of_folder(study, data)
+    measured = [pair for pair in runs if is_tabled(pair[0].folder)]
+    if len(measured) < len(runs):
+        print(f"{len(runs) - len(measured)} runs with weights are not measured yet: {typed('run', study.name)} does so")
+    for line in missing_seeds(study, [run for run, _ in runs]):
+        print(line)
+    if not measured:
+        return []
+    overrides = dict(study.overrides)
+    (dataset,) = {result["dataset"] for _, result in measured[:1]}
+    if dataset not in {v.dataset for v in study.variants}:
+        overrides["dataset"] = dataset
+    seeds = len({run.seed for run, _ in measured})
+    if seeds != study.seeds:
+        overrides["seeds"] = seeds
+    write_tables(study.folder, [run for run, _ in measured], kept_speed(study.folder), study.question, overrides)
+    return [path for path in report.draw_figures(study.folder) if path.suffix == ".png"]
+
+
+def missing_seeds(study: Study, runs: Sequence[Run]) -> list[str]:
+    """Return a line for each variant without some of the seeds that another one has, or the study asks for."""
+    seeds = range(max([study.seeds, *(run.seed + 1 for run in runs)]))
+    there = {v.name: {run.seed for run in runs if run.variant == v.name} for v in study.variants}
+    lines = []
+    for name, of_variant in there.items():
+        if lacking := [str(seed) for seed in seeds if seed not in of_variant]:
+            lines.append(f"missing: {name}, seed{'s' * (len(lacking) > 1)} {', '.join(lacking)}")
+    return lines
