@@ -11,13 +11,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"```(\w+)\n# (\S+)\n(.*?)```", re.DOTALL)
-# The measures of a small network of two groups, its long table, and the figures that draw the new measure.
-MEASURE = """
+# The measures of a small network of two groups, its long table, the figures that draw the new measure; the ledger.
+PROGRAM = """
 import copy, sys
+from contextlib import redirect_stdout
 from pathlib import Path
 import torch
 from analysis.figures.registry import FIGURES
 from analysis.figures.saved import Saved
+from experiments.__main__ import main
 from experiments.data.augment import Views
 from experiments.measure.context import prepare
 from experiments.measure.options import MeasureOptions
@@ -42,6 +44,9 @@ table.to_csv(folder / "measures.csv", index=False)
 for figure in FIGURES:
     if figure.draw.__module__ == "analysis.figures.growth":
         figure.draw(Saved(table), folder)
+for name, flags in {"claims": [], "explained": ["--explain"]}.items():
+    with open(folder / f"{name}.txt", "w", encoding="utf-8") as file, redirect_stdout(file):
+        assert main(["claims", *flags, f"--runs_root={folder}"]) == 0
 """
 
 
@@ -60,12 +65,11 @@ def inserted(text, lines):
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory):
-    """A copy of the project with the blocks of CONTRIBUTING that make the measure and the claim."""
-    copy = tmp_path_factory.mktemp("recipes") / "checkout"
-    ignored = shutil.ignore_patterns("__pycache__")
+def written(tmp_path_factory):
+    """Files that the program writes in a copy of the project with the blocks that make the measure and the claim."""
+    copy, results = tmp_path_factory.mktemp("recipes") / "checkout", tmp_path_factory.mktemp("results")
     for folder in ("analysis", "configs", "experiments", "gconv"):
-        shutil.copytree(ROOT / folder, copy / folder, ignore=ignored)
+        shutil.copytree(ROOT / folder, copy / folder)  # and what is compiled of them
     for language, name, content in BLOCK.findall((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")):
         path = copy / name
         if language == "diff":
@@ -75,34 +79,32 @@ def checkout(tmp_path_factory):
         elif "growth" in name:
             assert not path.exists(), f"{name} is taken"
             path.write_text(content, encoding="utf-8")
-    return copy
-
-
-def run(checkout, *arguments):
-    """Standard output of Python in the copy."""
-    environment = {"PYTHONPATH": f"{checkout}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
-    command = [sys.executable, *arguments]
-    ended = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
+    environment = {"PYTHONPATH": f"{copy}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
+    command = [sys.executable, "-c", PROGRAM, str(results)]
+    ended = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
-    return ended.stdout
+    return results
 
 
-def test_a_measure_takes_three_files_and_two_registrations(checkout, tmp_path):
+def test_a_measure_takes_three_files_and_two_registrations(written):
     """In one of two groups of equal filters the weights are tripled: norms 3 and 1, standard deviation ½ of the mean.
 
     Filters differ before by their initialisation, so the value is near ½; untrained it is near 0.
     """
-    run(checkout, "-c", MEASURE, str(tmp_path))
-    table = pd.read_csv(tmp_path / "measures.csv", keep_default_na=False)
+    table = pd.read_csv(written / "measures.csv", keep_default_na=False)
     values = table[table["layer"] == "conv2"].set_index("null")["value"]
     assert set(table["measure"]) == {"norm_spread"} and set(table["layer"]) == {"conv2", "conv3"}
     assert values[""] == pytest.approx(0.5, abs=0.15)
     assert values["untrained"] < 0.2
-    assert {path.name for path in tmp_path.iterdir()} == {"measures.csv", "growth.pdf", "growth.png"}
+    assert {path.name for path in written.iterdir() if path.suffix != ".txt"} == {
+        "measures.csv",
+        "growth.pdf",
+        "growth.png",
+    }
 
 
-def test_a_claim_takes_yaml_alone(checkout, tmp_path):
-    out = run(checkout, "-m", "experiments", "claims", f"--runs_root={tmp_path}")
+def test_a_claim_takes_yaml_alone(written):
+    out = (written / "claims.txt").read_text(encoding="utf-8")
     assert "99" in out and "not run" in out
-    explained = run(checkout, "-m", "experiments", "claims", "--explain", f"--runs_root={tmp_path}")
+    explained = (written / "explained.txt").read_text(encoding="utf-8")
     assert "Training makes the filter groups of a layer grow unequally." in " ".join(explained.split())

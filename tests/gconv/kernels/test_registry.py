@@ -25,7 +25,7 @@ print("copied_loop" in CANDIDATES, "copied_loop" in DIFFERENTIABLE,
 
 
 def test_a_kernel_is_added_by_its_file_and_one_line(tmp_path):
-    copy = shutil.copytree(PACKAGE, tmp_path / "gconv", ignore=shutil.ignore_patterns("__pycache__"))
+    copy = shutil.copytree(PACKAGE, tmp_path / "gconv")  # and what is compiled of it
     shutil.copy(copy / "kernels" / "loop.py", copy / "kernels" / "copied_loop.py")
     registry = copy / "kernels" / "__init__.py"
     line = '        Kernel("tails"),\n'
