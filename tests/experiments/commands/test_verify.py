@@ -36,17 +36,18 @@ def test_what_was_kept_is_what_the_packed_runs_give(home, capsys):
     assert len(list((home / "results" / NAME / "runs").glob("*.zip"))) == 4
 
 
-@pytest.mark.parametrize("name", ["measures", "runs", "curves", "layers", "tradeoff"])
-def test_a_number_that_was_edited_by_hand_is_named_with_file_and_line(home, capsys, name):
-    path = home / "results" / NAME / f"{name}.csv"
-    head, first, *rest = path.read_text().splitlines()
-    column, number = next((k, c) for k, c in enumerate(first.split(",")) if c.replace(".", "").isdigit())
-    cells = first.split(",")
-    cells[column] = "777"
-    path.write_text("\n".join([head, ",".join(cells), *rest]) + "\n")
+def test_numbers_that_were_edited_by_hand_are_named_with_file_and_line(home, capsys):
+    expected = set()
+    for name in ("measures", "runs", "curves", "layers", "tradeoff"):
+        path = home / "results" / NAME / f"{name}.csv"
+        head, first, *rest = path.read_text().splitlines()
+        column, number = next((k, c) for k, c in enumerate(first.split(",")) if c.replace(".", "").isdigit())
+        cells = first.split(",")
+        cells[column] = "777"
+        path.write_text("\n".join([head, ",".join(cells), *rest]) + "\n")
+        expected.add(f"error: {path}: line 2, {head.split(',')[column]}: 777; the runs give {number}")
     assert verify.main([NAME]) == 1
-    line = f"error: {path}: line 2, {head.split(',')[column]}: 777; the runs give {number}"
-    assert line in capsys.readouterr().err.splitlines()
+    assert expected <= set(capsys.readouterr().err.splitlines())
 
 
 def test_an_edited_text_is_named_with_its_line(home, capsys):

@@ -1,6 +1,9 @@
 """A sweep file is checked whole, by the words that wandb will read, before anything starts."""
 
+import sys
 import textwrap
+import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,6 +57,17 @@ def test_the_shipped_sweeps_are_those_that_are_promised():
     assert "early_terminate" in read_sweep(sweep_path("photos-bayes")).content
 
 
+@pytest.fixture
+def wandb_launch(monkeypatch):
+    """The package around the agent's functions, without what it imports by itself, which takes seconds."""
+    import wandb
+
+    package = types.ModuleType("wandb.sdk.launch")
+    package.__path__ = [str(Path(wandb.__file__).parent / "sdk" / "launch")]
+    monkeypatch.setitem(sys.modules, package.__name__, package)
+
+
+@pytest.mark.usefixtures("wandb_launch")
 def test_flags_are_those_that_a_wandb_agent_passes(tmp_path):
     from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
