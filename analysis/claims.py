@@ -224,10 +224,10 @@ def decide_claims(claims: Sequence[Claim], chosen: Sequence[ChosenStudies]) -> l
     tested = [_test(claim, studies) for claim, studies in zip(claims, chosen, strict=True)]
     support = _corrected([t.support for t in tested])
     oppose = _corrected([t.oppose for t in tested])
-    found = sum(q is not None and q <= ALPHA for q in support)
+    supported = sum(q is not None and q <= ALPHA for q in support)
     family = sum(t.support is not None for t in tested)
     return [
-        _decide(claim, t, q_for, q_against, found, family)
+        _decide(claim, t, q_for, q_against, supported, family)
         for claim, t, q_for, q_against in zip(claims, tested, support, oppose, strict=True)
     ]
 
@@ -294,7 +294,9 @@ def _answer(claim: Claim, record: Record) -> StudyAnswer:
     return StudyAnswer(record, tuple(parts), missing)
 
 
-def _decide(claim: Claim, t: _Tested, q_for: float | None, q_against: float | None, found: int, family: int) -> Finding:
+def _decide(
+    claim: Claim, t: _Tested, q_for: float | None, q_against: float | None, supported: int, family: int
+) -> Finding:
     """Return the verdict on a claim, the part that decides it, and the numbers of this verdict."""
     verdict = t.verdict
     if verdict != "contradicted" and q_against is not None and q_against <= ALPHA:
@@ -321,7 +323,7 @@ def _decide(claim: Claim, t: _Tested, q_for: float | None, q_against: float | No
     notes += ["" if holds else part.note, t.chosen.note]
     needed = None
     if verdict == "inconclusive":
-        level = min(ALPHA / 2, ALPHA * (found + 1) / max(1, family + (t.support is None)))
+        level = min(ALPHA / 2, ALPHA * (supported + 1) / max(1, family + (t.support is None)))
         needed, note = _seeds_needed(t, level)
         if t.support is not None and 2 * t.support <= ALPHA:
             notes.append(f"clear by itself (p {2 * t.support:.2g}), not among {family} claims tested")

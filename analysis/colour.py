@@ -370,12 +370,12 @@ def colour_selectivity(
     asked = np.argwhere(top.response > 0)
     for part in np.array_split(asked, range(batch, len(asked), batch)) if len(asked) else []:
         filters, crops = part.T
-        shown = images(top.image[filters, crops]).clone()
+        pixels = images(top.image[filters, crops]).clone()
         rows, columns = top.row[filters, crops], top.column[filters, crops]
-        for image_3HW, row, column in zip(shown, rows, columns, strict=True):
+        for image_3HW, row, column in zip(pixels, rows, columns, strict=True):
             window = (slice(None), *field.window(int(row), int(column)))
             image_3HW[window] = _like(image_3HW, grey_version(image_3HW[window].cpu()))
-        answer = respond(shown)[range(len(part)), filters, rows, columns]
+        answer = respond(pixels)[range(len(part)), filters, rows, columns]
         grey_OM[filters, crops] = answer.double().cpu().numpy()
     return selectivity_index(top.response, grey_OM)
 

@@ -162,10 +162,10 @@ def _per_seed(table: pd.DataFrame, metric: Metric) -> pd.Series:
         for term in (ours, theirs):
             for variant in term.variants:
                 _rows(table, replace(term, variants=(variant,)))
-        found = difference_at_equal_cost(table, ours.variants, theirs.variants, metric.by, ours.measure)
-        if found.empty:
+        differences = difference_at_equal_cost(table, ours.variants, theirs.variants, metric.by, ours.measure)
+        if differences.empty:
             raise NotMeasuredError(f"no seed in which both families have networks of equal {metric.by}")
-        return found
+        return differences
     frame = _joined([*(_values(table, term) for term in metric.of), *(_values(table, term) for term in metric.minus)])
     of, minus = frame.iloc[:, : len(metric.of)], frame.iloc[:, len(metric.of) :]
     if metric.kind == "share":

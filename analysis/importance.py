@@ -58,8 +58,8 @@ def parameter_importance(table: pd.DataFrame, parameters: Sequence[str], metric:
         gain = gains[name]
         rows.append([name, gain.mean(), gain.min(), gain.max(), rank[0], rank[1], len(y_S), explained])
     columns = ["parameter", "importance", "low", "high", "correlation", "p", "n", "explained"]
-    found = pd.DataFrame(rows, columns=columns)
-    return found.sort_values("importance", ascending=False, ignore_index=True)
+    importances = pd.DataFrame(rows, columns=columns)
+    return importances.sort_values("importance", ascending=False, ignore_index=True)
 
 
 def _gains(x: pd.DataFrame, y_S: np.ndarray) -> tuple[dict[str, np.ndarray], float]:

@@ -78,9 +78,9 @@ def seed_estimate(values: ArrayLike, bounds: Bounds = UNBOUNDED) -> SeedEstimate
     Raises:
         ValueError: no value, or a value that is not finite.
     """
-    found = mean_interval(values)
+    estimate = mean_interval(values)
     seeds = tuple(float(value) for value in values)  # type: ignore[union-attr]
-    if found.n < SEEDS_FOR_INTERVAL:
-        return SeedEstimate(found.mean, math.nan, math.nan, found.n, seeds)
-    low, high = max(found.low, bounds[0]), min(found.high, bounds[1])
-    return SeedEstimate(found.mean, low, high, found.n, seeds)
+    if estimate.n < SEEDS_FOR_INTERVAL:
+        return SeedEstimate(estimate.mean, math.nan, math.nan, estimate.n, seeds)
+    low, high = max(estimate.low, bounds[0]), min(estimate.high, bounds[1])
+    return SeedEstimate(estimate.mean, low, high, estimate.n, seeds)

@@ -110,17 +110,19 @@ def associations(
     left_out = f"{values.size - count} of {values.size} filters left out" if count < values.size else ""
     orders = np.concatenate([np.arange(count)[None], permuted_labels(np.arange(count), permutations, seed)])
     ranks = _standardised(values[member])
-    found = []
+    inferences = []
     for coordinate in coordinates[:, member]:
         other = _standardised(coordinate)
         if count < 3 or not ranks.any() or not other.any():
             why = f"{count} filters" if count < 3 else "all values equal"
             note = "; ".join(filter(None, [f"{why}: no correlation", left_out]))
-            found.append(Inference(math.nan, None, None, count, None, note))
+            inferences.append(Inference(math.nan, None, None, count, None, note))
             continue
         null = np.abs(ranks[orders] @ other)
-        found.append(Inference(float(null[0]), None, None, count, permutation_p(float(null[0]), null[1:]), left_out))
-    return found
+        inferences.append(
+            Inference(float(null[0]), None, None, count, permutation_p(float(null[0]), null[1:]), left_out)
+        )
+    return inferences
 
 
 def spectral_groups(coupling_OC: ArrayLike, groups: int, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -140,19 +142,19 @@ def spectral_groups(coupling_OC: ArrayLike, groups: int, seed: int = 0) -> tuple
     most = min(int(rows.sum()), int(columns.sum()))
     if not 2 <= groups <= most:
         raise ValueError(f"{groups} groups of {rows.sum()} × {columns.sum()} connected filters: must be 2 to {most}")
-    found = SpectralCoclustering(groups, random_state=seed).fit(matrix)
+    clustering = SpectralCoclustering(groups, random_state=seed).fit(matrix)
     readers, read = np.full(rows.size, -1), np.full(columns.size, -1)
-    readers[rows], read[columns] = found.row_labels_, found.column_labels_
+    readers[rows], read[columns] = clustering.row_labels_, clustering.column_labels_
     return readers, read
 
 
-def agreement(found: ArrayLike, imposed: ArrayLike, permutations: int = DRAWS, seed: int = 0) -> Inference:
+def agreement(clusters: ArrayLike, imposed: ArrayLike, permutations: int = DRAWS, seed: int = 0) -> Inference:
     """Adjusted Rand index (Hubert & Arabie 1985) of two partitions: 1 if they are the same, 0 on average by chance.
 
     p is one-sided, from permuting the imposed labels.
 
     Args:
-        found: (n,) labels; negative ones belong to no group, and are left out.
+        clusters: (n,) labels; negative ones belong to no group, and are left out.
         imposed: (n,) labels, likewise.
         permutations: random orders of the imposed labels, where there are too many to take all.
         seed: of the permutations.
@@ -160,7 +162,7 @@ def agreement(found: ArrayLike, imposed: ArrayLike, permutations: int = DRAWS, s
     Raises:
         ValueError: the shapes do not fit, or no filter has both labels.
     """
-    first, second = np.asarray(found, dtype=np.int64), np.asarray(imposed, dtype=np.int64)
+    first, second = np.asarray(clusters, dtype=np.int64), np.asarray(imposed, dtype=np.int64)
     if first.ndim != 1 or first.shape != second.shape:
         raise ValueError(f"labels of shapes {first.shape} and {second.shape}: must be of the same filters")
     both = (first >= 0) & (second >= 0)

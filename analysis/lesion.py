@@ -164,18 +164,20 @@ def lesions(
         if iter(batches) is batches:
             raise ValueError(f"{name} batches that can be gone through only once: give a list or a loader")
     group = np.asarray(labels, dtype=np.int64)
-    shown = [_ImageSet(model, layer, batches) for batches in (colour, grey)]
-    if group.ndim != 1 or len(group) != len(shown[0].mean):
-        raise ValueError(f"labels of shape {group.shape} do not fit the {len(shown[0].mean)} channels of {layer!r}")
-    if not (shown[0].images == shown[1].images).all():
+    image_sets = [_ImageSet(model, layer, batches) for batches in (colour, grey)]
+    if group.ndim != 1 or len(group) != len(image_sets[0].mean):
+        raise ValueError(
+            f"labels of shape {group.shape} do not fit the {len(image_sets[0].mean)} channels of {layer!r}"
+        )
+    if not (image_sets[0].images == image_sets[1].images).all():
         raise ValueError("colour and grey must be the same images: their classes differ")
     rng = np.random.default_rng(seed)
 
     def drops(channels: NDArray[np.int64]) -> list[NDArray[np.float64]]:
-        return [view.lost(channels, replacement) / max(1, view.images.sum()) for view in shown]
+        return [view.lost(channels, replacement) / max(1, view.images.sum()) for view in image_sets]
 
     nulls: dict[int, NDArray[np.float64]] = {}
-    found = []
+    results = []
     for name in np.unique(group[group >= 0]):
         channels = np.flatnonzero(group == name)
         if channels.size not in nulls:
@@ -183,14 +185,14 @@ def lesions(
             nulls[channels.size] = np.array([[part.sum() for part in drops(chosen)] for chosen in sets]).reshape(-1, 2)
         lost = drops(channels)
         with np.errstate(invalid="ignore"):
-            by_class = lost[0] * shown[0].images.sum() / shown[0].images
+            by_class = lost[0] * image_sets[0].images.sum() / image_sets[0].images
         null = nulls[channels.size]
-        found.append(
+        results.append(
             Lesion(
                 int(name), channels.size, float(lost[0].sum()), float(lost[1].sum()), by_class, null[:, 0], null[:, 1]
             )
         )
-    return found
+    return results
 
 
 class _ImageSet:

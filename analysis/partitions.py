@@ -70,12 +70,15 @@ def null_partitions(
     _fit(matrix, sizes)
     contiguous = np.repeat(np.arange(len(sizes)), sizes)
     spectral = spectral_partition(matrix, len(sizes), seed)
-    found = np.bincount(spectral[spectral >= 0], minlength=len(sizes)).tolist()
-    differ = sorted(found) != sorted(sizes)
+    spectral_sizes = np.bincount(spectral[spectral >= 0], minlength=len(sizes)).tolist()
+    differ = sorted(spectral_sizes) != sorted(sizes)
     cuts = {
         ARBITRARY_PARTITION: (permuted_labels(contiguous, draws, seed), ""),
         CONTIGUOUS_PARTITION: (contiguous[None], ""),
-        SPECTRAL_PARTITION: (spectral[None], f"groups of {found} instead of {list(sizes)} filters" if differ else ""),
+        SPECTRAL_PARTITION: (
+            spectral[None],
+            f"groups of {spectral_sizes} instead of {list(sizes)} filters" if differ else "",
+        ),
         SIZED_SPECTRAL_PARTITION: (sized_spectral_partition(matrix, sizes, seed)[None], ""),
     }
     return {
@@ -121,10 +124,10 @@ def sized_spectral_partition(corr: ArrayLike, sizes: Sequence[int], seed: int = 
     matrix = _square(corr)
     _fit(matrix, sizes)
     living, place = _embedding(matrix, len(sizes), seed)
-    found, clusters = _clusters(place, len(sizes), seed)
+    centres_found, clusters = _clusters(place, len(sizes), seed)
     by_size = np.argsort(-np.bincount(clusters, minlength=len(sizes)), kind="stable")
-    centres = np.empty_like(found)
-    centres[np.argsort(-np.asarray(sizes), kind="stable")] = found[by_size]
+    centres = np.empty_like(centres_found)
+    centres[np.argsort(-np.asarray(sizes), kind="stable")] = centres_found[by_size]
     slots = np.repeat(np.arange(len(sizes)), sizes)
     taken = _assign(place, centres[slots])
     for _ in range(ROUNDS):

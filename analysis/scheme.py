@@ -119,17 +119,17 @@ def buses(scheme: Scheme) -> list[Bus]:
     readers: dict[int, set[int]] = defaultdict(set)
     for flow in scheme.flows:
         readers[flow.source].add(flow.reader)
-    found: list[tuple[list[int], set[int]]] = []
+    gathered: list[tuple[list[int], set[int]]] = []
     for source in sorted(readers):
         if readers[source] == {source + 1}:
             continue
-        for sources, reads in found:
+        for sources, reads in gathered:
             if {reader for reader in reads if reader > source} == readers[source]:
                 sources.append(source)
                 break
         else:
-            found.append(([source], readers[source]))
-    return [Bus(tuple(sources), tuple(sorted(reads))) for sources, reads in found]
+            gathered.append(([source], readers[source]))
+    return [Bus(tuple(sources), tuple(sorted(reads))) for sources, reads in gathered]
 
 
 Units = dict[str, tuple[list[int], list[int]]]  # by convolution: unit of each input channel, of each filter
@@ -160,7 +160,7 @@ def _units_by_reader(
         for unit, sources in set(zip(units[reader][0], wiring[reader].sources, strict=True)):
             for channel in set_bits(sources.channels.get(name, 0)):
                 reading[groups[channel]].add(unit)
-        if len(reading) == len(set(groups)) and all(len(found) == 1 for found in reading.values()):
+        if len(reading) == len(set(groups)) and all(len(group_units) == 1 for group_units in reading.values()):
             of_group = [reading[group].pop() for group in range(len(reading))]
             if set(of_group) == set(range(1 + max(of_group))):
                 return of_group

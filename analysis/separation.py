@@ -89,9 +89,9 @@ def separation(
     note = "; ".join(filter(None, [hindrance or _reach(sizes, permutations), left_out]))
     statistics: tuple[Statistic, ...] = (mean_range, eta_squared, mean_auc, normalised_information)
     if len(sizes) < 2:
-        found = [Inference(math.nan, None, None, group.size, None, note)] * len(statistics)
+        inferences = [Inference(math.nan, None, None, group.size, None, note)] * len(statistics)
     elif hindrance:
-        found = [
+        inferences = [
             Inference(float(of(attribute, group[None])[0]), None, None, group.size, None, note) for of in statistics
         ]
     else:
@@ -99,10 +99,10 @@ def separation(
         parts = np.array_split(draws, math.ceil(len(draws) / ROWS))
         null = [np.concatenate([of(attribute, part) for part in parts]) for of in statistics]
         p = [permutation_p(float(row[0]), row[1:]) for row in null]
-        found = [
+        inferences = [
             Inference(float(row[0]), None, None, group.size, chance, note) for row, chance in zip(null, p, strict=True)
         ]
-    return Separation(sizes, means, *found)
+    return Separation(sizes, means, *inferences)
 
 
 def mean_range(values_n: NDArray[np.float64], labels_Pn: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -226,8 +226,8 @@ def pwcca(of: Moments, first: Columns, second: Columns) -> float:
 
     So it is not symmetric. Raises what ``canonical_correlations`` raises.
     """
-    found = canonical_correlations(of, first, second)
-    return float(found.correlations @ found.weights)
+    canonical = canonical_correlations(of, first, second)
+    return float(canonical.correlations @ canonical.weights)
 
 
 def procrustes(of: Moments, first: Columns, second: Columns) -> float:

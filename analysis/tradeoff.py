@@ -263,13 +263,13 @@ def _differences(table: pd.DataFrame, measure: str, variant: str, baseline: str)
 
 def _groups(table: pd.DataFrame) -> dict[str, int]:
     """Largest number of groups of any layer, by variant, from the column as ``gconv.Partition`` writes it."""
-    found: dict[str, int] = {}
+    groups_of: dict[str, int] = {}
     built = table[table["null"].fillna("") == ""] if "null" in table else table  # a null may cut a layer otherwise
     for variant, text in built[["variant", "groups"]].drop_duplicates().fillna("").itertuples(index=False):
         if text:
             groups = text.count(",") + 1 if "," in text else int(text.removeprefix("log:"))
-            found[variant] = max(groups, found.get(variant, 1))
-    return found
+            groups_of[variant] = max(groups, groups_of.get(variant, 1))
+    return groups_of
 
 
 def _rows(table: pd.DataFrame, measure: str, layer: str) -> pd.DataFrame:

@@ -260,7 +260,7 @@ def _seeds_for_share(than: float, matters: float, p: float) -> int | None:
     """Return the fewest seeds with which a true share of ``than + matters`` is found with ``POWER``."""
     for n in range(FEWEST_SEEDS, MOST_SEEDS):
         k = np.arange(n + 1)
-        found = (stats.binom.sf(k - 1, n, than) <= p) & (stats.binom.cdf(k, n, than + matters) > ALPHA / 2)
-        if stats.binom.pmf(k[found], n, than + matters).sum() >= POWER:
+        significant = (stats.binom.sf(k - 1, n, than) <= p) & (stats.binom.cdf(k, n, than + matters) > ALPHA / 2)
+        if stats.binom.pmf(k[significant], n, than + matters).sum() >= POWER:
             return n
     return None

@@ -169,8 +169,8 @@ def time_ways(case: Case, repeats: int) -> Iterator[tuple[str, tuple[Latency, fl
         own = _model(model, way)
         errors[way] = _errors(_results(own, case, x, dy), exact)
         calls[way] = partial(_call, own, case, x, dy)
-    for way, found in errors.items():
-        for name, error in found.items():
+    for way, errors_of_way in errors.items():
+        for name, error in errors_of_way.items():
             allowed = max(2 * errors[REFERENCE][name], MAX_ERROR_ULP * torch.finfo(case.dtype).eps)
             if not error <= allowed:
                 print(

@@ -244,12 +244,12 @@ def _rounds(
     best = min(first[name] for name in hand)
     running = [name for name in calls if name not in hand or first[name] <= HOPELESS * best]
     times = {name: max(1, min(1000, round(SHORT / max(first[name], 1e-6)))) for name in running}
-    found: dict[str, list[float]] = {name: [] for name in calls}
+    seconds_by_name: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(repeats):
         start = turn % len(running)
         for name in running[start:] + running[:start]:
-            found[name].append(seconds_of(name, times[name]))
-    return found
+            seconds_by_name[name].append(seconds_of(name, times[name]))
+    return seconds_by_name
 
 
 def _known(path: Path) -> set[Case]:
@@ -282,7 +282,7 @@ def summary(rows: pd.DataFrame) -> str:
     lines = []
     for ratio, goal in GOALS.items():
         groups = rows.groupby(["choice", "dtype", "op", "batch"])[ratio]
-        told = pd.DataFrame(
+        ratios_table = pd.DataFrame(
             {
                 "cases": groups.count(),
                 "mean": groups.apply(lambda values: float(np.exp(np.log(values).mean()))),
@@ -293,7 +293,7 @@ def summary(rows: pd.DataFrame) -> str:
                 f"below {goal}": groups.apply(lambda values, goal=goal: int((values < goal).sum())),
             }
         )
-        lines += [f"\n{ratio} (goal {goal}; mean: geometric)", told.to_string(float_format="%.2f")]
+        lines += [f"\n{ratio} (goal {goal}; mean: geometric)", ratios_table.to_string(float_format="%.2f")]
     return "\n".join(lines)
 
 

@@ -240,9 +240,9 @@ def time_op(case: Case, op: str, layer: GroupedConv2d) -> Iterator[tuple[str, li
     for name, (way, benchmark) in ways.items():
         try:
             with cudnn("benchmark" if benchmark else "deterministic"):
-                found = way(x, dy, layer.weight.detach())
+                result = way(x, dy, layer.weight.detach())
                 if not name.startswith("dense"):
-                    _check(name, found, reference, case.dtype)
+                    _check(name, result, reference, case.dtype)
                 way(*sets[0], layer.weight.detach())  # what is tuned is tuned for this size, before it is recorded
         except Exception as error:
             print(f"{case.layer} {case.partition} {op}: {name} is not timed: {' '.join(str(error).split())[:300]}")
@@ -320,8 +320,8 @@ def _step(module: nn.Module, kernel: str | None, weight: Tensor | None = None) -
     return step
 
 
-def _check(name: str, found: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
-    error = ((found.double() - exact).abs().max() / exact.abs().max()).item()
+def _check(name: str, result: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
+    error = ((result.double() - exact).abs().max() / exact.abs().max()).item()
     allowed = FP32_ERROR if dtype == torch.float32 else 4 * torch.finfo(dtype).eps
     if not error <= allowed:
         raise ValueError(f"it is off by {error:.1e} of the largest number, more than {allowed:.1e}")

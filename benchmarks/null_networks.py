@@ -180,16 +180,16 @@ def _plant(first: Tensor, readers: list[Tensor], rng: np.random.Generator) -> No
     size = float(first.flatten(1).norm(dim=1).mean())
     first.copy_(torch.from_numpy(size * _coloured(pattern, saturation)))
     if len(readers) == 1:
-        apart = (rng.permutation(len(readers[0])) % 2)[:, None] != part[None, :]
-        readers[0][torch.from_numpy(apart)] *= 0.2
+        opposite = (rng.permutation(len(readers[0])) % 2)[:, None] != part[None, :]
+        readers[0][torch.from_numpy(opposite)] *= 0.2
 
 
-def plant_in_groups(model: nn.Module, shown: MeasuredImages) -> None:
+def plant_in_groups(model: nn.Module, images: MeasuredImages) -> None:
     """Make the groups of later layers differ: each leaves out what its inputs share with those of others."""
     for name, module in model.named_modules():
         if isinstance(module, GroupedConv2d) and len(module.geometry.in_groups.sizes) > 1:
-            calibrate(model, shown.training())
-            covariance = collect(model, shown.training(), {Input(name): ResponseStatistics()})[Input(name)].covariance
+            calibrate(model, images.training())
+            covariance = collect(model, images.training(), {Input(name): ResponseStatistics()})[Input(name)].covariance
             member = torch.tensor(module.geometry.in_groups.labels)
             with torch.no_grad():
                 for group, weight in enumerate(group_weights(module)):
@@ -198,12 +198,12 @@ def plant_in_groups(model: nn.Module, shown: MeasuredImages) -> None:
                     weight -= torch.einsum("ir,jr,ojhw->oihw", common, common, weight.clone())
 
 
-def fit_readout(model: nn.Module, shown: MeasuredImages) -> float:
+def fit_readout(model: nn.Module, images: MeasuredImages) -> float:
     """Calibrate the batch norms, then fit the last linear layer to the labels by ridge regression, on training images.
 
     Returns the accuracy on test images. A network that ends in a convolution is only calibrated.
     """
-    calibrate(model, shown.training())
+    calibrate(model, images.training())
     last = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if not last:
         return float("nan")
@@ -212,7 +212,7 @@ def fit_readout(model: nn.Module, shown: MeasuredImages) -> float:
     hook = classify.register_forward_pre_hook(lambda _module, inputs: features.append(inputs[0].double()))
     labels = []
     with torch.no_grad():
-        for x, of_x in shown.labelled_training():
+        for x, of_x in images.labelled_training():
             model(x)
             labels.append(of_x)
         hook.remove()
@@ -224,7 +224,7 @@ def fit_readout(model: nn.Module, shown: MeasuredImages) -> float:
         fitted = torch.linalg.solve(gram + ridge, (x - mean).T @ (targets - targets.mean(0)))
         classify.weight.copy_(fitted.T)
         classify.bias.copy_(targets.mean(0) - mean @ fitted)
-        right = [(model(x).argmax(1) == of_x).double() for x, of_x in shown.labelled()]
+        right = [(model(x).argmax(1) == of_x).double() for x, of_x in images.labelled()]
     return float(torch.cat(right).mean())
 
 
@@ -232,7 +232,7 @@ Builder = Callable[[], nn.Module]
 
 
 def network_pair(
-    build: Builder, kind: Kind, seed: int, stream: int, shown: MeasuredImages
+    build: Builder, kind: Kind, seed: int, stream: int, images: MeasuredImages
 ) -> tuple[nn.Module, nn.Module]:
     """Return a network of a kind, and the same network at initialisation, given by the seed and the architecture only.
 
@@ -241,7 +241,7 @@ def network_pair(
         kind: kind of the trained network.
         seed: seed of the run.
         stream: number of the variant: networks of one seed differ in everything that they learned.
-        shown: images for the batch norms and the last layer.
+        images: images for the batch norms and the last layer.
     """
     networks = []
     for _ in range(2):
@@ -251,8 +251,8 @@ def network_pair(
     trained, untrained = networks
     pretend_training(trained, kind, np.random.default_rng([seed, stream]))
     if kind.planted:
-        plant_in_groups(trained, shown)
-    fit_readout(trained, shown)
+        plant_in_groups(trained, images)
+    fit_readout(trained, images)
     return trained, untrained
 
 

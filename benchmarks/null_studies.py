@@ -145,10 +145,10 @@ def simulate_effects(
     one_run = partial(run_effects, claims, kind, data_root=data_root, tables=tables)
     if processes > 1:
         with get_context("spawn").Pool(processes, torch.set_num_threads, (1,)) as pool:
-            found = pool.map(one_run, range(runs), chunksize=1)
+            results = pool.map(one_run, range(runs), chunksize=1)
     else:
-        found = [one_run(seed) for seed in range(runs)]
-    return {part: np.array([of_run[part] for of_run in found]) for part in found[0]}
+        results = [one_run(seed) for seed in range(runs)]
+    return {part: np.array([of_run[part] for of_run in results]) for part in results[0]}
 
 
 def run_effects(
@@ -163,7 +163,7 @@ def run_effects(
         if kept is not None:
             kept.parent.mkdir(parents=True, exist_ok=True)
             table.to_csv(kept, index=False)
-    found = {}
+    effects_of = {}
     for claim, part, test in simulated_parts(claims):
         of_study = table[table["study"] == claim.studies[0]]
         _, unlearned, _ = sort_evidence(of_study, pd.DataFrame(), NONE_MISSING)
@@ -172,8 +172,8 @@ def run_effects(
             value = measure_effect(record.for_effect(test.metric)[0], test.metric).values[0]
         except NotMeasuredError:
             value = np.nan
-        found[claim.number, part] = float(value)
-    return found
+        effects_of[claim.number, part] = float(value)
+    return effects_of
 
 
 def simulated_parts(claims: Sequence[Claim]) -> list[tuple[Claim, int, Test]]:
@@ -263,9 +263,12 @@ def rates(claims: Sequence[Claim], effects: Effects, studies: int, seeds: int) -
                     by_part[place][draw] = 2 * part.support <= ALPHA
     rows = []
     for (number, part), values in effects.items():
-        k, found = [claim.number for claim in judged].index(number), values[np.isfinite(values)]
-        row = {"claim": number, "part": part, "runs": len(found), "studies": studies, "seeds": seeds}
-        row |= {"effect": found.mean() if len(found) else np.nan, "sd": found.std(ddof=1) if len(found) > 1 else np.nan}
+        k, finite = [claim.number for claim in judged].index(number), values[np.isfinite(values)]
+        row = {"claim": number, "part": part, "runs": len(finite), "studies": studies, "seeds": seeds}
+        row |= {
+            "effect": finite.mean() if len(finite) else np.nan,
+            "sd": finite.std(ddof=1) if len(finite) > 1 else np.nan,
+        }
         row |= {"matters": _test(claims, (number, part)).matters, "part_alone": by_part[number, part].mean()}
         rows.append(row | {"alone": alone[:, k].mean(), "ledger": together[:, k].mean(), "power": power[:, k].mean()})
     return pd.DataFrame(rows)

@@ -92,16 +92,16 @@ def _evaluation(planned: Any) -> float:
 def main(arguments: list[str]) -> int:
     """Measure random and bayes search and print the results; return 1 if the overhead is over the limit."""
     points = next((int(a.split("=")[1]) for a in arguments if a.startswith("--points=")), 12)
-    found = {method: measure(points, method) for method in ("random", "bayes")}
+    overheads = {method: measure(points, method) for method in ("random", "bayes")}
     if "--json" in arguments:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(overheads, indent=1))
     else:
-        for method, seconds in found.items():
+        for method, seconds in overheads.items():
             print(
                 f"{method}: {points} points of {seconds['run']:.2f} s; overhead {seconds['overhead']:.2f} s a point, "
                 f"worst {seconds['worst']:.2f} (limit {MAX_OVERHEAD_S:g}); start-up {seconds['start_up']:.1f} s"
             )
-    return int(any(seconds["overhead"] > MAX_OVERHEAD_S for seconds in found.values()))
+    return int(any(seconds["overhead"] > MAX_OVERHEAD_S for seconds in overheads.values()))
 
 
 if __name__ == "__main__":

@@ -67,16 +67,16 @@ def check_devices(names: list[str], ranks: int) -> None:
     Raises:
         UsageError: there is not.
     """
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     for name in set(names) - {"cpu"}:
         if name not in ("auto", "cuda"):
             raise UsageError(
                 f"recipe.device={name} cannot be combined with {ranks} processes: must be auto, cuda or cpu"
             )
-        if found < ranks:
-            fewer = f"gpus={found}, or " if found else ""
+        if available < ranks:
+            fewer = f"gpus={available}, or " if available else ""
             raise UsageError(
-                f"gpus={ranks}: this machine has {found} CUDA device{'s' * (found != 1)}; use {fewer}"
+                f"gpus={ranks}: this machine has {available} CUDA device{'s' * (available != 1)}; use {fewer}"
                 f"--recipe.device=cpu for {ranks} processes that share its CPU"
             )
 

@@ -147,10 +147,12 @@ def measure_all(study: Study, done: list[PlannedRun]) -> None:
             kept.setdefault(p.variant.name, []).append(str(p.run.seed))
         else:
             measured.unlink(missing_ok=True)
-            found = measure_run(study.name, p.run, p.trained_model(), p.fresh_model(), p.context(), study.measures)
-            save_arrays(p.run.folder / "arrays.npz", found.arrays)
-            save_table(p.run.folder / "notes.csv", found.notes)
-            save_table(p.run.folder / "measures.csv", found.table)
+            measurements = measure_run(
+                study.name, p.run, p.trained_model(), p.fresh_model(), p.context(), study.measures
+            )
+            save_arrays(p.run.folder / "arrays.npz", measurements.arrays)
+            save_table(p.run.folder / "notes.csv", measurements.notes)
+            save_table(p.run.folder / "measures.csv", measurements.table)
             write_json(measured, {**key, **counts})
     if kept:
         which = "; ".join(f"{name}, seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}" for name, seeds in kept.items())

@@ -156,13 +156,13 @@ class Tracker:
             import pandas as pd
 
             wandb = importlib.import_module("wandb")
-            shown: dict[str, Any] = {}
+            media: dict[str, Any] = {}
             for name, path in tables.items():
                 table = pd.read_csv(path, keep_default_na=False, dtype=str)
-                shown[f"tables/{name}"] = wandb.Table(columns=list(table), data=_values(table))
+                media[f"tables/{name}"] = wandb.Table(columns=list(table), data=_values(table))
             for name, path in figures.items():
-                shown[f"figures/{name}"] = wandb.Image(str(path))
-            run.log(shown)
+                media[f"figures/{name}"] = wandb.Image(str(path))
+            run.log(media)
 
         self._try(send)
 
@@ -228,9 +228,9 @@ def log_results(
     tracker = Tracker(mode, PROJECT, name, study, config, folder, kind="results", identity=identity)
     if not tracker.on:
         return
-    shown = {path.stem: path for path in figures if path.suffix == ".png"}
-    tracker.show({path.stem: path for path in tables}, shown)
-    tracker.finish({"tables": len(tables), "figures": len(shown)})
+    images = {path.stem: path for path in figures if path.suffix == ".png"}
+    tracker.show({path.stem: path for path in tables}, images)
+    tracker.finish({"tables": len(tables), "figures": len(images)})
     if tracker.on and not tracker._given_up:
         notes.mkdir(parents=True, exist_ok=True)
         (notes / ("results-sent" if tracker._online else "results-kept")).write_text(identity, encoding="utf-8")
@@ -256,8 +256,8 @@ def _values(table: Any) -> list[list[Any]]:
 
 def _automatic() -> str:
     """Return the mode of ``auto``: WANDB_MODE or wandb's settings, otherwise online where somebody is logged in."""
-    said = os.environ.get("WANDB_MODE") or _mode_in_settings()
-    return OLD_MODES.get(said, said) or ("online" if _logged_in() else "offline")
+    mode = os.environ.get("WANDB_MODE") or _mode_in_settings()
+    return OLD_MODES.get(mode, mode) or ("online" if _logged_in() else "offline")
 
 
 def _mode_in_settings() -> str:
@@ -270,8 +270,8 @@ def _mode_in_settings() -> str:
             files.read(path / "settings", encoding="utf-8")
         except (ConfigParserError, UnicodeDecodeError):  # wandb itself reports it
             continue
-    said = files.get("default", "mode", fallback="")
-    return said if OLD_MODES.get(said, said) in ("disabled", "offline") else ""
+    mode = files.get("default", "mode", fallback="")
+    return mode if OLD_MODES.get(mode, mode) in ("disabled", "offline") else ""
 
 
 def check_account(mode: WandbMode) -> None:

@@ -141,7 +141,7 @@ def regroup(model: nn.Module, groups: Spec, where: Where = None, keep: Keep = "s
     skipped: dict[str, str] = {}
     cut: dict[nn.Module, nn.Module] = {}
     for name, dense in names.items():
-        conv, shown = regrouped.get_submodule(name), name or type(model).__name__
+        conv, path = regrouped.get_submodule(name), name or type(model).__name__
         try:
             if any(users[id(p)] > 1 for p in conv.parameters(recurse=False)):
                 raise ValueError("it shares its weight or bias with another layer")
@@ -150,9 +150,9 @@ def regroup(model: nn.Module, groups: Spec, where: Where = None, keep: Keep = "s
                 kept = f"the model also holds it outside of its modules ({elsewhere[dense]}), where it would stay dense"
                 raise ValueError(f"{kept}; hold it in an nn.ModuleList or nn.ModuleDict alone")
             with torch.device("cpu"):  # permutations need values even if models are built on the meta device
-                cut[conv], layer = _cut(shown, plain, groups, keep)
+                cut[conv], layer = _cut(path, plain, groups, keep)
         except ValueError as error:
-            skipped[shown] = str(error)
+            skipped[path] = str(error)
         else:
             changed.append(layer)
     if not changed:
@@ -200,8 +200,8 @@ def _hint(pattern: str, names: list[str]) -> str:
     return f"near it: {', '.join(near)}" if near else f"there are: {_some(names)}"
 
 
-def _some(names: list[str], shown: int = 6) -> str:
-    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+def _some(names: list[str], listed: int = 6) -> str:
+    return ", ".join(names[:listed]) + (f" and {len(names) - listed} more" if len(names) > listed else "")
 
 
 def _plain(module: nn.Module) -> nn.Conv2d | GroupedConv2d:

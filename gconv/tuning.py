@@ -195,12 +195,12 @@ def tune(
 
 def _uses(model: nn.Module, arguments: Sequence[Any]) -> set[Use]:
     """Return the ops of one call of a model, with those of the backward pass in training mode."""
-    found: set[Use] = set()
+    used: set[Use] = set()
     tensors = [t for t in tree_leaves(arguments) if isinstance(t, Tensor)]
     devices = {t.device for t in (*model.parameters(), *tensors) if t.device.type == "cuda"}
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
-        with torch.random.fork_rng(devices), _watching(_watcher(found.add)):
+        with torch.random.fork_rng(devices), _watching(_watcher(used.add)):
             if not (model.training and torch.is_grad_enabled()):
                 with torch.no_grad():
                     model(*arguments)
@@ -214,7 +214,7 @@ def _uses(model: nn.Module, arguments: Sequence[Any]) -> set[Use]:
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)
-    return found
+    return used
 
 
 @contextmanager

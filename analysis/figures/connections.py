@@ -227,11 +227,11 @@ def _draw_links(
 
     for row, links in enumerate(steps):
         for strong in (False, True):
-            shown = [link for link in links if (link[1] in seen[row + 1]) == strong]
-            tints = [colours[row][source] if 0 <= source < len(colours[row]) else NEUTRAL for source, _ in shown]
+            drawn = [link for link in links if (link[1] in seen[row + 1]) == strong]
+            tints = [colours[row][source] if 0 <= source < len(colours[row]) else NEUTRAL for source, _ in drawn]
             style = {"linestyles": (0, (1, 1)) if dotted[row] else "solid", "zorder": 2 + strong}
-            width, alpha = (0.9 if len(shown) <= 16 else 0.5, 1.0) if strong else (0.5, 0.4)
-            ends = [(point(row, source), point(row + 1, out)) for source, out in shown]
+            width, alpha = (0.9 if len(drawn) <= 16 else 0.5, 1.0) if strong else (0.5, 0.4)
+            ends = [(point(row, source), point(row + 1, out)) for source, out in drawn]
             axes.add_collection(LineCollection(ends, colors=tints, linewidths=width, alpha=alpha, **style))
         padding = sorted({source for source, _ in links} - set(range(len(colours[row]))))
         places = [point(row, source) for source in padding]

@@ -36,25 +36,28 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
         The files written; none if there is no matrix.
     """
     arrays = saved.arrays
-    found = {
+    matrices_by_place = {
         (variant, key.split(" ", 1)[1]): _matrix(a, key.split(" ", 1)[1])
         for variant, a in arrays.items()
         for key in a
         if key.startswith("correlation ")
     }
-    if not found:
+    if not matrices_by_place:
         return []
-    layers = list(dict.fromkeys(layer for _, layer in found))
-    shown = evenly(layers, LAYERS)
-    variants = [variant for variant in arrays if any((variant, layer) in found for layer in shown)]
-    ways = {layer: {m.title for (_, column), m in found.items() if column == layer and m.title} for layer in shown}
+    layers = list(dict.fromkeys(layer for _, layer in matrices_by_place))
+    drawn = evenly(layers, LAYERS)
+    variants = [variant for variant in arrays if any((variant, layer) in matrices_by_place for layer in drawn)]
+    ways = {
+        layer: {m.title for (_, column), m in matrices_by_place.items() if column == layer and m.title}
+        for layer in drawn
+    }
     headings = {layer: f"{layer}, {next(iter(way))[0]}" if len(way) == 1 else layer for layer, way in ways.items()}
     panels = {
         (variant, headings[layer]): replace(matrix, title=() if len(ways[layer]) == 1 else matrix.title)
-        for (variant, layer), matrix in found.items()
+        for (variant, layer), matrix in matrices_by_place.items()
         if layer in headings
     }
-    caption = CAPTION + left_out_note(len(shown), len(layers), "layers")
+    caption = CAPTION + left_out_note(len(drawn), len(layers), "layers")
     return matrices.draw(
         variants, list(headings.values()), panels, (1.0, "|r|"), (TITLE, caption), folder, "correlation"
     )

@@ -39,20 +39,20 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
     banded = len(styles) <= BANDS
     for panel, (measure, title) in zip(panels, TITLES.items(), strict=True):
         for variant, style in styles.items():
-            found = by_epoch(curves, variant, measure)
+            band = by_epoch(curves, variant, measure)
             panel.plot(
-                found.index,
-                found["mean"],
+                band.index,
+                band["mean"],
                 style.line,
                 color=style.colour,
                 label=variant,
                 marker=style.marker,
                 markersize=2.5,
-                markevery=max(1, len(found) // MARKS),
+                markevery=max(1, len(band) // MARKS),
                 linewidth=0.9,
             )
             if banded:
-                panel.fill_between(found.index, found["min"], found["max"], color=style.colour, alpha=0.2, linewidth=0)
+                panel.fill_between(band.index, band["min"], band["max"], color=style.colour, alpha=0.2, linewidth=0)
         panel.set(xlabel="epoch", ylabel=title)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     seeds = curves["seed"].nunique()

@@ -47,8 +47,10 @@ def seed_estimates(values: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
         finite = part[np.isfinite(part["value"])]
         if len(finite):
             of_seeds = finite.groupby("seed", dropna=False)["value"].mean()
-            found = seed_estimate(of_seeds.to_numpy(), _bounds(finite))
-            rows.append((*key, found.mean, found.low, found.high, found.n, found.seeds, len(part) - len(finite)))
+            estimate = seed_estimate(of_seeds.to_numpy(), _bounds(finite))
+            rows.append(
+                (*key, estimate.mean, estimate.low, estimate.high, estimate.n, estimate.seeds, len(part) - len(finite))
+            )
     return pd.DataFrame(rows, columns=pd.Index([*by, *ESTIMATE]))
 
 
@@ -88,9 +90,9 @@ def evenly(items: Sequence[Item], most: int) -> list[Item]:
     return [items[k] for k in np.linspace(0, len(items) - 1, most).round().astype(int)]
 
 
-def left_out_note(shown: int, all_of_them: int, what: str) -> str:
+def left_out_note(drawn: int, all_of_them: int, what: str) -> str:
     """Return a sentence on the items left out; empty if all are drawn."""
-    return f" {shown} of {all_of_them} {what} drawn, evenly spaced." if shown < all_of_them else ""
+    return f" {drawn} of {all_of_them} {what} drawn, evenly spaced." if drawn < all_of_them else ""
 
 
 @dataclass(frozen=True)
@@ -109,12 +111,12 @@ class Mark:
 
 def marks(nulls: Iterable[str]) -> dict[str, Mark]:
     """Return the mark of each null that occurs; the trained network comes first."""
-    found = set(nulls)
-    order = [null for null in NULLS if null in found] + sorted(found - {TRAINED, *NULLS})
+    present = set(nulls)
+    order = [null for null in NULLS if null in present] + sorted(present - {TRAINED, *NULLS})
     palette = sns.color_palette("colorblind")[:7]
-    places = {null: k for k, null in enumerate([*NULLS, *sorted(found - {TRAINED, *NULLS})])}
+    places = {null: k for k, null in enumerate([*NULLS, *sorted(present - {TRAINED, *NULLS})])}
     styled = {null: Mark(palette[places[null] % 7], MARKS[places[null] % len(MARKS)], True) for null in order}
-    return ({TRAINED: Mark(INK, "o", False)} if TRAINED in found else {}) | styled
+    return ({TRAINED: Mark(INK, "o", False)} if TRAINED in present else {}) | styled
 
 
 def label(null: str) -> str:

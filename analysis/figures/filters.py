@@ -29,16 +29,16 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
     Returns:
         The files written; none if no variant has RGB filters.
     """
-    shown = {name: a for name, a in saved.arrays.items() if "filters" in a}
-    if not shown:
+    drawn = {name: a for name, a in saved.arrays.items() if "filters" in a}
+    if not drawn:
         return []
-    height = min(0.85, (page.HEIGHT - 0.3) / len(shown))
+    height = min(0.85, (page.HEIGHT - 0.3) / len(drawn))
     figure, strips = plt.subplots(
-        len(shown), 1, figsize=(page.WIDTH, 0.3 + height * len(shown)), squeeze=False, layout="constrained"
+        len(drawn), 1, figsize=(page.WIDTH, 0.3 + height * len(drawn)), squeeze=False, layout="constrained"
     )
-    names = page.short_names(list(shown), 36)
+    names = page.short_names(list(drawn), 36)
     blocks = {}
-    for strip, (name, a) in zip(strips[:, 0], shown.items(), strict=True):
+    for strip, (name, a) in zip(strips[:, 0], drawn.items(), strict=True):
         blocks[name] = draw_strip(strip, a)
         strip.set_ylabel(page.wrapped(names[name], 13, 3), rotation=0, ha="right", va="center", fontsize=7)
     page.title(figure, "First-layer filters by the group that reads them, with their mean colour index")

@@ -52,7 +52,7 @@ def draw(
     styles = marks(cells["null"])
     line = min(0.3, (page.HEIGHT - 1 - 0.5 * len(quantities)) / (len(quantities) * len(variants)))
     of_row = [_variants(cells, quantity) for quantity in quantities]
-    heights = [line * len(shown) + 0.3 for shown in of_row]
+    heights = [line * len(row_variants) + 0.3 for row_variants in of_row]
     figure, panels = plt.subplots(
         len(quantities),
         len(columns),
@@ -66,19 +66,19 @@ def draw(
     names = page.short_names(variants, 22)
     longest = max(map(len, names.values()))
     width = (page.WIDTH - page.CHARACTER * 6.5 * longest) / len(columns) - 0.1
-    for row, quantity, shown, height in zip(panels, quantities, of_row, heights, strict=True):
+    for row, quantity, row_variants, height in zip(panels, quantities, of_row, heights, strict=True):
         of_quantity = cells[cells["quantity"] == quantity.name]
         within = axis_ends(of_quantity, *([] if quantity.zero is None else [quantity.zero]))
         for panel, column in zip(row, columns, strict=True):
             here = of_quantity[of_quantity["column"] == column]
-            _draw_panel(panel, here, shown, styles, quantity, within, 3.5 if line > 0.2 else 2.5)
+            _draw_panel(panel, here, row_variants, styles, quantity, within, 3.5 if line > 0.2 else 2.5)
             panel.set_xlim(within)
             panel.xaxis.set_major_locator(MaxNLocator(2 if width < 1 else 4))
             panel.xaxis.set_major_formatter("{x:.3g}")
             panel.tick_params(labelsize=6)
         row[0].set_ylabel(page.wrapped(quantity.name, page.fitting(height, 7), 3), fontsize=7)
-        row[0].set_yticks(range(len(shown)), [names[variant] for variant in shown], fontsize=6.5)
-        row[0].set_ylim(len(shown) - 0.5, -0.5)
+        row[0].set_yticks(range(len(row_variants)), [names[variant] for variant in row_variants], fontsize=6.5)
+        row[0].set_ylim(len(row_variants) - 0.5, -0.5)
     for panel, column in zip(panels[0], columns, strict=True):
         panel.set_title(page.wrapped(column, page.fitting(width, 6.5), 3), fontsize=6.5)
     page.title(figure, title)

@@ -39,16 +39,16 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
         The files written; none if there is no matrix.
     """
     arrays = saved.arrays
-    found = {
+    covariances = {
         (variant, key.removeprefix("whitened ")): values
         for variant, a in arrays.items()
         for key, values in a.items()
         if key.startswith("whitened ") and values.ndim == 2
     }
-    if not found:
+    if not covariances:
         return []
-    pairs = list(dict.fromkeys(pair for _, pair in found))
-    shown = evenly(pairs, PAIRS)
+    pairs = list(dict.fromkeys(pair for _, pair in covariances))
+    drawn = evenly(pairs, PAIRS)
     energy = energies(saved.measures)
     panels = {
         (variant, pair): Matrix(
@@ -57,8 +57,8 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
             arrays[variant].get(f"whitened {pair} columns"),
             _title(energy, variant, pair),
         )
-        for (variant, pair), values in found.items()
-        if pair in shown
+        for (variant, pair), values in covariances.items()
+        if pair in drawn
     }
     entries = np.concatenate([matrix.values[np.isfinite(matrix.values)] for matrix in panels.values()])
     largest = float(np.quantile(entries, BRIGHTEST)) if entries.size else 1.0
@@ -66,11 +66,11 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
         "Rows: filters of the first layer by the group that reads them; columns: filters of the second by the group "
         "that computes them; matrices of the first seed. Over each: share of the energy (squares) on the blocks; by "
         f"chance: their share of the area; untr.: of the network untrained. {_seeds_note(energy)}"
-        f"{left_out_note(len(shown), len(pairs), 'pairs of layers')}"
+        f"{left_out_note(len(drawn), len(pairs), 'pairs of layers')}"
     )
     variants = [variant for variant in arrays if any(key[0] == variant for key in panels)]
     return matrices.draw(
-        variants, shown, panels, (largest or 1.0, "|covariance|"), (TITLE, caption), folder, "interlayer"
+        variants, drawn, panels, (largest or 1.0, "|covariance|"), (TITLE, caption), folder, "interlayer"
     )
 
 

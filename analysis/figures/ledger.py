@@ -61,8 +61,8 @@ def draw(rows: pd.DataFrame, folder: Path) -> list[Path]:
     right.spines["right"].set_visible(False)
     sns.despine(ax=axes, left=True)
     page.title(figure, "Claims of the literature: effect, 95% interval, verdict")
-    shown = [verdict for verdict in STYLES if verdict in set(rows["verdict"])]
-    page.legend(figure, [_handle(verdict) for verdict in shown], shown)
+    present = [verdict for verdict in STYLES if verdict in set(rows["verdict"])]
+    page.legend(figure, [_handle(verdict) for verdict in present], present)
     page.caption(
         figure,
         "0: nothing there; 1: the smallest effect of interest. Grey: smaller than that, on either side. =: the claim "

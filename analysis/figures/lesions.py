@@ -23,9 +23,11 @@ REPLACEMENTS = {"zero": "silenced", "mean": "mean instead"}
 COLOURS = {"colour": (0.84, 0.37, 0.0), "grey": (0.4, 0.4, 0.4)}
 
 
-def styles(found: pd.Series) -> dict[str, Mark]:
+def styles(falls_by_series: pd.Series) -> dict[str, Mark]:
     """Return the mark of each series: colour by images, nulls hollow; a group comes before its nulls."""
-    order = sorted(set(found), key=lambda series: (series.endswith("grey images"), not series.startswith("group,")))
+    order = sorted(
+        set(falls_by_series), key=lambda series: (series.endswith("grey images"), not series.startswith("group,"))
+    )
     return {
         series: Mark(COLOURS["grey" if series.endswith("grey images") else "colour"], "so"[plain], not plain)
         for series in order
@@ -55,10 +57,10 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
     Returns:
         The files written; none if no group was silenced.
     """
-    found = drops(saved.measures)
-    if found.empty:
+    table = drops(saved.measures)
+    if table.empty:
         return []
-    variants, looks = list(dict.fromkeys(found["variant"])), styles(found["series"])
+    variants, looks = list(dict.fromkeys(table["variant"])), styles(table["series"])
     height = row_height(len(variants))
     figure, panels = plt.subplots(
         len(variants),
@@ -73,11 +75,11 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
     image = None
     for row, variant in zip(panels, variants, strict=True):
         row[1].sharey(row[0])
-        within = axis_ends(found[found["variant"] == variant], 0.0)
+        within = axis_ends(table[table["variant"] == variant], 0.0)
         for panel, replacement in zip(row, REPLACEMENTS, strict=False):
-            chosen = (found["variant"] == variant) & (found["replacement"] == replacement)
+            chosen = (table["variant"] == variant) & (table["replacement"] == replacement)
             panel.axhline(0, color="0.6", linewidth=0.7, zorder=1)
-            draw_panel(panel, found[chosen], looks, within)
+            draw_panel(panel, table[chosen], looks, within)
         row[1].tick_params(labelleft=False)
         falls = maps[variant]
         if falls is None:
@@ -97,19 +99,19 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
         panel.set_xlabel("group", fontsize=7)
     page.title(figure, "Fall of the test accuracy without a group")
     page.legend(figure, [mark.handle() for mark in looks.values()], list(looks))
-    layers = ", ".join(dict.fromkeys(found["layer"]))
+    layers = ", ".join(dict.fromkeys(table["layer"]))
     page.caption(
         figure,
         f"The filters of {layers} that one group reads, set to zero or to their mean; hollow: as many filters whatever "
-        f"their group. {seeds_note(found)} Right: the fall of each class, a row for each group, of the first seed.",
+        f"their group. {seeds_note(table)} Right: the fall of each class, a row for each group, of the first seed.",
     )
     return page.save(figure, folder, "lesions")
 
 
 def _title_classes(figure: Figure, panels: NDArray, maps: Mapping[str, NDArray | None], image: AxesImage) -> None:
-    shown = [panel for panel in panels if panel.get_visible()]
+    visible = [panel for panel in panels if panel.get_visible()]
     count = next(falls.shape[1] for falls in maps.values() if falls is not None)
-    shown[0].set_title(page.wrapped(f"{count} classes, mean instead", page.fitting(page.WIDTH / 4, 7)), fontsize=7)
+    visible[0].set_title(page.wrapped(f"{count} classes, mean instead", page.fitting(page.WIDTH / 4, 7)), fontsize=7)
     bar = figure.colorbar(image, ax=list(panels), aspect=25, shrink=min(1.0, 3 / len(panels)))
     bar.set_label("fall of the class's accuracy", fontsize=6)
     bar.ax.tick_params(labelsize=6)

@@ -89,17 +89,17 @@ def lay_out(variants: int, columns: Sequence[str], titles: Sequence[tuple[str, .
     broad = min(LARGEST, (page.WIDTH - NAMES - BAR) / len(columns) - GAP)
     heading = max(_heading(column, broad)[1] for column in columns) + 0.04
     room = page.HEIGHT - TOP - heading
-    found = None
+    best = None
     for lines in range(1 + max(map(len, titles), default=0)):
         rows = max(1, int(room / (min(broad, LEAST) + LINE * lines + GAP)))
         pages = ceil(variants / rows)
         rows = ceil(variants / pages)
         side = min(broad, room / rows - LINE * lines - GAP)
-        found = Layout(broad, side, lines, rows, heading)
+        best = Layout(broad, side, lines, rows, heading)
         if all(len(_joined(title, side)) <= lines for title in titles):
             break
-    assert found is not None
-    return found
+    assert best is not None
+    return best
 
 
 def draw(
@@ -126,8 +126,8 @@ def draw(
     names = page.short_names(variants, 3 * NAME_LENGTH)
     paths: list[Path] = []
     for number, start in enumerate(range(0, len(variants), layout.rows), 1):
-        shown = variants[start : start + layout.rows]
-        height = TOP + layout.heading + layout.pitch * len(shown)
+        page_variants = variants[start : start + layout.rows]
+        height = TOP + layout.heading + layout.pitch * len(page_variants)
         figure = plt.figure(figsize=(page.WIDTH, height))
         title = texts[0] if len(variants) <= layout.rows else f"{texts[0]} ({number})"
         if page.BARE:
@@ -142,7 +142,7 @@ def draw(
             text, _ = _heading(column, layout.broad)
             above = figure.text(at, 1 - (TOP + layout.heading - 0.02) / height, text, fontsize=6)
             above.set(ha="center", va="bottom", linespacing=1.1, rotation=90 if layout.broad < UPRIGHT else 0)
-        for row, variant in enumerate(shown):
+        for row, variant in enumerate(page_variants):
             bottom = height - TOP - layout.heading - layout.pitch * (row + 1) + GAP
             text = page.wrapped(names[variant], NAME_LENGTH, 3)
             middle = (bottom + layout.side / 2) / height
@@ -192,8 +192,8 @@ def _draw_matrix(
     panel.set_facecolor("0.75")  # of dead filters
     panel.set(xticks=[], yticks=[])
     panel.set_title("\n".join(_joined(matrix.title, side)), fontsize=TITLE, pad=2, linespacing=1.1)
-    shown = np.ma.masked_invalid(values)
-    return panel.imshow(shown, vmin=0, vmax=largest, cmap="magma", aspect="auto", interpolation="auto")
+    masked = np.ma.masked_invalid(values)
+    return panel.imshow(masked, vmin=0, vmax=largest, cmap="magma", aspect="auto", interpolation="auto")
 
 
 def _draw_bar(figure: Figure, image: AxesImage, left: float, scale: tuple[float, str]) -> None:

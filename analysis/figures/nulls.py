@@ -39,10 +39,10 @@ def gaps(table: pd.DataFrame) -> pd.DataFrame:
     return (within.loc[both] - between.loc[both]).rename("value").reset_index()
 
 
-def rises(found: pd.DataFrame) -> pd.DataFrame:
+def rises(table: pd.DataFrame) -> pd.DataFrame:
     """Gap of the trained network − gap of the same one untrained, of the seeds that have both."""
     keys = ["variant", "layer", "side", "groups", "seed"]
-    trained, untrained = (found[found["null"] == null].set_index(keys)["value"] for null in (TRAINED, UNTRAINED))
+    trained, untrained = (table[table["null"] == null].set_index(keys)["value"] for null in (TRAINED, UNTRAINED))
     both = trained.index.intersection(untrained.index, sort=False)
     return (trained.loc[both] - untrained.loc[both]).rename("value").reset_index()
 
@@ -65,19 +65,19 @@ def block_shares(table: pd.DataFrame, columns: Collection[str]) -> pd.DataFrame:
     return rows[rows["column"].isin(columns)]
 
 
-def columns_of(found: pd.DataFrame) -> pd.Series:
+def columns_of(table: pd.DataFrame) -> pd.Series:
     """Return the heading of each gap: ``layer, side``.
 
     A dense layer is cut by no group, so its partitions are drawn with the groups that the layer has in other variants:
     those that compute its filters, else those that read them.
     """
-    grouped = set(found.loc[found["null"] == TRAINED, ["layer", "side"]].itertuples(index=False, name=None))
+    grouped = set(table.loc[table["null"] == TRAINED, ["layer", "side"]].itertuples(index=False, name=None))
 
     def column(layer: str, side: str) -> str:
         side = next((s for s in (side, "read") if (layer, s) in grouped), "arbitrary groups")
         return f"{layer}, {side}"
 
-    return pd.Series(list(map(column, found["layer"], found["side"])), index=found.index, dtype=str)
+    return pd.Series(list(map(column, table["layer"], table["side"])), index=table.index, dtype=str)
 
 
 def draw(saved: Saved, folder: Path) -> list[Path]:
@@ -91,19 +91,19 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
         The files written; none if no correlation was measured within and between groups.
     """
     table = saved.measures
-    found = gaps(table)
-    if found.empty:
+    gap = gaps(table)
+    if gap.empty:
         return []
-    found = found.assign(column=columns_of(found))
-    added = rises(found)
+    gap = gap.assign(column=columns_of(gap))
+    added = rises(gap)
     added = added.assign(column=added["layer"] + ", " + added["side"], null=TRAINED)
-    columns = _in_order(found)
-    shown = evenly(columns, PLACES)
+    columns = _in_order(gap)
+    drawn = evenly(columns, PLACES)
     keys = ["variant", "column", "null", "groups"]
-    found = found.assign(null=found["null"].map(without_cut))
+    gap = gap.assign(null=gap["null"].map(without_cut))
     parts = []
-    for quantity, values in ((GAP, found), (RISE, added), (SHARE, block_shares(table, columns))):
-        parts.append(seed_estimates(values[values["column"].isin(shown)], keys).assign(quantity=quantity.name))
+    for quantity, values in ((GAP, gap), (RISE, added), (SHARE, block_shares(table, columns))):
+        parts.append(seed_estimates(values[values["column"].isin(drawn)], keys).assign(quantity=quantity.name))
     cells = pd.concat([part for part in parts if len(part)])
     order = [variant for variant in dict.fromkeys(table["variant"]) if variant in set(cells["variant"])]
     cells = cells.sort_values("variant", key=lambda names: names.map(order.index), kind="stable")
@@ -113,13 +113,13 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
         "A spectral partition looks for the largest gap there is, an arbitrary one for none; of either "
         "there is a mark for each number of parts. Energy on blocks: share of the whitened covariance "
         "with the next layer that lies within the groups; 0: as without groups, 1: all of it. "
-        f"{seeds_note(cells)}{left_out_note(len(shown), len(columns), 'layers')}"
+        f"{seeds_note(cells)}{left_out_note(len(drawn), len(columns), 'layers')}"
     )
     quantities = [quantity for quantity in (GAP, RISE, SHARE) if quantity.name in set(cells["quantity"])]
     return forest.draw(
         cells,
         quantities,
-        shown,
+        drawn,
         "Correlation and covariance within groups, against their nulls",
         caption,
         folder,
@@ -127,14 +127,14 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
     )
 
 
-def _in_order(found: pd.DataFrame) -> list[str]:
+def _in_order(table: pd.DataFrame) -> list[str]:
     """Return the columns in the order of the layers, whichever variant has most of them."""
-    layers = {layer: place for place, layer in enumerate(_merged(found))}
-    first = found.drop_duplicates("column")
+    layers = {layer: place for place, layer in enumerate(_merged(table))}
+    first = table.drop_duplicates("column")
     return [column for _, column in sorted(zip(first["layer"].map(layers), first["column"], strict=True))]
 
 
-def _merged(found: pd.DataFrame) -> list[str]:
+def _merged(table: pd.DataFrame) -> list[str]:
     """Return the layers in the order of computation: those of the variant with most of them, the others' after them."""
-    by_variant = [list(dict.fromkeys(rows["layer"])) for _, rows in found.groupby("variant", sort=False)]
+    by_variant = [list(dict.fromkeys(rows["layer"])) for _, rows in table.groupby("variant", sort=False)]
     return list(dict.fromkeys(layer for layers in sorted(by_variant, key=len, reverse=True) for layer in layers))

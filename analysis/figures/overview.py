@@ -55,11 +55,11 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
     right.set_xlabel("time per image (ms)", fontsize=7)
     right.set_ylabel("test accuracy", fontsize=7)
     right.tick_params(labelsize=6.5)
-    shown = list(costs["variant"])
-    looks = [styles[variant] for variant in shown]
+    variants = list(costs["variant"])
+    looks = [styles[variant] for variant in variants]
     handles = [Line2D([], [], color=s.colour, marker=s.marker, markersize=4, linestyle="") for s in looks]
     page.title(figure, "What the groups of a network learn, and what they save")
-    page.legend(figure, handles, shown)
+    page.legend(figure, handles, variants)
     page.caption(
         figure,
         "Top: first-layer filters, a block for each group that reads them; mean colour index, and in brackets how many "

@@ -85,14 +85,14 @@ def variant_styles(variants: Sequence[str]) -> dict[str, Style]:
 
 def short_names(names: Sequence[str], length: int) -> dict[str, str]:
     """Return each name in at most ``length`` characters: long ones lose their middle; no two become the same."""
-    shown: dict[str, str] = {}
+    short: dict[str, str] = {}
     for name in dict.fromkeys(names):
         text, number = _cut(name, length), 1
-        while text in shown.values():
+        while text in short.values():
             number += 1
             text = _cut(name, length - len(f"#{number}")) + f"#{number}"
-        shown[name] = text
-    return shown
+        short[name] = text
+    return short
 
 
 def wrapped(name: str, length: int, lines: int = 2) -> str:
@@ -126,16 +126,16 @@ def legend(figure: Figure, handles: Sequence[Artist], names: Sequence[str]) -> N
         return
     size = 6.5
     entry = 4.3 * size / 72  # handle and spaces
-    shown = list(short_names(names, fitting(WIDTH / 2 - entry, size)).values())
+    texts = list(short_names(names, fitting(WIDTH / 2 - entry, size)).values())
 
     def width(columns: int) -> float:
-        longest = [max(map(len, part)) for part in np.array_split(shown, columns)]
+        longest = [max(map(len, part)) for part in np.array_split(texts, columns)]
         return sum(entry + CHARACTER * size * length for length in longest)
 
-    columns = max((count for count in range(1, min(7, len(shown)) + 1) if width(count) <= WIDTH), default=1)
+    columns = max((count for count in range(1, min(7, len(texts)) + 1) if width(count) <= WIDTH), default=1)
     figure.legend(
         handles,
-        shown,
+        texts,
         loc="outside lower center",
         ncols=columns,
         frameon=False,

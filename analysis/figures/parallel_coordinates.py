@@ -38,14 +38,14 @@ def draw(table: pd.DataFrame, scales: Mapping[str, str], metric: str, maximize: 
     if done.empty or not scales:
         return []
     page.apply_style()
-    shown = table[table[metric].notna()]
+    drawn = table[table[metric].notna()]
     figure, axes = plt.subplots(figsize=(page.WIDTH, HEIGHT), layout="constrained")
     names = [*scales, metric]
-    heights = np.stack([_place(axes, k, shown[n], scales.get(n, "linear")) for k, n in enumerate(names)], axis=1)
+    heights = np.stack([_place(axes, k, drawn[n], scales.get(n, "linear")) for k, n in enumerate(names)], axis=1)
     order = np.argsort(done[metric].to_numpy(float) * (1 if maximize else -1))
     best = done.index[order[-1]]
     colours = Normalize(*_limits(done[metric].to_numpy(float)))
-    for row, (index, run) in enumerate(shown.iterrows()):
+    for row, (index, run) in enumerate(drawn.iterrows()):
         if run["state"] != "done":
             _line(axes, heights[row], color="0.75", lw=0.6, ls=(0, (3, 2)), zorder=1)
             continue
@@ -62,9 +62,9 @@ def draw(table: pd.DataFrame, scales: Mapping[str, str], metric: str, maximize: 
     bar = figure.colorbar(plt.cm.ScalarMappable(colours, "viridis"), ax=axes, fraction=0.03, pad=0.02)
     bar.set_label(metric, fontsize=7)
     bar.ax.tick_params(labelsize=6)
-    unfinished = len(shown) - len(done)
+    unfinished = len(drawn) - len(done)
     grey = f" Dashed grey: {unfinished} stopped early or failed, at the last value they reported." if unfinished else ""
-    missing = len(table) - len(shown)
+    missing = len(table) - len(drawn)
     silent = f" {missing} without any value are left out." if missing else ""
     page.caption(
         figure,

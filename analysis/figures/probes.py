@@ -36,11 +36,11 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
     Returns:
         The files written; none if no group was probed.
     """
-    found = scores(saved.measures)
-    if found.empty:
+    table = scores(saved.measures)
+    if table.empty:
         return []
-    rows = list(dict.fromkeys(found[["variant", "layer"]].itertuples(index=False, name=None)))
-    targets = list(dict.fromkeys(found["target"]))
+    rows = list(dict.fromkeys(table[["variant", "layer"]].itertuples(index=False, name=None)))
+    targets = list(dict.fromkeys(table["target"]))
     height = row_height(len(rows))
     figure, panels = plt.subplots(
         len(rows),
@@ -50,12 +50,12 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
         squeeze=False,
         layout="constrained",
     )
-    styles = {series: mark for series, mark in marks(found["series"]).items() if series != CHANCE}
-    ends = {target: axis_ends(found[found["target"] == target]) for target in targets}
+    styles = {series: mark for series, mark in marks(table["series"]).items() if series != CHANCE}
+    ends = {target: axis_ends(table[table["target"] == target]) for target in targets}
     for row, (variant, layer) in zip(panels, rows, strict=True):
         for panel, target in zip(row, targets, strict=True):
-            chosen = (found["variant"] == variant) & (found["layer"] == layer) & (found["target"] == target)
-            here = found[chosen]
+            chosen = (table["variant"] == variant) & (table["layer"] == layer) & (table["target"] == target)
+            here = table[chosen]
             for chance in set(here.loc[here["series"] == CHANCE, "mean"]):
                 panel.axhline(chance, color="0.5", linewidth=0.7, linestyle=":", zorder=1)
             draw_panel(panel, here[here["series"] != CHANCE], styles, ends[target])
@@ -63,7 +63,7 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
     names = [f"{variant}, {layer}" if several else variant for variant, layer in rows]
     name_rows(list(panels[:, 0]), names, height)
     for panel, target in zip(panels[0], targets, strict=True):
-        unit = next(iter(found.loc[found["target"] == target, "unit"]))
+        unit = next(iter(table.loc[table["target"] == target, "unit"]))
         panel.set_title(
             page.wrapped(
                 f"{target} ({unit})" if unit else target, page.fitting(page.WIDTH / (len(targets) + 0.5), 7), 3
@@ -78,6 +78,6 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
     page.caption(
         figure,
         f"Score of the filters{where} of one group, on images that the probe was not fitted to; random sets: the mean "
-        f"over sets of as many filters from all groups. Dotted: the score of a guess. {seeds_note(found)}",
+        f"over sets of as many filters from all groups. Dotted: the score of a guess. {seeds_note(table)}",
     )
     return page.save(figure, folder, "probes")

@@ -85,11 +85,11 @@ def verdicts(table: pd.DataFrame) -> dict[tuple[str, str], str]:
         for attribute in TESTED:
             measure = f"{attribute}_difference"
             rows = table[table["variant"] == variant]
-            found = rows[(rows["measure"] == measure) & (rows["null"] == TRAINED)]["value"].dropna()
+            values = rows[(rows["measure"] == measure) & (rows["null"] == TRAINED)]["value"].dropna()
             p = rows[(rows["measure"] == f"{measure}_p") & (rows["null"] == LABELS_PERMUTED)]["value"].dropna()
-            if found.empty:
+            if values.empty:
                 continue
-            text = f"Δ {found.mean():.2g}"
+            text = f"Δ {values.mean():.2g}"
             if len(p) == 1:
                 text += f", p {p.iloc[0]:.2g}" if p.iloc[0] >= 0.001 else ", p < .001"
             elif len(p):
@@ -112,33 +112,33 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
     if points.empty or points["group"].max() < 2:
         return []
     variants = list(dict.fromkeys(points["variant"]))
-    shown = [attribute for attribute in ATTRIBUTES if attribute in set(points["attribute"])]
+    attributes = [attribute for attribute in ATTRIBUTES if attribute in set(points["attribute"])]
     means, area, texts = group_means(points), areas(table[table["variant"].isin(variants)]), verdicts(table)
     height = row_height(len(variants))
-    wide = len(shown) + (not area.empty)
+    wide = len(attributes) + (not area.empty)
     figure, panels = plt.subplots(
         len(variants),
         wide,
         figsize=(page.WIDTH, 0.9 + height * len(variants)),
         squeeze=False,
         layout="constrained",
-        width_ratios=[1] * len(shown) + [0.9] * (wide - len(shown)),
+        width_ratios=[1] * len(attributes) + [0.9] * (wide - len(attributes)),
     )
-    for column in range(len(shown)):
+    for column in range(len(attributes)):
         for panel in panels[1:, column]:
             panel.sharey(panels[0, column])
     styles = marks(area["null"])
     within = axis_ends(area, 0.5, 1.0) if len(area) else (0.0, 1.0)
     for row, variant in zip(panels, variants, strict=True):
-        for panel, attribute in zip(row, shown, strict=False):
+        for panel, attribute in zip(row, attributes, strict=False):
             here = points[(points["variant"] == variant) & (points["attribute"] == attribute)]
             _draw_strips(panel, here, means.get((variant, attribute), pd.Series(dtype=float)))
         if not area.empty:
             _draw_areas(row[-1], area[area["variant"] == variant], styles, texts, variant, within)
     name_rows(list(panels[:, 0]), variants, height)
-    for panel, attribute in zip(panels[0], shown, strict=False):
+    for panel, attribute in zip(panels[0], attributes, strict=False):
         panel.set_title(page.wrapped(ATTRIBUTES[attribute], page.fitting(page.WIDTH / 4, 7), 3), fontsize=7)
-        panels[-1, shown.index(attribute)].set_xlabel("read by group", fontsize=7)
+        panels[-1, attributes.index(attribute)].set_xlabel("read by group", fontsize=7)
     if not area.empty:
         shown_areas = [panel for panel in panels[:, -1] if panel.get_visible()]
         shown_areas[0].set_title(page.wrapped("separation of the groups", page.fitting(page.WIDTH / 4, 7)), fontsize=7)
@@ -169,8 +169,8 @@ def spread(values: NDArray, width: float) -> NDArray[np.float64]:
     if len(values) < 2:
         return places
     bins = np.floor((values - values.min()) / (np.ptp(values) or 1.0) * 11.999)
-    for found in np.unique(bins):
-        member = np.flatnonzero(bins == found)
+    for number in np.unique(bins):
+        member = np.flatnonzero(bins == number)
         places[member] = (np.arange(len(member)) - (len(member) - 1) / 2) * min(0.11, width / len(member))
     return places
 

@@ -46,8 +46,8 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
     if cells.empty:
         return []
     layers = list(dict.fromkeys(cells["layer"]))
-    shown = evenly(layers, LAYERS)
-    cells = cells[cells["layer"].isin(shown)].rename(columns={"layer": "column"})
+    drawn = evenly(layers, LAYERS)
+    cells = cells[cells["layer"].isin(drawn)].rename(columns={"layer": "column"})
     order = [variant for variant in dict.fromkeys(saved.measures["variant"]) if variant in set(cells["variant"])]
     cells = cells.sort_values("variant", key=lambda names: names.map(order.index), kind="stable")
     quantities = [Quantity(name) for name in SIMILARITIES.values() if name in set(cells["quantity"])]
@@ -55,6 +55,6 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
         "Mean over all pairs of groups of a layer; arbitrary partition: of a layer into parts that it was not trained "
         "with, a mark for each number of parts. Groups differ where the trained value is below that of the nulls. "
         ""
-        f"{seeds_note(cells)}{left_out_note(len(shown), len(layers), 'layers')}"
+        f"{seeds_note(cells)}{left_out_note(len(drawn), len(layers), 'layers')}"
     )
-    return forest.draw(cells, quantities, shown, "Similarity between groups", caption, folder, "similarity")
+    return forest.draw(cells, quantities, drawn, "Similarity between groups", caption, folder, "similarity")

@@ -54,10 +54,10 @@ class Row:
     @property
     def scale(self) -> float:
         """Inches per channel, the gaps between units taken off the highest column."""
-        shown = [self.scheme.columns[number] for number in self.columns]
+        drawn_columns = [self.scheme.columns[number] for number in self.columns]
         return min(
             (self.height - self.gap(side) * (len(side) - 1)) / sum(side)
-            for column in shown
+            for column in drawn_columns
             for side in (column.inputs, column.outputs)
         )
 
@@ -134,16 +134,16 @@ def _break_rows(names: list[str]) -> list[range]:
     return rows
 
 
-def _lanes(found: list[Bus]) -> dict[Bus, int]:
+def _lanes(bus_list: list[Bus]) -> dict[Bus, int]:
     """Return a lane for each bus, the shortest lowest, so that no two overlap."""
     lanes: dict[Bus, int] = {}
-    for bus in sorted(found, key=lambda bus: bus.readers[-1] - bus.sources[0]):
+    for bus in sorted(bus_list, key=lambda bus: bus.readers[-1] - bus.sources[0]):
         taken = {
             lane
             for other, lane in lanes.items()
             if other.sources[0] < bus.readers[-1] and bus.sources[0] < other.readers[-1]
         }
-        lanes[bus] = next(lane for lane in range(len(found)) if lane not in taken)
+        lanes[bus] = next(lane for lane in range(len(bus_list)) if lane not in taken)
     return lanes
 
 
@@ -238,24 +238,26 @@ def _draw_scale(axes: Axes, row: Row) -> None:
 
 def _draw_names(axes: Axes, row: Row, y: float) -> float:
     """Write name, kernel and groups under each column, and the name of a block; returns where the text ends."""
-    shown = [(number, row.scheme.columns[number]) for number in row.columns]
+    drawn_columns = [(number, row.scheme.columns[number]) for number in row.columns]
     if row.pitch >= 0.75:
-        for number, column in shown:
+        for number, column in drawn_columns:
             lines = [column.name, *column.caption.split(", ")]
             if number:
                 lines.insert(2, f"{sum(column.outputs)} filters")
             axes.text(sum(row.edges(number)) / 2, y, "\n".join(lines), fontsize=6.5, ha="center", va="top")
         return y + 0.45
     places: list[tuple[str, str]] = []  # of each column: block, name inside it
-    for block, members in groupby((column for _, column in shown), key=lambda column: _block(column.name)):
+    for block, members in groupby((column for _, column in drawn_columns), key=lambda column: _block(column.name)):
         names = [column.name for column in members]
         alone = len(names) == 1
         places += [("", name) if alone else (block, name.removeprefix(f"{block}.")) for name in names]
-    for (number, column), (_, name) in zip(shown, places, strict=True):
+    for (number, column), (_, name) in zip(drawn_columns, places, strict=True):
         x = sum(row.edges(number)) / 2
         axes.text(x - 0.055, y, name, fontsize=6, rotation=90, ha="center", va="top")
         axes.text(x + 0.055, y, column.caption, fontsize=6, rotation=90, ha="center", va="top", color="0.4")
-    longest = max(max(len(name), len(column.caption)) for (_, column), (_, name) in zip(shown, places, strict=True))
+    longest = max(
+        max(len(name), len(column.caption)) for (_, column), (_, name) in zip(drawn_columns, places, strict=True)
+    )
     y += CHARACTER * longest + 0.05
     deepest = 0  # lines of a block's name
     for block, numbered in groupby(zip(row.columns, places, strict=True), key=lambda item: item[1][0]):

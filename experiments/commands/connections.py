@@ -84,9 +84,9 @@ def flow_table(scheme: Scheme) -> pd.DataFrame:
     return table
 
 
-def layer_table(shown: list[Diagram]) -> pd.DataFrame:
+def layer_table(drawn: list[Diagram]) -> pd.DataFrame:
     """Return a row per diagram: its formula, its multiplications for one output pixel, and those of a standard 3×3."""
-    rows = [(d, count_lines(d)) for d in shown]
+    rows = [(d, count_lines(d)) for d in drawn]
     columns = ["title", "formula", "multiplications", "standard", "share"]
     return pd.DataFrame([(d.title, d.formula, c.total, c.dense, c.total / c.dense) for d, c in rows], columns=columns)
 

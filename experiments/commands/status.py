@@ -34,22 +34,22 @@ def print_status(arguments: list[str]) -> None:
     as_json = "--json" in arguments
     rest = [a for a in arguments if a != "--json"]
     if rest and not rest[0].startswith("-"):
-        found = [status_of(rest[0], rest[1:])]
+        statuses = [status_of(rest[0], rest[1:])]
     else:
-        found, errors = [], []
+        statuses, errors = [], []
         for name in study_names() if not [a for a in rest if not a.startswith("--runs_root=")] else trained_studies():
             try:
-                found.append(status_of(name, rest))
+                statuses.append(status_of(name, rest))
             except UsageError as error:  # one study that cannot be read hides no other
                 errors.append(error)
-        if not found:
+        if not statuses:
             raise errors[0]
         for error in errors:
             print(f"warning: {error}", file=sys.stderr)
     if as_json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(statuses, indent=1))
         return
-    for status in found:
+    for status in statuses:
         print("\n".join(lines(status, whole=bool(rest) and not rest[0].startswith("-"))), flush=True)
 
 

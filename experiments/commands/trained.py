@@ -46,12 +46,12 @@ def verify(name: str, home: Path, flags: list[str] | None) -> tuple[list[str], s
     results = home / "results"
     with tempfile.TemporaryDirectory() as scratch:
         differences, done = verify_study(name, results, home / PAGE, Path(scratch))
-        said = [f"recomputed from {done}"] if done else []
+        reports = [f"recomputed from {done}"] if done else []
         if flags is not None:
             again, how = retrain(name, results / name, Path(scratch) / name, Path(scratch) / "again", flags)
             differences += again
-            said += [how] if how else []
-    return differences, "; ".join(said)
+            reports += [how] if how else []
+    return differences, "; ".join(reports)
 
 
 def flags_help(name: str) -> str:

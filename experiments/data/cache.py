@@ -91,13 +91,13 @@ def content_of(base: Path, train: list[Path], test: list[Path], root: Path) -> C
     same = (
         f"{printable(a.relative_to(base))} is {printable(b.relative_to(base))}" for a, b in same_pictures(test, train)
     )
-    found = Content(digest, tuple(same))
-    text = json.dumps(asdict(found))
+    content = Content(digest, tuple(same))
+    text = json.dumps(asdict(content))
     memory.parent.mkdir(parents=True, exist_ok=True)
     fresh = memory.with_suffix(f".{os.getpid()}")
     fresh.write_text(f"{_check(text)} {text}", encoding="utf-8")
     fresh.replace(memory)
-    return found
+    return content
 
 
 def _recalled(memory: Path) -> Content | None:

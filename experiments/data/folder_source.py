@@ -45,14 +45,14 @@ def folder_source(path: Path, request: Request) -> Source:
             wanted = "train/<class>/" if split == "train" else "val/<class>/ or test/<class>/"
             raise UsageError(f"dataset={spec}: {path} has no {wanted} folder")
     left_out = SkippedFiles(path)
-    found = {
+    files_by_split = {
         split: {name: images_in(place / name, left_out) for name in class_folders(place, left_out)}
         for split, place in splits.items()
     }
-    names = tuple(found["train"])
+    names = tuple(files_by_split["train"])
     if len(names) < 2:
         raise UsageError(f"dataset={spec}: {splits['train']} has {len(names)} class folders; at least 2 are needed")
-    if unknown := [name for name, images in found["test"].items() if images and name not in names]:
+    if unknown := [name for name, images in files_by_split["test"].items() if images and name not in names]:
         like = {alike(name): name for name in names}
         hints = [f"{like[alike(name)]} in train is written otherwise" for name in unknown if alike(name) in like]
         raise UsageError(
@@ -61,7 +61,7 @@ def folder_source(path: Path, request: Request) -> Source:
         )
     files = {
         split: [(file, label) for label, name in enumerate(names) for file in of_class.get(name, [])]
-        for split, of_class in found.items()
+        for split, of_class in files_by_split.items()
     }
     for split, place in splits.items():
         if not files[split]:
@@ -76,7 +76,7 @@ def folder_source(path: Path, request: Request) -> Source:
                 out.broken.append(str(file.relative_to(path)))
             else:
                 out.add(picture.pixels[None], [label])
-        out.unread = dict(unread.found)
+        out.unread = dict(unread.by_reason)
 
     classes = tuple(printable(name) for name in names)
     train, test = ([file for file, _ in files[split]] for split in ("train", "test"))
@@ -85,8 +85,8 @@ def folder_source(path: Path, request: Request) -> Source:
     def say(index: dict[str, Any]) -> None:
         # A cache of the first rules has names of broken images alone.
         unread = index.get("unread") or ({UNREADABLE: index["broken"]} if index["broken"] else {})
-        for reason in left_out.found.keys() | unread.keys():
-            left_out.found[reason] = [*left_out.found.get(reason, []), *unread.get(reason, [])]
+        for reason in left_out.by_reason.keys() | unread.keys():
+            left_out.by_reason[reason] = [*left_out.by_reason.get(reason, []), *unread.get(reason, [])]
         left_out.say()
         warn_of_same(path, content.same, splits["train"].name, splits["test"].name)
         warn_of_alike(path, classes)

@@ -38,14 +38,14 @@ SEVERAL = "holds several pictures, the first is taken"
 class SkippedFiles:
     """Files that a load left out of a folder, by reason; printed once at the end."""
 
-    def __init__(self, base: Path, found: dict[str, list[str]] | None = None) -> None:
+    def __init__(self, base: Path, by_reason: dict[str, list[str]] | None = None) -> None:
         self.base = base
-        self.found: defaultdict[str, list[str]] = defaultdict(list, found or {})
+        self.by_reason: defaultdict[str, list[str]] = defaultdict(list, by_reason or {})
 
     def add(self, reason: str, path: Path, detail: str = "") -> None:
         """Note one file or folder."""
         name = printable(path.relative_to(self.base))
-        self.found[reason].append(f"{name} ({detail})" if detail else name)
+        self.by_reason[reason].append(f"{name} ({detail})" if detail else name)
 
     def add_unread(self, path: Path, picture: Picture) -> None:
         """Note what was met when an image was read, if anything."""
@@ -56,7 +56,7 @@ class SkippedFiles:
 
     def say(self) -> None:
         """Print a line for each reason, with the count and the first names."""
-        for reason, names in self.found.items():
+        for reason, names in self.by_reason.items():
             counts = ""
             if reason == ENDING:
                 endings = Counter(Path(name).suffix.lower() or "none" for name in names)

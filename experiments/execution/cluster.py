@@ -255,10 +255,10 @@ def compare(wanted: dict[str, Any]) -> None:
     Raises:
         UsageError: names the node and what is otherwise.
     """
-    for name, found in versions().items():
-        if found != wanted[name]:
+    for name, version in versions().items():
+        if version != wanted[name]:
             where = f"node {socket.gethostname()}: {name}"
-            raise UsageError(f"{where} {found}, here {wanted[name]}; all nodes need the same")
+            raise UsageError(f"{where} {version}, here {wanted[name]}; all nodes need the same")
 
 
 @cache

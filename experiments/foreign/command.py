@@ -90,10 +90,10 @@ def measure_checkpoint(flags: list[str]) -> None:
         )
     print(f"measuring {name} on {_images(dataset)} …", flush=True)
     if dataset.classes:
-        right, shown = class_accuracy(
+        right, totals = class_accuracy(
             subject.trained.to(device), MeasuredImages(run_context, given.measures.images).labelled()
         )
-        items.append(Value("test_accuracy", right.sum() / shown.sum(), "fraction"))
+        items.append(Value("test_accuracy", right.sum() / totals.sum(), "fraction"))
     try:
         context = prepare(
             subject.trained, subject.untrained, run_context, given.measures, bool(dataset.classes), subject.began_so
@@ -183,8 +183,8 @@ def _shown_to(subject: MeasuredNetwork, dataset: Dataset, normalise: str) -> tup
     if normalise == "imagenet":
         dataset = standardised(dataset, *IMAGENET)
     elif normalise == "auto" and published is not None:
-        shown = published.transforms()
-        dataset = standardised(dataset, shown.mean, shown.std)
+        preprocessing = published.transforms()
+        dataset = standardised(dataset, preprocessing.mean, preprocessing.std)
     known = with_outputs(dataset, subject.outputs, published.meta["categories"] if published is not None else [])
     if known is not None:
         return known, []
@@ -263,12 +263,12 @@ def _summary(table: pd.DataFrame, notes: pd.DataFrame, title: str, dataset: Data
     if "test_accuracy" in values:
         lines.append(f"accuracy {values['test_accuracy']:.3f} on {len(dataset.test.labels)} images")
     lines.append("one network and one draw of its untrained null: values without intervals")
-    found = report.summary(table[table["measure"] != "test_accuracy"])
-    said = ["Notes"]
+    results = report.summary(table[table["measure"] != "test_accuracy"])
+    notes_text = ["Notes"]
     for note, of in notes.groupby("note", sort=False):
         measures, layers = (list(dict.fromkeys(of[column])) for column in ("measure", "layer"))
         where = [layer for layer in layers if layer]
         more = f" and {len(where) - LISTED} more" if len(where) > LISTED else ""
-        said.append(f"{', '.join(measures)}: {note}" + (f" ({', '.join(where[:LISTED])}{more})" if where else ""))
-    parts = ["\n".join(lines), found, "\n".join(said) if len(said) > 1 else ""]
+        notes_text.append(f"{', '.join(measures)}: {note}" + (f" ({', '.join(where[:LISTED])}{more})" if where else ""))
+    parts = ["\n".join(lines), results, "\n".join(notes_text) if len(notes_text) > 1 else ""]
     return "\n\n".join(part for part in parts if part)

@@ -123,8 +123,10 @@ def parse(name: str, flags: list[str], default: Any) -> tuple[Namespace, dict[st
         if given[key] is not None and given[key] < 1:
             raise UsageError(f"--{key}={given[key]}: must be at least 1")
     if given.image_size is None:
-        shown = default.transforms() if default is not None else None
-        given.image_size = round(given.input_size * (shown.resize_size[0] / shown.crop_size[0] if shown else 1))
+        preprocessing = default.transforms() if default is not None else None
+        given.image_size = round(
+            given.input_size * (preprocessing.resize_size[0] / preprocessing.crop_size[0] if preprocessing else 1)
+        )
     if given.image_size < given.input_size:
         raise UsageError(f"--input_size={given.input_size}: must be at most --image_size={given.image_size}")
     given.model = parsed.get("model")

@@ -91,9 +91,9 @@ def with_outputs(dataset: Dataset, outputs: int, names: Sequence[str]) -> Datase
         return None
     plain = [_plain(name) for name in names]
     places = {name: plain.index(name) for name, count in Counter(plain).items() if count == 1}
-    found = [places.get(_plain(name)) for name in dataset.classes]
-    if outputs == len(names) and None not in found:
-        number = torch.tensor(found)
+    output_numbers = [places.get(_plain(name)) for name in dataset.classes]
+    if outputs == len(names) and None not in output_numbers:
+        number = torch.tensor(output_numbers)
         test, train = (Images(images.pixels, number[images.labels]) for images in (dataset.test, dataset.train))
         return replace(dataset, test=test, train=train, classes=tuple(names))
     return dataset if outputs == len(dataset.classes) else None
@@ -111,18 +111,18 @@ def _files(
     There are classes where the places have two folders or more and most images of each place lie in such folders.
     """
     of_classes = SkippedFiles(left_out.base)
-    found = {
+    files_by_place = {
         place: {name: images_in(place / name, of_classes) for name in class_folders(place, of_classes)}
         for place in dict.fromkeys(places.values())
     }
-    names = sorted({name for of_place in found.values() for name in of_place})
-    inside = all(sum(map(len, of_place.values())) > _count_outside(place) for place, of_place in found.items())
+    names = sorted({name for of_place in files_by_place.values() for name in of_place})
+    inside = all(sum(map(len, of_place.values())) > _count_outside(place) for place, of_place in files_by_place.items())
     if len(names) < 2 or not inside:
-        whole = {place: [(file, 0) for file in images_in(place, left_out)] for place in found}
+        whole = {place: [(file, 0) for file in images_in(place, left_out)] for place in files_by_place}
         return (), {split: whole[place] for split, place in places.items()}
-    left_out.found.update(of_classes.found)
+    left_out.by_reason.update(of_classes.by_reason)
     files = {
-        split: [(file, label) for label, name in enumerate(names) for file in found[place].get(name, [])]
+        split: [(file, label) for label, name in enumerate(names) for file in files_by_place[place].get(name, [])]
         for split, place in places.items()
     }
     return tuple(printable(name) for name in names), files

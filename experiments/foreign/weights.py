@@ -230,10 +230,10 @@ def _weights(content: object, where: str) -> dict[str, Tensor]:
         if inner is None:
             break
         content = inner
-    found = content if isinstance(content, Mapping) else {}
-    weights = {str(name): weight for name, weight in found.items() if isinstance(weight, Tensor)}
+    mapping = content if isinstance(content, Mapping) else {}
+    weights = {str(name): weight for name, weight in mapping.items() if isinstance(weight, Tensor)}
     if not weights:
-        keys = ", ".join(map(str, list(found)[:8]))
+        keys = ", ".join(map(str, list(mapping)[:8]))
         held = f"its keys are {keys}" if keys else f"it is a {type(content).__name__}"
         raise UsageError(f"--checkpoint={where}: holds no weights by name, as model.state_dict() has them: {held}")
     while wrapper := next((w for w in WRAPPERS if _wraps(w, weights)), None):

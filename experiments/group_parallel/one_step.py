@@ -226,7 +226,7 @@ class _RankStep:
         return outputs.detach(), gradients
 
 
-def _distance(found: Answers, expected: Answers) -> tuple[float, float]:
+def _distance(answers: Answers, expected: Answers) -> tuple[float, float]:
     """Return the largest difference of outputs, relative to the largest, and of gradients, to the largest of a layer.
 
     Relative to a layer, not to a parameter, since the gradient of a bias before a batch normalisation is 0.
@@ -237,7 +237,7 @@ def _distance(found: Answers, expected: Answers) -> tuple[float, float]:
         largest[layer] = max(largest.get(layer, 0.0), gradient.abs().max().item())
     gradients = [
         (gradient - expected[1][name]).abs().max().item() / largest[name.rpartition(".")[0]]
-        for name, gradient in found[1].items()
+        for name, gradient in answers[1].items()
     ]
-    outputs = (found[0] - expected[0]).abs().max() / expected[0].abs().max()
+    outputs = (answers[0] - expected[0]).abs().max() / expected[0].abs().max()
     return outputs.item(), max(gradients)

@@ -70,9 +70,9 @@ def _compare(path: Path, table: pd.DataFrame, values: dict[str, list[Value]]) ->
     for variant, of_variant in values.items():
         for value in of_variant:
             place = f"{variant}, {value.measure}{value.layer and f' of {value.layer}'}"
-            found = recorded.get((variant, value.measure, value.layer, value.null))
-            if found is None:
+            entry = recorded.get((variant, value.measure, value.layer, value.null))
+            if entry is None:
                 lines.append(f"{path}: {place}: is missing; it is {value.value:.10g}")
-            elif not math.isclose(found[1], value.value, rel_tol=MEMORY if "memory" in value.measure else SAME):
-                lines.append(f"{path}: line {found[0]}, {place}: {found[1]:.10g}; it is {value.value:.10g}")
+            elif not math.isclose(entry[1], value.value, rel_tol=MEMORY if "memory" in value.measure else SAME):
+                lines.append(f"{path}: line {entry[0]}, {place}: {entry[1]:.10g}; it is {value.value:.10g}")
     return first_lines(path, lines)

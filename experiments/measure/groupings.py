@@ -23,12 +23,12 @@ def output_groups(layer: LayerWiring) -> dict[str, list[int]]:
     ``read`` is left out where it is equal to ``computed``. Groups of one filter each, as around a depthwise
     convolution, are left out: they have no pair within a group.
     """
-    found = {}
+    groupings = {}
     if _in_several_groups(layer.computed_by):
-        found["computed"] = list(layer.computed_by)
-    if (read := reader_groups(layer)) and read != found.get("computed"):
-        found["read"] = read
-    return found
+        groupings["computed"] = list(layer.computed_by)
+    if (read := reader_groups(layer)) and read != groupings.get("computed"):
+        groupings["read"] = read
+    return groupings
 
 
 def reader_groups(layer: LayerWiring) -> list[int]:

@@ -140,10 +140,10 @@ def _mean_colours(labels: Sequence[int], first: FirstFilters) -> dict[int, float
 def _feeding_module(model: nn.Module, reader: str, images: Tensor) -> str | None:
     """Return the module whose output is the very tensor that ``reader`` reads; None if no module's output is."""
     outputs: list[tuple[str, Any]] = []
-    found: list[str | None] = []
+    feeding: list[str | None] = []
 
     def arrived(_module: nn.Module, inputs: tuple) -> None:
-        found.append(next((name for name, y in reversed(outputs) if y is inputs[0]), None))
+        feeding.append(next((name for name, y in reversed(outputs) if y is inputs[0]), None))
 
     with ExitStack() as hooks, torch.no_grad():
         for name, module in model.named_modules():
@@ -158,4 +158,4 @@ def _feeding_module(model: nn.Module, reader: str, images: Tensor) -> str | None
         training = model.training
         model.eval()(images)
         model.train(training)
-    return found[0] if found else None
+    return feeding[0] if feeding else None

@@ -29,8 +29,8 @@ def training_outcome(result: dict[str, Any], network: nn.Module, run_context: Ru
         yield Value(name, result[name], "fraction" if "accuracy" in name else "nats")
     yield Value("training_time", result["seconds"], "s")
     images = MeasuredImages(run_context, CLEAN_IMAGES).labelled_training()
-    right, shown = class_accuracy(network.to(run_context.device), images)
-    yield Value("clean_train_accuracy", right.sum() / shown.sum(), "fraction")
+    right, images_of_class = class_accuracy(network.to(run_context.device), images)
+    yield Value("clean_train_accuracy", right.sum() / images_of_class.sum(), "fraction")
 
 
 def measure_cost(context: MeasureContext) -> Iterator[Item]:

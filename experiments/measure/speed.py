@@ -70,9 +70,9 @@ def _quietest(calls: Mapping[str, Callable[[], object]], device: torch.device) -
     for attempt in range(TRIES):
         if attempt:
             time.sleep(WAIT_S)
-        found = measure_latencies(calls, device, LATENCY_REPEATS)
-        if not best or _spread(found) < _spread(best):
-            best = found
+        timed = measure_latencies(calls, device, LATENCY_REPEATS)
+        if not best or _spread(timed) < _spread(best):
+            best = timed
         if _spread(best) <= DISTURBED:
             break
     return best

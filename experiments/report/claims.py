@@ -146,10 +146,10 @@ class _Places:
         ]
 
 
-def _row(number: str, verdict: list[str], claim: list[str], found: list[str]) -> str:
+def _row(number: str, verdict: list[str], claim: list[str], finding: list[str]) -> str:
     lines = []
-    for index in range(max(map(len, (verdict, claim, found)))):
-        cells = (column[index] if index < len(column) else "" for column in ([number], verdict, claim, found))
+    for index in range(max(map(len, (verdict, claim, finding)))):
+        cells = (column[index] if index < len(column) else "" for column in ([number], verdict, claim, finding))
         lines.append("{:<3}{:<14}{:<41}{}".format(*cells).rstrip())
     return "\n".join(lines)
 
@@ -166,8 +166,8 @@ def _found(claim: Claim, finding: Finding, places: _Places) -> list[str]:
     )
     first = f"{interval(finding.part):<26}{_q(finding.q):>6}{numbers}"
     study = f"{decides.record.study} {places.letter(decides)}"
-    beside = len(first) + 2 + len(study) <= RIGHT
-    lines = [f"{first}  {study}"] if beside else [first, *wrap(study, RIGHT)]
+    fits = len(first) + 2 + len(study) <= RIGHT
+    lines = [f"{first}  {study}"] if fits else [first, *wrap(study, RIGHT)]
     lines += note
     for other in (*finding.answers, *finding.others):
         if other is not decides and len(other.parts) >= finding.number:

@@ -140,21 +140,21 @@ def _vary(of_claim: pd.DataFrame) -> pd.DataFrame:
 def _simulated_seeds(claim: Claim, of_claim: pd.DataFrame) -> list[int]:
     """The seeds that a claim needs by the spreads of each kind of simulated networks, in rising order."""
     by_kind = _vary(of_claim[of_claim["kind"] != ACCURACY]).groupby("kind")
-    found = []
+    seeds = []
     for _, of_kind in by_kind:
         parts = [claim.tests[part - 1] for part in of_kind["part"]]
-        found.append(_most_seeds(list(zip(parts, of_kind["sd"], strict=True))))
-    return sorted(found)
+        seeds.append(_most_seeds(list(zip(parts, of_kind["sd"], strict=True))))
+    return sorted(seeds)
 
 
 def _seeds(claim: Claim, of_claim: pd.DataFrame) -> str:
     pilot = planned(claim)
-    found = _simulated_seeds(claim, of_claim)
+    seeds = _simulated_seeds(claim, of_claim)
     short = {"none: no seed changes it": "—", "not known: no pilot": "no pilot"}.get(pilot, pilot.split(" or more")[0])
     short += "+" if "or more" in pilot else ""
-    if not found or _number(found[0]) == _number(found[-1]) == pilot:
+    if not seeds or _number(seeds[0]) == _number(seeds[-1]) == pilot:
         return short
-    return f"{short} ({'–'.join(dict.fromkeys((_number(found[0]), _number(found[-1]))))})"
+    return f"{short} ({'–'.join(dict.fromkeys((_number(seeds[0]), _number(seeds[-1]))))})"
 
 
 def _wrong(of_claim: pd.DataFrame) -> str:
@@ -230,10 +230,10 @@ def _details(claim: Claim, of_claim: pd.DataFrame) -> list[str]:
     lines += [f"- seeds by the pilot: {planned(claim)}"]
     for kind, of_kind in of_claim.groupby("kind", sort=False):
         rate = of_kind.iloc[0]
-        found = "supported" if kind == PLANTED else "wrongly supported"
+        outcome = "supported" if kind == PLANTED else "wrongly supported"
         power = f"power {rate['power']:.1%}" if len(_vary(of_kind)) else "values without spread: no test"
         spreads = ", ".join(f"{sd:.2g}" for sd in of_kind["sd"])
-        lines.append(f"- {kind}: {found} {rate['alone']:.1%}; {power}; SD over seeds {spreads}")
+        lines.append(f"- {kind}: {outcome} {rate['alone']:.1%}; {power}; SD over seeds {spreads}")
     for number, test in enumerate(claim.tests, 1):
         why = f"; holds by construction: {test.construction}" if test.construction else ""
         part = f"part {number}: " if len(claim.tests) > 1 else ""

@@ -41,11 +41,11 @@ def apply_figure_flags(flags: list[str]) -> list[str]:
 
 
 def _formats(value: str) -> tuple[str, ...]:
-    found = tuple(dict.fromkeys(value.split(",")))
-    for name in found:
+    wanted = tuple(dict.fromkeys(value.split(",")))
+    for name in wanted:
         if name not in FORMATS:
             raise UsageError(f"figures: --format={value}: no such format {name!r}; there are: {', '.join(FORMATS)}")
-    return found
+    return wanted
 
 
 def _width(value: str) -> float:

@@ -113,13 +113,13 @@ def read_section(name: str, tables: Path, figures: Path, whole: bool = True) -> 
     measures = read_table(tables / "measures.csv")
     about = read_about(tables / "study.json", ["question"])
     runs = read_csv(tables / "runs.csv", ["variant"], dtype=str).fillna("")
-    shown = [_accuracy(measures), _runs(runs), _notes(tables)]
+    tables_shown = [_accuracy(measures), _runs(runs), _notes(tables)]
     if whole:
-        shown.insert(1, _measures(measures))
+        tables_shown.insert(1, _measures(measures))
     return Section(
         name,
         str(about["question"]),
-        [table for table in shown if table is not None and table.rows],
+        [table for table in tables_shown if table is not None and table.rows],
         [(path.stem.replace("-", " "), path) for path in sorted(figures.glob("*.png"))],
         list(_provenance(runs)),
         _again(name, about.get("overrides") or {}),

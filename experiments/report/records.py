@@ -35,8 +35,8 @@ def find_records(study: str, runs: Path, results: Path = RESULTS, trials: bool =
     """
     kept = _whole_record(study, "results", results / study)
     known = set() if kept is None else set(_column(_runs(results / study), "data_hash"))
-    found = _whole_record(study, str(runs), runs / study / "tables", known, trials)
-    return [record for record in (found, kept) if record is not None]
+    current = _whole_record(study, str(runs), runs / study / "tables", known, trials)
+    return [record for record in (current, kept) if record is not None]
 
 
 def _whole_record(study: str, place: str, folder: Path, *more: Any) -> Record | None:

@@ -35,9 +35,9 @@ def check_replaces(tables: Path, record: Path) -> None:
 def _overrides(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    found = read_about(path, []).get("overrides") or {}
-    found = found if isinstance(found, dict) else dict.fromkeys(found, "")
-    return {key: value for key, value in found.items() if key != "seeds"}  # they are counted
+    overrides = read_about(path, []).get("overrides") or {}
+    overrides = overrides if isinstance(overrides, dict) else dict.fromkeys(overrides, "")
+    return {key: value for key, value in overrides.items() if key != "seeds"}  # they are counted
 
 
 def _seeds(path: Path) -> dict[str, int]:

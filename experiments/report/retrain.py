@@ -75,8 +75,8 @@ def retrain(name: str, record: Path, runs: Path, scratch: Path, flags: Sequence[
     of_variant = [r["test_accuracy"] for f, _, r in done if f.name.split("-seed")[0] == folder.name.split("-seed")[0]]
     low, high = next_seed_interval(of_variant)
     accuracy = fresh["test_accuracy"]
-    said = f"accuracy {accuracy:.4f}, another seed is expected in [{low:.4f}, {high:.4f}], on another platform"
-    return ([], f"{title}: {said}") if low <= accuracy <= high else ([f"{record}: {title}: {said}"], "")
+    comparison = f"accuracy {accuracy:.4f}, another seed is expected in [{low:.4f}, {high:.4f}], on another platform"
+    return ([], f"{title}: {comparison}") if low <= accuracy <= high else ([f"{record}: {title}: {comparison}"], "")
 
 
 def next_seed_interval(values: Sequence[float]) -> tuple[float, float]:

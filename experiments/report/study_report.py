@@ -87,10 +87,10 @@ def finding_lines(table: pd.DataFrame) -> list[str]:
     lines, first = [], ""
     for measure, (label, other) in FOUND.items():
         rows = table[table["measure"] == measure]
-        found = rows[(rows["null"] == "")]
-        if found.empty:
+        trained_rows = rows[(rows["null"] == "")]
+        if trained_rows.empty:
             continue
-        variant = found["variant"].iloc[0]
+        variant = trained_rows["variant"].iloc[0]
         of_variant = rows[rows["variant"] == variant]
         texts = {
             null: seed_estimate(values.to_numpy(), measure_bounds(measure, str(rows["unit"].iloc[0]))).text(".2f")

@@ -87,8 +87,8 @@ def speed_rows(table: pd.DataFrame) -> pd.DataFrame:
 
 def kept_speed(study_folder: Path) -> pd.DataFrame:
     """Return the newest times that were measured of a study on this machine; an empty table without any."""
-    found = sorted(tables_folder(study_folder).glob("speed-*.csv"), key=lambda path: path.stat().st_mtime)
-    return read_table(found[-1]) if found else pd.DataFrame(columns=pd.Index(COLUMNS))
+    files = sorted(tables_folder(study_folder).glob("speed-*.csv"), key=lambda path: path.stat().st_mtime)
+    return read_table(files[-1]) if files else pd.DataFrame(columns=pd.Index(COLUMNS))
 
 
 def _layer_costs(runs: Sequence[Run], counts: Sequence[dict[str, Any]]) -> pd.DataFrame:

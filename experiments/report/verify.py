@@ -68,17 +68,17 @@ def _unpack_runs(record: Path, results: Path, study_folder: Path) -> tuple[list[
     if "config_hash" not in table:
         return [], list(table["seed"])
     for _, row in table.iterrows():
-        found = packed_runs(results, row["config_hash"])
-        found = [path for path in found if path.parent.parent == record] or found
-        if not found:
+        paths = packed_runs(results, row["config_hash"])
+        paths = [path for path in paths if path.parent.parent == record] or paths
+        if not paths:
             lacking.append(row["config_hash"])
             continue
         folder = study_folder / f"{file_name(row['variant'])}-seed{row['seed']}-{row['config_hash']}"
         try:
-            unpack(found[0], folder)
+            unpack(paths[0], folder)
             config, _ = read_done(folder)
         except NotGatheredError as error:
-            raise DamagedTableError(found[0], str(error).removeprefix("damaged: ")) from None
+            raise DamagedTableError(paths[0], str(error).removeprefix("damaged: ")) from None
         runs.append(Run(row["variant"], config, folder))
     return runs, lacking
 

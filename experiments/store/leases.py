@@ -158,8 +158,8 @@ def waiting(folder: Path, poll: float = 1.0) -> Iterator[Lease]:
 def holder(folder: Path) -> Holder | None:
     """Return the holder of a folder, or None; a holder on another machine may be dead."""
     leases = _leases(folder)
-    found = _read(leases[-1])[1] if leases else None
-    return None if found is None or found.released or found.alive() is False else found
+    current = _read(leases[-1])[1] if leases else None
+    return None if current is None or current.released or current.alive() is False else current
 
 
 def last_sign(folder: Path) -> float:
@@ -207,8 +207,8 @@ _seen: dict[Path, tuple[bytes, float]] = {}  # what this process saw last in oth
 
 
 def _is_free(path: Path) -> bool:
-    content, found = _read(path)
-    if found is not None and (found.released or found.alive() is False):
+    content, current = _read(path)
+    if current is not None and (current.released or current.alive() is False):
         return True
     now = time.monotonic()
     before, since = _seen.get(path, (None, now))

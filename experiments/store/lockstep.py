@@ -27,15 +27,15 @@ def hold_lockstep_runs(lead: Run, others: Mapping[int, Run], most: int) -> Itera
     Yields:
         The further runs that are held, by index.
     """
-    found: dict[int, Run] = {}
+    held_runs: dict[int, Run] = {}
     with ExitStack() as held:
         reached = steps_trained(lead) if most > 1 and others else None
         for k, run in others.items():
-            if len(found) + 1 >= most:
+            if len(held_runs) + 1 >= most:
                 break
             with ExitStack() as holding:
                 lease = holding.enter_context(run.lock())
                 if lease is not None and run.result is None and steps_trained(run) == reached:
-                    found[k] = replace(run, lease=lease)
+                    held_runs[k] = replace(run, lease=lease)
                     held.push(holding.pop_all())
-        yield found
+        yield held_runs

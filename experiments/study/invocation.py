@@ -23,7 +23,7 @@ def typed(command: str, name: str = "") -> str:
 
 def _python() -> str:
     """Name of this interpreter: as short as the shell finds it."""
-    found = shutil.which("python")
-    if found and os.path.abspath(found) == os.path.abspath(sys.executable):
+    python = shutil.which("python")
+    if python and os.path.abspath(python) == os.path.abspath(sys.executable):
         return "python"
     return shlex.quote(sys.executable)

@@ -58,7 +58,7 @@ def study_status(study: Study) -> dict[str, Any]:
 
 def _others_running(study: Study, folders: dict[Path, dict[str, Any]]) -> list[dict[str, Any]]:
     """Runs of other configurations that are in training, with the keys in which they differ."""
-    found = []
+    states = []
     for path, config in folders.items():
         try:
             variant, seed = config["variant"], config["seed"]
@@ -71,8 +71,8 @@ def _others_running(study: Study, folders: dict[Path, dict[str, Any]]) -> list[d
             theirs = flat_keys({key: value for key, value in config.items() if key != "variant"})
             changed = {key: value for key, value in theirs.items() if ours.get(key) != value}
             flags = {re.sub("^views", "data", key): value for key, value in changed.items()}
-            found.append({"variant": variant, "seed": seed, "overrides": flags, **state})
-    return found
+            states.append({"variant": variant, "seed": seed, "overrides": flags, **state})
+    return states
 
 
 def run_status(run: Run) -> dict[str, Any]:

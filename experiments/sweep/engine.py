@@ -95,10 +95,10 @@ def suggest(sweep: SweepFile, points: list[Point]) -> dict[str, Any] | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a Gaussian process of few points warns of its own uncertainty
-            found = import_engine().next_run(sweep.content, [_to_engine(sweep, point) for point in points])
+            suggestion = import_engine().next_run(sweep.content, [_to_engine(sweep, point) for point in points])
     except ValueError as error:
         raise UsageError(f"{sweep.place}: {' '.join(str(error).split())}") from None
-    return None if found is None else {name: plain(entry["value"]) for name, entry in found.config.items()}
+    return None if suggestion is None else {name: plain(entry["value"]) for name, entry in suggestion.config.items()}
 
 
 def plain(value: Any) -> Any:

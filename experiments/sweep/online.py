@@ -72,10 +72,10 @@ def _create(sweep: SweepFile) -> str:
         )
     except subprocess.TimeoutExpired:
         raise UsageError(f"wandb's server did not take the sweep within {CREATE_TIMEOUT_S} s{hint}") from None
-    said = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)
-    made = re.search(r"wandb agent (\S+)", said)
+    output = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)
+    made = re.search(r"wandb agent (\S+)", output)
     if made is None:
-        lines = [line.removeprefix("wandb: ").strip() for line in said.strip().splitlines()]
+        lines = [line.removeprefix("wandb: ").strip() for line in output.strip().splitlines()]
         raise UsageError(f"wandb sweep {sweep.path}: {lines[-1] if lines else 'no answer'}{hint}")
     return made[1].strip("'")
 
@@ -101,8 +101,10 @@ def _points(sweep: SweepFile, path: str) -> list[Point]:
 
     project, _, sweep_id = path.rpartition("/")
     try:
-        found = wandb.Api(timeout=CREATE_TIMEOUT_S).runs(project, {"sweep": sweep_id}, order="+created_at", lazy=False)
-        runs = [run for run in found]  # noqa: C416 (list() would ask for its length, and swallow what that raises)
+        online_runs = wandb.Api(timeout=CREATE_TIMEOUT_S).runs(
+            project, {"sweep": sweep_id}, order="+created_at", lazy=False
+        )
+        runs = [run for run in online_runs]  # noqa: C416 (list() would ask for its length, and swallow what that raises)
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"the results of {path} cannot be read ({reason}); start again later") from None

@@ -52,13 +52,13 @@ def save_tables(sweep: SweepFile, points: list[Point], folder: Path) -> None:
 
     table = read_table(folder)
     try:
-        found = parameter_importance(table[table["state"] == "done"], list(scales), sweep.metric)
+        importances = parameter_importance(table[table["state"] == "done"], list(scales), sweep.metric)
     except ValueError as error:
-        found = pd.DataFrame(columns=IMPORTANCE)
+        importances = pd.DataFrame(columns=IMPORTANCE)
         write_atomic(tables / "importance.txt", lambda file, error=error: file.write(f"{error}\n".encode()))
     else:
         (tables / "importance.txt").unlink(missing_ok=True)
-    save_table(tables / "importance.csv", found)
+    save_table(tables / "importance.csv", importances)
 
 
 def _scale(parameter: dict[str, Any]) -> str:
@@ -87,11 +87,11 @@ def draw_figures(folder: Path) -> list[Path]:
 
     about = _about(folder)
     figures = folder / "figures"
-    found = read_csv(tables_folder(folder) / "importance.csv", IMPORTANCE)
+    importances = read_csv(tables_folder(folder) / "importance.csv", IMPORTANCE)
     table = read_table(folder)
     return [
         *parallel_coordinates.draw(table, about["scales"], about["metric"], about["maximize"], figures),
-        *importance.draw(found, about["metric"], figures),
+        *importance.draw(importances, about["metric"], figures),
     ]
 
 
@@ -174,15 +174,15 @@ def _importance_lines(folder: Path) -> list[str]:
     tables = tables_folder(folder)
     if (why_not := tables / "importance.txt").is_file():
         return [why_not.read_text(encoding="utf-8").strip()]
-    found = read_csv(tables / "importance.csv", IMPORTANCE)
-    n, explained = int(found["n"].iloc[0]), found["explained"].iloc[0]
+    importances = read_csv(tables / "importance.csv", IMPORTANCE)
+    n, explained = int(importances["n"].iloc[0]), importances["explained"].iloc[0]
     doubt = f"; below {RELIABLE_FROM} runs it is not reliable" if n < RELIABLE_FROM else ""
     share = f"{explained:.0%} of the variance" if explained > 0 else "no better than the mean, so this says nothing"
     lines = [
         f"What mattered in {n} runs that came to their end (a forest predicts {share}{doubt})",
         f"{'parameter':<26}{'importance':>12}{'rank correlation':>20}",
     ]
-    for _, row in found.iterrows():
+    for _, row in importances.iterrows():
         rank = "categories" if pd.isna(row["correlation"]) else f"{row['correlation']:+.2f} (p {row['p']:.2g})"
         lines.append(f"{row['parameter']:<26}{row['importance']:>12.2f}{rank:>20}")
     return lines

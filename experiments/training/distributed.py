@@ -70,9 +70,9 @@ class DistributedProcessGroup(ProcessGroup):
 
     def all_gather(self, values: Tensor) -> Tensor:
         """Return the values of all ranks, (size, …)."""
-        found = [torch.empty_like(values) for _ in range(self.size)]
-        dist.all_gather(found, values)
-        return torch.stack(found)
+        gathered = [torch.empty_like(values) for _ in range(self.size)]
+        dist.all_gather(gathered, values)
+        return torch.stack(gathered)
 
     def broadcast(self, value: Any) -> Any:
         """Return the value of rank 0, which is pickled: ranks share no files."""
@@ -154,5 +154,5 @@ class DistributedProcessGroup(ProcessGroup):
 def backend_for(kinds: Iterable[str]) -> str:
     """Return the backend for devices of these kinds, ``cpu`` and ``cuda``; for both, one for each kind."""
     names = {"cpu": "gloo", "cuda": "nccl"}
-    found = sorted(set(kinds))
-    return names[found[0]] if len(found) == 1 else ",".join(f"{kind}:{names[kind]}" for kind in found)
+    distinct = sorted(set(kinds))
+    return names[distinct[0]] if len(distinct) == 1 else ",".join(f"{kind}:{names[kind]}" for kind in distinct)

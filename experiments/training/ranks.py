@@ -42,12 +42,14 @@ def device_for(name: str, ranks: int) -> str:
     Raises:
         UsageError: the name is unknown, or this machine has too few devices.
     """
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name not in ("auto", "cpu", "cuda"):
         raise UsageError(f"device={name}: must be auto, cpu or cuda")
-    if name == "cuda" and found < ranks:
-        raise UsageError(f"device=cuda: {ranks} ranks need a CUDA device each, and there are {found}; try device=cpu")
-    return "cuda" if name != "cpu" and found >= ranks else "cpu"
+    if name == "cuda" and available < ranks:
+        raise UsageError(
+            f"device=cuda: {ranks} ranks need a CUDA device each, and there are {available}; try device=cpu"
+        )
+    return "cuda" if name != "cpu" and available >= ranks else "cpu"
 
 
 def run_on_ranks(function: Callable[..., Any], ranks: int, *arguments: Any, device: str, timeout: float) -> list[Any]:
@@ -81,10 +83,10 @@ def run_on_ranks(function: Callable[..., Any], ranks: int, *arguments: Any, devi
                 theirs.close()
                 processes.append(process)
                 ends.append(end)
-            found = _gathered(processes, ends, timeout)
+            values = _gathered(processes, ends, timeout)
             for process in processes:
                 process.join(GRACE_PERIOD_S)
-            return found
+            return values
         finally:
             for process in processes:
                 process.kill()

@@ -50,13 +50,13 @@ def largest_worthwhile(speedup: Callable[[int], float], most: int) -> tuple[int,
     """
     while most > 1:
         try:
-            found = speedup(most)
+            measured = speedup(most)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            found = 0.0
-        if found >= MIN_SPEEDUP:
-            return most, found
+            measured = 0.0
+        if measured >= MIN_SPEEDUP:
+            return most, measured
         most //= 2
     return 1, 1.0
 

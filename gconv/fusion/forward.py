@@ -107,7 +107,7 @@ def fused_forwards(module: nn.Module) -> tuple[list[FusedForward], dict[str, str
     Raises:
         RecordingError: the forward pass cannot be recorded.
     """
-    found, reasons = [], {}
+    forwards, reasons = [], {}
     for recorder in _recordings(module):
         runs, why = _fuse_runs(recorder.graph, module)
         reasons |= why
@@ -115,9 +115,9 @@ def fused_forwards(module: nn.Module) -> tuple[list[FusedForward], dict[str, str
             code = recorder.graph.python_code("self")
             given = recorder.kind, recorder.arguments, recorder.attributes, recorder.children
             names = {name: value for name, value in code.globals.items() if name not in NAMES_OF_FX}
-            found.append(FusedForward(*given, tuple(runs), code.src, names))
-    fused = {name for forward in found for run in forward.runs for name in run}
-    return found, {name: reason for name, reason in reasons.items() if name not in fused}
+            forwards.append(FusedForward(*given, tuple(runs), code.src, names))
+    fused = {name for forward in forwards for run in forward.runs for name in run}
+    return forwards, {name: reason for name, reason in reasons.items() if name not in fused}
 
 
 def _recordings(module: nn.Module) -> Iterator[Recorder]:

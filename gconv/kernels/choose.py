@@ -87,10 +87,10 @@ def _choose(
     if device.type == "meta":  # nothing is computed, costs are counted: these multiply connected channels alone
         return Choice("native" if geometry.is_uniform else "loop", "nothing is computed on the meta device")
     ruled = by_rule(op, geometry, dtype, device, bits)
-    found = _measured(op, geometry, dtype, device, channels_last, bits)
-    if found is None:
+    measured = _measured(op, geometry, dtype, device, channels_last, bits)
+    if measured is None:
         return ruled
-    seconds, times, steps = found
+    seconds, times, steps = measured
     name, words = min(times, key=lambda name: times[name]), "the fastest measured"
     if times.get(ruled.kernel, math.inf) <= EQUAL_TIME_RATIO * times[name]:  # chance would decide
         name, words = ruled.kernel, "as fast as any measured"
@@ -115,9 +115,9 @@ def _together(
 ) -> str | None:
     choices = [choose(op, geometry, dtype, device, channels_last, bits) for op in OPS]
     if device.type != "meta":
-        found = _measured("step", geometry, dtype, device, channels_last, bits)
-        if found is not None:
-            times = found[1]
+        measured = _measured("step", geometry, dtype, device, channels_last, bits)
+        if measured is not None:
+            times = measured[1]
             name = min((name for name in times if name in DIFFERENTIABLE), key=lambda name: times[name], default=APART)
             return name if name != APART and times[name] <= EQUAL_TIME_RATIO * min(times.values()) else None
     # The rule of the forward pass is that of inference, where a weight stays.
@@ -197,20 +197,20 @@ def _nearest(
         return None
     kind = tables.Kind.of(op, geometry, dtype, channels_last, bits)
     table = tables.load(this_machine(device))
-    found = tables.nearest(table, kind)
-    return None if found is None else (table[found[0]], found[1])
+    measured = tables.nearest(table, kind)
+    return None if measured is None else (table[measured[0]], measured[1])
 
 
 def _measured(
     op: str, geometry: Geometry, dtype: torch.dtype, device: torch.device, channels_last: bool, bits: int
 ) -> tuple[dict[str, float], dict[str, float], int] | None:
     """Return the table's entry for the nearest layer: seconds of all, of those allowed here, and its distance."""
-    found = _nearest(op, geometry, dtype, device, channels_last, bits)
-    if found is None:
+    measured = _nearest(op, geometry, dtype, device, channels_last, bits)
+    if measured is None:
         return None
-    seconds = by_kernel(found[0])
+    seconds = by_kernel(measured[0])
     usable = [n for n in seconds if n == APART or (n in CANDIDATES and not refusal(n, geometry, dtype, device))]
-    return (seconds, {name: seconds[name] for name in usable}, found[1]) if usable else None
+    return (seconds, {name: seconds[name] for name in usable}, measured[1]) if usable else None
 
 
 def by_rule(op: str, geometry: Geometry, dtype: torch.dtype, device: torch.device, bits: int) -> Choice:

@@ -79,45 +79,45 @@ def race(
         first[name] = min(first[name], seconds_of(calls[name], 1))
     times = {name: round(SHORT_S / min(max(t, SHORT_S / MAX_REPEATS), SHORT_S)) for name, t in first.items()}
     running = [name for name, t in first.items() if t <= MAX_FIRST_RATIO * best]
-    found: dict[str, list[float]] = {name: [] for name in running}
+    seconds_by_name: dict[str, list[float]] = {name: [] for name in running}
     certain = len(running) <= 1
     for turn in range(MAX_ROUNDS):
         if not running or clock() >= until:
             break
         start = turn % len(running)
         for name in running[start:] + running[:start]:
-            found[name].append(seconds_of(calls[name], times[name]))
-        running = _still_running({name: found[name] for name in running})
-        certain = _is_certain({name: found[name] for name in running})
+            seconds_by_name[name].append(seconds_of(calls[name], times[name]))
+        running = _still_running({name: seconds_by_name[name] for name in running})
+        certain = _is_certain({name: seconds_by_name[name] for name in running})
         if turn + 1 >= ROUNDS_TO_DROP and certain:
             break
-    seconds = {name: median(found[name]) if found.get(name) else t for name, t in first.items()}
-    return Race(seconds, {name: len(found.get(name, ())) for name in first}, failed, certain)
+    seconds = {name: median(seconds_by_name[name]) if seconds_by_name.get(name) else t for name, t in first.items()}
+    return Race(seconds, {name: len(seconds_by_name.get(name, ())) for name in first}, failed, certain)
 
 
-def _still_running(found: dict[str, list[float]]) -> list[str]:
+def _still_running(seconds: dict[str, list[float]]) -> list[str]:
     """Return the functions that are not clearly slower than the fastest."""
-    rounds, leader = _leader(found)
+    rounds, leader = _leader(seconds)
     if rounds < ROUNDS_TO_DROP:
-        return list(found)
-    ratios = {name: _ratios(times, found[leader]) for name, times in found.items()}
+        return list(seconds)
+    ratios = {name: _ratios(times, seconds[leader]) for name, times in seconds.items()}
     return [name for name, each in ratios.items() if median(each) <= DROP_RATIO or min(each) <= 1]
 
 
-def _is_certain(found: dict[str, list[float]]) -> bool:
+def _is_certain(seconds: dict[str, list[float]]) -> bool:
     """Return True if every other function is slower in most rounds, or so close that the difference is irrelevant."""
-    rounds, leader = _leader(found)
-    if len(found) == 1:
+    rounds, leader = _leader(seconds)
+    if len(seconds) == 1:
         return True
     if rounds < ROUNDS_TO_ORDER:
         return False
-    ratios = [_ratios(times, found[leader]) for name, times in found.items() if name != leader]
+    ratios = [_ratios(times, seconds[leader]) for name, times in seconds.items() if name != leader]
     return all(median(each) < EQUAL_RATIO or sum(r > 1 for r in each) >= MIN_SHARE_SLOWER * rounds for each in ratios)
 
 
-def _leader(found: dict[str, list[float]]) -> tuple[int, str]:
+def _leader(seconds: dict[str, list[float]]) -> tuple[int, str]:
     """Return the number of rounds so far, and the fastest function."""
-    return min(map(len, found.values())), min(found, key=lambda name: median(found[name]))
+    return min(map(len, seconds.values())), min(seconds, key=lambda name: median(seconds[name]))
 
 
 def _ratios(times: list[float], others: list[float]) -> list[float]:

@@ -102,16 +102,16 @@ class PerGroup(nn.Module):
 
     def right_inverse(self, weight: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Return the original tensors of all groups in order, or one weight if each group has one."""
-        found = [
+        inverses = [
             group.right_inverse(part)  # type: ignore[operator]
             for group, part in zip(self.groups, self.geometry.group_weights(weight.detach()), strict=True)
         ]
-        if isinstance(found[0], Tensor):
-            self.counts = [0] * len(found)
-            parts = found if self.geometry.is_uniform else [part.flatten(0, 1) for part in found]
+        if isinstance(inverses[0], Tensor):
+            self.counts = [0] * len(inverses)
+            parts = inverses if self.geometry.is_uniform else [part.flatten(0, 1) for part in inverses]
             return torch.cat(parts)
-        self.counts = [len(part) for part in found]
-        return tuple(original for part in found for original in part)
+        self.counts = [len(part) for part in inverses]
+        return tuple(original for part in inverses for original in part)
 
 
 def check_reparametrisations(layer: nn.Module) -> None:

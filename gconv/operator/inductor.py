@@ -152,8 +152,8 @@ def candidates(
     input_size = numbers[6] if op == "input_gradient" else tensors[op == "weight_gradient"].shape[2:]
     name = dispatch.forced(geometry, x.dtype, device)
     if all_of_them and name is None:
-        found = (name for name in (*inlined, *called) if refusal(name, geometry, x.dtype, device) is None)
-        return tuple(name for name in found if name != "loop" or geometry.groups <= MAX_LOOP_GROUPS)
+        able = (name for name in (*inlined, *called) if refusal(name, geometry, x.dtype, device) is None)
+        return tuple(name for name in able if name != "loop" or geometry.groups <= MAX_LOOP_GROUPS)
     if device.type == "cpu" and not all_of_them:
         return ()
     if name is None:

@@ -265,10 +265,10 @@ def _vmap_weight_gradient(info: Any, dims: tuple, dy: Tensor, x: Tensor, *rest: 
 def _with_tangents(op: Callable[..., Any], tangents_of: Callable, primals: tuple, tangents: tuple) -> Any:
     """Compute an op of dual numbers."""
     output = op(*primals)
-    found = tangents_of(output, primals, tangents)
+    tangent = tangents_of(output, primals, tangents)
     if isinstance(output, Tensor):
-        return forward_ad.make_dual(output, found)
-    return tuple(map(forward_ad.make_dual, output, found))
+        return forward_ad.make_dual(output, tangent)
+    return tuple(map(forward_ad.make_dual, output, tangent))
 
 
 def _bilinear(op: Callable[..., Tensor], first: Sequence[Any], tangents: Sequence[Any], rest: Sequence[Any]) -> Tensor:

@@ -226,8 +226,8 @@ def _spread_segments(
     segments, totals = [], [0] * ranks
     while waiting := [tower for tower in loads if tower not in rank_of]:
         layers, members = set(layers_of[waiting[0]]), [waiting[0]]
-        while len(found := [t for t in waiting if layers & layers_of[t]]) > len(members):
-            members = found
+        while len(connected := [t for t in waiting if layers & layers_of[t]]) > len(members):
+            members = connected
             layers = layers.union(*(layers_of[t] for t in members))
         shares, exact = spread([loads[t] for t in members], ranks)
         sums = [sum(loads[t] for t, s in zip(members, shares, strict=True) if s == share) for share in range(ranks)]

@@ -198,10 +198,10 @@ def _attribute(x: Any, name: str) -> Any:
         return x[("values", "indices").index(name)]
     if name == "device":
         return torch.device("cpu")  # so that tensors created there have values
-    found = getattr(x.value, name)
-    if isinstance(found, Tensor):
+    held = getattr(x.value, name)
+    if isinstance(held, Tensor):
         raise NotFollowedError("the sources of its channels are unknown")
-    return found
+    return held
 
 
 def _unites(call: Call, origins: Origins) -> Tensor:

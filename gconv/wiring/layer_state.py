@@ -119,13 +119,13 @@ def copy_parameter_attributes(source: Tensor, target: Tensor) -> None:
 
 def unregistered_references(model: nn.Module) -> Mapping[nn.Module, str]:
     """Return the modules that a model also reaches through plain lists, dicts, functions or objects, and the place."""
-    registered, found, seen = set(model.modules()), dict[nn.Module, str](), set[int]()
+    registered, places, seen = set(model.modules()), dict[nn.Module, str](), set[int]()
 
     def look(thing: Any, place: str) -> None:
         if isinstance(thing, ATOMS) or id(thing) in seen:
             return
         if isinstance(thing, nn.Module) and thing in registered:
-            found.setdefault(thing, place)
+            places.setdefault(thing, place)
             return
         seen.add(id(thing))
         for inner in _held_by(thing):
@@ -142,7 +142,7 @@ def unregistered_references(model: nn.Module) -> Mapping[nn.Module, str]:
                 for name, value in vars(kind).items():
                     if isinstance(value, FunctionType) and name != "__init__":
                         look(value, f"{kind.__name__}.{name}")
-    return found
+    return places
 
 
 def _held_by(thing: Any) -> list[Any]:

@@ -124,9 +124,9 @@ class Origins:
         if over:
             rows = small.movedim(over, list(range(-len(over), 0))).flatten(-len(over))
             place = torch.arange(rows[..., 0].numel(), device="cpu").view(*rows.shape[:-1], 1)
-            found = (place * len(self.sets) + rows).unique()
+            occurring = (place * len(self.sets) + rows).unique()
             members: list[list[int]] = [[] for _ in range(place.numel())]
-            for row_and_number in found.tolist():
+            for row_and_number in occurring.tolist():
                 row, number = divmod(row_and_number, len(self.sets))
                 members[row].append(number)
             known: dict[tuple[int, ...], int] = {}  # many rows have the same elements

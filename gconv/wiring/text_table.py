@@ -21,8 +21,8 @@ def aligned(
         texts: number of columns, from the left, that are text; the others are numbers and are right-aligned.
         max_rows: number of rows printed, the others are counted in one line; None prints all.
     """
-    shown = rows if max_rows is None or len(rows) <= max_rows else rows[: max_rows - 1]
-    lines = [header, *shown, *([total] if total is not None else [])]
+    printed = rows if max_rows is None or len(rows) <= max_rows else rows[: max_rows - 1]
+    lines = [header, *printed, *([total] if total is not None else [])]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
 
     def line_of(cells: Sequence[str]) -> str:
@@ -30,6 +30,6 @@ def aligned(
         return "  ".join(f"{c:<{width}}" if column < texts else f"{c:>{width}}" for c, width, column in places).rstrip()
 
     text = [line_of(line) for line in lines]
-    if len(shown) < len(rows):
-        text.insert(1 + len(shown), f"… {len(rows) - len(shown)} more")
+    if len(printed) < len(rows):
+        text.insert(1 + len(printed), f"… {len(rows) - len(printed)} more")
     return "\n".join(text)

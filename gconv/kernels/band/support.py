@@ -57,8 +57,8 @@ def configs(geometry: Geometry, dtype: torch.dtype, device: torch.device | None 
 
 @lru_cache(maxsize=4096)
 def _configs(geometry: Geometry, itemsize: int, shared_memory: int | None) -> tuple[Blocking, ...]:
-    found = blockings(geometry, itemsize)
-    return tuple(b for b in found if shared_memory is None or b.shared_bytes(itemsize) <= shared_memory)
+    candidates = blockings(geometry, itemsize)
+    return tuple(b for b in candidates if shared_memory is None or b.shared_bytes(itemsize) <= shared_memory)
 
 
 @lru_cache

@@ -15,8 +15,8 @@ def add_sum(written, alive, total, count):
 @triton.jit
 def sum_squares(written, alive, mean):
     """Sum of squares of what differs from the mean."""
-    apart = tl.where(alive[:, None], written - mean[None, :], 0.0)
-    return tl.sum(apart * apart, 0)
+    deviations = tl.where(alive[:, None], written - mean[None, :], 0.0)
+    return tl.sum(deviations * deviations, 0)
 
 
 @triton.jit(do_not_specialize=["rows", "channels"])
@@ -38,11 +38,11 @@ def merge_statistics(partials, counts, merged, merged_counts, rows, channels, R:
     inside = alive[:, None] & present[None, :]
     first = tl.load(partials + first_row.to(tl.int64) * (2 * channels) + channel)
     # Means are told from the first one: the difference of near numbers is exact, their sum is not.
-    apart = tl.where(inside, tl.load(partials + place, mask=inside, other=0.0) - first[None, :], 0.0)
-    mean = tl.sum(apart * count[:, None], 0) / total
+    deviations = tl.where(inside, tl.load(partials + place, mask=inside, other=0.0) - first[None, :], 0.0)
+    mean = tl.sum(deviations * count[:, None], 0) / total
     squares = tl.sum(tl.load(partials + channels + place, mask=inside, other=0.0), 0)
-    apart = apart - mean[None, :]
-    squares += tl.sum(apart * apart * count[:, None], 0)
+    deviations = deviations - mean[None, :]
+    squares += tl.sum(deviations * deviations * count[:, None], 0)
     target = merged + tl.program_id(0).to(tl.int64) * (2 * channels)
     tl.store(target + channel, first + mean, mask=present)
     tl.store(target + channels + channel, squares, mask=present)
