@@ -98,11 +98,11 @@ class Claim:
     Attributes:
         number: its place.
         short: name of at most eight words, for tables and figures.
-        claim: what is claimed.
+        claim: the statement.
         source: by whom.
         against: the null that could explain it away.
-        contradicts: what would contradict it.
-        studies: that can tell, the best first.
+        contradicts: the result that would contradict it.
+        studies: that can decide it, the best first.
         decides: the ``first`` study that can, or ``every`` one together.
         published: the published value; empty where there is none.
         tests: its parts, all of which must hold.
@@ -171,7 +171,7 @@ class Finding:
         q: the same after the correction for all claims.
         seeds: that would find the smallest effect of interest, where the verdict is open; None where that cannot be
             told, or is over ``MOST_SEEDS``.
-        note: what the reader must know, in plain words.
+        note: limits of the verdict, in plain words.
         answers: by the studies that decide.
         others: by other studies that measured it.
     """
@@ -220,7 +220,7 @@ def judge_claims(claims: Sequence[Claim], records: Sequence[Record]) -> list[Fin
 
 
 def decide_claims(claims: Sequence[Claim], chosen: Sequence[ChosenStudies]) -> list[Finding]:
-    """``judge_claims`` from what the studies say: one ``ChosenStudies`` per claim."""
+    """Give the verdicts as ``judge_claims`` does, from one ``ChosenStudies`` per claim."""
     tested = [_test(claim, studies) for claim, studies in zip(claims, chosen, strict=True)]
     support = _corrected([t.support for t in tested])
     oppose = _corrected([t.oppose for t in tested])

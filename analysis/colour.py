@@ -4,7 +4,7 @@ Legend: N images, O filters, C channels, H W space, K kernel, M crops. Filters a
 
 Which filters count: one that never left its initialisation is RGB noise, two thirds of whose energy lie off the grey
 axis, so it looks coloured. ``learned`` is the rule, stated beforehand, by which such filters are left out;
-``smoothness`` and ``change_from_initialisation`` show what it is worth.
+``smoothness`` and ``change_from_initialisation`` show how far to trust it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ GREY = 1e-12  # share of a filter's energy, below which it is rounding
 
 
 def colour_index(filters_O3KK: ArrayLike) -> NDArray[np.float64]:
-    """Share of each filter's energy off the grey axis (1, 1, 1)/√3: 0 for a grey filter, 2/3 for RGB noise.
+    """Return the share of each filter's energy off the grey axis (1, 1, 1)/√3: 0 for a grey filter, 2/3 for RGB noise.
 
     Returns:
         (O,); NaN for a filter that is zero throughout.
@@ -47,7 +47,7 @@ def colour_index(filters_O3KK: ArrayLike) -> NDArray[np.float64]:
 
 
 def smoothness(filters_O3KK: ArrayLike) -> NDArray[np.float64]:
-    """Share of each filter's energy that survives a 3 × 3 mean: 0.1 for noise, towards 1 for broad structure.
+    """Return the share of each filter's energy after a 3 × 3 mean: 0.1 for noise, towards 1 for broad structure.
 
     Returns:
         (O,); NaN for a filter that is zero throughout.
@@ -59,7 +59,7 @@ def smoothness(filters_O3KK: ArrayLike) -> NDArray[np.float64]:
 
 
 def concentration(filters_O3KK: ArrayLike) -> NDArray[np.float64]:
-    """Concentration of a filter's energy on few spatial frequencies: Σ p², p their shares of it.
+    """Return the concentration of each filter's energy on few spatial frequencies: Σ p², p their shares of the energy.
 
     1 for a uniform patch of any colour, ½ for a grating of whole periods, little above 1/K² for noise.
 
@@ -76,9 +76,9 @@ LEARNED_ENERGY = 0.5
 
 
 def learned(filters_O3KK: ArrayLike) -> NDArray[np.bool_]:
-    """Return the filters that are no noise (O,): more concentrated than 99% of white-noise filters of their size.
+    """Tell which filters are not noise (O,): more concentrated than 99% of white-noise filters of their size.
 
-    The rule needs no initial weights, and minds neither colour nor frequency, so it does not decide what is compared.
+    The rule needs no initial weights. It does not depend on colour or frequency, so it does not bias their comparison.
     (Smoothness would: it takes fine gratings, which are mostly grey, for noise.) Of filters that never left their
     initialisation one in a hundred passes. A kernel of 1 × 1 has no spatial structure: all its filters pass.
     """
@@ -266,7 +266,7 @@ class Top:
 
 
 class TopResponses:
-    """The images to which each filter responds most, found in one pass; keeps ``count`` of them per filter.
+    """The ``count`` images to which each filter responds most, collected in one pass.
 
     Of equal responses the earlier image is kept, so the result does not depend on the batches.
     """
@@ -362,8 +362,8 @@ def colour_selectivity(
     Args:
         respond: the network up to the layer, in evaluation mode; normalises the images itself, if it needs that.
         images: gives those of the indices (n,) as (n, 3, H, W), values 0 … 1, on the device of the network.
-        top: what ``TopResponses`` found for ``respond`` on the same images.
-        field: what a unit of the layer reads.
+        top: largest responses, as ``TopResponses`` collects them for ``respond`` on the same images.
+        field: receptive field of a unit of the layer.
         batch: images at once.
     """
     grey_OM = np.zeros(top.response.shape)

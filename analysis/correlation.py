@@ -18,10 +18,10 @@ from analysis.stats import permutation_p, permuted_labels
 
 
 def correlation_matrix(covariance: ArrayLike) -> NDArray[np.float64]:
-    """Correlations from covariances (C, C).
+    """Return correlations (C, C) from covariances (C, C).
 
     A filter that never varies (variance 0), or whose responses are not finite, has NaN in its row and column. The scale
-    of a filter plays no part: that of its neighbours says nothing of it.
+    of a filter plays no part: the group of its neighbours carries no information on it.
     """
     cov = np.asarray(covariance, dtype=np.float64)
     with np.errstate(invalid="ignore", over="ignore"):

@@ -39,9 +39,9 @@ class Term:
     Attributes:
         measure: its name.
         variants: one, or several to average over (a family, where the kind is ``equal_cost``).
-        layer: empty for what is measured of the whole network; ``each`` for every layer, paired by name with those of
+        layer: empty for a measure of the whole network; ``each`` for every layer, paired by name with those of
             the other terms and averaged at last.
-        against: the null, empty for what was measured of the trained network.
+        against: the null, empty for the trained network.
     """
 
     measure: str
@@ -99,7 +99,7 @@ class Effect:
         values: (n,) one per seed; of a share 0 or 1; (1,) where nothing was per seed.
         low, high: bounds of a timing by the quartiles of its repeats, and the value itself of a count; None per seed.
         lost: number of further seeds whose runs were trained, or tried, and that have no value.
-        note: what was left out, in plain words.
+        note: on values left out, in plain words.
     """
 
     values: NDArray[np.float64]
@@ -119,7 +119,7 @@ def measure_effect(table: pd.DataFrame, metric: Metric, lost: Mapping[tuple[str,
 
     Raises:
         NotMeasuredError: a variant, a measure or a null is not in the table, or no seed has all of them.
-        ValueError: a logarithm of what is not positive, a share of what is neither 0 nor 1.
+        ValueError: a logarithm of a value that is not positive, a share of values other than 0 and 1.
     """
     lost, names = lost or {}, _variants(metric)
     for name in names:
@@ -154,7 +154,7 @@ def _variants(metric: Metric) -> list[str]:
 
 
 def _per_seed(table: pd.DataFrame, metric: Metric) -> pd.Series:
-    """One effect per seed, indexed by seed."""
+    """Return one effect per seed, indexed by seed."""
     if metric.kind == "slope":
         return _slope(table, metric)
     if metric.kind == "equal_cost":
@@ -199,7 +199,7 @@ def _slope(table: pd.DataFrame, metric: Metric) -> pd.Series:
 
 
 def _values(table: pd.DataFrame, term: Term) -> pd.Series:
-    """A term by seed and layer, averaged over its variants."""
+    """Return a term by seed and layer, averaged over its variants."""
     by_variant = []
     for variant in term.variants:
         rows = _rows(table, replace(term, variants=(variant,)))

@@ -13,7 +13,7 @@ from analysis.stats import binomial_test
 FEW_LEARNED = 0.5  # share of the first layer's filters; below it most are still the noise that they began as
 FEWEST_CLASSES, FEWEST_IMAGES = 2, 100  # assumed of a record that does not say how many it has
 
-# What says how well a network does and what it costs. All other measures look at its filters.
+# Measures of accuracy and cost. All others are measures of the filters.
 OUTCOMES = {
     *("test_accuracy", "train_accuracy", "clean_train_accuracy", "test_loss", "train_loss"),
     *("parameters", "macs", "activations", "latency", "training_time", "peak_memory"),
@@ -32,8 +32,8 @@ class Record:
         table: the long table.
         hardware: on which they were measured.
         lost: runs that are no evidence for anything.
-        unlearned: runs that are no evidence for what filters learn.
-        trial: what the command line changed about what is trained; empty where nothing.
+        unlearned: runs that are no evidence on filters.
+        trial: keys of the training that the command line changed; empty without any.
         refused: why the whole record is no evidence; empty where it is.
     """
 

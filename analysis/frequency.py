@@ -1,6 +1,6 @@
 """Spatial frequency and orientation of filters, from the power spectrum of their weights.
 
-Legend: O filters, C planes, K kernel. Frequencies are cycles per pixel of what the filter reads, angles degrees.
+Legend: O filters, C planes, K kernel. Frequencies are in cycles per pixel of the filter's input, angles in degrees.
 
 A filter's power spectrum is its squared gain for gratings, so no image is needed. Padding the filter with zeros samples
 that spectrum more finely and adds nothing. The filter's mean is left in: it is what a uniform surface evokes, power at

@@ -25,12 +25,12 @@ EXCHANGES = 10  # of a parameter's values, each time
 
 
 def parameter_importance(table: pd.DataFrame, parameters: Sequence[str], metric: str) -> pd.DataFrame:
-    """The importance of each parameter that varies.
+    """Return the importance of each parameter that varies.
 
     Args:
         table: one row per run.
-        parameters: columns of what was varied; numbers, or texts for categories.
-        metric: column of what is predicted.
+        parameters: columns of the varied parameters; numbers, or texts for categories.
+        metric: column of the predicted metric.
 
     Returns:
         One row per parameter, the most important first: ``parameter``; ``importance``, the increase of the squared

@@ -59,7 +59,7 @@ def whitened_covariance(
             of each filter.
 
     Raises:
-        ValueError: the shapes do not fit; a layer of which no filter varies; too few samples for so many filters.
+        ValueError: the shapes do not fit; no filter of a layer varies; there are too few samples for the filters.
     """
     first, second, cross = (np.asarray(matrix, dtype=np.float64) for matrix in (first_CC, second_DD, cross_CD))
     if first.shape != (cross.shape[0],) * 2 or second.shape != (cross.shape[-1],) * 2 or cross.ndim != 2:
@@ -94,14 +94,14 @@ def whitened_covariance(
 
 @dataclass(frozen=True)
 class BlockEnergy:
-    """Share of a covariance between two layers that lies in the blocks that their groups link.
+    """Share of a covariance between two layers in the blocks that their groups link.
 
     Attributes:
         squared: share of the squared entries.
         absolute: share of the absolute values.
-        chance: share of the entries, which is what a matrix without blocks has of either.
+        chance: share of the entries; the expected share of a matrix without blocks.
         left_out: filters of either layer that took no part, for they are dead or belong to no one group.
-        share: (squared − chance) / (1 − chance), what lies beyond chance. 0 without blocks and 1 if all energy lies on
+        share: (squared − chance) / (1 − chance), the share beyond chance. 0 without blocks and 1 if all energy is on
             them, however many groups there are.
         test: ``squared`` with its p when the labels of the first layer are permuted, sizes kept.
     """

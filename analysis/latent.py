@@ -3,7 +3,7 @@
 Legend: O filters of the reading layer, C filters that it reads, K kernel, F factors.
 
 Voss et al. 2021 (Branch Specialization) take the singular vectors of the absolute weights between two layers, and find
-colour first and frequency second. Of a non-negative matrix the very first pair only tells how strongly each filter is
+colour first and frequency second. In a non-negative matrix the very first pair only shows how strongly each filter is
 connected at all. So each weight is divided by the root of its row's and its column's sum, which makes that pair known
 exactly, and it is taken off (Dhillon 2001, bipartite spectral graph partitioning; the same as correspondence analysis).
 Spectral groups are cut from the same normalised matrix.
@@ -60,7 +60,7 @@ def factors(coupling_OC: ArrayLike, count: int = 2) -> Factors:
         count: number of factors F.
 
     Raises:
-        ValueError: not such a matrix, or it has not so many factors.
+        ValueError: another shape, or fewer factors than asked for.
     """
     matrix, rows, columns = _living(coupling_OC)
     most = min(rows.sum(), columns.sum()) - 1
@@ -69,7 +69,7 @@ def factors(coupling_OC: ArrayLike, count: int = 2) -> Factors:
     row, column = np.sqrt(matrix.sum(1)), np.sqrt(matrix.sum(0))
     scaled = matrix / np.outer(row, column)
     left, size, right = np.linalg.svd(scaled - np.outer(row, column) / matrix.sum(), full_matrices=False)
-    size = np.where(size > 1e-12, size, 0.0)  # the largest possible is 1: what is smaller is rounding
+    size = np.where(size > 1e-12, size, 0.0)  # the largest possible is 1; smaller ones are rounding errors
     readers, read = np.full((count, rows.size), np.nan), np.full((count, columns.size), np.nan)
     there = (size[:count] > 0)[:, None]
     readers[:, rows], read[:, columns] = there * (left / row[:, None]).T[:count], there * (right / column)[:count]
@@ -136,7 +136,7 @@ def spectral_groups(coupling_OC: ArrayLike, groups: int, seed: int = 0) -> tuple
         seed: of the clustering.
 
     Raises:
-        ValueError: not such a matrix, or too few connected filters for so many groups.
+        ValueError: another shape, or fewer connected filters than groups.
     """
     matrix, rows, columns = _living(coupling_OC)
     most = min(int(rows.sum()), int(columns.sum()))
@@ -149,7 +149,7 @@ def spectral_groups(coupling_OC: ArrayLike, groups: int, seed: int = 0) -> tuple
 
 
 def agreement(clusters: ArrayLike, imposed: ArrayLike, permutations: int = DRAWS, seed: int = 0) -> Inference:
-    """Adjusted Rand index (Hubert & Arabie 1985) of two partitions: 1 if they are the same, 0 on average by chance.
+    """Return the adjusted Rand index (Hubert & Arabie 1985) of two partitions: 1 if equal, 0 on average by chance.
 
     p is one-sided, from permuting the imposed labels.
 

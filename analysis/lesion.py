@@ -2,10 +2,11 @@
 
 Legend: N batch, C channels, H W space, K classes, P draws.
 
-What a group alone knows is lost without it: if it has specialised in colour, colour images lose more than their grey
-versions do. Any set of filters is missed, so what a group costs is held against random sets of as many filters.
+Information that only one group has is lost without it: if the group has specialised in colour, the accuracy on colour
+images falls more than on their grey versions. The loss of any filters costs accuracy, so a group is compared with
+random sets of as many filters.
 
-Silence what the next convolution reads: the output of an activation or of a normalisation, not that of a convolution
+Silence the input of the next convolution: the output of an activation or of a normalisation, not that of a convolution
 before its normalisation, which would turn zero into something else.
 """
 
@@ -72,7 +73,7 @@ def silenced(model: nn.Module, layer: str, channels: ArrayLike, replacement: flo
         model: any module.
         layer: name of one of its modules.
         channels: which of its output channels.
-        replacement: what they put out: one value, or one for each channel.
+        replacement: their constant output: one value, or one for each channel.
 
     Raises:
         ValueError: no such layer, lists those there are; no such channels; values that do not fit them.

@@ -49,7 +49,7 @@ def spatial_links(layer: nn.Module, size: int, axis: int = 1) -> list[Link]:
     """Return the pairs (input pixel, output pixel) that a layer connects along one axis, by output pixel.
 
     Args:
-        layer: as in ``channel_links``; what moves channels leaves pixels where they are.
+        layer: as in ``channel_links``; a shuffle or permutation leaves pixels where they are.
         size: pixels of the input along the axis.
         axis: 0 down the height, 1 along the width.
 
@@ -83,7 +83,7 @@ def spatial_links(layer: nn.Module, size: int, axis: int = 1) -> list[Link]:
 def count_macs(layer: nn.Module, height: int, width: int) -> int:
     """Multiply-accumulates for one image, biases left out: channel links × pixel links down × pixel links along.
 
-    What only moves channels multiplies nothing and costs 0.
+    A layer that only moves channels multiplies nothing and costs 0.
     """
     if not isinstance(layer, CONVOLUTIONS):
         return 0

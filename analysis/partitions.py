@@ -40,7 +40,7 @@ class NullPartition:
     Attributes:
         labels: (P, C) the group of each filter in each draw.
         contrast: mean over the draws.
-        note: what limits the result, in plain words; empty if nothing does.
+        note: limits of the result, in plain words; empty without any.
     """
 
     labels: NDArray[np.int64]

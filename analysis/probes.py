@@ -3,11 +3,11 @@
 Legend: N images, C channels, H W space, D dimensions of a target, P draws.
 
 A probe predicts a property of the image from the responses of a group, averaged over space. A larger group knows more,
-and every group knows much of everything: what a group is special in shows only against random sets of as many filters.
+and every group predicts each target to some degree. A group is special only if it beats random sets of as many filters.
 
-Probe what the next layer reads: ``collect(model, batches, {Input("conv2"): PooledResponses()})``. The mean of a
-convolution's own output tells nothing but the mean of its input: without its activation a filter for an orientation
-averages to nothing.
+Probe the input of the next layer: ``collect(model, batches, {Input("conv2"): PooledResponses()})``. The mean of a
+convolution's own output depends only on the mean of its input: before its activation a filter for an orientation
+averages to zero.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class GroupProbe:
         dead: filters of the group that never vary.
         null: (P,) scores of the random sets.
         p: two-sided, of the score among the null of this network; None where nothing was drawn.
-        note: what limits the result, in plain words; empty if nothing does.
+        note: limits of the result, in plain words; empty without any.
     """
 
     group: int

@@ -34,7 +34,7 @@ class Refiltered:
 
     Attributes:
         layer: by name.
-        filters: a module that takes what the layer reads.
+        filters: a module for the layer's input.
     """
 
     layer: str
@@ -73,7 +73,7 @@ class ResponseStatistics:
         """Add samples (C, S), float64, which it overwrites; sample s counts ``repeats_S[s]`` times, if given.
 
         Returns:
-            (C, S) the samples less what the sums are taken about.
+            (C, S) the samples minus the centre of the sums.
         """
         if self._shift is None:
             self._shift = x_CS.mean(1)
@@ -180,7 +180,7 @@ def collect(model: nn.Module, batches: Iterable[Tensor], into: Mapping[Tap, Gath
         batches: inputs (N, 3, H, W).
         into: by module name, ``Input`` or ``Refiltered`` of one, an accumulator: ``ResponseStatistics()``,
             ``MomentStatistics()``, …
-            A convolution puts out what its activation has not yet touched.
+            The output of a convolution is the one before its activation.
 
     Returns:
         The accumulators.
@@ -279,7 +279,7 @@ def _named(model: nn.Module, layers: Sequence[str]) -> dict[str, nn.Module]:
 
 
 def samples_in_parts(x_NCHW: Tensor) -> Iterator[Tensor]:
-    """Responses (N, C, H, W) or (S, C) as samples (C, S), float64, a copy: so many at a time as a cache holds."""
+    """Yield responses (N, C, H, W) or (S, C) as samples (C, S), float64, copied; parts fit into a cache."""
     return (_samples(part) for part in x_NCHW.detach().split(_images_at_a_time(x_NCHW)))
 
 

@@ -184,7 +184,7 @@ def _flows_into(
         for channel, sources in enumerate(wiring[name].sources)
     ]
     readers = units[name][0]
-    # Channels from the same place lie together, so that each flow takes one stretch.
+    # Channels from the same unit are neighbours, so that each flow is one stretch.
     order = sorted(range(len(readers)), key=lambda channel: (sorted(origins[channel]), channel))
     used = [0] * (1 + max(readers))
     filters: dict[tuple[int, int], dict[int, int]] = defaultdict(lambda: defaultdict(int))

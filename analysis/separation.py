@@ -2,7 +2,7 @@
 
 Legend: n filters, G groups, P labelings. One attribute per filter, one group per filter.
 
-Four statistics, none of which minds what the groups are called:
+Four statistics that do not depend on the order of the groups:
 
 - difference: largest minus smallest group mean; with two groups their absolute difference;
 - eta squared: the share of the variance of the attribute that lies between the groups;
@@ -13,7 +13,7 @@ Four statistics, none of which minds what the groups are called:
   can be 1 only where the groups are of one size.
 
 Each is held against the same labels dealt at random, every group keeping its size. Each is above its least value by
-chance alone, the more so the smaller the groups: without p it tells nothing.
+chance alone, the more so the smaller the groups. It means nothing without p.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SPLIT_P, SPLIT_DIFFERENCE = 0.05, 0.1  # of a split: p of the area under the cur
 
 @dataclass(frozen=True)
 class Separation:
-    """Separation of the groups by one attribute; a value that cannot be computed is NaN and its note says why.
+    """Separation of the groups by one attribute; a value that cannot be computed is NaN, and its note gives the reason.
 
     Attributes:
         sizes: filters of each group that took part.

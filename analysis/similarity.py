@@ -6,7 +6,7 @@ All measures are functions of the moments of the responses, which are gathered i
 matrices: any grouping of the features, and any number of random ones, is read off the same moments. For with linear
 kernels HSIC adds up over features, HSIC(X, Y) = Σ_i∈X Σ_j∈Y HSIC(i, j).
 
-Groups of different sizes are not comparable as they stand: each measure depends on how many features either side has,
+Groups of different sizes cannot be compared directly: each measure depends on the number of features of either side,
 the unbiased CKA least. ``random_splits`` of a dense layer gives the null of the same sizes.
 """
 

@@ -1,7 +1,7 @@
 """Intervals, tests and false discovery rates.
 
 The training seed is the unit of inference. What cannot be had (an interval from one seed, a test of values that are all
-equal) is None, and a note says why.
+equal) is None, and a note gives the reason.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Inference:
         low, high: bounds of the interval; None where there is none.
         n: number of values.
         p: None where nothing was or could be tested.
-        note: what limits the result, in plain words; empty if nothing does.
+        note: limits of the result, in plain words; empty without any.
     """
 
     value: float
@@ -102,7 +102,7 @@ def binomial_test(
 
 
 def permutation_p(observed: float, null: ArrayLike) -> float:
-    """Share of the null at least as large as what was observed, the observation counted in.
+    """Return the share of the null at least as large as the observed value, which is counted in.
 
     So p is never 0, and a test at level α is wrong at most α of the time (Phipson & Smyth 2010). Values within rounding
     of the observation count as ties; rounding is relative to the largest value, so that no unit changes p.

@@ -1,7 +1,7 @@
 """Accuracy against cost: per variant over seeds, paired with a baseline, at equal cost, and on the Pareto front.
 
 Reads the long table of a study: study, variant, seed, layer, measure, null, groups, value, unit. At equal number of
-groups, at equal parameters and at equal MACs are different comparisons: each says which it is.
+groups, at equal parameters and at equal MACs are different comparisons: each is named.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def front_probability(table: pd.DataFrame, cost: str, measure: str = "test_accur
     Args:
         table: long table of a study.
         cost: measure that is the cost; the mean of a variant's values.
-        measure: what is won by it, higher is better.
+        measure: the gain; higher is better.
         seed: of the drawing.
 
     Returns:

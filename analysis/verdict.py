@@ -1,6 +1,6 @@
 """One part of a claim: the evidence of its effects over seeds, for the claim and against it.
 
-The rule itself stands in ``analysis.claims``; here are its p, its intervals and its numbers of seeds.
+The rule itself is in ``analysis.claims``; this module has its p values, intervals and numbers of seeds.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Part:
         oppose: p against the smallest effect of interest being there: small where the data speak against the claim.
         decided: the verdict of a count or a timing, which has no p; or "inconclusive" where nothing can be decided.
         spread: standard deviation over seeds; None where there are fewer than two or they are equal.
-        note: what the reader must know, in plain words.
+        note: limits of the verdict, in plain words.
     """
 
     test: Test

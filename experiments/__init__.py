@@ -1,1 +1,1 @@
-"""Trains networks with filter groups and measures what comes of it."""
+"""Training of networks with filter groups, and measures of the trained networks."""

@@ -2,11 +2,11 @@
 
 
 class UsageError(Exception):
-    """Invalid input: the message names the value, its place, and what would be right."""
+    """Invalid input: the message names the value, its place, and a right value."""
 
 
 class RunFailedError(Exception):
-    """A run ended without a result, for a reason worth one line; other runs go on.
+    """A run ended without a result; the message gives the reason on one line, and other runs continue.
 
     Attributes:
         lasting: whether the same run would fail again anywhere, so that it is not tried again.

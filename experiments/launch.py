@@ -1,7 +1,7 @@
 """A study whose runs are each trained by several processes, a device each: on this machine, or under torchrun on many.
 
 Errors are reported before a process is started. The processes are started by torch's elastic agent, which
-stops all of them if one fails; what they do is the same whether this module or torchrun has started them.
+stops all of them if one fails. They do the same whether this module or torchrun has started them.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _plan_for_ranks(study: Study, here: int) -> list[PlannedRun]:
 
 
 def check_devices(names: list[str], ranks: int) -> None:
-    """Make sure that there is a device of each name for each of so many ranks of this machine.
+    """Check that this machine has a device of each name for each of its ranks.
 
     Args:
         names: as ``recipe.device`` has them.
@@ -99,7 +99,7 @@ def launch_ranks(study: Study, arguments: list[str]) -> int:
     os.environ["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // study.execution.gpus))
     # What the shell turned off (`&`, nohup) stays off; the ranks save when this process is gone.
     signals = ["SIGTERM"] + ["SIGINT"] * (signal.getsignal(signal.SIGINT) is not signal.SIG_IGN)
-    logging.disable(logging.CRITICAL)  # the agent reports in many lines what is reported below in one
+    logging.disable(logging.CRITICAL)  # the agent reports a failure in many lines; one line is printed below
     with tempfile.TemporaryDirectory() as folder:
         config = LaunchConfig(
             min_nodes=1,
@@ -129,7 +129,7 @@ def launch_ranks(study: Study, arguments: list[str]) -> int:
 
 
 def _kept(planned: list[PlannedRun]) -> str:
-    """Return what is saved of the run that was in training last, in words."""
+    """Return a phrase on the last checkpoint of the run that was in training last."""
     begun = [p for p in planned if p.run.result is None and (p.run.folder / "config.json").is_file()]
     if not begun:
         return "no run had begun"
@@ -161,7 +161,7 @@ def run_as_rank(study: Study) -> int:
         if local:
             return WRONG_USAGE  # the first process of the machine reports it
         raise
-    gc.freeze()  # else collecting what torch has loaded takes seconds at the end, of which a notice leaves few
+    gc.freeze()  # else collecting torch's modules takes seconds at the end, and a notice leaves few
     kinds = [choose_device(v.recipe.device).type for v in study.variants]
     process_group = DistributedProcessGroup(rank, size, backend_for(kinds), RANK_TIMEOUT_S, here=here)
     try:

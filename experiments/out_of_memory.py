@@ -1,4 +1,4 @@
-"""Errors of exhausted memory on any device, and advice on what would fit."""
+"""Errors of exhausted memory on any device, and advice on a smaller batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a study to its results: train what is not trained yet, measure what is not measured yet, test, draw, report."""
+"""From a study to its results: train and measure the runs that are not done, test, draw, report."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def run_study(
 
 
 def _study_report(study: Study, done: list[PlannedRun], missing: pd.DataFrame, page: Path) -> str:
-    """Return what the study says at its end; the long tables go to a file."""
+    """Return the report at the end of a study; the long tables go to a file."""
     folder, table = report.tables_folder(study.folder), report.read_measures(study.folder)
     write_atomic(folder / "summary.txt", lambda file: file.write(f"{report.summary(table)}\n".encode()))
     remarks = remarks_on_images({p.dataset.key: p.dataset for p in done}.values())
@@ -79,7 +79,7 @@ def _study_report(study: Study, done: list[PlannedRun], missing: pd.DataFrame, p
 
 
 def _log_results(study: Study, first: dict[str, Any], figures: list[Path]) -> None:
-    """Tables and figures to wandb, with what the first run says of where they come from."""
+    """Send tables and figures to wandb, with the provenance of the first run."""
     folder = report.tables_folder(study.folder)
     tables = [path for name in report.TABLES if (path := folder / f"{name}.csv").is_file()]
     about = {key: value for key, value in first.items() if key in PROVENANCE}
@@ -166,7 +166,7 @@ def measure_all(study: Study, done: list[PlannedRun]) -> None:
 
 
 def _is_measured(p: PlannedRun, key: dict[str, Any]) -> bool:
-    """Tell if a run was measured in this way and what was found is whole; of what is damaged it says so."""
+    """Tell if a run was measured with these options and its tables are whole; damaged tables are reported."""
     if not (p.run.folder / "measured.json").is_file():
         return False
     try:
@@ -183,7 +183,7 @@ def _is_measured(p: PlannedRun, key: dict[str, Any]) -> bool:
 
 
 def _speed(study: Study, done: list[PlannedRun]) -> pd.DataFrame:
-    """Latency and memory of the study's architectures, measured side by side; again only where something differs."""
+    """Return latency and memory of the study's architectures, measured in turn, again only if something differs."""
     first: dict[str, PlannedRun] = {}
     for p in done:
         first.setdefault(p.variant.name, p)
@@ -200,7 +200,7 @@ def _speed(study: Study, done: list[PlannedRun]) -> pd.DataFrame:
 
 
 def _is_timed(path: Path) -> bool:
-    """Tell if there is a whole table of times, undisturbed by other work; of a damaged one it says so."""
+    """Tell if there is a whole table of times, undisturbed by other work; a damaged table is reported."""
     try:
         return path.is_file() and not disturbed(read_table(path))
     except DamagedTableError as error:

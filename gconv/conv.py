@@ -24,7 +24,7 @@ PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
 class GroupedConv2d(nn.Conv2d):
-    """2-D convolution in filter groups: input group g feeds output group g, and nothing else.
+    """2-D convolution in filter groups: input group g feeds output group g only.
 
     It is a subclass of ``nn.Conv2d`` and takes the same inputs. With equal groups the ``state_dict`` is that of
     ``nn.Conv2d``, and so are the initial values under the same seed.

@@ -2,7 +2,7 @@
 
 MACs are multiply-accumulates of convolutions and linear layers without biases, half of torch's forward FLOP count;
 activations are the output elements of convolutions (Radosavovic et al. 2020, arXiv 2003.13678). Both are counted for
-one image, on the meta device, where nothing is computed.
+one image, on the meta device, without any computation.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Energy of a computation, on hardware that counts it.
 
 NVIDIA GPUs since Volta have a counter (NVML). Processors with RAPL count the energy of the whole package, with
-everything else that runs on it. On other hardware nothing is measured, and nothing is estimated.
+everything else that runs on it. On other hardware energy is neither measured nor estimated.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Turn the convolutions of an existing model (torchvision, timm, your own) into grouped ones, keeping trained weights.
 
 A dense layer has a weight for every pair of channels, a grouped one only for pairs inside a group: the others are lost.
-``keep="slice"`` keeps the pairs that lie in the same group in the present order of the channels. ``keep="energy"``
+``keep="slice"`` keeps the pairs in the same group in the present order of the channels. ``keep="energy"``
 first searches for the groups that hold most of the squared weights. It then permutes the channels before the layer and
 back after it, so that the rest of the model sees its channels in the old order.
 """
@@ -110,7 +110,7 @@ def regroup(model: nn.Module, groups: Spec, where: Where = None, keep: Keep = "s
     Everything else about a layer stays: stride, padding, dilation, bias, dtype, device, memory format,
     ``requires_grad``, training mode, attributes that were set on the layer or its weights, and the places in which one
     module is used. A layer that would lose something (hooks, masks, parametrisations, a reference to it outside of the
-    modules) stays dense, and the reason says what helps. Compiled parts of the copy are not compiled any more.
+    modules) stays dense, and the reason names the remedy. Compiled parts of the copy are not compiled any more.
 
     Args:
         model: any module; it is not changed. ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel`` are
@@ -208,7 +208,7 @@ def _plain(module: nn.Module) -> nn.Conv2d | GroupedConv2d:
     """Return the module if it is a plain dense 2-D convolution.
 
     Raises:
-        ValueError: it is something else; the message says what.
+        ValueError: it is another kind of module, which the message names.
     """
     reason = weight_obstacle(module)
     if reason:

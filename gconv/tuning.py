@@ -106,7 +106,7 @@ class TuneReport:
 
     @property
     def line(self) -> str:
-        """One line: how much was measured, in what time, where."""
+        """One line: the number of layers measured, the time taken and the machine."""
         words = f"{len(self.races)} kinds of op measured in {self.seconds:.1f} s"
         known = len({use.kind for use in self.chosen} - self.races.keys() - {use.kind for use in self.left})
         if known:

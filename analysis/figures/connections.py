@@ -35,7 +35,7 @@ class Diagram:
     """A layer, or consecutive layers, to be drawn.
 
     Attributes:
-        title: what it is called.
+        title: its name.
         formula: its multiply-accumulates in H, W (output pixels), N inputs, M outputs, B inner channels, K kernel,
             G groups, n logarithmic groups.
         layers: each with a short name; the first reads the input.
@@ -106,7 +106,7 @@ def draw(diagrams: list[Diagram], folder: Path) -> list[Path]:
     """Draw the diagrams in rows: title, formula, count, and the links in space and in the channels.
 
     Args:
-        diagrams: what to show, in reading order.
+        diagrams: in reading order.
         folder: where the figure goes.
     """
     columns = max(1, int(page.WIDTH / DIAGRAM))

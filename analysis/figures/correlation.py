@@ -25,7 +25,7 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
     """Draw one row per variant, one column per convolution: |r| between its filters' responses on test images.
 
     Columns are headed by the layer and by which groups sort its filters, those that computed or those that read them;
-    where that differs between variants each panel says it.
+    if that differs between variants, each panel names it.
 
     Args:
         saved: per variant the arrays ``correlation <layer>`` (C, C), and ``groups <layer> computed`` or ``… read``

@@ -31,7 +31,7 @@ Item = TypeVar("Item")
 def seed_estimates(values: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Mean over seeds of every combination of some columns, in the order of the table.
 
-    From six seeds on it has a 95% interval, within the bounds of what was measured.
+    From six seeds on it has a 95% interval, within the bounds of the measure.
 
     Args:
         values: columns ``by``, seed and value, and measure and unit where the values have bounds; several values of
@@ -140,7 +140,7 @@ def draw_marks(
 ) -> None:
     """Draw estimates of one kind with their intervals, or with the values of their seeds; values run along x or y.
 
-    An interval that goes on beyond ``within``, the ends of the axis, ends there in an arrow.
+    An interval longer than the axis (``within``) ends at the axis in an arrow.
     """
     means = estimates["mean"].to_numpy()
     error = np.abs(estimates[["low", "high"]].to_numpy().T - means)  # NaN, which is not drawn, of few seeds

@@ -20,7 +20,7 @@ def draw(table: pd.DataFrame, metric: str, folder: Path) -> list[Path]:
 
     Args:
         table: as ``analysis.importance.parameter_importance`` returns it.
-        metric: what was predicted.
+        metric: name of the predicted metric.
         folder: where the figure goes.
 
     Returns:

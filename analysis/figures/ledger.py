@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from analysis.figures import page
 
 ROW = 0.19  # inches
-REACH = 4.0  # units on either side; what lies beyond ends in an arrow
+REACH = 4.0  # units on either side; longer intervals end in an arrow
 STYLES = {  # verdict: place in the palette, marker, hollow
     "supported": (0, "o", False),
     "contradicted": (3, "X", False),

@@ -81,7 +81,7 @@ def columns_of(table: pd.DataFrame) -> pd.Series:
 
 
 def draw(saved: Saved, folder: Path) -> list[Path]:
-    """Draw the gap of each variant and layer with its nulls; below it what training added, and the energy on blocks.
+    """Draw the gap of each variant and layer with its nulls; below it the gain by training, and the energy on blocks.
 
     Args:
         saved: the long table.

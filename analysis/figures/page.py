@@ -181,9 +181,9 @@ def caption(figure: Figure, text: str) -> None:
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write a figure in every format, no wider and higher than what it shows, and close it; returns the paths.
+    """Write a figure in every format, cropped to its content, and close it; returns the paths.
 
-    A bare figure is exactly as wide as was asked, if what it shows is not wider, and has its text next to it.
+    A bare figure has exactly the width asked for, if its content is not wider. Its text is in a file next to it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     settle(figure)

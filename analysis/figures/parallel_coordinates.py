@@ -27,7 +27,7 @@ def draw(table: pd.DataFrame, scales: Mapping[str, str], metric: str, maximize: 
     Args:
         table: one row per run: ``state``, the metric and the parameters.
         scales: of each parameter ``log``, ``linear`` or ``category``.
-        metric: column of what was sought.
+        metric: column of the metric of the sweep.
         maximize: whether more of it is better.
         folder: where the figure goes.
 

@@ -84,7 +84,7 @@ def draw(scheme: Scheme, title: str, folder: Path, name: str) -> list[Path]:
 
     Args:
         scheme: columns and flows.
-        title: what the network is.
+        title: name of the network.
         folder: where the figure goes.
         name: of the files, without a suffix.
     """

@@ -37,7 +37,7 @@ def study_folder(arguments: list[str], command: str) -> Path:
 
 
 def runs_root(flags: list[str], command: str) -> Path:
-    """Return the folder of the run store, as ``--runs_root`` says; ``runs`` by default.
+    """Return the folder of the run store from ``--runs_root``; ``runs`` by default.
 
     Raises:
         UsageError: another flag.

@@ -16,10 +16,10 @@ MEASURED = "measured.json"  # in a folder that ``measure`` wrote
 
 
 def main(arguments: list[str]) -> int:
-    """Draw figures from saved tables, and print the paths of what was written; returns the exit code.
+    """Draw figures from saved tables, and print the paths of the files written; returns the exit code.
 
     Raises:
-        UsageError: nothing of that name can be drawn, or an unknown flag.
+        UsageError: there are no figures of that name, or a flag is unknown.
     """
     name, flags = name_and_flags(arguments, "figures NAME")
     print(*_draw(name, apply_figure_flags(flags)), sep="\n")
@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _draw(name: str, flags: list[str]) -> list[Path]:
-    """Draw what has that name; returns the files written."""
+    """Draw the study, sweep, folder or diagrams of that name; returns the files written."""
     if name == CONNECTIONS:
         from experiments.commands.connections import draw_connections
 

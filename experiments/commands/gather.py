@@ -14,7 +14,7 @@ def main(arguments: list[str]) -> int:
     """Take runs into a study and draw it; returns the exit code.
 
     Raises:
-        UsageError: the study has no runs, there is no such folder or archive, or nothing in it fits.
+        UsageError: the study has no runs, the folder or archive does not exist, or none of its runs fits.
     """
     name, flags = name_and_flags(arguments, "gather NAME")
     if study_kind(name) != TRAINED:

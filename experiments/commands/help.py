@@ -10,7 +10,7 @@ HELP = ("-h", "--help")
 CONNECTIONS = "connections"  # figures of no study
 START = "usage: python -m experiments "
 
-# Of each command its usage: the heads, then what it does in indented lines.
+# Usage of each command: its forms, then its purpose in indented lines.
 USAGES = {
     "list": """\
   list [--json]                     the studies: name, question, what has been run
@@ -92,7 +92,7 @@ def wants_help(arguments: Sequence[str]) -> bool:
 
 
 def command_help(command: str, arguments: Sequence[str]) -> str:
-    """Return the help of a command: its usage, and the flags of what the arguments name.
+    """Return the help of a command: its usage, and the flags of the study, sweep or model that the arguments name.
 
     Raises:
         UsageError: the arguments name a study, sweep or model that there is not.

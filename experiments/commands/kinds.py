@@ -1,4 +1,4 @@
-"""Kinds of studies: how a study of each kind is run, drawn, kept and described.
+"""Kinds of studies: how a study of each kind is run, drawn, recorded, verified and described.
 
 The catalogue reads a study's kind from its file. A kind is a module with the functions of ``Kind``: to add one, name it
 in ``KINDS`` of ``study/catalogue.py``, write the module, and return it from ``kind_of``.
@@ -16,7 +16,7 @@ class Kind(Protocol):
     """Functions of a kind of study. ``name`` is that of a study in ``configs/``, or the path of a file."""
 
     def run(self, name: str, flags: list[str]) -> int:
-        """Run what has not been run, draw and report; return the exit code."""
+        """Run the variants that are not done, draw and report; return the exit code."""
         ...
 
     def status(self, name: str, flags: list[str]) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from experiments.study.catalogue import HOME
 
 
 def main(arguments: list[str]) -> int:
-    """Copy the results of a study to ``results/``, and print the paths of what was written; returns the exit code.
+    """Copy the results of a study to ``results/``, and print the paths of the files written; returns the exit code.
 
     Raises:
-        UsageError: no such study, no tables yet, or a record that is worth more.
+        UsageError: no such study, no tables yet, or a record with more evidence.
     """
     folder = study_folder([a for a in arguments if a != "--replace"], "results")
     if "--replace" not in arguments:

@@ -26,7 +26,7 @@ def print_status(arguments: list[str]) -> None:
     """Print the state of one study, or of all of them.
 
     Args:
-        arguments: the name of a study, or none for all; ``--json``; the flags of ``run``, which say what is wanted.
+        arguments: the name of a study, or none for all; ``--json``; the flags of ``run``, which select the runs.
 
     Raises:
         UsageError: no such study, or wrong flags.

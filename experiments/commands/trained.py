@@ -17,7 +17,7 @@ from experiments.study.status import study_status
 
 
 def run(name: str, flags: list[str]) -> int:
-    """Train, measure, draw and report what has not been; returns the exit code."""
+    """Train and measure the runs that are not done, draw and report; returns the exit code."""
     study = load_study(name, flags)
     if is_rank():
         return run_as_rank(study)

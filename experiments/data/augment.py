@@ -23,14 +23,14 @@ class Views:
 
     Args:
         image_size: height and width in pixels at which images are stored.
-        crop_size: height and width of what the network sees: a random crop in training, the centre in testing.
+        crop_size: height and width of the network's input: a random crop in training, the centre in testing.
         padding: pixels mirrored onto each side before a training crop is taken.
         flip: mirror half of the training images.
         cutout: side in pixels of a square that is greyed out in every training image; 0 for none.
         colour: ``colour`` as stored; ``grey``: luma only; ``hue-scrambled``: each image's hues turned by a random angle
             (the same control in training and testing).
-        labels: of the training images: ``stored``, or ``permuted`` among all of them once, as the run's seed says, so
-            that nothing but memory links an image to its class; test labels are always those stored.
+        labels: of the training images: ``stored``, or ``permuted`` among all of them once, by the run's seed, so
+            that a network can only memorise them; test labels are always those stored.
     """
 
     image_size: int = 32
@@ -69,10 +69,10 @@ def send(values: Tensor, device: torch.device) -> Tensor:
 def training_batch(
     pixels_SHWC: Tensor, index_B: Tensor, views: Views, generator: Generator, share: slice = slice(None)
 ) -> Tensor:
-    """Random crops of the indexed images, flipped, recoloured and cut out as ``views`` says; float, 0…255.
+    """Return random crops of the indexed images; ``views`` sets flips, colours and cutout; float, 0…255.
 
     Random numbers are drawn on the CPU, so that a seed gives the same batches on every device; and for the whole batch
-    whatever the share of it that is made, so that the shares of several processes make up the batch of one.
+    for any share, so that the shares of several processes together are the batch of one process.
     """
     batch, device = len(index_B), pixels_SHWC.device
     span = views.image_size + 2 * views.padding - views.crop_size + 1
@@ -103,7 +103,7 @@ def training_batch(
 
 
 def evaluation_batch(pixels_SHWC: Tensor, index_B: Tensor, views: Views) -> Tensor:
-    """Centre crops of the indexed images, recoloured as ``views`` says; 0…255.
+    """Return centre crops of the indexed images; ``views`` sets their colours; 0…255.
 
     Each image's hues are turned by an angle of its own that is always the same: multiples of the golden ratio, which
     spread evenly.
@@ -122,7 +122,7 @@ def evaluation_batch(pixels_SHWC: Tensor, index_B: Tensor, views: Views) -> Tens
 
 
 def grey(x_BCHW: Tensor) -> Tensor:
-    """Luma in all three channels."""
+    """Return the luma of each image in all three channels."""
     weights = send(torch.tensor(RGB_TO_YIQ[0]), x_BCHW.device).view(1, 3, 1, 1)
     return (x_BCHW * weights).sum(1, keepdim=True).expand_as(x_BCHW)
 
@@ -144,7 +144,7 @@ def cut_out(x_BCHW: Tensor, side: int, rows_B1: Tensor, columns_B1: Tensor) -> T
     Args:
         x_BCHW: images.
         side: of the square in pixels.
-        rows_B1, columns_B1: its centre in each image; what lies outside the image is cut off.
+        rows_B1, columns_B1: its centre in each image; the part outside the image is cut off.
     """
     spans = []
     for size, centre in zip(x_BCHW.shape[2:], (rows_B1, columns_B1), strict=True):

@@ -1,4 +1,4 @@
-"""Decoded images and their sources' digests on disk, with checksums: what was damaged since is found and made again."""
+"""Decoded images and their sources' digests on disk. Checksums detect damaged files, which are written again."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Content:
 
 
 def content_of(base: Path, train: list[Path], test: list[Path], root: Path) -> Content:
-    """Hash of the images' names and bytes. Remembered under their sizes and times, so that bytes are read once."""
+    """Return a hash of the images' names and bytes. Saved with their sizes and times: bytes are read once."""
     stats = hashlib.sha256(f"rules {RULES} ".encode() + os.fsencode(base.resolve()))
     for file in (*train, *test):
         stat = file.stat()
@@ -101,7 +101,7 @@ def content_of(base: Path, train: list[Path], test: list[Path], root: Path) -> C
 
 
 def _recalled(memory: Path) -> Content | None:
-    """Return what was remembered of these files; None where nothing was, or where it is damaged."""
+    """Return the digest saved for these files; None if there is none, or if it is damaged."""
     try:
         check, _, text = memory.read_bytes().decode(errors="replace").partition(" ")
     except FileNotFoundError:

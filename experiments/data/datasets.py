@@ -77,10 +77,11 @@ def load(spec: str, image_size: int, root: Path, download: bool = False) -> Data
         spec: one of ``SOURCES``, such as ``photos`` or ``folder:PATH``.
         image_size: height and width in pixels; other shapes are resized by the shorter side and centre-cropped.
         root: folder of downloads and of the cache.
-        download: fetch what is not there.
+        download: fetch missing files.
 
     Raises:
-        UsageError: unknown dataset, nothing there, no class folder, no readable image, no room, no network.
+        UsageError: the dataset is unknown or missing, has no class folder or no readable image, the disk is full, or
+            there is no network.
     """
     source = find_source(Request(spec, root, download))
     key = hashlib.sha256(f"{source.digest} {image_size} {CACHE_VERSION}".encode()).hexdigest()[:16]

@@ -32,7 +32,7 @@ TURNED = {
     8: Image.Transpose.ROTATE_90,
 }
 DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # modes of more than 8 bits
-WHITE = (1.0, 255.0, 65535.0)  # what white can be in a picture whose format does not say; else its own maximum
+WHITE = (1.0, 255.0, 65535.0)  # possible values of white in a picture whose format has none; else its own maximum
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 WHITE_IS_ZERO, SIGNED = 0, 2  # values of these
 ANIMATED = ("GIF", "TIFF", "WEBP", "PNG")  # formats with pages or frames that are pictures of their own
@@ -103,7 +103,7 @@ def _damage(file: Path) -> str:
 
 
 def open_image(file: Path | BinaryIO) -> Image.Image:
-    """Open an image by its content; nothing is taken that a program must be run for (PostScript)."""
+    """Open an image by its content; formats that need another program (PostScript) are refused."""
     Image.init()
     return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
 
@@ -127,7 +127,7 @@ def as_shown(image: Image.Image) -> Image.Image:
 
 
 def plain(content: bytes) -> bool:
-    """Tell if a file is decoded as it was by the first rules, by its head alone; so is what cannot be read."""
+    """Tell if the first rules decode a file to the same pixels, by its head alone; also True for an unreadable file."""
     try:
         with open_image(BytesIO(content)) as image:
             # To look for EXIF data Pillow would decode a whole PNG.

@@ -1,6 +1,6 @@
-"""Folders of images: which files are taken, in which class, and what is left out. The rules: ``docs/images.md``.
+"""Folders of images: the files that are used, their classes, and the files left out. The rules: ``docs/images.md``.
 
-``experiment`` and ``measure`` share these rules. Whatever is left out is counted and said once per load.
+``experiment`` and ``measure`` share these rules. Files left out are counted and reported once per load.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class SkippedFiles:
         self.by_reason[reason].append(f"{name} ({detail})" if detail else name)
 
     def add_unread(self, path: Path, picture: Picture) -> None:
-        """Note what was met when an image was read, if anything."""
+        """Note the problem that occurred when an image was read, if any."""
         if picture.pixels is None:
             self.add(UNREADABLE, path, picture.problem)
         elif picture.several:
@@ -78,7 +78,7 @@ def some(names: Sequence[str]) -> str:
 
 
 def is_hidden(name: str) -> bool:
-    """Tell if a file or folder of that name is none of the data: ``.git``, ``__MACOSX``, ``Thumbs.db``, ``._a.jpg``."""
+    """Tell if a file or folder of that name is no data: ``.git``, ``__MACOSX``, ``Thumbs.db``, ``._a.jpg``."""
     return name.startswith(".") or name.casefold() in OF_PROGRAMS
 
 
@@ -159,14 +159,14 @@ def same_pictures(test: Iterable[Path], train: Iterable[Path]) -> list[tuple[Pat
 
 
 def warn_of_same(base: Path, names: Sequence[str], training: str, test: str) -> None:
-    """Say that images are in both splits."""
+    """Warn of images that are in both splits."""
     if names:
         count = f"{len(names)} image{'s' if len(names) > 1 else ''} of {test}/"
-        warn(f"{printable(base)}: {count} in {training}/ too, so that a network can know them by heart: {some(names)}")
+        warn(f"{printable(base)}: {count} in {training}/ too, so that a network can memorise them: {some(names)}")
 
 
 def warn_of_empty(base: Path, classes: Sequence[str], split: str, labels: Iterable[int], consequence: str) -> None:
-    """Say which classes have no image in a split."""
+    """Warn of classes that have no image in a split."""
     there = set(labels)
     empty = [name for label, name in enumerate(classes) if label not in there]
     if empty:
@@ -175,7 +175,7 @@ def warn_of_empty(base: Path, classes: Sequence[str], split: str, labels: Iterab
 
 
 def warn_of_alike(base: Path, classes: Sequence[str]) -> None:
-    """Say which class folders differ only in upper and lower case, or in how accents are encoded."""
+    """Warn of class folders that differ only in upper and lower case, or in the encoding of accents."""
     groups = defaultdict(list)
     for name in classes:
         groups[alike(name)].append(name)
@@ -201,7 +201,7 @@ def _no_entry(error: OSError, left_out: SkippedFiles) -> None:
 
 
 def _problem(path: Path) -> str:
-    """Return why a file cannot be read, as far as that is known without reading it; empty where nothing is known."""
+    """Return why a file cannot be read, as far as that is known without reading it; else an empty text."""
     try:
         if not path.is_file():  # opening a pipe would wait forever
             return "broken link" if path.is_symlink() and not path.exists() else "no plain file"

@@ -1,4 +1,4 @@
-"""Source of a dataset: its files or arrays before they are decoded, and the collector of what is decoded."""
+"""Source of a dataset: its files or arrays before they are decoded, and the collector of the decoded images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Request:
     Attributes:
         spec: as the user wrote it: ``NAME`` or ``NAME:PLACE``.
         root: folder of downloads and of the cache.
-        download: whether to fetch what is not there.
+        download: whether to fetch missing files.
     """
 
     spec: str
@@ -40,7 +40,7 @@ class Source:
         count: images by split.
         decode: decodes one split at a size.
         base: folder in which the names of images are; None where there are no files.
-        say: prints what was left out, by the index of what was decoded.
+        say: prints the files left out, given the indices of the decoded ones.
     """
 
     classes: tuple[str, ...]

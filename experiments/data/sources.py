@@ -25,7 +25,7 @@ SOURCES: dict[str, Callable[[Request], Source]] = {
 
 
 def find_source(request: Request) -> Source:
-    """Return the source of the dataset that is asked for.
+    """Return the source of the requested dataset.
 
     Raises:
         UsageError: there is none of that name, or its files cannot be used.

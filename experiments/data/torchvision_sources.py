@@ -46,7 +46,7 @@ def imagenette_source(request: Request) -> Source:
     """Return the source of Imagenette at 320 pixels.
 
     Raises:
-        UsageError: nothing there and no download asked for, a failed download, or an interrupted extraction.
+        UsageError: missing files without a download, a failed download, or an interrupted extraction.
     """
     datasets = import_torchvision().datasets
     folder = request.root / "imagenette2-320"

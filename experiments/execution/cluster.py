@@ -1,7 +1,7 @@
 """A Ray cluster as this project uses it: nodes that see the same folder and run the same code, and calls made on them.
 
 A call is a Ray task that Ray never repeats: the caller learns that it was lost with its node, and decides. Calls share
-what they know through the run store, which all nodes see.
+their state through the run store, which all nodes see.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Call = Any  # an ObjectRef: a call that was made
 
 
 class CallLostError(Exception):
-    """A call was lost, since its process or its node is gone; the message says what is known, on one line."""
+    """A call was lost, since its process or its node is gone; the message gives the known reason on one line."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Cluster:
         return _remote(self.ray).options(**options).remote(self.rendezvous, self.needs["num_cpus"], function, arguments)
 
     def wait_for_any(self, tickets: Iterable[Call], seconds: float) -> list[Call]:
-        """Return the calls that have ended, as soon as there is one, or after so many seconds."""
+        """Return the calls that have ended, as soon as there is one, or after a number of seconds."""
         tickets = list(tickets)
         return self.ray.wait(tickets, num_returns=1, timeout=seconds)[0]
 
@@ -253,7 +253,7 @@ def compare(wanted: dict[str, Any]) -> None:
     This is done only at the start: a commit while a study runs does not end it.
 
     Raises:
-        UsageError: names the node and what is otherwise.
+        UsageError: names the node and the difference.
     """
     for name, version in versions().items():
         if version != wanted[name]:

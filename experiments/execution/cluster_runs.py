@@ -24,7 +24,7 @@ from experiments.store.work_sharing import POLL_INTERVAL_S, Outcome, attempt
 from experiments.study.config import Study
 from experiments.study.plan import PlannedRun, refuse_mixed_precision, runs_of
 
-MAX_LOSSES = 5  # of one run, after which it counts as failed: it may be what kills its processes
+MAX_LOSSES = 5  # of one run, after which it counts as failed: the run itself may kill its processes
 
 
 def outcomes_on_ray(

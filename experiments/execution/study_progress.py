@@ -16,7 +16,7 @@ class StudyProgressLines(ProgressLines):
     """Progress lines that name the runs and the time that are left of the study."""
 
     def __init__(self, planned: Sequence[PlannedRun]) -> None:
-        """Begin with what is known of the runs that are done.
+        """Begin with the runs that are done.
 
         Args:
             planned: every run of the study.
@@ -31,7 +31,7 @@ class StudyProgressLines(ProgressLines):
                 self._epoch_s[p.variant.name] = result["seconds"] / p.variant.recipe.epochs
 
     def run_ended(self, run: Run) -> None:
-        """Take a run off what is left: it is done, or is not tried again in this process."""
+        """Remove a run from those left: it is done, or is not tried again in this process."""
         self._left.pop(run.folder, None)
 
     def estimate(self, run: Run, runs: int, epochs: int, epoch_s: float) -> tuple[float, str]:

@@ -23,7 +23,7 @@ from experiments.training.seeds_at_once import choose_seeds_at_once
 
 
 def train_all(study: Study, planned: list[PlannedRun], process_group: ProcessGroup = SINGLE_PROCESS) -> int:
-    """Train what is not trained yet; other processes may work on the same study.
+    """Train the runs that are not done; other processes may work on the same study.
 
     Args:
         study: how its runs are trained, and where.
@@ -50,7 +50,7 @@ class StudyTraining:
     """The runs of a study in training, called by their index among those that are planned."""
 
     def __init__(self, study: Study, planned: list[PlannedRun], process_group: ProcessGroup) -> None:
-        """Train nothing yet; arguments as in ``train_all``."""
+        """Prepare the training; arguments as in ``train_all``."""
         self._study, self._planned, self._process_group = study, planned, process_group
         self._lines = StudyProgressLines(planned)
         self._ended: set[int] = set()

@@ -41,7 +41,7 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard dev
 CLASS_MEASURES = ("test_accuracy", "lesion", "probe_class")  # need the classes of the network
 OF_INITIALISATION = "correlation_with_initialisation"
 LISTED = 4  # layers of one note in the summary
-RECORD = "measured.json"  # what was measured; the mark of a folder of this command
+RECORD = "measured.json"  # record of the measurement; it marks a folder of this command
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,13 +63,13 @@ class MeasuredNetwork:
 
 
 def measure_checkpoint(flags: list[str]) -> None:
-    """Measure a trained network, write table, notes, arrays and figures into a folder, and print what was found.
+    """Measure a trained network, write table, notes, arrays and figures into a folder, and print the results.
 
     Args:
         flags: ``--model=resnet18``, ``--checkpoint=weights.pth``, ``--data=images``.
 
     Raises:
-        UsageError: something given cannot work; then nothing is written.
+        UsageError: a flag or a file is invalid; no file is written then.
     """
     name = model_name(flags)
     published = published_weights(name)
@@ -111,7 +111,7 @@ def _out(place: str) -> Path:
     """Return the folder to write to.
 
     Raises:
-        UsageError: something else is there, or nothing may be written there.
+        UsageError: the folder holds other files, or cannot be written to.
     """
     out = Path(place).expanduser()
     if out.exists() and not out.is_dir():
@@ -203,7 +203,7 @@ def _kept(items: Iterable[Item], dataset: Dataset) -> Iterator[Item]:
 
 
 def _notes(subject: MeasuredNetwork, dataset: Dataset) -> Iterator[Item]:
-    """Say which values are left out because the training is not known."""
+    """Yield notes on the values that are left out because the training is not known."""
     if not subject.began_so:
         yield Note(OF_INITIALISATION, "the initialisation that the training began from is not known")
     if _has_no_training_images(dataset):
@@ -215,7 +215,7 @@ def _has_no_training_images(dataset: Dataset) -> bool:
 
 
 def _record(given: Namespace, name: str, checkpoint: Checkpoint, run_context: RunContext) -> dict[str, Any]:
-    """Return what was measured and how, without paths of this machine."""
+    """Return model, weights, images and options of the measurement, without paths of this machine."""
     weights, dataset = hashlib.sha256(), run_context.dataset
     for key, weight in sorted(checkpoint.weights.items()):
         weights.update(key.encode())

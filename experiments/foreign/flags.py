@@ -67,11 +67,11 @@ def _parser(name: str, recorded: dict[str, Any], default: Any) -> ArgumentParser
     add = parser.add_argument
     add("--checkpoint", type=str, help="The weights.")
     add("--data", type=str, help="The folder of images.")
-    add("--out", type=str, help="Folder for what is written; by default measured/<model>-<checkpoint>.")
+    add("--out", type=str, help="Folder for the tables and figures; by default measured/<model>-<checkpoint>.")
     add("--images", type=int, default=400, help="Images measured, evenly spaced over the folder; kept in memory.")
-    add("--input_size", type=int, default=size, help="Height and width in pixels of what the network sees.")
+    add("--input_size", type=int, default=size, help="Height and width in pixels of the network's input.")
     add("--image_size", type=int, help="… of the image that it is the centre of; by default as the weights want it.")
-    add("--colour", type=Literal["colour", "grey", "hue-scrambled"], default="colour", help="How images are shown.")
+    add("--colour", type=Literal["colour", "grey", "hue-scrambled"], default="colour", help="Colours of the images.")
     add(
         "--normalise",
         type=Literal["auto", "imagenet", "data"],
@@ -99,7 +99,7 @@ def parse(name: str, flags: list[str], default: Any) -> tuple[Namespace, dict[st
         default: torchvision's own weights of the model, which define the sizes of images; None if it has none.
 
     Returns:
-        What was given, with the arguments of the model under ``model`` (None for torchvision's), and what the run that
+        The flags given, with the arguments of the model under ``model`` (None for torchvision's), and what the run that
         left the checkpoint recorded, where it is one of this suite: it takes the place of defaults.
 
     Raises:
@@ -148,7 +148,7 @@ def _recorded(checkpoint: str, name: str) -> dict[str, Any]:
 
 
 def given_device(name: str) -> torch.device:
-    """Return the device that ``--device`` means here.
+    """Return the device that ``--device`` names on this machine.
 
     Raises:
         UsageError: there is none.

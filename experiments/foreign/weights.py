@@ -40,7 +40,7 @@ State = Mapping[str, Tensor]
 
 
 class Value:
-    """Takes the place of a plain value in a file: keeps nothing of it, and calls nothing."""
+    """Placeholder for a plain value in a file: it drops the value and calls no code."""
 
     def __new__(cls, *_: object) -> Value:
         """Make one of any arguments."""
@@ -149,7 +149,7 @@ def trained_and_untrained(
         seed: of the untrained network.
 
     Raises:
-        ValueError: the weights are not those of the network; says which.
+        ValueError: the weights are not those of the network; names the ones that differ.
     """
     probe = build(PROBE_CLASSES).state_dict()
     weights = _network_part(probe, checkpoint.weights)
@@ -160,7 +160,7 @@ def trained_and_untrained(
     if misfit := _misfit(untrained.state_dict(), weights):
         raise ValueError(misfit)
     trained = copy.deepcopy(untrained)
-    trained.load_state_dict(weights, strict=False)  # what is lacking is counters that old files have not
+    trained.load_state_dict(weights, strict=False)  # old files lack the counters of batch norms
     return trained.eval(), untrained.eval()
 
 
@@ -180,7 +180,7 @@ def _read_file(path: Path, where: str) -> object:
     if path.suffix == ".safetensors":
         return _read_safetensors(path, where)
     try:
-        # A warning on pickles says nothing of weights.
+        # A warning on pickles does not concern weights.
         with torch.serialization.safe_globals(PLAIN), warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

@@ -1,4 +1,4 @@
-"""The study's file and command line: which cases it measures, and on what."""
+"""The study's file and command line: the cases that it measures, and their devices."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class GroupParallel:
 
     Attributes:
         name: of its file.
-        question: what it asks.
+        question: that it answers.
         cases: its variants.
         repeats: timed steps of each.
         device: ``cpu`` or ``cuda``.

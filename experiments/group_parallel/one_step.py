@@ -50,7 +50,7 @@ class Case:
     way: Way = "groups"
 
     def build(self) -> nn.Module:
-        """Return the whole network, the same wherever it is built."""
+        """Return the whole network, the same on every rank."""
         torch.manual_seed(SEED)
         return build_model(**self.model, input_size=self.input_size)
 
@@ -75,7 +75,7 @@ class Case:
 
 
 def bytes_of_all_reduce(size: int, devices: int) -> float:
-    """Bytes that each rank sends at least where so many are summed over all (Patarasuk & Yuan 2009: a ring)."""
+    """Return the fewest bytes that each rank sends to sum ``size`` bytes over all (Patarasuk & Yuan 2009: a ring)."""
     return 2 * (devices - 1) / devices * size
 
 
@@ -132,7 +132,7 @@ def measure_rank(rank: int, cases: list[Case], repeats: int, kind: str) -> list[
 
 
 class _RankStep:
-    """A rank's part in a case."""
+    """The step of one rank in a case."""
 
     def __init__(self, case: Case, rank: int, group: dist.ProcessGroup, device: torch.device) -> None:
         self.case, self.rank, self.group, self.device = case, rank, group, device
@@ -141,7 +141,7 @@ class _RankStep:
         self.data_parallel = case.way == "data" and case.devices > 1
 
     def measure_cost(self) -> StepCost:
-        """All but the time."""
+        """Measure memory, bytes sent and differences of this rank; the time is measured later."""
         memory = measure_peak_memory(lambda: [step() for step in [self.prepare_step()] * STEPS], self.device)
         net = self._net()
         parameters = sum(p.numel() for p in net.parameters())
@@ -184,7 +184,7 @@ class _RankStep:
         return x.clone().to(self.device), y.clone().to(self.device)
 
     def _sent(self, net: nn.Module) -> Counter[str]:
-        """Bytes that leave this rank in one step, counted where torch.distributed is handed them."""
+        """Return the bytes that this rank sends in one step, counted in the calls of torch.distributed."""
         (x, y), reduced = self._images(), Counter[str]()
         if isinstance(net, DistributedDataParallel):
 
@@ -216,7 +216,7 @@ class _RankStep:
         }
 
     def _answers(self, net: nn.Module, dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
-        """Outputs, and gradients by the names of parameters."""
+        """Return the outputs, and the gradients by the names of parameters."""
         x, y = self._images()
         net.to(dtype).zero_grad(set_to_none=True)
         torch.manual_seed(SEED)  # dropout

@@ -1,6 +1,6 @@
 """A network of which each rank of a process group holds its own filters: model parallelism by filter groups.
 
-Who holds what, and what is sent, is planned in ``gconv.placement``; here it happens. Tensors go
+``gconv.placement`` plans the owner of each filter and the messages; this module carries the plan out. Tensors go
 from rank to rank as they are, in pairs of plain sends and receives, since shares may differ in size and be anywhere
 among the channels: neither an all-gather of equal pieces nor DTensor's even blocks of one dimension fits them.
 
@@ -125,7 +125,7 @@ class _Gather(torch.autograd.Function):
 
 
 class PlacedDropout(nn.Module):
-    """Drops what the whole layer would drop on one device, if all ranks draw from the same seed."""
+    """Dropout with the mask of the whole layer on one device, if all ranks draw from the same seed."""
 
     def __init__(self, whole: _DropoutNd, owners: Owners, rank: int) -> None:
         super().__init__()

@@ -39,7 +39,7 @@ def measure(study: GroupParallel) -> dict[str, list[Item]]:
 
 
 def save(study: GroupParallel, measured: dict[str, list[Item]], hardware: str) -> None:
-    """Write the tables of what was measured, case by case."""
+    """Write the tables of the measurements, case by case."""
     tables, notes, runs = [], [], []
     for case in study.cases:
         items = measured[case.name]

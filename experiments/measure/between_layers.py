@@ -1,4 +1,4 @@
-"""Whitened covariance between a layer and the next one: how much of it lies within the groups."""
+"""Whitened covariance between a layer and the next one: the share of it within the groups."""
 
 from __future__ import annotations
 

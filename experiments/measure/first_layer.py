@@ -253,7 +253,7 @@ def _specialisation(first: FirstFilters, labels: NDArray, permutations: int) -> 
     """Yield the squared shift of the mean colour index of the smallest and of the largest group, without bias.
 
     In variances of a filter: (mean of the group − mean of the layer)², less its mean under permuted labels, which is
-    larger for a small group. 0 on average where groups are random, whatever their sizes; may be negative.
+    larger for a small group. 0 on average for random groups of any sizes; may be negative.
     """
     sizes = np.bincount(labels)
     if len(set(sizes.tolist())) == 1:

@@ -91,7 +91,7 @@ def _collect(context: MeasureContext, model: nn.Module, sampled: Sequence[str]) 
 
 
 def _null_filters(context: MeasureContext, sampled: Sequence[str]) -> Iterator[Item]:
-    """Yield what trained layers show with filters that learned nothing, averaged over the draws."""
+    """Yield correlation and similarity of trained layers with filters that learned nothing, averaged over the draws."""
     network, wiring = context.network, context.wiring
     taps: dict[tuple[str, str], list[Refiltered]] = {}
     for layer in sampled:

@@ -17,7 +17,7 @@ PIXELS_PER_BATCH = 128 * 112**2  # so that large images take no more memory
 
 @dataclass(frozen=True)
 class MeasuredImages:
-    """Images of a dataset, evenly spaced, since they lie class after class; centre crops, never augmented.
+    """Images of a dataset, evenly spaced, since they are sorted by class; centre crops, never augmented.
 
     Attributes:
         context: dataset, views and device of the run.

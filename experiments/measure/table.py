@@ -2,7 +2,7 @@
 
 The long table has one row per value: study, variant, seed, layer, measure, null, groups, value, unit. ``null`` is empty
 for the trained network and names the null otherwise (``analysis.nulls``). ``groups`` is the partition of the layer. A
-note says why a value is missing.
+note gives the reason for a missing value.
 """
 
 from __future__ import annotations

@@ -29,12 +29,12 @@ def width_at_equal_cost(build: Callable[[int], nn.Module], spent: Spent, budget:
     Args:
         build: the network of a width; its cost must grow with the width, and a width that its groups cannot cut must
             raise ``ValueError``.
-        spent: what the budget is of.
+        spent: quantity of the budget.
         budget: parameters, or MACs of one image.
         input_size: height and width of the images in pixels.
 
     Raises:
-        ValueError: no width costs within 3% of the budget (says what the nearest cost), or none can be cut at all.
+        ValueError: no width costs within 3% of the budget (names the nearest costs), or none can be cut at all.
     """
 
     @cache
@@ -55,7 +55,7 @@ def width_at_equal_cost(build: Callable[[int], nn.Module], spent: Spent, budget:
     first = 1 + bisect_left(range(1, WIDEST), True, key=reaches_budget)
     around = {w: c for w in (first - 1, next_that_can_be_cut(first)) if w and (c := cost(w)) is not None}
     if not around:
-        build(WIDEST)  # raises what is wrong with the groups
+        build(WIDEST)  # raises the error about the groups
     nearest = min(around, key=lambda width: abs(around[width] - budget))
     if abs(around[nearest] - budget) > TOLERANCE * budget:
         costs = " and ".join(f"width {width} costs {around[width]:,}" for width in sorted(around))

@@ -57,7 +57,7 @@ def lognet(
         groups: how the three grouped convolutions are cut; 1 for the dense network.
         shortcut: whether each grouped convolution has an identity shortcut.
         width: channels of the first stage, where ``equal`` is ``width``.
-        equal: what is held equal between variants. ``parameters`` and ``macs`` choose the width at which the network
+        equal: cost held equal between variants. ``parameters`` and ``macs`` choose the width at which the network
             costs what the reference costs: the same network of ``width`` cut as ``equal_to``.
         equal_to: how the reference is cut; the dense network by default.
         budget: parameters or MACs to spend, in place of a reference.

@@ -1,6 +1,6 @@
 """The ``claims`` command: reads the ledger and the tables of the studies, prints verdicts.
 
-Tables are read from runs/ and from results/, the record; ``records.py`` says which of them are evidence.
+Tables are read from runs/ and from results/, the record; ``records.py`` decides which of them are evidence.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RATES = RESULTS / "null-studies" / "rates.csv"
 FLAGS = "--json, --explain, --figure, --markdown, --readme, --trials, --runs_root=DIR"
 README, BLOCK = HOME / "README.md", "verdicts"  # the block of the README that ``--readme`` writes
 WIDTH = 120
-CLAIM, RIGHT = 40, 62  # columns of the ledger: the claim, and what was found
+CLAIM, RIGHT = 40, 62  # widths of the columns of the ledger: the claim, and the finding
 VERDICT = 13
 OPEN: tuple[Verdict, ...] = ("inconclusive", "not run")
 HEAD = f"{'effect [95% interval]':<26}{'q':>6}{'n':>4}{'needs':>6}  study"
@@ -118,7 +118,7 @@ def ledger_text(claims: Sequence[Claim], findings: Sequence[Finding]) -> str:
 
 
 def command(claim: Claim) -> str:
-    """The command that runs a claim's study, or what is needed first."""
+    """Return the command that runs a claim's study, or the file that is missing."""
     known = [study for study in claim.studies if study in study_names()]
     if not known:
         return f"needs configs/{claim.studies[0]}.yaml; CONTRIBUTING.md says how"
@@ -126,7 +126,7 @@ def command(claim: Claim) -> str:
 
 
 class _Places:
-    """Letters for where and with what each study was run, in the order in which they are named."""
+    """Letters for the place and the hardware of each study, in the order of their first use."""
 
     def __init__(self) -> None:
         self._letters: dict[str, str] = {}
@@ -196,7 +196,7 @@ def interval(part: Part) -> str:
 
 
 def _explained(claim: Claim, finding: Finding) -> str:
-    """One claim with everything that the ledger knows of it."""
+    """Return one claim with all that the ledger holds on it."""
     lines = [f"{claim.number}. {claim.claim}", f"source     {claim.source}", f"against    {claim.against}"]
     lines += [f"contradict {claim.contradicts}", f"published  {claim.published or 'nothing'}"]
     lines += [f"studies    {', '.join(claim.studies)}{EVERY if claim.decides == 'every' else ''}"]

@@ -1,4 +1,4 @@
-"""The ledger as a page: what decides each claim, the seeds that it needs, and how often the rule errs and finds.
+"""The ledger as a page: the test of each claim, the seeds that it needs, and the error rate and power of the rule.
 
 The rates are those of ``benchmarks.null_studies``: simulated networks, through the measures and the rule.
 """
@@ -27,7 +27,7 @@ MEANINGS = {
 }
 PLANTED, ACCURACY = "planted", "accuracy"
 COLUMNS = ("kind", "claim", "part", "runs", "studies", "seeds", "sd", "matters", "part_alone", "alone", "power")
-WEAK = 0.5  # power below which a study of so many seeds will rather not find what matters
+WEAK = 0.5  # power below which a study will probably miss the smallest effect of interest
 
 
 def read_rates(path: Path) -> pd.DataFrame:
@@ -194,7 +194,7 @@ def _cell(text: str) -> str:
 
 
 def _limits(of_claims: Sequence[tuple[Claim, pd.DataFrame]], runs: int, studies: int, seeds: int) -> list[str]:
-    """Return the meaning of the rates for a study of so many seeds, in sentences."""
+    """Return sentences on the meaning of the rates for a study with this number of seeds."""
     most = {
         claim.number: (power.max(), f"{claim.number} ({power.max():.0%}; seeds: {_seeds(claim, of_claim)})")
         for claim, of_claim in of_claims

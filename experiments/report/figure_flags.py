@@ -16,7 +16,7 @@ HELP = f"""\
 
 
 def apply_figure_flags(flags: list[str]) -> list[str]:
-    """Set how figures are written; returns the flags that say nothing of it.
+    """Set how figures are written; returns the other flags.
 
     Raises:
         UsageError: an unknown format or width.

@@ -50,7 +50,7 @@ class FoundRun:
 
 
 def gather_runs(name: str, source: Path, flags: list[str]) -> None:
-    """Take runs into a study, draw it, and print what was taken and what was left out.
+    """Take runs into a study, draw it, and print the numbers of runs taken and left out.
 
     Args:
         name: of the study.
@@ -58,7 +58,7 @@ def gather_runs(name: str, source: Path, flags: list[str]) -> None:
         flags: of ``run``; they decide which runs fit.
 
     Raises:
-        UsageError: there is no such folder or archive, or nothing in it fits.
+        UsageError: the folder or archive does not exist, or none of its runs fits.
     """
     if not source.exists():
         raise UsageError(f"gather: --from={source}: no such file or folder")
@@ -160,7 +160,7 @@ def _profiles(name: str, flags: list[str]) -> list[Study]:
 
 
 def variant_of(study: Study, config: dict[str, Any]) -> Variant | None:
-    """Return the variant of a study that a run's configuration is, by its hash, on whatever images."""
+    """Return the variant of a study that has the configuration of a run, by its hash, on any images."""
     wanted = config_hash(config)
     return next(
         (v for v in study.variants if config_hash(v.run_config(config["data"], config["seed"])) == wanted), None

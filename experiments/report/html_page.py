@@ -57,11 +57,11 @@ class Section:
 
     Attributes:
         name: of the study.
-        question: what it asks.
-        tables: of what was found, the most important first.
+        question: of the study.
+        tables: of the results, the most important first.
         figures: title and path of each.
-        provenance: what its runs were trained with, as name and value.
-        again: commands that make its numbers again, each with what it does.
+        provenance: hardware and versions of its runs, as name and value.
+        again: commands that reproduce its numbers, each with its purpose.
     """
 
     name: str
@@ -102,7 +102,7 @@ def write_whole_page(runs: Path, target: Path) -> Path:
 
 
 def read_section(name: str, tables: Path, figures: Path, whole: bool = True) -> Section:
-    """Read what a study's folder of tables holds.
+    """Read a study's folder of tables.
 
     Args:
         name: of the study.
@@ -263,7 +263,7 @@ def _write(sections: Sequence[Section], records: Sequence[Record], target: Path,
 
 
 def _picture(path: Path, width: int) -> dict[str, Any]:
-    """A figure as WebP in a data URI, no wider than so many pixels."""
+    """Return a figure as WebP in a data URI, at most so many pixels wide."""
     with Image.open(path) as image:
         picture = image.convert("RGB")
     if picture.width > width:
@@ -275,7 +275,7 @@ def _picture(path: Path, width: int) -> dict[str, Any]:
 
 
 def _number(value: float, digits: int) -> float | int | str:
-    """A number with so many significant digits; whole ones whole."""
+    """Return a number with so many significant digits; a whole number without decimals."""
     if pd.isna(value):
         return ""
     return int(value) if float(value).is_integer() else float(f"{value:.{digits}g}")

@@ -48,7 +48,7 @@ def write_latex(tables: Path) -> list[Path]:
 
 
 def latex(table: pd.DataFrame, headings: dict[str, str]) -> str:
-    """A ``tabular`` with the rules of ``booktabs``: numbers to the right, texts escaped, a dash for what is missing."""
+    """Return a ``tabular`` with ``booktabs`` rules: numbers to the right, texts escaped, missing values as dashes."""
     columns = [str(column) for column in table.columns]
     numeric = [pd.api.types.is_numeric_dtype(table[column]) for column in columns]
     rows = [" & ".join(headings[column] for column in columns)]

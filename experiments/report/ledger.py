@@ -30,7 +30,7 @@ def read_claims(path: Path) -> list[Claim]:
     """The ledger, checked.
 
     Raises:
-        UsageError: names the file, the claim, the key and what would be right.
+        UsageError: names the file, the claim, the key and the right values.
     """
     place = place_of(path)
     content = read_yaml(path)
@@ -98,7 +98,7 @@ def _test(entry: object, place: str) -> Test:
 
 
 def _fits(metric: Metric, direction: str, place: str) -> None:
-    """Refuse what its kind of effect cannot be computed from."""
+    """Raise if the effect of this kind cannot be computed from the terms."""
     slots = all(SLOT in v for term in (*metric.of, *metric.minus) for v in term.variants)
     numbered = bool(metric.over) and not np.isnan(list(metric.over.values())).any()
     several = {term.layer == "each" for term in (*metric.of, *metric.minus)} == {True, False}

@@ -8,7 +8,7 @@ from experiments.store.runs import write_atomic
 
 
 def replace_block(page: Path, name: str, text: str) -> bool:
-    """Replace what lies between the marks of a block; returns False where the page has no such marks.
+    """Replace the text between the marks of a block; returns False if the page has no such marks.
 
     Args:
         page: the Markdown file; it may be missing.
@@ -26,7 +26,7 @@ def replace_block(page: Path, name: str, text: str) -> bool:
 
 
 def read_block(page: Path, name: str) -> str | None:
-    """Return what lies between the marks of a block; None where the page has none."""
+    """Return the text between the marks of a block; None if the page has no such marks."""
     content = page.read_text(encoding="utf-8")
     start, end = f"<!-- {name} -->\n", f"<!-- end {name} -->"
     return content.split(start, 1)[1].split(end, 1)[0].rstrip() if start in content and end in content else None

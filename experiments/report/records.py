@@ -1,6 +1,6 @@
 """The tables of a study as evidence for the ledger: from ``runs/`` and from ``results/``, the record.
 
-What is no evidence, and why, is said in ``analysis.claims.RULE``.
+``analysis.claims.RULE`` lists the records that are no evidence, with the reasons.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _as_in_file(study: Study, runs: pd.DataFrame) -> bool:
 
 
 def _fewer(key: str, value: Any, study: Study) -> bool:
-    """Return True if less is measured than the study's file says."""
+    """Return True if fewer measures were taken than the study's file asks for."""
     return value < asdict(study.measures).get(key.removeprefix("measures."), value)
 
 

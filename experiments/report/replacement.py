@@ -1,4 +1,4 @@
-"""Guard of the record in ``results/``: a trial, or fewer runs, replace it only where that is asked for.
+"""Guard of the record in ``results/``: a trial, or fewer runs, replace it only with a flag.
 
 More seeds of the same study than the record are no trial.
 """

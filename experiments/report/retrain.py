@@ -1,4 +1,4 @@
-"""Trains one cheap run of a study's record again, and compares it with what was recorded."""
+"""Trains one cheap run of a study's record again, and compares it with the record."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def retrain(name: str, record: Path, runs: Path, scratch: Path, flags: Sequence[
         flags: of ``run``, such as ``--dataset=folder:PATH``.
 
     Returns:
-        A line on what differs, if anything does, and what was done.
+        A line on each difference, and a sentence on the run that was trained.
     """
     done = []
     for folder in sorted(runs.glob("*-seed*")):

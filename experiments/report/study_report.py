@@ -1,4 +1,4 @@
-"""The text at the end of a study: one screen with accuracy against cost, what was found, verdicts, and what is next."""
+"""The text at the end of a study: one screen with accuracy against cost, findings, verdicts and next steps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from experiments.terminal import duration
 
 WIDTH, LINES = 110, 40
 VARIANTS, SENTENCES, VERDICTS, REMARKS = 8, 6, 7, 4  # lines of each part
-BROKEN = 0.01  # share of a dataset's images, from which on it is said
+BROKEN = 0.01  # share of a dataset's images from which on it is reported
 FOUND = {  # measures of the sentences, the first with their own nulls
     "ratio_computed": ("correlation within / between groups", None),
     "colour_difference": ("difference of colour index between groups", "labels permuted"),
@@ -40,16 +40,16 @@ def study_report(
     remarks: Sequence[str],
     overrides: Mapping[str, object],
 ) -> str:
-    """Return what a study says at its end, in at most 36 lines of 110 characters; the paths of its files follow.
+    """Return the report at the end of a study, in at most 36 lines of 110 characters; the paths of its files follow.
 
     Args:
         study: its name.
-        question: what it asks.
+        question: of the study.
         table: its long table.
         record: the same as evidence.
         seconds: variant and seconds of each run.
-        remarks: what else must be known, a line each.
-        overrides: what the command line changed about the study.
+        remarks: further notes, a line each.
+        overrides: keys that the command line changed.
     """
     again = command_again(study, overrides)
     claims = [claim for claim in read_claims(LEDGER) if study in claim.studies] if record is not None else []
@@ -83,7 +83,7 @@ def accuracy_lines(rows: pd.DataFrame) -> list[str]:
 
 
 def finding_lines(table: pd.DataFrame) -> list[str]:
-    """Return up to six sentences on the first variant of each measure: what was found, its interval and its nulls."""
+    """Return up to six sentences on the first variant of each measure: the value, its interval and its nulls."""
     lines, first = [], ""
     for measure, (label, other) in FOUND.items():
         rows = table[table["measure"] == measure]
@@ -124,7 +124,7 @@ def verdict_lines(claims: Sequence[Claim], findings: Sequence[Finding]) -> list[
 
 
 def settle_lines(claims: Sequence[Claim], findings: Sequence[Finding], seconds: pd.DataFrame, again: str) -> list[str]:
-    """Return what would settle the open claims: more seeds, how long they take, and the command.
+    """Return lines on the open claims: the number of seeds that would settle them, their time, and the command.
 
     Args:
         claims, findings: of the study.
@@ -157,7 +157,7 @@ def command_again(study: str, overrides: Mapping[str, object]) -> str:
 
     Args:
         study: its name.
-        overrides: what the command line changed; more than a profile is not repeated.
+        overrides: keys that the command line changed; of these only a profile is repeated.
     """
     if set(overrides) - {"seeds", "profile"}:
         return "the same command with --seeds={seeds}"
@@ -198,7 +198,7 @@ def remarks_on_notes(notes: pd.DataFrame, missing: pd.DataFrame) -> list[str]:
 
 
 def path_lines(study_folder: Path, page: Path) -> list[str]:
-    """Return where tables, figures and report lie."""
+    """Return the paths of tables, figures and report."""
     return [f"tables   {study_folder / 'tables'}", f"figures  {study_folder / 'figures'}", f"report   {page}"]
 
 

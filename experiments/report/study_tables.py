@@ -25,14 +25,14 @@ COUNTS = ("classes", "test_images")  # of a run's images, noted where it was mea
 def write_tables(
     study_folder: Path, runs: Sequence[Run], speed: pd.DataFrame, question: str, overrides: dict[str, Any]
 ) -> None:
-    """Gather what was measured of each run in the study's tables.
+    """Gather the measures of all runs in the study's tables.
 
     Args:
         study_folder: of the study, with its name.
         runs: done and measured, in the order of the tables.
         speed: rows of the long table about the architectures; they have no seed.
-        question: what the study asks.
-        overrides: what the command line changed about the study.
+        question: of the study.
+        overrides: keys that the command line changed.
 
     Raises:
         DamagedTableError: names the file of a run that is damaged.

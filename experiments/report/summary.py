@@ -97,7 +97,7 @@ def read_measures(study_folder: Path) -> pd.DataFrame:
 
 
 def markdown(table: pd.DataFrame, runs: pd.DataFrame, overrides: dict[str, object]) -> str:
-    """Accuracy against cost as a table for the README, with where it was measured and what was overridden."""
+    """Return accuracy against cost as a table for the README, with the hardware and the overridden keys."""
     lines = ["| variant | accuracy | n | parameters | MACs | ms per image |", "|---|---|---|---|---|---|"]
     for _, row in tradeoff_table(table).iterrows():
         lines.append(
@@ -185,7 +185,7 @@ def _front_lines(table: pd.DataFrame) -> str:
 
 
 def _equal_cost_lines(table: pd.DataFrame) -> str:
-    """Differences of accuracy between variants that are equal in groups, parameters or MACs; each says in which."""
+    """Return differences of accuracy between variants with equal groups, parameters or MACs; each names which."""
     rows = []
     for by in ("groups", "parameters", "macs"):
         for _, pair in equal_pairs(table, by, EQUAL_WITHIN).iterrows():

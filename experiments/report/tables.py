@@ -1,4 +1,4 @@
-"""Saved tables, as they are read again: one that was damaged from outside is named, with what makes it again."""
+"""Reading of saved tables. A damaged table is reported with the command that writes it again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class DamagedTableError(UsageError):
     """A file that this suite wrote was changed, cut off or removed since.
 
     Attributes:
-        damage: the file and what is wrong with it, without what to do.
+        damage: the file and its fault, without the remedy.
     """
 
     def __init__(self, path: Path, reason: str) -> None:
@@ -81,7 +81,7 @@ def read_about(path: Path, keys: Sequence[str]) -> dict[str, Any]:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Return arrays by name, of a file of NumPy; what was kept in half precision is computed with in single.
+    """Return the arrays of a NumPy file by name; half precision is widened to single.
 
     Raises:
         DamagedTableError: it is none, or not whole.

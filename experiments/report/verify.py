@@ -33,7 +33,7 @@ def verify_study(name: str, results: Path, page: Path, scratch: Path) -> tuple[l
         scratch: an empty folder.
 
     Returns:
-        A line on each difference, with file, row and number; and what was recomputed from what.
+        A line on each difference, with file, row and number; and the sources of the recomputed tables.
     """
     record, study_folder = results / name, scratch / name
     try:
@@ -110,8 +110,8 @@ def compare_texts(path: Path, text: str, fresh: str, before: int = 0) -> list[st
 
     Args:
         path: of the file that is compared.
-        text: what is in it.
-        fresh: what is right.
+        text: its content.
+        fresh: the right content.
         before: lines of the file that come before the text.
     """
     theirs, ours = text.rstrip().splitlines(), fresh.rstrip().splitlines()
@@ -127,7 +127,7 @@ def compare_texts(path: Path, text: str, fresh: str, before: int = 0) -> list[st
 
 
 def compare_block(page: Path, name: str, fresh: str) -> list[str]:
-    """Compare the block of a page with what a command writes into it; nothing differs where there is no such block."""
+    """Compare the block of a page with the text that a command writes into it; no difference without the block."""
     text = read_block(page, name) if page.is_file() else None
     if text is None:
         return []

@@ -67,7 +67,7 @@ def page_block(study_folder: Path) -> str:
 
 
 def packed_runs(results: Path, config_hash: str) -> list[Path]:
-    """Return the packed runs of a hash in the record, of whatever study."""
+    """Return the packed runs of a hash in the record, of any study."""
     return sorted(results.glob(f"*/{PACKED}/*-{config_hash}.zip"))
 
 

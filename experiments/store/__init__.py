@@ -1,1 +1,1 @@
-"""The run store: what is kept of runs, by whom a run is held, and how nothing of it is lost."""
+"""The run store: the files of each run, the leases of processes on runs, and safe writing and reading."""

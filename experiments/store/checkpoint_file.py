@@ -23,11 +23,11 @@ END_OF_ZIP = b"PK\x05\x06"  # the last record of a zip file: 22 bytes, of which 
 
 
 class DamagedError(Exception):
-    """A checkpoint is not what was written: what is wrong with it, on one line."""
+    """A checkpoint is damaged; the message names the damage on one line."""
 
 
 def to_bytes(state: dict[str, Any]) -> memoryview:
-    """Tensors and plain values as a file with its checksum.
+    """Return tensors and plain values as the bytes of a file with its checksum.
 
     torch's own writer is given memory, since it turns a full disk into an unrelated error.
     """
@@ -46,7 +46,7 @@ def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint to the CPU: tensors and plain values alone, nothing in it is executed (``weights_only``).
 
     Raises:
-        DamagedError: it is not what was written, or holds more than tensors and plain values.
+        DamagedError: the file was changed or cut off, or holds more than tensors and plain values.
         OSError: it cannot be read.
     """
     content = path.read_bytes()

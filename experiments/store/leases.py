@@ -1,4 +1,4 @@
-"""Leases: who holds a folder right now, agreed on through the folder alone.
+"""Leases: the process that holds a folder, agreed on through files in the folder alone.
 
 Processes on one machine, or on several that share a file system, divide a study by leasing its runs. A lease is a file
 ``lease-<n>.json`` of which the highest number counts. Who wants the folder creates the next number, which a file system
@@ -56,7 +56,7 @@ class Holder:
     released: bool = False
 
     def alive(self) -> bool | None:
-        """Tell if the process runs; None if it is on another machine, which cannot be asked."""
+        """Tell if the process runs; None if it is on another machine, where this cannot be checked."""
         if self.machine != machine():
             return None
         born = _start_ticks(self.pid)
@@ -68,7 +68,7 @@ class Holder:
 
 
 class Lease:
-    """A lease in the hands of this process, with its heart beating."""
+    """A lease held by this process, with its heartbeat."""
 
     def __init__(self, path: Path, holder: Holder) -> None:
         self.path = path
@@ -93,7 +93,7 @@ class Lease:
         """Give the lease back.
 
         Args:
-            remove: leave no trace; only where the folder holds something that tells everybody to let it be.
+            remove: delete the lease; only if another file in the folder keeps all processes away from it.
         """
         self._ended.set()
         self._heart.join()
@@ -146,7 +146,7 @@ def claim(folder: Path) -> Lease | None:
 
 @contextmanager
 def waiting(folder: Path, poll: float = 1.0) -> Iterator[Lease]:
-    """Hold the lease of a folder, once those who came before are through."""
+    """Wait until the lease of a folder is free, and hold it."""
     while (lease := claim(folder)) is None:
         time.sleep(poll)
     try:
@@ -203,7 +203,7 @@ def _rewrite(path: Path, holder: Holder) -> None:
         os.close(descriptor)
 
 
-_seen: dict[Path, tuple[bytes, float]] = {}  # what this process saw last in others' leases, and since when
+_seen: dict[Path, tuple[bytes, float]] = {}  # other processes' leases as last read, and since when
 
 
 def _is_free(path: Path) -> bool:

@@ -1,8 +1,8 @@
 """Packed runs: a run that is done in one small file without its weights, to be committed and gathered elsewhere.
 
 A packed run is a zip file with the files of the run's folder that tables and figures are made of, and ``packed.json``,
-which names the schema. Unpacked it is the folder of a run that is done; only what needs weights cannot be done with it.
-The same run gives the same bytes wherever it is packed.
+which names the schema. Unpacked it is the folder of a run that is done; only steps that need weights are impossible.
+The same run gives the same bytes on any machine.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ANY_DATE = (1980, 1, 1, 0, 0, 0)  # of every file in a packed run: the same cont
 
 
 class NotGatheredError(Exception):
-    """A run cannot be taken: why, on one line."""
+    """A run cannot be taken; the message gives the reason on one line."""
 
 
 def pack(folder: Path, target: Path, with_arrays: bool) -> None:
@@ -63,7 +63,7 @@ def in_half_precision(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def is_packed(path: Path) -> bool:
-    """Tell if a file is a packed run, of whatever schema."""
+    """Tell if a file is a packed run, of any schema."""
     try:
         with zipfile.ZipFile(path) as archive:
             return MARK in archive.namelist()
@@ -137,7 +137,7 @@ def take(source: Path, run: Run) -> bool:
             _link(source / WEIGHTS, run.folder / WEIGHTS)
         else:
             write_json(run.folder / MARK, {"schema": SCHEMA})
-        for name in ("metrics.jsonl", ARRAYS, *reversed(MEASURED), "result.json"):  # what counts, last
+        for name in ("metrics.jsonl", ARRAYS, *reversed(MEASURED), "result.json"):  # last, since its presence counts
             if (source / name).is_file():
                 content = (source / name).read_bytes()
                 write_atomic(run.folder / name, lambda file, content=content: file.write(content))

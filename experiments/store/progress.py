@@ -56,7 +56,7 @@ class Progress:
     """
 
     def __init__(self, run: Run, learner: Stateful, index: int = 0, together: int = 1) -> None:
-        """Read nothing yet; ``restore`` does.
+        """Prepare the progress; ``restore`` reads the checkpoint.
 
         Args:
             run: folder of checkpoints and metrics.
@@ -81,7 +81,7 @@ class Progress:
         self._device = device
         checkpoint = self._run.load_checkpoint()
         if checkpoint is None:
-            torch.manual_seed(self._run.seed)  # dropout's random numbers, whatever was drawn before
+            torch.manual_seed(self._run.seed)  # dropout's random numbers do not depend on earlier draws
         else:
             self._learner.restore(self._index, checkpoint)
             _set_rng_state(checkpoint["rng"], self._device)

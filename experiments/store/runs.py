@@ -65,7 +65,7 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def check_writable(folder: Path, flag: str) -> None:
-    """Make sure that a folder can be written to, or made; leaves nothing behind.
+    """Check that a folder can be written to, or created; no file is left in it.
 
     Raises:
         UsageError: it cannot; names the flag that gave it.
@@ -94,7 +94,7 @@ class Run:
         variant: name of the variant in its study.
         config: everything that decides the outcome, JSON types only.
         folder: where it lives.
-        lease: with which this process holds it; where there is one, nothing is written after it was lost.
+        lease: by which this process holds it; after it was lost, no file is written.
     """
 
     variant: str
@@ -134,7 +134,7 @@ class Run:
                 lease.release(remove=self.result is not None)
 
     def begin(self) -> None:
-        """Record the configuration, and clear away what a killed process left half-written."""
+        """Record the configuration, and remove the unfinished files of a killed process."""
         self._check()
         for half in self.folder.glob(".*.*"):
             if half.is_file():
@@ -143,7 +143,7 @@ class Run:
         write_json(self.folder / "config.json", {"variant": self.variant, **self.config})
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Save what training needs to go on; the checkpoint before is kept in case this one is damaged."""
+        """Save the state of the training; the checkpoint before is kept in case this one is damaged."""
         self._check()
         newest, previous = self._checkpoints()
         fresh = self.folder / "checkpoint-next.pt"
@@ -181,7 +181,7 @@ class Run:
         write_atomic(self.folder / "metrics.jsonl", lambda file: file.write(lines.encode()))
 
     def add_metrics(self, epoch: dict[str, float]) -> None:
-        """Append one epoch; the history in the checkpoint is what counts, so that nothing waits for the disk here."""
+        """Append one epoch; the history in the checkpoint counts, so that nothing waits for the disk here."""
         self._check()
         path = self.folder / "metrics.jsonl"
         try:
@@ -243,7 +243,7 @@ class Run:
 
 
 def public(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the same values without paths of this machine; the data's hash identifies what lay there."""
+    """Return the same values without paths of this machine; the data's hash identifies their content."""
     return {k: "folder:PATH" if k == "dataset" and str(v).startswith("folder:") else v for k, v in values.items()}
 
 
@@ -275,7 +275,7 @@ def _commit() -> str | None:
 
 
 def short_commit(commit: str) -> str:
-    """Return the commit of a result with ten digits; older results say ``+changes`` for uncommitted changes."""
+    """Return the commit of a result with ten digits; older results have ``+changes`` for uncommitted changes."""
     return commit[:10] + (UNCOMMITTED if commit.endswith((UNCOMMITTED, "+changes")) else "")
 
 

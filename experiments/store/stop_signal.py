@@ -31,7 +31,7 @@ def deferred(together: bool = False, aloud: bool = True) -> Iterator[None]:
 
     Args:
         together: a signal takes effect once ``confirm`` was called, since other processes must stop at the same step.
-            A second signal changes nothing then: launchers and clusters may each pass on the same one.
+            A second signal has no effect then, since launchers and clusters may each pass on the same one.
         aloud: print a line when a signal arrives.
 
     Raises:

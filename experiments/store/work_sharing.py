@@ -23,7 +23,7 @@ def outcomes(
 ) -> Iterator[Outcome]:
     """Train every run, or wait until another process has trained it.
 
-    A run that another process holds is passed over. When nothing else is left, this process waits for it, and trains it
+    A run that another process holds is skipped. When no other run is left, this process waits for it, and trains it
     if its holder dies. A run that fails, here or elsewhere, does not stop the others and is not tried twice.
 
     Args:

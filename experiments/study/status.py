@@ -1,7 +1,7 @@
 """State of a study: its runs that are done, running, failed or to do, read from the run store alone.
 
-It writes nothing, loads no data and waits for nobody, so that it can be read at any time, from any machine that sees
-the folder.
+It writes no files, loads no data and does not wait for leases. So it can be read at any time, from any machine that
+sees the folder.
 """
 
 from __future__ import annotations

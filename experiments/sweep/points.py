@@ -1,7 +1,7 @@
 """Points of a sweep on a cluster: a thread instead of a worker process calls each point on some node.
 
 The process that leads the sweep talks to it as to any worker (``sweep/worker.py`` lists the messages). Between the
-thread and the node an actor keeps the messages, so that nothing but Ray's own connections is needed. A point whose node
+thread and the node an actor keeps the messages, so that only Ray's own connections are needed. A point whose node
 is lost is called again and goes on from its checkpoint; the leading process notices nothing.
 """
 

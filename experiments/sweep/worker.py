@@ -24,10 +24,10 @@ from experiments.errors import UsageError
 
 @dataclass(frozen=True)
 class SweepContext:
-    """Origin and destination of the runs of a sweep.
+    """The sweep and the study that a run belongs to, and the folder of its run store.
 
     Attributes:
-        sweep: name of the sweep, which its runs lie under.
+        sweep: name of the sweep; its runs are in the folder of this name.
         study: whose runs they are.
         root: folder of the sweeps in the run store.
     """
@@ -106,11 +106,11 @@ def record_stop(planned: Any) -> dict[str, Any]:
 
 
 def work(link: Connection, place: SweepContext, log: Path, share: int) -> None:
-    """Train what comes through a connection until it is closed.
+    """Train the runs whose flags come through a connection, until it is closed.
 
     Args:
         link: to the process that leads the sweep.
-        place: where runs come from and go to.
+        place: sweep and study of the runs, and their folder.
         log: takes what is printed here.
         share: among how many processes the threads are divided.
     """

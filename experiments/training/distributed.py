@@ -82,7 +82,7 @@ class DistributedProcessGroup(ProcessGroup):
 
     @contextmanager
     def joined(self) -> Iterator[None]:
-        """Join the process group; when rank 0 leaves, for whatever reason, the others leave too.
+        """Join the process group; when rank 0 leaves, for any reason, the others leave too.
 
         Raises:
             ProcessGroupLostError: another rank is gone, or this one failed during a collective operation.

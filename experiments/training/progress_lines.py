@@ -35,7 +35,7 @@ class ProgressLines:
         return left_s, f"about {in_words(left_s)} of this run left"
 
     def epoch_ended(self, run: Run, title: str, loss: float, runs: int, epochs: int, epoch_s: float) -> None:
-        """Print a line if one is due and no progress bar is seen; half a minute that is left is not worth one.
+        """Print a line if one is due and there is no progress bar; none if less than half a minute is left.
 
         Args:
             run: in training.

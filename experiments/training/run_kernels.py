@@ -1,4 +1,4 @@
-"""Kernels of a run: chosen by the table that it began with, whatever is measured later, so that it resumes bit for bit.
+"""Kernels of a run: chosen by the table that it began with, not by later measurements, so that it resumes bit for bit.
 
 The table lies in the run's folder. It is what this machine knew of the layers of the network when the run began; with
 ``GCONV_TUNE=1`` that is measured first, once on this machine for each architecture.

@@ -42,7 +42,7 @@ def choose_seeds_at_once(fresh: Callable[[], nn.Module], context: RunContext, mo
 
 
 def largest_worthwhile(speedup: Callable[[int], float], most: int) -> tuple[int, float]:
-    """Return the first of ``most``, half of it, … that fits into memory and is worth it, and its speedup; else 1, 1.0.
+    """Return the first of ``most``, half of it, … that fits into memory and is faster, and its speedup; else 1, 1.0.
 
     Args:
         speedup: measures the speedup of a number of networks.

@@ -2,12 +2,12 @@
 
 torch.fx records what ``forward`` does with the children of a module. The record is a list of calls without branches;
 a run in it is replaced by one call of ``run_block``, and the list becomes a function that takes the place of
-``forward``. It holds as long as what the recording depended on is what it was: the mode, the attributes that
+``forward``. It holds as long as nothing that the recording depended on has changed: the mode, the attributes that
 ``forward`` read, the children that exist, and arguments of the same kind. Else the module's own ``forward`` runs.
 
-The recording refuses what it could not repeat: branches that depend on values or on types of results, attributes that
-``forward`` sets, random numbers drawn in Python, gradient or autocast modes that ``forward`` changes. As everywhere in
-torch.fx, what ``forward`` reads of global variables is taken as constant.
+The recording refuses operations that it could not repeat: branches that depend on values or on types of results,
+attributes that ``forward`` sets, random numbers drawn in Python, gradient or autocast modes that ``forward`` changes.
+As everywhere in torch.fx, global variables that ``forward`` reads are taken as constants.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ NAMES_OF_FX = Graph().python_code("self").globals
 
 
 class RecordingError(Exception):
-    """``forward`` cannot be recorded; says why, as the end of a sentence."""
+    """``forward`` cannot be recorded; the message gives the reason as the end of a sentence."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +146,7 @@ def _recordings(module: nn.Module) -> Iterator[Recorder]:
 
 
 class Recorder(Tracer):
-    """Records one forward pass: every child is one call, whatever it does inside.
+    """Records one forward pass: every child is one call, independent of its content.
 
     Attributes:
         attributes: value of each attribute that ``forward`` read.
@@ -216,7 +216,7 @@ class Recorder(Tracer):
         return True
 
     def proxy(self, node: Node) -> Proxy:
-        """Return what ``forward`` has in place of a tensor."""
+        """Return the object that ``forward`` gets in place of a tensor."""
         return (Argument if node.op == "placeholder" else Result)(node, self)
 
     def create_arg(self, a: Any) -> Any:
@@ -250,7 +250,7 @@ class Result(Proxy):
 
 
 def _watched(cls: type, recorder: Recorder) -> type:
-    """Subclass of a module's class that notes in the recorder what is read, and refuses what is set."""
+    """Return a subclass of a module's class that records the attributes read, and refuses to set any."""
 
     class Watched(cls):  # type: ignore[misc, valid-type]
         def __getattribute__(self, name: str) -> Any:
@@ -266,7 +266,7 @@ def _watched(cls: type, recorder: Recorder) -> type:
 
 
 def _constant(value: Any, name: str) -> Any:
-    """The value of an attribute in a form that later changes leave alone."""
+    """Return the value of an attribute in a form that later changes do not alter."""
     if isinstance(value, CONSTANTS) or inspect.isbuiltin(value):
         return value
     if isinstance(value, list | tuple):
@@ -277,7 +277,7 @@ def _constant(value: Any, name: str) -> Any:
 
 
 def _drawn() -> tuple:
-    """State of the generators that a forward pass may draw from."""
+    """Return the state of the generators that a forward pass may draw from."""
     numpy = sys.modules.get("numpy")
     state = None if numpy is None else numpy.random.get_state()
     return random.getstate(), None if state is None else (state[1].tobytes(), state[2]), torch.get_rng_state().tolist()
@@ -319,7 +319,7 @@ def _fuse_runs(graph: Graph, module: nn.Module) -> tuple[list[tuple[str, ...]], 
 
 
 def _replace(graph: Graph, chain: list[Node], run: Run) -> None:
-    """One call at the place of the convolution, whose input nothing may have changed yet."""
+    """Insert one call in place of the convolution, before any other call can change its input."""
     with graph.inserting_before(chain[0]):
         norm = 1 if run[1] is not None else None
         relu = len(chain) - 1 if run[2] is not None else None
@@ -343,7 +343,7 @@ def _relu() -> nn.ReLU:
 
 
 def _readers(node: Node) -> Iterator[Node]:
-    """The calls that read a result, each the only reader of the one before, and read nothing else."""
+    """Return the calls that read a result, each the only reader of the one before, and read nothing else."""
     while len(node.users) == 1:
         reader = next(iter(node.users))
         if reader.args[:1] != (node,) or len(reader.all_input_nodes) != 1:
@@ -353,7 +353,7 @@ def _readers(node: Node) -> Iterator[Node]:
 
 
 def _called(node: Node, module: nn.Module) -> nn.Module | None:
-    """The module that a node calls; a ReLU where it calls that as a function."""
+    """Return the module that a node calls; a ReLU if it calls that as a function."""
     if node.op == "call_module":
         return module.get_submodule(str(node.target))
     return RELU if node.op in ("call_function", "call_method") and node.target in FUNCTIONAL_RELUS else None
@@ -392,7 +392,7 @@ class FusesForward(nn.Module):
         own = own_class(self)
         module = own.__new__(own)
         kept = {name: value for name, value in vars(self).items() if name != "_fused_forwards"}
-        vars(module).update(kept, _modules=self._modules.copy())  # torch replaces the children of what it is given
+        vars(module).update(kept, _modules=self._modules.copy())  # torch replaces the children of its argument
         return module
 
 

@@ -16,7 +16,7 @@ from gconv.fusion.forward import RecordingError, fused_class, fused_forwards, no
 from gconv.wiring.text_table import aligned
 
 CALLS = ("__call__", "__getattr__", "__getattribute__")  # methods that change what calling a Sequential does
-MOST_ROWS, MOST_NAMES = 18, 6  # of what is printed
+MOST_ROWS, MOST_NAMES = 18, 6  # of the printed summary
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _fuse_forward(module: nn.Module) -> tuple[tuple[tuple[str, ...], ...], dict[
 
 
 def _callable_by(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Children of a module, and those of the lists and dictionaries among them, which compute nothing themselves."""
+    """Return the children of a module, and those of the lists and dictionaries among them."""
     for name, child in module.named_children():
         if isinstance(child, nn.ModuleList | nn.ModuleDict):
             yield from _callable_by(child, f"{prefix}{name}.")

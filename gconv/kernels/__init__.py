@@ -1,6 +1,6 @@
 """The ways to compute a grouped convolution, one file each: a kernel is its file and its line in ``KERNELS``.
 
-Exports what every user of kernels needs: their names, ``find``, ``refusal`` and ``runnable``; ``choose.py`` chooses.
+Exports their names, ``find``, ``refusal`` and ``runnable``; ``choose.py`` chooses.
 
 Every kernel is a module with the same four functions; none needs autograd inside:
 
@@ -27,7 +27,7 @@ from gconv.kernels.geometry import Geometry
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel and what it can do.
+    """One kernel and its abilities.
 
     Attributes:
         name: of its module in this folder.

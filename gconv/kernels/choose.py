@@ -50,7 +50,7 @@ _cached: list[Any] = []
 
 
 def cached_choice(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Cache what a function returns until ``forget``."""
+    """Cache the results of a function until ``forget``."""
     _cached.append(lru_cache(maxsize=16384)(function))
     return _cached[-1]
 
@@ -146,7 +146,7 @@ def forget() -> None:
 
 @contextmanager
 def chosen_by(table: tables.Table) -> Iterator[None]:
-    """Choose by one table alone inside the block, in all threads, whatever is measured meanwhile."""
+    """Choose by one table alone inside the block, in all threads; later measurements do not count."""
     with tables.pinned(table):
         forget()
         yield
@@ -214,7 +214,7 @@ def _measured(
 
 
 def by_rule(op: str, geometry: Geometry, dtype: torch.dtype, device: torch.device, bits: int) -> Choice:
-    """The kernel where nothing is measured: ATen, by what bounds it.
+    """Return the kernel for a layer without measured times: one of ATen, by the bound of its speed.
 
     A CPU multiplies no zeros, and equal groups share a call. Only for few images and many calls zeros cost less than
     calls, in inference, where the weight with its zeros is kept. Matrix units (AMX) and GPUs prefer one wide call.

@@ -17,7 +17,7 @@ from gconv.partition import Partition
 
 @dataclass(frozen=True)
 class Geometry:
-    """Geometry of a grouped convolution: input group g feeds output group g, and nothing else.
+    """Geometry of a grouped convolution: input group g feeds output group g only.
 
     Attributes:
         in_groups: partition of the C input channels.

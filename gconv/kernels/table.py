@@ -28,7 +28,7 @@ from gconv.kernels.machine import Machine
 
 SHIPPED = Path(__file__).parent / "tables"
 FORMAT_LINE = "# gconv kernel table 2"  # with the version of the format
-MAX_SIZE_DISTANCE = 2  # in factors of two: up to it a measured layer stands in for another
+MAX_SIZE_DISTANCE = 2  # in factors of two: maximum distance of a measured layer that is used for another
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class Ops:
 
 
 def save(ctx: Any, tensors: tuple[Tensor, ...], geometry: Geometry, activated: Tensor | None = None) -> None:
-    """Save what the derivative reads: two factors, and the output if a ReLU follows."""
+    """Save the tensors of the derivative: two factors, and the output if a ReLU follows."""
     ctx.save_for_backward(*tensors, *(() if activated is None else (activated,)))
     ctx.geometry = geometry
     ctx.forced = forced_name()

@@ -34,7 +34,7 @@ _forced = _Forced()
 def forced_kernel(name: str) -> Iterator[None]:
     """Compute every grouped convolution of this thread inside the block with one kernel, for comparing and counting.
 
-    Derivatives of these computations use the same kernel, in whatever thread torch computes them, unless another kernel
+    Derivatives of these computations use the same kernel, in any thread of torch, unless another kernel
     is forced there.
 
     Raises:

@@ -1,6 +1,6 @@
-"""A network spread over several devices: which rank computes which filters, and what the ranks send each other.
+"""A network spread over several devices: the rank of each filter, and the messages between the ranks.
 
-Exports ``place`` (returns a ``Placement``) and ``plan`` (a ``Plan`` of ``Move``), which counts what is sent.
+Exports ``place`` (returns a ``Placement``) and ``plan`` (a ``Plan`` of ``Move``), which counts the elements sent.
 """
 
 from gconv.placement.exchange import Move, Plan, plan

@@ -1,4 +1,4 @@
-"""A whole model traced for its channels: which filters feed which group, and what regrouping has to keep.
+"""A whole model traced for its channels: the filters that feed each group, and the state that regrouping must keep.
 
 Exports ``trace_wiring``, which returns a ``LayerWiring`` for each convolution, and ``computing_groups``.
 """

@@ -63,7 +63,7 @@ def assign_channels(energy_OC: Tensor, in_groups: Partition, out_groups: Partiti
 def _search(
     energy_OC: Tensor, in_labels_C: Tensor, out_labels_O: Tensor, in_groups: Partition, out_groups: Partition
 ) -> tuple[float, Tensor, Tensor]:
-    """Exchange inputs, then outputs, until nothing is gained. Return the energy in the blocks and both labels."""
+    """Exchange inputs, then outputs, until the energy stops rising. Return the energy in the blocks and both labels."""
     best = -1.0, in_labels_C, out_labels_O
     while True:
         score_CG = energy_OC.T @ _one_hot(out_labels_O, out_groups)

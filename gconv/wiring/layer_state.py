@@ -66,7 +66,7 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 
 def weight_obstacle(conv: nn.Module) -> str | None:
-    """Return why a layer cannot be replaced by one with a weight of another shape, and what helps; None if it can."""
+    """Return why a layer cannot be replaced by one with a weight of another shape, and a remedy; None if it can."""
     if is_parametrized(conv):
         helps = "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') makes it plain"
         return f"its {', '.join(conv.parametrizations)} is parametrised; {helps}"  # type: ignore[arg-type]

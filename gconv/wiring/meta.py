@@ -143,7 +143,7 @@ def _on_meta(t: Tensor) -> Tensor:
 def restored_afterwards(model: nn.Module) -> Iterator[None]:
     """Restore attributes, lists, dicts and modes of all modules at the end; switch wrappers and compilers off before.
 
-    Weight normalisation and pruning set a weight at every call, and some models keep what they computed.
+    Weight normalisation and pruning set a weight at every call, and some models keep tensors that they computed.
     """
     modules = list(model.modules())
     kept = [(vars(module), dict(vars(module))) for module in modules]

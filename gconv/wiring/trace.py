@@ -120,8 +120,8 @@ def trace_wiring(model: nn.Module, input_shape: Shape) -> Wiring:
 
     A group reads a filter if changing the filter changes an input of the group. Two exceptions: a normalisation that
     scales by other channels does not count, and regions of space are not distinguished after pooling. Convolutions are
-    ``nn.Conv2d`` and ``GroupedConv2d``; linear layers, other convolutions and attention pass on what they mix. Modules
-    that run only in training (auxiliary heads) are traced if the model is in training mode.
+    ``nn.Conv2d`` and ``GroupedConv2d``; linear layers, other convolutions and attention pass on the channels that they
+    mix. Modules that run only in training (auxiliary heads) are traced if the model is in training mode.
 
     Args:
         model: any module whose convolutions torch.fx can reach; it may be on the meta device. It is not changed.
@@ -134,7 +134,7 @@ def trace_wiring(model: nn.Module, input_shape: Shape) -> Wiring:
     Raises:
         TypeError: ``model`` is no module, or ``input_shape`` no shape.
         ValueError: the model cannot be traced or does not take such images, or a convolution reads the result of an
-            operation whose sources are unknown. One line names the operation, and what works without wiring.
+            operation whose sources are unknown. One line names the operation, and functions that need no wiring.
     """
     model = unwrapped(model, "trace_wiring")
     raise_if_scripted_or_lazy(model, "trace_wiring")

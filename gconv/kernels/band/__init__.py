@@ -1,7 +1,7 @@
 """Bands of channels in Triton: groups of any sizes as small dense products, in at most two launches and without a copy.
 
 Works on NHWC and writes NHWC slices of one output. ``tiles`` cuts a layer into products, ``tables`` holds them on the
-device, ``correlate`` and ``weights`` launch the Triton ``programs``, ``support`` says for which layers.
+device, ``correlate`` and ``weights`` launch the Triton ``programs``, ``support`` decides for which layers.
 Groups packed into one tile share its arithmetic: a NaN or an infinity in one reaches the others' outputs of that tile.
 """
 

@@ -76,7 +76,7 @@ def or_the_next_kernel(op: Callable[..., Any]) -> Callable[..., Any]:
     """Have an op take the blocking that was measured as the fastest, else the first of ``configs`` that can be built.
 
     Where Triton cannot build the programs of a layer, the layer is refused from then on, and the next kernel taken. A
-    blocking that is asked for is built or raises what Triton raises.
+    blocking that is asked for is built, or Triton's error is raised.
     """
     name = op.__name__.removesuffix("_statistics")
 

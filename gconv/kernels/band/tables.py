@@ -29,8 +29,8 @@ class Tables:
         packed_size: elements of the packed weights, zeros included.
         rows: for each set, int32 (tiles, 5): start, size, band start, band size, weight start of each tile.
         jobs: for each set, int32 (jobs, 2): tile and first block of each program of the weight gradient.
-        index: int32 (packed_size,): offset of each packed weight in the weight, -1 where a zero lies.
-        places: int32 (weights,): where each weight lies in the packed weights.
+        index: int32 (packed_size,): offset of each packed weight in the weight, -1 for a zero.
+        places: int32 (weights,): index of each weight in the packed weights.
     """
 
     sets: tuple[TileSet, ...]
@@ -55,7 +55,7 @@ def tables(
 
     Args:
         geometry, blocking, transposed: as in ``tile_table``.
-        device: where they lie.
+        device: of the tables.
         weight_strides: of the weight that ``index`` is for, which is read as it lies; contiguous where not given.
     """
     table = tile_table(geometry, blocking, transposed)
@@ -157,7 +157,7 @@ def weight_index(geometry: Geometry, table: TileTable, transposed: bool) -> Tens
 
 
 def weight_places(index: Tensor) -> Tensor:
-    """The inverse of ``weight_index``: where each weight lies in the packed weights; int32 (weights,)."""
+    """Return the inverse of ``weight_index``: the index of each weight in the packed weights; int32 (weights,)."""
     occupied = (index >= 0).nonzero().flatten()
     places = torch.empty(occupied.numel(), dtype=torch.int32)
     places[index[occupied].long()] = occupied.int()

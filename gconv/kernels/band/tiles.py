@@ -2,7 +2,7 @@
 
 A tile is up to BN neighbouring output channels. Its band is the range of input channels that feeds them: the union of
 the groups it touches, which is one range because groups are contiguous. Groups wider than a narrow tile are cut into
-wide tiles of their own; all the others share narrow tiles, in which their weights lie block-diagonally. So any
+wide tiles of their own; all the others share narrow tiles, in which their weights are block-diagonal. So any
 partition is a list of small dense products.
 
 "Written" and "read" rather than output and input: the input gradient is the same computation the other way round.
@@ -84,7 +84,7 @@ def blockings(geometry: Geometry, itemsize: int) -> tuple[Blocking, ...]:
 
 
 def in_rows(geometry: Geometry) -> bool:
-    """True if neighbouring rows of a result share what they read: three adjacent kernel rows, stride 1."""
+    """Return True if neighbouring rows of a result share read rows: three adjacent kernel rows, stride 1."""
     return geometry.kernel_size[0] == 3 and geometry.stride == (1, 1) and geometry.dilation[0] == 1
 
 
@@ -107,13 +107,13 @@ class Tile:
 
 @dataclass(frozen=True)
 class TileSet:
-    """Tiles of one size: what one launch computes.
+    """Tiles of one size, computed by one launch.
 
     Attributes:
         width: written channels that a tile has room for.
         depth: read channels of one step.
         tiles: the tiles, in channel order.
-        read_align, written_align: 1 … 8, what every channel offset and size divides by.
+        read_align, written_align: 1 … 8, a divisor of every channel offset and size.
     """
 
     width: int

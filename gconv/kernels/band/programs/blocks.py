@@ -38,7 +38,7 @@ def pixel(pixel, WIDE: tl.constexpr):
 
 @triton.jit
 def epilogue(sums, bias, channel, present, HAS_BIAS: tl.constexpr, RELU: tl.constexpr):
-    """Bias and activation of what is to be written, (M, N)."""
+    """Add the bias and apply the activation to the values to write, (M, N)."""
     if HAS_BIAS:
         sums += tl.load(bias + channel, mask=present, other=0.0).to(tl.float32)[None, :]
     if RELU:  # NaN stays NaN, as in torch

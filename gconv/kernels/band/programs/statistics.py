@@ -8,20 +8,20 @@ import triton.language as tl
 
 @triton.jit
 def add_sum(written, alive, total, count):
-    """Add the sum of what one block of pixels wrote to a total, and its number of pixels to a count."""
+    """Add the sum of the values written in one block of pixels to a total, and its number of pixels to a count."""
     return total + tl.sum(tl.where(alive[:, None], written, 0.0), 0), count + tl.sum(alive.to(tl.float32), 0)
 
 
 @triton.jit
 def sum_squares(written, alive, mean):
-    """Sum of squares of what differs from the mean."""
+    """Return the sum of squared deviations from the mean."""
     deviations = tl.where(alive[:, None], written - mean[None, :], 0.0)
     return tl.sum(deviations * deviations, 0)
 
 
 @triton.jit(do_not_specialize=["rows", "channels"])
 def merge_statistics(partials, counts, merged, merged_counts, rows, channels, R: tl.constexpr, N: tl.constexpr):
-    """One row of what R neighbouring rows say together (Chan, Golub & LeVeque 1979); row r is of ``counts[r]`` pixels.
+    """Merge the statistics of R neighbouring rows (Chan, Golub & LeVeque 1979); row r is of ``counts[r]`` pixels.
 
     Grid: (merged rows, blocks of N channels).
     """
@@ -37,7 +37,7 @@ def merge_statistics(partials, counts, merged, merged_counts, rows, channels, R:
     place = row.to(tl.int64)[:, None] * (2 * channels) + channel[None, :]
     inside = alive[:, None] & present[None, :]
     first = tl.load(partials + first_row.to(tl.int64) * (2 * channels) + channel)
-    # Means are told from the first one: the difference of near numbers is exact, their sum is not.
+    # Means are taken relative to the first one: the difference of near numbers is exact, their sum is not.
     deviations = tl.where(inside, tl.load(partials + place, mask=inside, other=0.0) - first[None, :], 0.0)
     mean = tl.sum(deviations * count[:, None], 0) / total
     squares = tl.sum(tl.load(partials + channels + place, mask=inside, other=0.0), 0)
