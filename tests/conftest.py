@@ -3,9 +3,22 @@
 Nothing is imported before it is needed: the process that only distributes the tests reads this file too.
 """
 
+import gc
 from pathlib import Path
 
 import pytest
+
+
+def pytest_configure():
+    """Nothing is thrown away while the packages are imported."""
+    gc.disable()
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: the garbage collector looks at what the tests make alone, and seldom."""
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,7 @@ from gconv import (
 )
 
 GROUPS = [4, "log:3", "5,2,1"]
+EQUAL_AND_UNEQUAL = [4, pytest.param("log:3", marks=pytest.mark.slow), "5,2,1"]  # where each takes a second
 
 
 def by_loop(layer, x):
@@ -39,7 +40,7 @@ def operators(program):
 
 
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "traced"])
-@pytest.mark.parametrize("groups", GROUPS, ids=str)
+@pytest.mark.parametrize("groups", EQUAL_AND_UNEQUAL, ids=str)
 def test_an_exported_program_has_operators_of_torch_alone_and_takes_any_size(groups, strict):
     torch._dynamo.reset()
     model = nn.Sequential(GroupedConv2d(8, 8, 3, stride=2, padding=1, groups=groups)).eval()
@@ -136,7 +137,7 @@ def test_a_fused_model_is_traced_too(groups):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("groups", GROUPS, ids=str)
+@pytest.mark.parametrize("groups", EQUAL_AND_UNEQUAL, ids=str)
 def test_onnx_runtime_agrees_with_the_layer(groups):
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
