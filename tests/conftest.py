@@ -4,6 +4,7 @@ Nothing is imported before it is needed: the process that only distributes the t
 """
 
 import gc
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,9 +36,8 @@ def no_shipped_table(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def figures_as_by_default(monkeypatch):
+def figures_as_by_default():
     """The flags of ``figures`` set how all later figures of a process are written; a test leaves none behind."""
-    from analysis.figures import page
-
-    for name in ("FORMATS", "WIDTH", "BARE"):
-        monkeypatch.setattr(page, name, getattr(page, name))
+    yield
+    if module := sys.modules.get("experiments.report.figure_flags"):
+        module.apply_figure_flags([])

@@ -155,8 +155,18 @@ NAMED = {
 }
 
 
-@pytest.mark.parametrize("dtype", [F32, BF16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("name", NAMED)
+ALSO_IN_16_BITS = ("odd", "depthwise", "wide and narrow")  # in 16 bits the others are slow
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, F32) for name in NAMED]
+    + [
+        pytest.param(name, BF16, marks=[] if name in ALSO_IN_16_BITS else [pytest.mark.slow], id=f"{name}-bfloat16")
+        for name in NAMED
+    ],
+    ids=lambda value: str(value).removeprefix("torch."),
+)
 def test_named_layers_are_as_exact_as_aten(name, dtype):
     assert_as_exact_as_aten(NAMED[name], *numbers(NAMED[name], dtype=dtype))
 
@@ -203,7 +213,7 @@ def test_rows_that_share_what_they_read_are_as_exact_as_aten(case, batch, wide):
     torch.testing.assert_close(var, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["odd", "1x1 with stride", "logarithmic"])
+@pytest.mark.parametrize("name", ["odd", "1x1 with stride", pytest.param("logarithmic", marks=pytest.mark.slow)])
 def test_offsets_of_64_bits_give_the_same_bits(name, monkeypatch):
     inputs = numbers(NAMED[name])
     narrow = by_band(NAMED[name], *inputs)
@@ -336,7 +346,7 @@ def test_a_weight_gradient_of_many_shares_is_exact_and_the_same_every_time():
     )
 
 
-@pytest.mark.parametrize("dtype", [F32, BF16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param(F32, marks=pytest.mark.slow), BF16], ids=["float32", "bfloat16"])
 def test_results_are_the_same_bits_every_time(dtype):
     layer = geometry([7, 3, 5], [2, 9, 4], stride=(2, 1))
     inputs = numbers(layer, dtype=dtype)

@@ -36,12 +36,16 @@ else:
 
     @with_triton
     @numpy_fits
-    def test_every_check_passes_in_the_interpreter():
-        command = [sys.executable, "-m", "pytest", str(CHECKS), "-p", "no:cacheprovider"]
+    @pytest.mark.parametrize(
+        ("which", "passed"),
+        [("not slow", r"\b\d\d passed"), pytest.param("slow", r"\b[1-9] passed", marks=pytest.mark.slow)],
+    )
+    def test_every_check_passes_in_the_interpreter(which, passed):
+        command = [sys.executable, "-m", "pytest", str(CHECKS), "-m", which, "-p", "no:cacheprovider"]
         environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, env=environment, cwd=CHECKS.parents[3], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert re.search(r"\b\d\d passed", done.stdout), done.stdout
+        assert re.search(passed, done.stdout), done.stdout
 
 
 def geometry(sizes, kernel=(3, 3)):
