@@ -34,9 +34,8 @@ class Kernel:
         chosen: whether the operator may choose it; the reference is for tests.
         differentiable: whether torch differentiates its forward pass: ATen calls alone, and no zeros between groups,
             which an infinite gradient would turn into NaN.
-        inlined_on: device types on which Inductor traces it into ATen calls. On a CPU only kernels without zeros
-            between groups, so that nothing infinite crosses groups.
-        called_on: device types on which Inductor calls it as a whole.
+        inlined_on: device types on which Inductor traces it into calls of ATen or Triton. On a CPU only kernels without
+            zeros between groups, so that nothing infinite crosses groups.
         replaces_aten: whether it is preferred to a compiler's own convolution where it is chosen for equal groups.
     """
 
@@ -44,7 +43,6 @@ class Kernel:
     chosen: bool = True
     differentiable: bool = False
     inlined_on: tuple[str, ...] = ()
-    called_on: tuple[str, ...] = ()
     replaces_aten: bool = False
 
 
@@ -60,7 +58,7 @@ KERNELS = {
         Kernel("nested"),
         Kernel("masked", inlined_on=("cuda",)),
         Kernel("widened", replaces_aten=True),
-        Kernel("band", called_on=("cuda",), replaces_aten=True),
+        Kernel("band", inlined_on=("cuda",), replaces_aten=True),
     )
 }
 NAMES = tuple(KERNELS)

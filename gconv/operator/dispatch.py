@@ -207,7 +207,7 @@ def is_left_to_compiler(geometry: Geometry, dtype: torch.dtype, device: torch.de
 
 
 # As torch.compiler.assume_constant_result does, which would load the whole compiler: seconds.
-for _function in (has_epilogue, is_left_to_compiler):
+for _function in (forced_name, has_epilogue, is_left_to_compiler):
     _function._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 

@@ -8,10 +8,11 @@ autotuning of custom ops (``torch._inductor.kernel.custom_op``, here with torch 
 - other modes, on CUDA: the operator's choice, from its table or by its rule, without timing. On a CPU the op stays one
   call in these modes: inlined it was no faster (two layers of 128@16, log:4: 49.6 and 49.5 ms a step; eager 31.2).
 
-A kernel of ATen calls is inlined: splits, concatenations, padding and casts fuse with surrounding operations, such as
-batch norm with its statistics and ReLU. The convolution itself stays a call. The band kernel stays one call with its
-epilogue inside. On a CPU only kernels without zeros between groups are candidates, so that nothing infinite crosses
-groups.
+Kernels are inlined. In one of ATen calls the convolution itself stays a call; splits, concatenations, padding and
+casts fuse with surrounding operations, such as batch norm with its statistics and ReLU. The Triton programs of the band
+kernel become programs of the compiled one, with bias, ReLU and statistics inside, and their tables its constants.
+Inductor does not fuse into them. If one cannot be built, the next kernel is inlined. On a CPU only kernels without
+zeros between groups are candidates, so that nothing infinite crosses groups.
 
 Where torch lacks the interface, or sizes are symbols, everything stays one call.
 """
@@ -21,12 +22,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import cache, partial
+from types import ModuleType
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from gconv.kernels import KERNELS, find, refusal
+from gconv.kernels import KERNELS, OPS, find, refusal
 from gconv.kernels.aten import is_channels_last, mean_and_variance
 from gconv.kernels.choose import choose, pixel_bits
 from gconv.kernels.geometry import Geometry
@@ -35,46 +36,20 @@ from gconv.operator import dispatch, library
 MAX_LOOP_GROUPS = 16  # with more groups, ``loop`` is no candidate
 GEOMETRY_ARGUMENTS = ("in_sizes", "out_sizes", "kernel_size", "stride", "padding", "dilation")
 
-library.definitions.define(
-    "compute(str op, str kernel, Tensor[] tensors, Tensor? bias, int[] in_sizes, int[] out_sizes, int[2] kernel_size, "
-    "int[2] stride, int[2] padding, int[2] dilation, str activation, SymInt[] input_size) -> Tensor"
-)
-
-
-def _compute(op: str, kernel: str, tensors: list[Tensor], bias: Tensor | None, *rest: Any) -> Tensor:
-    """Compute one op by one kernel."""
-    geometry, (activation, input_size), (first, second) = library._geometry(rest), rest[6:], tensors
-    if op == "conv2d":
-        return find(kernel).conv2d(first, second, bias, geometry, activation)
-    if op == "input_gradient":
-        return find(kernel).input_gradient(first, second, geometry, tuple(input_size))
-    return find(kernel).weight_gradient(first, second, geometry)
-
-
-def _fake(op: str, kernel: str, tensors: list[Tensor], bias: Tensor | None, *rest: Any) -> Tensor:
-    *numbers, activation, input_size = rest
-    if op == "conv2d":
-        return library._fake_conv2d(*tensors, bias, *numbers, activation)
-    if op == "input_gradient":
-        return library._fake_input_gradient(*tensors, *numbers, input_size)
-    return library._fake_weight_gradient(*tensors, *numbers)
-
-
-library.definitions.impl("compute", _compute, "CompositeExplicitAutograd")
-torch.library.register_fake("gconv::compute", _fake, lib=library.definitions)
-
 
 @cache
 def register() -> bool:
     """Register the lowerings; return False if this torch has no interface for them."""
     try:
         from torch._inductor.kernel.custom_op import _lower_single_impl, autotune_custom_op
-        from torch._inductor.lowering import user_lowerings
+        from torch._inductor.lowering import needs_realized_inputs, user_lowerings
     except ImportError:
         return False
-    for op in ("conv2d", "input_gradient", "weight_gradient"):
+    for op in OPS:
         user_lowerings[getattr(library.ops, op).default] = partial(_lower, op, autotune_custom_op, _lower_single_impl)
     user_lowerings[library.ops.conv2d_statistics.default] = partial(_lower_statistics, _lower_single_impl)
+    # Otherwise each of the two gradients gets a copy of the one that both read.
+    needs_realized_inputs.update(getattr(library.ops, op).default for op in (*OPS, "conv2d_statistics"))
     return True
 
 
@@ -132,11 +107,16 @@ def _lower_statistics(inline: Callable[..., Any], *arguments: Any) -> Any:
     names = candidates("conv2d", library._geometry(numbers), fakes, numbers, False)
     if not names:
         return None
-    forward = _implementation("conv2d", names[0])
+    kernel = find(names[0])
 
-    def way(*tensors: Tensor, **cut: Any) -> tuple[Tensor, ...]:
-        y = forward(*tensors, **cut)
-        return y, *mean_and_variance(y)
+    def way(x: Tensor, weight: Tensor, bias: Tensor | None = None, **cut: Any) -> tuple[Tensor, ...]:
+        given = x, weight, bias, library._geometry([cut[name] for name in GEOMETRY_ARGUMENTS])
+        if _has_epilogue(kernel):
+            y, *statistics = kernel.conv2d_statistics(*given)
+        else:
+            y = kernel.conv2d(*given)
+            statistics = mean_and_variance(y)
+        return y.contiguous(memory_format=library._layout(x, weight)), *statistics
 
     given = dict(zip(GEOMETRY_ARGUMENTS, numbers, strict=True))
     return inline(way, {}, given, nodes, "gconv_conv2d_statistics")
@@ -148,11 +128,10 @@ def candidates(
     """Return the names of the kernels that Inductor may use instead of a call: all that can, or the chosen one."""
     x, device = tensors[0], tensors[0].device
     inlined = [kernel.name for kernel in KERNELS.values() if device.type in kernel.inlined_on]
-    called = [kernel.name for kernel in KERNELS.values() if device.type in kernel.called_on]
     input_size = numbers[6] if op == "input_gradient" else tensors[op == "weight_gradient"].shape[2:]
     name = dispatch.forced(geometry, x.dtype, device)
     if all_of_them and name is None:
-        able = (name for name in (*inlined, *called) if refusal(name, geometry, x.dtype, device) is None)
+        able = (name for name in inlined if refusal(name, geometry, x.dtype, device) is None)
         return tuple(name for name in able if name != "loop" or geometry.groups <= MAX_LOOP_GROUPS)
     if device.type == "cpu" and not all_of_them:
         return ()
@@ -168,12 +147,21 @@ def _implementation(op: str, kernel: str) -> Callable[..., Tensor]:
     def way(
         first: Tensor, second: Tensor, bias: Tensor | None = None, *, activation="none", input_size=(), **cut: Any
     ) -> Tensor:
-        numbers = [cut[name] for name in GEOMETRY_ARGUMENTS]
-        if first.device.type in KERNELS[kernel].called_on:
-            return library.ops.compute.default(op, kernel, [first, second], bias, *numbers, activation, input_size)
-        y = _compute(op, kernel, [first, second], bias, *numbers, "none", input_size)
-        y = y.relu() if activation == "relu" else y
-        return y.contiguous(memory_format=library._layout(first, second)) if op != "weight_gradient" else y.contiguous()
+        geometry, module = library._geometry([cut[name] for name in GEOMETRY_ARGUMENTS]), find(kernel)
+        if op == "weight_gradient":
+            return module.weight_gradient(first, second, geometry).contiguous()
+        if op == "input_gradient":
+            result = module.input_gradient(first, second, geometry, tuple(input_size))
+        elif activation == "relu" and not _has_epilogue(module):
+            result = module.conv2d(first, second, bias, geometry).relu()  # which fuses with the operations that follow
+        else:
+            result = module.conv2d(first, second, bias, geometry, activation)
+        return result.contiguous(memory_format=library._layout(first, second))
 
     way.__name__ = f"{op}_{kernel}"
     return way
+
+
+def _has_epilogue(kernel: ModuleType) -> bool:
+    """Return True if a kernel applies the ReLU, and counts the statistics of its result, before it writes."""
+    return hasattr(kernel, "conv2d_statistics")

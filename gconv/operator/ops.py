@@ -3,8 +3,9 @@
 There are three ways to call the kernels. If one ATen kernel computes a whole training step, torch differentiates it. If
 each op has its own kernel, an autograd function combines them. If ``torch.compile`` traces a program, it contains the
 ops of torch's library (``library.py``); equal groups that ATen computes anyway become its convolution, which compilers
-optimise. An exported program contains ATen's convolutions only, and does not need this package. ``torch.func`` gets
-ATen's convolutions too, which it can transform.
+optimise. An exported program contains ATen's convolutions only, and does not need this package. If the band kernel is
+forced, which ATen has not, it contains the ops, into which Inductor looks (``inductor.py``). ``torch.func`` gets ATen's
+convolutions too, which it can transform.
 """
 
 from __future__ import annotations
@@ -107,7 +108,8 @@ def as_aten_convolutions(
 def _traced(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str) -> Tensor:
     """Return the layer as a compiler or an exporter traces it."""
     # A compiler cannot transform the library's op.
-    if is_exporting() or torch._C._are_functorch_transforms_active():
+    exported = is_exporting() and dispatch.forced_name() != "band"
+    if exported or torch._C._are_functorch_transforms_active():
         return as_aten_convolutions(x, weight, bias, geometry, activation)
     x, weight, bias = library.cast(x, weight, bias)
     if geometry.is_uniform and dispatch.is_left_to_compiler(geometry, x.dtype, x.device):

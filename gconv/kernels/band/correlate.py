@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from gconv.kernels.aten import is_channels_last
-from gconv.kernels.band.launch import WARPS, check_pixels, dense, is_wide, on, precision, programs
+from gconv.kernels.band.launch import WARPS, check_pixels, dense, is_wide, launch, on, precision, programs
 from gconv.kernels.band.support import or_the_next_kernel
 from gconv.kernels.band.tables import phases, tables
-from gconv.kernels.band.tiles import Blocking
+from gconv.kernels.band.tiles import Blocking, units
 from gconv.kernels.geometry import Geometry
 
 ELEMENTS = 1024  # of a program that gathers
@@ -71,11 +71,10 @@ def conv2d_statistics(
             rows = -(-len(partials) // MERGED)
             merged = torch.empty((rows, 2, channels), dtype=torch.float32, device=y.device)
             merged_counts = torch.empty((rows,), dtype=torch.float32, device=y.device)
-            programs().merge_statistics[(rows, -(-channels // 32))](
-                partials, counts, merged, merged_counts, len(partials), channels, MERGED, 32, num_warps=WARPS
-            )
+            given = partials, counts, merged, merged_counts, len(partials), channels
+            launch(programs().merge_statistics, (rows, units(channels, 32)), *given, MERGED, 32, num_warps=WARPS)
             partials, counts = merged, merged_counts
-    mean, squares = partials[0]
+    mean, squares = partials.view(2, channels).unbind()
     return y, mean, squares / pixels
 
 
@@ -124,7 +123,9 @@ def _correlate(
     check_pixels(written_shape)
     x = dense(read_NCHW, kernels.INTERPRETED)
     batch, channels, height, width = x.shape
-    y = torch.empty(written_shape, dtype=x.dtype, device=device, memory_format=torch.channels_last)
+    # As in channels_last; by its strides, since Inductor copies what is allocated in a memory format.
+    strides = (size[0] * size[1] * written, 1, size[1] * written, written)
+    y = torch.empty_strided(written_shape, strides, dtype=x.dtype, device=device)
     counted = None
     if y.numel():
         table = tables(geometry, blocking, transposed, device, weight.stride())
@@ -141,11 +142,12 @@ def _correlate(
             partials = torch.empty((blocks, 2, written), dtype=torch.float32, device=device)
             counted = partials, torch.empty((blocks,), dtype=torch.float32, device=device)
         with on(device):
-            kernels.gather[(-(-table.packed_size // ELEMENTS),)](
-                weight, table.index, packed, table.packed_size, ELEMENTS, num_warps=WARPS
-            )
+            given = weight, table.index, packed, table.packed_size
+            launch(kernels.gather, (units(table.packed_size, ELEMENTS),), *given, ELEMENTS, num_warps=WARPS)
             for tile_set, tiles in zip(table.sets, table.rows, strict=True):
-                kernel[(blocks * len(tile_set.tiles), *(rows.shape[0] for rows in starts))](
+                launch(
+                    kernel,
+                    (blocks * len(tile_set.tiles), *(rows.shape[0] for rows in starts)),
                     x,
                     packed,
                     packed if bias is None else bias,

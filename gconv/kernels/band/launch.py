@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 WARPS = 4  # more have been seen to compile loops over flattened taps wrongly (pytorch #173068)
 PIXELS = 2**31 - 2**16  # pixel numbers have 32 bits
@@ -17,6 +18,30 @@ def programs() -> Any:
     from gconv.kernels.band import programs
 
     return programs
+
+
+def launch(program: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+    """Launch a program on the current device.
+
+    In a program that torch traces the launch becomes a node that Inductor reads, and the tables constants. The Triton
+    program is built first, so that one that cannot be built fails here, as in eager mode.
+    """
+    mode = next((argument.fake_mode for argument in arguments if isinstance(argument, FakeTensor)), None)
+    if mode is None:
+        program[grid](*arguments, **options)
+        return
+    build(program, grid, *arguments, **options)
+    before, mode.allow_non_fake_inputs = mode.allow_non_fake_inputs, True
+    try:
+        torch.library.wrap_triton(program)[grid](*arguments, **options)
+    finally:
+        mode.allow_non_fake_inputs = before
+
+
+def build(program: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+    """Compile and load a program without a launch; of tensors only the dtypes count, pointers are taken as aligned."""
+    kinds = (argument.dtype if isinstance(argument, Tensor) else argument for argument in arguments)
+    program.warmup(*kinds, grid=grid, **options)[(1, 1, 1)]
 
 
 def on(device: torch.device) -> AbstractContextManager[object]:

@@ -7,10 +7,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from gconv.kernels.band.launch import WARPS, check_pixels, dense, is_wide, on, precision, programs
+from gconv.kernels.band.launch import WARPS, check_pixels, dense, is_wide, launch, on, precision, programs
 from gconv.kernels.band.support import or_the_next_kernel
 from gconv.kernels.band.tables import tables
-from gconv.kernels.band.tiles import STEP_BYTES, Blocking
+from gconv.kernels.band.tiles import STEP_BYTES, Blocking, units
 from gconv.kernels.geometry import Geometry
 
 PROGRAMS = 4  # for each multiprocessor: what its registers hold
@@ -49,7 +49,9 @@ def weight_gradient(dy_NOHW: Tensor, x_NCHW: Tensor, geometry: Geometry, *, bloc
     dweight = torch.empty(geometry.weight_shape, dtype=dy.dtype, device=device)
     with on(device):
         for tile_set, rows, jobs in zip(table.sets, table.rows, table.jobs, strict=True):
-            kernels.weight_partials[(jobs.shape[0], shares)](
+            launch(
+                kernels.weight_partials,
+                (jobs.shape[0], shares),
                 x,
                 dy,
                 partials,
@@ -79,9 +81,8 @@ def weight_gradient(dy_NOHW: Tensor, x_NCHW: Tensor, geometry: Geometry, *, bloc
                 num_stages=blocking.stages,
             )
         count = dweight.numel()
-        kernels.add_partials[(-(-count // 256),)](
-            partials, table.places, dweight, count, table.packed_size, shares, 256, num_warps=WARPS
-        )
+        given = partials, table.places, dweight, count, table.packed_size, shares
+        launch(kernels.add_partials, (units(count, 256),), *given, 256, num_warps=WARPS)
     return dweight.to(dtype)
 
 

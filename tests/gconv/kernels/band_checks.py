@@ -49,14 +49,16 @@ def numbers(layer, batch=2, size=(5, 5), dtype=F32, seed=0):
 
 @contextmanager
 def poisoned():
-    """Fill with NaN whatever ``torch.empty`` gives; whole numbers with the largest."""
-    empty = torch.empty
+    """Fill with NaN whatever ``torch.empty`` and ``torch.empty_strided`` give; whole numbers with the largest."""
 
-    def poison(*args, **kwargs):
-        fresh = empty(*args, **kwargs)
-        return fresh.fill_(float("nan") if fresh.is_floating_point() else torch.iinfo(fresh.dtype).max)
+    def poison(empty):
+        def poisoned_empty(*args, **kwargs):
+            fresh = empty(*args, **kwargs)
+            return fresh.fill_(float("nan") if fresh.is_floating_point() else torch.iinfo(fresh.dtype).max)
 
-    with mock.patch.object(torch, "empty", poison):
+        return poisoned_empty
+
+    with mock.patch.multiple(torch, empty=poison(torch.empty), empty_strided=poison(torch.empty_strided)):
         yield
 
 

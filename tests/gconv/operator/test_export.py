@@ -15,6 +15,7 @@ from gconv import (
     GroupedConv2d,
     Partition,
     channel_shuffle,
+    forced_kernel,
     fuse,
     grouped_conv2d,
 )
@@ -53,6 +54,16 @@ def test_an_exported_program_has_operators_of_torch_alone_and_takes_any_size(gro
             x = torch.randn(size)
             torch.testing.assert_close(it.module()(x).double(), by_loop(model[0], x), rtol=1e-5, atol=1e-5)
     assert "aten.convolution.default" in operators(program.run_decompositions())
+
+
+@pytest.mark.parametrize("strict", [True, False], ids=["strict", "traced"])
+def test_an_exported_program_has_our_operator_where_the_band_kernel_is_forced(strict):
+    torch._dynamo.reset()
+    layer, x = GroupedConv2d(8, 8, 3, padding=1, groups="log:3").eval(), torch.randn(2, 8, 7, 9)
+    with forced_kernel("band"):
+        program = torch.export.export(layer, (x,), strict=strict)
+    assert operators(program) == {"gconv.conv2d.default"}
+    torch.testing.assert_close(program.module()(x).double(), by_loop(layer, x), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("groups", GROUPS, ids=str)
