@@ -93,7 +93,7 @@ def _lower(op: str, autotune: Callable[..., Any], inline: Callable[..., Any], *a
 def _lower_statistics(inline: Callable[..., Any], *arguments: Any) -> Any:
     """Return the nodes of result, mean and variance by the operator's own choice; None to keep the op as one call.
 
-    A kernel that computes statistics of its output stays one call. After an inlined one they fuse with the next ops.
+    After a kernel that does not count what it writes, the statistics fuse with their neighbours.
     """
     from torch._inductor.ir import ir_node_to_tensor
     from torch._inductor.virtualized import V
