@@ -25,6 +25,7 @@ from functools import cache, partial
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gconv.kernels import KERNELS, OPS, find, refusal
@@ -83,6 +84,8 @@ def _lower(op: str, autotune: Callable[..., Any], inline: Callable[..., Any], *a
         given["bias"] = None
     if not names:
         return None
+    if names == ("band",) and not config.max_autotune:
+        nodes, given = _without_casts(op, nodes, given)
     ways = [_implementation(op, name) for name in names]
     if config.max_autotune:
         overload = getattr(library.ops, op).default
@@ -108,6 +111,8 @@ def _lower_statistics(inline: Callable[..., Any], *arguments: Any) -> Any:
     if not names:
         return None
     kernel = find(names[0])
+    if names == ("band",):
+        nodes, _ = _without_casts("conv2d", nodes, {})
 
     def way(x: Tensor, weight: Tensor, bias: Tensor | None = None, **cut: Any) -> tuple[Tensor, ...]:
         given = x, weight, bias, library._geometry([cut[name] for name in GEOMETRY_ARGUMENTS])
@@ -120,6 +125,28 @@ def _lower_statistics(inline: Callable[..., Any], *arguments: Any) -> Any:
 
     given = dict(zip(GEOMETRY_ARGUMENTS, numbers, strict=True))
     return inline(way, {}, given, nodes, "gconv_conv2d_statistics")
+
+
+def _without_casts(op: str, nodes: list[Any], given: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """Return nodes and arguments of the band kernel without casts of parameters, as mixed precision makes them.
+
+    It casts weight and bias as it reads them, and writes the gradient of a weight in the dtype that is wanted.
+    """
+    from torch._inductor.virtualized import V
+
+    cast, same = torch.ops.prims.convert_element_type.default, torch.ops.aten.alias.default
+    node: Any = V.graph.current_node
+    if op == "weight_gradient":
+        user = next(iter(node.users), None)
+        if len(node.users) != 1 or user.target not in (cast, same) or user.meta["val"].dtype != torch.float32:
+            return nodes, given
+        user.target, user.args = same, (node,)
+        return nodes, {**given, "dtype": torch.float32}
+    stored = list(nodes)
+    for at, argument in enumerate(node.args[1 : len(nodes)], 1):
+        if argument.target is cast and argument.args[0].op == "placeholder":
+            stored[at] = V.graph.graph_inputs[argument.args[0].target]
+    return stored, given
 
 
 def candidates(
@@ -147,9 +174,10 @@ def _implementation(op: str, kernel: str) -> Callable[..., Tensor]:
     def way(
         first: Tensor, second: Tensor, bias: Tensor | None = None, *, activation="none", input_size=(), **cut: Any
     ) -> Tensor:
-        geometry, module = library._geometry([cut[name] for name in GEOMETRY_ARGUMENTS]), find(kernel)
+        geometry = library._geometry([cut.pop(name) for name in GEOMETRY_ARGUMENTS])
+        module, options = find(kernel), cut
         if op == "weight_gradient":
-            return module.weight_gradient(first, second, geometry).contiguous()
+            return module.weight_gradient(first, second, geometry, **options).contiguous()
         if op == "input_gradient":
             result = module.input_gradient(first, second, geometry, tuple(input_size))
         elif activation == "relu" and not _has_epilogue(module):

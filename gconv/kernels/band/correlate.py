@@ -32,8 +32,8 @@ def conv2d(
 
     Args:
         x_NCHW: (N, C, H, W) of any strides; copied unless dense in channels_last.
-        weight: of ``geometry.weight_shape``.
-        bias: (O,) or None.
+        weight: of ``geometry.weight_shape``; of any dtype and strides, since it is gathered in that of ``x_NCHW``.
+        bias: (O,), of any dtype, or None.
         geometry: the layer.
         activation: ``"none"`` or ``"relu"``.
         blocking: how the work is cut; by name. Where not given, the first of ``configs`` that can be built.

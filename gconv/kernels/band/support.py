@@ -81,18 +81,18 @@ def or_the_next_kernel(op: Callable[..., Any]) -> Callable[..., Any]:
     name = op.__name__.removesuffix("_statistics")
 
     @wraps(op)
-    def run(*arguments: Any, blocking: Blocking | None = None) -> Any:
+    def run(*arguments: Any, blocking: Blocking | None = None, **options: Any) -> Any:
         geometry = next(given for given in arguments if isinstance(given, Geometry))
         dtype, device = arguments[0].dtype, arguments[0].device
         if blocking is not None:
-            return op(*arguments, blocking=blocking)
+            return op(*arguments, blocking=blocking, **options)
         x = arguments[1] if name == "weight_gradient" else arguments[0]
         input_size = arguments[3] if name == "input_gradient" else x.shape[2:]
         fastest = variant("band", name, geometry, dtype, x, input_size)
         reason = "no blocking fits the device's shared memory"
         for fitting in sorted(configs(geometry, dtype, device), key=lambda blocking: str(blocking) != fastest):
             try:
-                return op(*arguments, blocking=fitting)
+                return op(*arguments, blocking=fitting, **options)
             except Exception as error:
                 if not _cannot_build(error):
                     raise
@@ -105,6 +105,7 @@ def or_the_next_kernel(op: Callable[..., Any]) -> Callable[..., Any]:
         )
         forget()
         result = getattr(kernel_for(name, geometry, dtype, x, input_size), name)(*arguments)
+        result = result.to(options.get("dtype", result.dtype))
         return result if name == op.__name__ else (result, *mean_and_variance(result))
 
     return run

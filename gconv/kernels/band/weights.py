@@ -19,7 +19,9 @@ LEAST_STEPS = 4  # of a program, so that its sums are worth their space
 
 
 @or_the_next_kernel
-def weight_gradient(dy_NOHW: Tensor, x_NCHW: Tensor, geometry: Geometry, *, blocking: Blocking) -> Tensor:
+def weight_gradient(
+    dy_NOHW: Tensor, x_NCHW: Tensor, geometry: Geometry, *, blocking: Blocking, dtype: torch.dtype | None = None
+) -> Tensor:
     """Gradient by the weight: shares of the pixels summed in fp32 side by side, then together in a fixed order.
 
     Args:
@@ -27,12 +29,13 @@ def weight_gradient(dy_NOHW: Tensor, x_NCHW: Tensor, geometry: Geometry, *, bloc
         x_NCHW: (N, C, H, W) of any strides.
         geometry: the layer.
         blocking: as in ``conv2d``.
+        dtype: of the result; that of ``dy_NOHW`` if not given.
 
     Returns:
-        Of ``geometry.weight_shape`` and the dtype of ``dy_NOHW``; the same bits every time.
+        Of ``geometry.weight_shape``; the same bits every time.
     """
     kernels = programs()
-    dtype, device = dy_NOHW.dtype, dy_NOHW.device
+    dtype, device = dtype or dy_NOHW.dtype, dy_NOHW.device
     check_pixels(dy_NOHW.shape)
     check_pixels(x_NCHW.shape)
     dy, x = (dense(part, kernels.INTERPRETED) for part in (dy_NOHW, x_NCHW))
@@ -41,12 +44,13 @@ def weight_gradient(dy_NOHW: Tensor, x_NCHW: Tensor, geometry: Geometry, *, bloc
     if pixels == 0:
         return torch.zeros(geometry.weight_shape, dtype=dtype, device=device)
     table = tables(geometry, blocking, False, device)
-    step = STEP_BYTES // dtype.itemsize
+    itemsize = dy_NOHW.dtype.itemsize
+    step = STEP_BYTES // itemsize
     shares = -(-_programs(device) // sum(jobs.shape[0] for jobs in table.jobs))
     share = max(-(-pixels // (shares * step)), LEAST_STEPS) * step
     shares = -(-pixels // share)
     partials = torch.empty((shares, table.packed_size), dtype=torch.float32, device=device)
-    dweight = torch.empty(geometry.weight_shape, dtype=dy.dtype, device=device)
+    dweight = torch.empty(geometry.weight_shape, dtype=torch.promote_types(dy.dtype, dtype), device=device)
     with on(device):
         for tile_set, rows, jobs in zip(table.sets, table.rows, table.jobs, strict=True):
             launch(
@@ -71,11 +75,11 @@ def weight_gradient(dy_NOHW: Tensor, x_NCHW: Tensor, geometry: Geometry, *, bloc
                 *geometry.dilation,
                 tile_set.read_align,
                 tile_set.written_align,
-                tile_set.pixels(dtype.itemsize),
+                tile_set.pixels(itemsize),
                 tile_set.width,
                 tile_set.depth,
                 tile_set.columns(table.taps),
-                precision(dtype),
+                precision(dy_NOHW.dtype),
                 is_wide(x, dy),
                 num_warps=WARPS,
                 num_stages=blocking.stages,

@@ -239,6 +239,18 @@ def test_weights_of_any_strides_are_read_as_they_lie():
         assert torch.equal(ours, same)
 
 
+def test_parameters_in_fp32_are_cast_as_they_are_gathered():
+    layer = geometry([8, 4], [4, 9])
+    x, weight, bias, dy = numbers(layer, dtype=F16)
+    stored = weight + torch.randn(layer.weight_shape, device=DEVICE) * 1e-5
+    with poisoned():
+        y, dx = band.conv2d(x, stored, bias.float(), layer), band.input_gradient(dy, stored, layer, x.shape[2:])
+        dweight = band.weight_gradient(dy, x, layer, dtype=F32)
+    expected = by_band(layer, x, stored.half(), bias, dy)
+    assert torch.equal(y, expected[0]) and torch.equal(dx, expected[1])
+    assert dweight.dtype == F32 and torch.equal(dweight.half(), expected[2]) and not torch.equal(dweight, expected[2])
+
+
 class Allocations(TorchDispatchMode):
     """Allocations of this thread, as a CUDA graph's pool sees them."""
 

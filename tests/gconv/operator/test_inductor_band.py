@@ -115,11 +115,12 @@ def built(monkeypatch):
     return names
 
 
-def code_of(forward, *shapes):
-    """Return the code that Inductor makes of a function of tensors in bf16, images in channels_last."""
+def code_of(forward, *shapes, parameters=torch.bfloat16):
+    """Return the code that Inductor makes of a function of images in bf16 and channels_last, and of parameters."""
     mode = FakeTensorMode(shape_env=ShapeEnv())
     with mode:
-        given = [torch.empty(shape, device="cuda", dtype=torch.bfloat16) for shape in shapes]
+        dtypes = [torch.bfloat16 if len(shape) == 4 else parameters for shape in shapes]
+        given = [torch.empty(shape, device="cuda", dtype=dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
         given = [part.to(memory_format=torch.channels_last) if part.dim() == 4 else part for part in given]
 
     def run():
@@ -204,6 +205,23 @@ def test_both_gradients_read_one_tensor_that_the_derivative_of_the_relu_wrote():
     assert found[1:] == ["gather", "correlate_rows", "weight_partials", "add_partials"]
     images = re.findall(r"(\w+) = empty_strided_cuda\(\(8, 64, 16, 16\)", code)
     assert len(images) == 2, "the derivative and the gradient of the input"
+
+
+@pytest.mark.usefixtures("device", "built")
+def test_casts_of_mixed_precision_launch_nothing():
+    def forward(x, weight, bias):
+        y = ops.conv2d(x, weight.bfloat16(), bias.bfloat16(), *NUMBERS, "none")
+        return ops.conv2d_statistics(y, weight.bfloat16(), bias.bfloat16(), *NUMBERS)[0]
+
+    def backward(dy, x, weight):
+        dx = ops.input_gradient(dy, weight.bfloat16(), *NUMBERS, IMAGE[2:])
+        return dx, ops.weight_gradient(dy, x, *NUMBERS).float()
+
+    found = calls(code_of(forward, IMAGE, WEIGHT, BIAS, parameters=torch.float32))
+    assert found[:4] == ["gather", "correlate_rows"] * 2 and not any("_to_copy" in name for name in found)
+    code = code_of(backward, IMAGE, IMAGE, WEIGHT, parameters=torch.float32)
+    assert calls(code) == ["gather", "correlate_rows", "weight_partials", "add_partials"]
+    assert re.search(r"empty_strided_cuda\(\(1536, 3, 3\), \(9, 3, 1\), torch\.float32\)", code)
 
 
 @pytest.mark.usefixtures("device", "built")
