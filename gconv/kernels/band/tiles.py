@@ -60,7 +60,8 @@ def blockings(geometry: Geometry, itemsize: int) -> tuple[Blocking, ...]:
 
     Wide tiles have the width that leaves least room empty, the larger where equal. In 32 bits arithmetic is the bound,
     so that tiles are smaller, which multiplies fewer zeros. One stage reads through the first-level cache, more let
-    reading overlap with arithmetic.
+    reading overlap with arithmetic. Wide and narrow groups share one launch if wide tiles are as small as narrow ones,
+    which read the wide groups more often: the last blocking of a layer that has both.
 
     Args:
         geometry: the layer.
@@ -80,7 +81,10 @@ def blockings(geometry: Geometry, itemsize: int) -> tuple[Blocking, ...]:
         for stages in (3, 4, 1)
     )
     rows = (Blocking(64, narrow, min(widths), 32, stages, True) for stages in (2, 1))
-    return tuple(dict.fromkeys((*(rows if aligned and in_rows(geometry) else ()), first, *others)))
+    as_rows = aligned and in_rows(geometry)
+    both = 0 < len(sizes) < 2 * geometry.groups
+    together = Blocking(64 if as_rows or single else 128, narrow, narrow, narrow, 2, as_rows)
+    return tuple(dict.fromkeys((*(rows if as_rows else ()), first, *others, *((together,) if both else ()))))
 
 
 def in_rows(geometry: Geometry) -> bool:
@@ -145,7 +149,7 @@ class TileTable:
     """All tiles of a layer.
 
     Attributes:
-        sets: the wide tiles, then the narrow ones; one of the two where the other is empty.
+        sets: the wide tiles, then the narrow ones; one set where all have one shape, or where the other is empty.
         taps: positions of the filter kernel.
         packed_size: elements of the packed weights, zeros included.
     """
@@ -183,7 +187,9 @@ def tile_table(geometry: Geometry, blocking: Blocking, transposed: bool) -> Tile
     narrow += _shared_spans(run, written, bands, blocking.narrow)
 
     sets, packed_size = [], 0
-    for spans, width, depth in ((wide, blocking.wide, blocking.depth), (narrow, blocking.narrow, blocking.narrow)):
+    shapes = {(blocking.wide, blocking.depth): wide}
+    shapes[blocking.narrow, blocking.narrow] = [*shapes.get((blocking.narrow, blocking.narrow), ()), *narrow]
+    for (width, depth), spans in shapes.items():
         tiles = []
         for start, stop in spans:
             band_start, band_stop = bands[start][0], bands[stop - 1][1]

@@ -22,7 +22,9 @@ def geometries(draw):
     return geometry(*zip(*pairs, strict=True), draw(st.sampled_from([(1, 1), (1, 3), (2, 2)])))
 
 
-blocks = st.builds(Blocking, narrow=st.sampled_from([16, 32]), wide=st.sampled_from([64, 128]))
+blocks = st.builds(
+    Blocking, narrow=st.sampled_from([16, 32]), wide=st.sampled_from([32, 64, 128]), depth=st.sampled_from([32, 64])
+)
 
 
 @given(geometries(), blocks, st.booleans())
@@ -103,6 +105,16 @@ def test_logarithmic_groups_are_three_wide_tiles_and_two_narrow_ones():
     assert spans(wide) == [(0, 64, 0, 128), (64, 128, 0, 128), (128, 192, 128, 192)]
     assert spans(narrow) == [(192, 224, 192, 224), (224, 256, 224, 256)]
     assert (wide.read_align, wide.written_align, narrow.read_align, narrow.written_align) == (8, 8, 8, 8)
+
+
+def test_wide_and_narrow_groups_share_a_launch_if_their_tiles_have_one_shape():
+    log3 = (64, 32, 32)
+    layer = geometry(log3, log3)
+    together = blockings(layer, 2)[-1]
+    assert len(tile_table(layer, blockings(layer, 2)[0], False).sets) == 2
+    (tiles,) = tile_table(layer, together, False).sets
+    assert spans(tiles) == [(0, 32, 0, 64), (32, 64, 0, 64), (64, 96, 64, 96), (96, 128, 96, 128)]
+    assert together not in blockings(geometry((64, 64), (64, 64)), 2), "there is one launch anyway"
 
 
 def test_narrow_groups_are_cut_where_no_band_is_read_twice():
