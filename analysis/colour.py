@@ -256,7 +256,7 @@ def receptive_field(layers: Sequence[nn.Module]) -> ReceptiveField:
 
 
 @dataclass(frozen=True)
-class Top:
+class LargestResponses:
     """Largest responses of each filter, descending; at most one per image. All arrays are (O, M)."""
 
     response: NDArray[np.float64]
@@ -291,12 +291,12 @@ class TopResponses:
         self._best = [part.gather(0, order) for part in new]
 
     @property
-    def top(self) -> Top:
+    def top(self) -> LargestResponses:
         """Largest responses so far."""
         if self._best is None:
             raise ValueError("no responses were collected")
         response, *places = (part.T.cpu().numpy() for part in self._best)
-        return Top(response.astype(np.float64), *places)
+        return LargestResponses(response.astype(np.float64), *places)
 
 
 def grey_version(crop_3HW: ArrayLike) -> NDArray[np.float64]:
@@ -353,7 +353,11 @@ def selectivity_index(colour_OM: ArrayLike, grey_OM: ArrayLike) -> ColourSelecti
 
 @torch.no_grad()
 def colour_selectivity(
-    respond: Respond, images: Callable[[NDArray[np.int64]], Tensor], top: Top, field: ReceptiveField, batch: int = 64
+    respond: Respond,
+    images: Callable[[NDArray[np.int64]], Tensor],
+    top: LargestResponses,
+    field: ReceptiveField,
+    batch: int = 64,
 ) -> ColourSelectivity:
     """Colour selectivity index of a layer: each crop is made grey where it lies in its image, and the unit asked again.
 

@@ -122,13 +122,13 @@ def launch_ranks(study: Study, arguments: list[str]) -> int:
             rank, failure = error.get_first_failure()
             if failure.exitcode < 0:  # else it has reported the reason
                 how = f"rank {rank} of {study.execution.gpus} {exit_reason(failure.exitcode)}; the others were stopped"
-                print(f"error: {how}; {_kept(planned)}; the same command goes on", file=sys.stderr)
+                print(f"error: {how}; {_last_checkpoint(planned)}; the same command goes on", file=sys.stderr)
             elif failure.exitcode == INTERRUPTED:
                 raise KeyboardInterrupt from None
             return WRONG_USAGE if failure.exitcode == WRONG_USAGE else 1
 
 
-def _kept(planned: list[PlannedRun]) -> str:
+def _last_checkpoint(planned: list[PlannedRun]) -> str:
     """Return a phrase on the last checkpoint of the run that was in training last."""
     begun = [p for p in planned if p.run.result is None and (p.run.folder / "config.json").is_file()]
     if not begun:
@@ -147,7 +147,7 @@ def run_as_rank(study: Study) -> int:
     """
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local, here = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    threading.Thread(target=_watch, args=[os.getppid()], daemon=True).start()
+    threading.Thread(target=_stop_with_parent, args=[os.getppid()], daemon=True).start()
     try:
         if study.execution.gpus not in (1, here):
             raise UsageError(
@@ -167,7 +167,7 @@ def run_as_rank(study: Study) -> int:
     try:
         return follow(planned, process_group) if rank else int(run_study(study, planned, process_group) > 0)
     except ProcessGroupLostError as error:
-        return _leave(rank, size) if error.by_another else 1  # else it has reported its own error
+        return _exit_after_lost_rank(rank, size) if error.by_another else 1  # else it has reported its own error
 
 
 def follow(planned: list[PlannedRun], process_group: DistributedProcessGroup) -> int:
@@ -179,7 +179,7 @@ def follow(planned: list[PlannedRun], process_group: DistributedProcessGroup) ->
                 with process_group.training(name):
                     if name not in by_name:
                         raise RunFailedError(f"{name} is not planned here: other images or another version", False)
-                    _follow(by_name[name], process_group)
+                    _train_as_other_rank(by_name[name], process_group)
     except (RunFailedError, OSError) as error:
         who = f"rank {process_group.rank} of {process_group.size} on {socket.gethostname()}"
         print(f"error: {who}: {error}; all are stopped, and the same command goes on", file=sys.stderr, flush=True)
@@ -187,13 +187,13 @@ def follow(planned: list[PlannedRun], process_group: DistributedProcessGroup) ->
     return 0
 
 
-def _follow(p: PlannedRun, process_group: DistributedProcessGroup) -> None:
+def _train_as_other_rank(p: PlannedRun, process_group: DistributedProcessGroup) -> None:
     silent = Tracker("off", "", "", "", {}, p.run.folder)
     with suppress(DivergedError):  # rank 0 records it, and goes on to the next run
         train_run(p.run, p.fresh_model(), p.context(), silent, process_group)
 
 
-def _leave(rank: int, size: int) -> int:
+def _exit_after_lost_rank(rank: int, size: int) -> int:
     """End after another rank was lost; the launcher knows which, and has some seconds to stop this one."""
     try:
         with stop_signal.deferred(together=True, aloud=False):
@@ -207,7 +207,7 @@ def _leave(rank: int, size: int) -> int:
     return 1
 
 
-def _watch(parent: int) -> None:
+def _stop_with_parent(parent: int) -> None:
     """Stop, and save, once the process that started the ranks is gone."""
     while os.getppid() == parent:
         time.sleep(1.0)

@@ -54,7 +54,9 @@ def run_study(
     done = [p for p in planned if (p.run.result or {}).get("status") == "done"]
     missing = _missing(planned)
     if done:
-        with leases.waiting(report.tables_folder(study.folder)):  # processes that divide a study draw it one by one
+        with leases.wait_for_lease(
+            report.tables_folder(study.folder)
+        ):  # processes that divide a study draw it one by one
             print("measuring …", flush=True)
             measure_all(study, done)
             save_table(report.tables_folder(study.folder) / "missing.csv", missing)

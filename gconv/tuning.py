@@ -334,18 +334,18 @@ def _steps(use: Use, names: Sequence[str]) -> list[str]:
 
 
 _lock = Lock()
-_met: set[tuple] = set()
+_seen_uses: set[tuple] = set()
 
 
 def _at_first_use(use: Use) -> None:
     """Measure an op at its first use in this process, unless it is known on this machine."""
     met = (use.op, *use.case)
-    if met in _met or tables.is_pinned():
+    if met in _seen_uses or tables.is_pinned():
         return
     with _lock:
-        if met in _met:
+        if met in _seen_uses:
             return
-        _met.add(met)
+        _seen_uses.add(met)
         if use.kind in _known({use.device}):
             return
         start = time.perf_counter()

@@ -63,6 +63,6 @@ def draw_panel(panel: Axes, here: pd.DataFrame, styles: dict[str, Mark], within:
 
 def name_rows(first: Sequence[Axes], names: Sequence[str], height: float) -> None:
     """Write the name of each row at the left of its first panel, along it."""
-    short = page.short_names(names, 3 * page.fitting(height, 6.5))
+    short = page.short_names(names, 3 * page.characters_that_fit(height, 6.5))
     for panel, name in zip(first, names, strict=True):
-        panel.set_ylabel(page.wrapped(short[name], page.fitting(height, 6.5), 3), fontsize=6.5)
+        panel.set_ylabel(page.wrapped(short[name], page.characters_that_fit(height, 6.5), 3), fontsize=6.5)

@@ -42,7 +42,7 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
         blocks[name] = draw_strip(strip, a)
         strip.set_ylabel(page.wrapped(names[name], 13, 3), rotation=0, ha="right", va="center", fontsize=7)
     page.title(figure, "First-layer filters by the group that reads them, with their mean colour index")
-    page.settle(figure)  # now every strip has its size
+    page.fix_layout(figure)  # now every strip has its size
     for strip, (edges, means, counts) in zip(strips[:, 0], blocks.values(), strict=True):
         pixels = strip.transData.transform([(left, 0) for left, _ in edges] + [(edges[-1][1], 0)])[:, 0]
         starts = list(pixels / figure.dpi)
@@ -65,7 +65,7 @@ def titles(starts: Sequence[float], means: Sequence[float], counts: Sequence[tup
         means: (G,) mean colour index; NaN where no filter of the group is learned.
         counts: (G,) learned filters of a group, and all of them.
     """
-    room = [page.fitting(right - left, TITLE) for left, right in pairwise(starts)]
+    room = [page.characters_that_fit(right - left, TITLE) for left, right in pairwise(starts)]
     if len(means) == 1:
         return [f"all: {'–' if isnan(means[0]) else f'{means[0]:.2f}'} ({counts[0][0]} of {counts[0][1]})"]
     brief = ["–" if isnan(mean) else f"{mean:.2f}" for mean in means]
@@ -107,7 +107,7 @@ def draw_strip(
         left = edges[-1][1] + kernel
     gap = np.ones((blocks[0].shape[0], kernel, 3))
     strip.imshow(np.concatenate([part for block in blocks for part in (block, gap)][:-1], axis=1))
-    strip.set_title(" ", fontsize=TITLE)  # room for what is written over the blocks
+    strip.set_title(" ", fontsize=TITLE)  # room for the titles of the blocks
     strip.set(xticks=[], yticks=[])
     for spine in strip.spines.values():
         spine.set_visible(False)

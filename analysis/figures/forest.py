@@ -76,11 +76,11 @@ def draw(
             panel.xaxis.set_major_locator(MaxNLocator(2 if width < 1 else 4))
             panel.xaxis.set_major_formatter("{x:.3g}")
             panel.tick_params(labelsize=6)
-        row[0].set_ylabel(page.wrapped(quantity.name, page.fitting(height, 7), 3), fontsize=7)
+        row[0].set_ylabel(page.wrapped(quantity.name, page.characters_that_fit(height, 7), 3), fontsize=7)
         row[0].set_yticks(range(len(row_variants)), [names[variant] for variant in row_variants], fontsize=6.5)
         row[0].set_ylim(len(row_variants) - 0.5, -0.5)
     for panel, column in zip(panels[0], columns, strict=True):
-        panel.set_title(page.wrapped(column, page.fitting(width, 6.5), 3), fontsize=6.5)
+        panel.set_title(page.wrapped(column, page.characters_that_fit(width, 6.5), 3), fontsize=6.5)
     page.title(figure, title)
     page.legend(figure, [mark.handle() for mark in styles.values()], [label(null) for null in styles])
     page.caption(figure, caption)

@@ -114,12 +114,12 @@ def _draw_ideal(panel: Axes, rows: pd.DataFrame) -> None:
 
 def _reading(wide: pd.DataFrame, balance: bool) -> str:
     text = "One step of SGD with momentum on the same images. Memory: the peak of parameters, gradients, momentum and "
-    text += "activations; dashed: that of one device over their number. By groups all devices see all images and hold "
-    text += "their towers; by data each holds the network and sees its images. Time: median and quartiles, variants in "
-    text += "turn on one machine."
+    text += "activations; dashed: that of one device, divided by their number. By groups: every device has its towers "
+    text += "and all images. By data: every device has the network and its own images. Time: median and quartiles, "
+    text += "variants in turn on one machine."
     if balance:
-        text += " Last panel, another network: filled, multiply-accumulates that stand one after the other, over equal "
-        text += "shares; hollow, memory of the fullest device over the mean."
+        text += " Last panel, another network: filled, multiply-accumulates on the critical path, over equal shares; "
+        text += "hollow, memory of the fullest device over the mean."
     if "sent_into_grouped" in wide and wide["sent_into_grouped"].notna().any():
         share = wide["sent_into_grouped"].max()
         text += (

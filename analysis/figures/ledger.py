@@ -65,16 +65,16 @@ def draw(rows: pd.DataFrame, folder: Path) -> list[Path]:
     page.legend(figure, [_handle(verdict) for verdict in present], present)
     page.caption(
         figure,
-        "0: nothing there; 1: the smallest effect of interest. Grey: smaller than that, on either side. =: the claim "
-        "is that there is no difference, or no gain, and is supported inside the grey. An arrow: it goes on beyond "
-        "the frame. Without an interval: fewer than two seeds, or a count. Of a claim with several parts the one that "
-        "decides. n: seeds.",
+        "0: no effect; 1: the smallest effect of interest. Grey: effects smaller than that. =: the claim "
+        "is that there is no difference, or no gain, and is supported inside the grey. Arrow: the interval is "
+        "longer than the axis. No interval: fewer than two seeds, or a count. A claim with several parts has one "
+        "row, for the part that decides. n: seeds.",
     )
     return page.save(figure, folder, "ledger")
 
 
 def _draw_row(axes: Axes, place: int, effect: float, low: float, high: float, verdict: str) -> None:
-    """Draw one effect with its interval; arrows where they go on beyond the frame."""
+    """Draw one effect with its interval; an arrow ends an interval that is longer than the axis."""
     colour, marker, hollow = STYLES[verdict]
     ink = sns.color_palette("colorblind")[colour]
     if np.isfinite([low, high]).all():

@@ -92,7 +92,7 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
         row[2].tick_params(labelsize=6)
     name_rows(list(panels[:, 0]), variants, height)
     for panel, replacement in zip(panels[0], REPLACEMENTS.values(), strict=False):
-        panel.set_title(page.wrapped(replacement, page.fitting(page.WIDTH / 4, 7)), fontsize=7)
+        panel.set_title(page.wrapped(replacement, page.characters_that_fit(page.WIDTH / 4, 7)), fontsize=7)
     if image is not None:
         _title_classes(figure, panels[:, 2], maps, image)
     for panel in panels[-1, :2]:
@@ -111,7 +111,9 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
 def _title_classes(figure: Figure, panels: NDArray, maps: Mapping[str, NDArray | None], image: AxesImage) -> None:
     visible = [panel for panel in panels if panel.get_visible()]
     count = next(falls.shape[1] for falls in maps.values() if falls is not None)
-    visible[0].set_title(page.wrapped(f"{count} classes, mean instead", page.fitting(page.WIDTH / 4, 7)), fontsize=7)
+    visible[0].set_title(
+        page.wrapped(f"{count} classes, mean instead", page.characters_that_fit(page.WIDTH / 4, 7)), fontsize=7
+    )
     bar = figure.colorbar(image, ax=list(panels), aspect=25, shrink=min(1.0, 3 / len(panels)))
     bar.set_label("fall of the class's accuracy", fontsize=6)
     bar.ax.tick_params(labelsize=6)

@@ -163,7 +163,7 @@ def _heading(column: str, side: float) -> tuple[str, float]:
     if side < UPRIGHT:
         text = page.wrapped(column, 17)
         return text, page.CHARACTER * 6 * max(map(len, text.split("\n")))
-    text = page.wrapped(column, page.fitting(side + GAP, 6), 3)
+    text = page.wrapped(column, page.characters_that_fit(side + GAP, 6), 3)
     return text, LINE * (text.count("\n") + 1)
 
 
@@ -171,7 +171,7 @@ def _joined(parts: Sequence[str], side: float) -> list[str]:
     """Return the parts in as few lines as fit."""
     lines: list[str] = []
     for part in parts:
-        if lines and len(lines[-1]) + len(part) + 2 <= page.fitting(side + GAP, TITLE):
+        if lines and len(lines[-1]) + len(part) + 2 <= page.characters_that_fit(side + GAP, TITLE):
             lines[-1] += f", {part}"
         else:
             lines.append(part)

@@ -108,11 +108,11 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
     order = [variant for variant in dict.fromkeys(table["variant"]) if variant in set(cells["variant"])]
     cells = cells.sort_values("variant", key=lambda names: names.map(order.index), kind="stable")
     caption = (
-        "Correlation of responses of filters of one group less that of filters of two groups; a trained gap is a "
-        "finding where it exceeds those of the nulls. Computed, read: by which groups the filters are sorted. "
-        "A spectral partition looks for the largest gap there is, an arbitrary one for none; of either "
-        "there is a mark for each number of parts. Energy on blocks: share of the whitened covariance "
-        "with the next layer that lies within the groups; 0: as without groups, 1: all of it. "
+        "Gap: correlation of filters of one group minus that of filters of two groups; a trained gap is a "
+        "finding if it exceeds those of the nulls. Computed, read: the filters are sorted by these groups. "
+        "A spectral partition has the largest gap possible, an arbitrary one has none; each "
+        "has a mark for each number of parts. Energy on blocks: share of the whitened covariance "
+        "with the next layer within the groups; 0: as without groups, 1: all of it. "
         f"{seeds_note(cells)}{left_out_note(len(drawn), len(columns), 'layers')}"
     )
     quantities = [quantity for quantity in (GAP, RISE, SHARE) if quantity.name in set(cells["quantity"])]

@@ -46,7 +46,7 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
     of_groups = [f"{mean:.2f} ({n} of {all_})" for mean, (n, all_) in zip(means, counts, strict=True)]
     name = page.short_names([grouped[0]], 24)[grouped[0]]
     title = f"{name}: colour index by reading group: {', '.join(of_groups)}"
-    strip.set_title(page.wrapped(title, page.fitting(page.WIDTH, 7)), fontsize=7)
+    strip.set_title(page.wrapped(title, page.characters_that_fit(page.WIDTH, 7)), fontsize=7)
     left, right = figure.add_subplot(grid[1, 0]), figure.add_subplot(grid[1, 1])
     _draw_separation(left, separation, styles)
     accuracy = saved.measures[saved.measures["measure"] == "test_accuracy"].groupby("variant")["value"]
@@ -63,7 +63,7 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
     page.caption(
         figure,
         "Top: first-layer filters, a block for each group that reads them; mean colour index, and in brackets how many "
-        "filters learned. Left: how well the colour of a filter tells its group (area under the curve), a mark for "
+        "filters learned. Left: separation of the groups by colour (area under the curve), a mark for "
         "each seed; grey: the mean with labels permuted, of the same seed; line: no separation. Right: mean accuracy "
         "with its 95% interval (of six seeds or more) and median time of an image with its quartiles; dots: seeds.",
     )
@@ -84,7 +84,7 @@ def _draw_separation(axes: Axes, separation: pd.DataFrame, styles: Mapping[str, 
         axes.vlines(at, nulls, of_seeds, color="0.8", linewidth=0.7, zorder=1)
         axes.plot(at, nulls, "_", color="0.45", markersize=5, zorder=2)
         axes.plot(at, of_seeds, style.marker, color=style.colour, markersize=4, zorder=3)
-    names = page.short_names(variants, page.fitting(page.WIDTH / 2.4 / max(1, len(variants)), 6.5))
+    names = page.short_names(variants, page.characters_that_fit(page.WIDTH / 2.4 / max(1, len(variants)), 6.5))
     axes.set_xticks(range(len(variants)), [names[variant] for variant in variants], fontsize=6.5)
     axes.set_xlim(-0.6, len(variants) - 0.4)
     axes.set_ylabel("separation by colour (AUC)", fontsize=7)

@@ -115,7 +115,7 @@ def _cut(text: str, length: int) -> str:
     return f"{text[: length - 1 - tail]}…{text[-tail:]}"
 
 
-def fitting(inches: float, size: float) -> int:
+def characters_that_fit(inches: float, size: float) -> int:
     """Return the number of characters of a font size that fit into a width."""
     return int(inches / (CHARACTER * size))
 
@@ -126,7 +126,7 @@ def legend(figure: Figure, handles: Sequence[Artist], names: Sequence[str]) -> N
         return
     size = 6.5
     entry = 4.3 * size / 72  # handle and spaces
-    texts = list(short_names(names, fitting(WIDTH / 2 - entry, size)).values())
+    texts = list(short_names(names, characters_that_fit(WIDTH / 2 - entry, size)).values())
 
     def width(columns: int) -> float:
         longest = [max(map(len, part)) for part in np.array_split(texts, columns)]
@@ -147,7 +147,7 @@ def legend(figure: Figure, handles: Sequence[Artist], names: Sequence[str]) -> N
     )
 
 
-def settle(figure: Figure) -> None:
+def fix_layout(figure: Figure) -> None:
     """Lay out the figure; later additions move nothing."""
     if figure.get_layout_engine() is None:
         return
@@ -162,7 +162,7 @@ def title(figure: Figure, text: str) -> None:
     if BARE:
         keep_text(figure, f"{text}.")
     else:
-        figure.suptitle(fill(text, fitting(WIDTH, 9)))
+        figure.suptitle(fill(text, characters_that_fit(WIDTH, 9)))
 
 
 def keep_text(figure: Figure, text: str) -> None:
@@ -172,7 +172,7 @@ def keep_text(figure: Figure, text: str) -> None:
 
 def caption(figure: Figure, text: str) -> None:
     """Write how to read a figure, in small print below it; nothing may be added after it."""
-    settle(figure)
+    fix_layout(figure)
     if BARE:
         keep_text(figure, text)
         return
@@ -186,7 +186,7 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     A bare figure has exactly the width asked for, if its content is not wider. Its text is in a file next to it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    settle(figure)
+    fix_layout(figure)
     tight = figure.get_tightbbox()
     box = tight.padded(MARGIN)
     if BARE:

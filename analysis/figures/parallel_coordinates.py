@@ -52,7 +52,7 @@ def draw(table: pd.DataFrame, scales: Mapping[str, str], metric: str, maximize: 
         is_best = index == best
         colour = plt.colormaps["viridis"](colours(float(run[metric])))
         _line(axes, heights[row], color=colour, lw=2.2 if is_best else 0.9, zorder=4 if is_best else 2)
-    width = page.fitting(page.WIDTH / len(names), 7)
+    width = page.characters_that_fit(page.WIDTH / len(names), 7)
     axes.set(xlim=(-0.15, len(names) - 0.75), ylim=(-0.06, 1.06), yticks=[])
     axes.set_xticks(range(len(names)), [page.wrapped(name, width) for name in names], fontsize=7)
     axes.tick_params(axis="x", length=0, pad=2)

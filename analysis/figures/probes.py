@@ -66,7 +66,9 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
         unit = next(iter(table.loc[table["target"] == target, "unit"]))
         panel.set_title(
             page.wrapped(
-                f"{target} ({unit})" if unit else target, page.fitting(page.WIDTH / (len(targets) + 0.5), 7), 3
+                f"{target} ({unit})" if unit else target,
+                page.characters_that_fit(page.WIDTH / (len(targets) + 0.5), 7),
+                3,
             ),
             fontsize=7,
         )

@@ -137,11 +137,13 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
             _draw_areas(row[-1], area[area["variant"] == variant], styles, texts, variant, within)
     name_rows(list(panels[:, 0]), variants, height)
     for panel, attribute in zip(panels[0], attributes, strict=False):
-        panel.set_title(page.wrapped(ATTRIBUTES[attribute], page.fitting(page.WIDTH / 4, 7), 3), fontsize=7)
+        panel.set_title(page.wrapped(ATTRIBUTES[attribute], page.characters_that_fit(page.WIDTH / 4, 7), 3), fontsize=7)
         panels[-1, attributes.index(attribute)].set_xlabel("read by group", fontsize=7)
     if not area.empty:
         shown_areas = [panel for panel in panels[:, -1] if panel.get_visible()]
-        shown_areas[0].set_title(page.wrapped("separation of the groups", page.fitting(page.WIDTH / 4, 7)), fontsize=7)
+        shown_areas[0].set_title(
+            page.wrapped("separation of the groups", page.characters_that_fit(page.WIDTH / 4, 7)), fontsize=7
+        )
         shown_areas[-1].set_xlabel("AUC", fontsize=7)
     page.title(figure, "First-layer filters by the group that reads them")
     page.legend(figure, [mark.handle() for mark in styles.values()], [label(null) for null in styles])

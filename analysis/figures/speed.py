@@ -47,7 +47,7 @@ def draw(table: pd.DataFrame, folder: Path) -> list[Path]:
             here = steps[(steps["layer"] == layer) & (steps["dtype"] == dtype)]
             _panel(panel, here, colours)
             panel.set_title(
-                page.wrapped(f"{in_words(layer)}, {dtype}", page.fitting(page.WIDTH / len(layers) - 0.1, 7))
+                page.wrapped(f"{in_words(layer)}, {dtype}", page.characters_that_fit(page.WIDTH / len(layers) - 0.1, 7))
             )
     for panel in panels[-1]:
         panel.set_xlabel("MACs / dense")

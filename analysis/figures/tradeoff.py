@@ -65,7 +65,8 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
         for _, row in summary.iterrows():
             draw_variant(panel, row, cost, runs.loc[runs["variant"] == row["variant"], "value"], styles)
         panel.set_xlabel(
-            page.wrapped(SHOWN[cost].replace("(bytes)", "(MB)"), page.fitting(page.WIDTH / wide - 0.4, 7)), fontsize=7
+            page.wrapped(SHOWN[cost].replace("(bytes)", "(MB)"), page.characters_that_fit(page.WIDTH / wide - 0.4, 7)),
+            fontsize=7,
         )
         panel.margins(y=0.12)
         largest = [float(summary[column].max()) for column in (cost, f"{cost}_upper") if column in summary]

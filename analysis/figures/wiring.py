@@ -267,8 +267,8 @@ def _draw_names(axes: Axes, row: Row, y: float) -> float:
         left, right = row.edges(members[0])[0] - 0.06, row.edges(members[-1])[1] + 0.06
         room = row.pitch * len(members)
         longest = max(map(len, block.split("."))) + 1
-        size = next((s for s in LABEL_SIZES if page.fitting(room, s) >= longest), LABEL_SIZES[-1])
-        label = page.wrapped(block, page.fitting(room, size), 4)
+        size = next((s for s in LABEL_SIZES if page.characters_that_fit(room, s) >= longest), LABEL_SIZES[-1])
+        label = page.wrapped(block, page.characters_that_fit(room, size), 4)
         deepest = max(deepest, label.count("\n") + 1)
         axes.plot([left, right], [y, y], color="0.6", linewidth=0.6)
         axes.text((left + right) / 2, y + 0.02, label, fontsize=size, ha="center", va="top", linespacing=1.1)

@@ -59,7 +59,7 @@ class Views:
             raise ValueError(f"data.cutout={self.cutout}: must be at least 0")
 
 
-def send(values: Tensor, device: torch.device) -> Tensor:
+def to_device(values: Tensor, device: torch.device) -> Tensor:
     """Return the same values on a device; the host does not wait until they are on a GPU."""
     if values.device.type == "cpu" and device.type == "cuda":
         return values.pin_memory().to(device, non_blocking=True)
@@ -84,16 +84,16 @@ def training_batch(
     ]
     index_B = index_B[share]
     if views.padding:
-        images = pixels_SHWC[send(index_B, device)].permute(0, 3, 1, 2).float()
+        images = pixels_SHWC[to_device(index_B, device)].permute(0, 3, 1, 2).float()
         images = F.pad(images, (views.padding,) * 4, mode="reflect").permute(0, 2, 3, 1)
         index_B = torch.arange(len(index_B))
     else:
         images = pixels_SHWC
     # A view of every possible crop; indexing it copies the wanted ones alone, already as (B, 3, h, w) channels_last.
     windows = images.unfold(1, views.crop_size, 1).unfold(2, views.crop_size, 1)
-    x = windows[send(index_B, device), send(top, device), send(left, device)]
+    x = windows[to_device(index_B, device), to_device(top, device), to_device(left, device)]
     if mirrored is not None:
-        flipped = send(mirrored.nonzero().squeeze(1), device)
+        flipped = to_device(mirrored.nonzero().squeeze(1), device)
         x[flipped] = x[flipped].flip(3)
     if turns is not None:
         x = turn_hues(x, turns)
@@ -110,7 +110,7 @@ def evaluation_batch(pixels_SHWC: Tensor, index_B: Tensor, views: Views) -> Tens
     """
     size = min(views.crop_size, views.image_size)
     start = (views.image_size - size) // 2
-    x = pixels_SHWC[send(index_B, pixels_SHWC.device), start : start + size, start : start + size]
+    x = pixels_SHWC[to_device(index_B, pixels_SHWC.device), start : start + size, start : start + size]
     x = x.permute(0, 3, 1, 2)
     if size < views.crop_size:
         before = (views.crop_size - size) // 2
@@ -123,7 +123,7 @@ def evaluation_batch(pixels_SHWC: Tensor, index_B: Tensor, views: Views) -> Tens
 
 def grey(x_BCHW: Tensor) -> Tensor:
     """Return the luma of each image in all three channels."""
-    weights = send(torch.tensor(RGB_TO_YIQ[0]), x_BCHW.device).view(1, 3, 1, 1)
+    weights = to_device(torch.tensor(RGB_TO_YIQ[0]), x_BCHW.device).view(1, 3, 1, 1)
     return (x_BCHW * weights).sum(1, keepdim=True).expand_as(x_BCHW)
 
 
@@ -133,7 +133,7 @@ def turn_hues(x_BCHW: Tensor, turns_B: Tensor) -> Tensor:
     angle = turns_B.cpu().double() * (2 * torch.pi)
     one, zero, cos, sin = torch.ones_like(angle), torch.zeros_like(angle), angle.cos(), angle.sin()
     turn = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], 1).view(-1, 3, 3)
-    rgb = send((torch.linalg.inv(to_yiq) @ turn @ to_yiq).float(), x_BCHW.device)
+    rgb = to_device((torch.linalg.inv(to_yiq) @ turn @ to_yiq).float(), x_BCHW.device)
     x = (rgb @ x_BCHW.float().flatten(2)).view_as(x_BCHW)
     return x.contiguous(memory_format=torch.channels_last)
 
@@ -149,7 +149,7 @@ def cut_out(x_BCHW: Tensor, side: int, rows_B1: Tensor, columns_B1: Tensor) -> T
     spans = []
     for size, centre in zip(x_BCHW.shape[2:], (rows_B1, columns_B1), strict=True):
         place = torch.arange(size)
-        spans.append(send((place >= centre - side // 2) & (place < centre - side // 2 + side), x_BCHW.device))
+        spans.append(to_device((place >= centre - side // 2) & (place < centre - side // 2 + side), x_BCHW.device))
     square = spans[0][:, None, :, None] & spans[1][:, None, None, :]
     return x_BCHW.masked_fill(square, 128)
 
@@ -163,5 +163,5 @@ def normalise(x_BCHW: Tensor, mean_C: Tensor, std_C: Tensor, dtype: torch.dtype)
     width = x_BCHW.shape[3]
     rows = x_BCHW.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).flatten(2)
     scale, shift = 1 / std_C, -mean_C / std_C
-    y = rows.to(dtype, copy=True).mul_(send(scale.repeat(width).to(dtype), rows.device))
-    return y.add_(send(shift.repeat(width).to(dtype), rows.device)).unflatten(2, (width, 3)).permute(0, 3, 1, 2)
+    y = rows.to(dtype, copy=True).mul_(to_device(scale.repeat(width).to(dtype), rows.device))
+    return y.add_(to_device(shift.repeat(width).to(dtype), rows.device)).unflatten(2, (width, 3)).permute(0, 3, 1, 2)

@@ -13,9 +13,9 @@ from experiments.data.image_folders import (
     COMMON_SUFFIXES,
     UNREADABLE,
     SkippedFiles,
-    alike,
     class_folders,
     images_in,
+    normalised_name,
     some,
     warn_of_alike,
     warn_of_empty,
@@ -53,8 +53,12 @@ def folder_source(path: Path, request: Request) -> Source:
     if len(names) < 2:
         raise UsageError(f"dataset={spec}: {splits['train']} has {len(names)} class folders; at least 2 are needed")
     if unknown := [name for name, images in files_by_split["test"].items() if images and name not in names]:
-        like = {alike(name): name for name in names}
-        hints = [f"{like[alike(name)]} in train is written otherwise" for name in unknown if alike(name) in like]
+        like = {normalised_name(name): name for name in names}
+        hints = [
+            f"{like[normalised_name(name)]} in train is written otherwise"
+            for name in unknown
+            if normalised_name(name) in like
+        ]
         raise UsageError(
             f"dataset={spec}: {splits['test']} has classes that train lacks: {some(list(map(printable, unknown)))}"
             + (f" ({some(list(map(printable, hints)))})" if hints else "")

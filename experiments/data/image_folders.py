@@ -23,9 +23,9 @@ IMAGE_SUFFIXES |= {".jpc", ".jpf", ".jpx", ".tga", ".ico", ".cur", ".icns", ".pc
 IMAGE_SUFFIXES |= {".psd", ".msp", ".xbm", ".xpm"}
 COMMON_SUFFIXES = ".jpg, .png, .gif, .bmp, .webp, .avif, .tif, .ppm, .jp2 and others"
 # Files of systems, packers and editors, in addition to all names that begin with a dot.
-OF_PROGRAMS = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found", "system volume information", "cvs"}
-OF_PROGRAMS |= {"__pycache__", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
-NAMED = 5  # of what is left out, in a line
+PROGRAM_FILES = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found", "system volume information", "cvs"}
+PROGRAM_FILES |= {"__pycache__", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
+MAX_NAMES = 5  # of what is left out, in a line
 
 HIDDEN = "hidden, or left by another program"
 ENDING = "no image by its ending"
@@ -60,7 +60,7 @@ class SkippedFiles:
             counts = ""
             if reason == ENDING:
                 endings = Counter(Path(name).suffix.lower() or "none" for name in names)
-                counts = f" ({', '.join(f'{ending}: {count}' for ending, count in endings.most_common(NAMED))})"
+                counts = f" ({', '.join(f'{ending}: {count}' for ending, count in endings.most_common(MAX_NAMES))})"
             left_out = "" if reason == SEVERAL else "left out, "
             warn(f"{printable(self.base)}: {len(names)} {left_out}{reason}{counts}: {some(names)}")
 
@@ -73,13 +73,13 @@ def warn(text: str) -> None:
 
 def some(names: Sequence[str]) -> str:
     """Return the first names, and how many more there are."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more
 
 
 def is_hidden(name: str) -> bool:
     """Tell if a file or folder of that name is no data: ``.git``, ``__MACOSX``, ``Thumbs.db``, ``._a.jpg``."""
-    return name.startswith(".") or name.casefold() in OF_PROGRAMS
+    return name.startswith(".") or name.casefold() in PROGRAM_FILES
 
 
 def is_image(name: str) -> bool:
@@ -178,7 +178,7 @@ def warn_of_alike(base: Path, classes: Sequence[str]) -> None:
     """Warn of class folders that differ only in upper and lower case, or in the encoding of accents."""
     groups = defaultdict(list)
     for name in classes:
-        groups[alike(name)].append(name)
+        groups[normalised_name(name)].append(name)
     for names in groups.values():
         if len(names) > 1:
             warn(
@@ -186,7 +186,7 @@ def warn_of_alike(base: Path, classes: Sequence[str]) -> None:
             )
 
 
-def alike(name: str) -> str:
+def normalised_name(name: str) -> str:
     """Return a name in lower case, with accents encoded in one way."""
     return unicodedata.normalize("NFC", name.casefold())
 

@@ -235,7 +235,7 @@ def _check_nodes(cluster: Cluster, nodes: list[dict[str, Any]]) -> None:
     asked, here = {}, versions()
     for node in nodes:
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        asked[cluster.call(compare, here, num_cpus=0, num_gpus=0, scheduling_strategy=there)] = node[
+        asked[cluster.call(check_versions, here, num_cpus=0, num_gpus=0, scheduling_strategy=there)] = node[
             "NodeManagerHostname"
         ]
     for ticket, host in asked.items():
@@ -247,7 +247,7 @@ def _check_nodes(cluster: Cluster, nodes: list[dict[str, Any]]) -> None:
             raise UsageError(f"node {host}: cannot run this project: {error}; all nodes need the same") from None
 
 
-def compare(wanted: dict[str, Any]) -> None:
+def check_versions(wanted: dict[str, Any]) -> None:
     """Compare, on a node, the versions of code and libraries with those of the leading process.
 
     This is done only at the start: a commit while a study runs does not end it.

@@ -76,10 +76,10 @@ def measure_checkpoint(flags: list[str]) -> None:
     given, recorded = parse(name, flags, published.get("DEFAULT"))
     device = given_device(given.device)
     checkpoint = read_checkpoint(given.checkpoint, published)
-    out = _out(given.out or f"measured/{file_name(f'{name}-{checkpoint.name}'.replace(':', '-'))}")
-    subject = _subject(name, given, recorded, checkpoint, published.get("DEFAULT"))
+    out = _output_folder(given.out or f"measured/{file_name(f'{name}-{checkpoint.name}'.replace(':', '-'))}")
+    subject = _measured_network(name, given, recorded, checkpoint, published.get("DEFAULT"))
     dataset = load_images(Path(given.data).expanduser(), given.image_size, given.images)
-    dataset, items = _shown_to(subject, dataset, given.normalise)
+    dataset, items = _images_for(subject, dataset, given.normalise)
     given.measures = replace(given.measures, images=len(dataset.test.labels))
     views = Views(given.image_size, given.input_size, colour=given.colour)
     run_context = RunContext.of(dataset, views, Recipe(precision="fp32", device=str(device)))
@@ -98,7 +98,7 @@ def measure_checkpoint(flags: list[str]) -> None:
         context = prepare(
             subject.trained, subject.untrained, run_context, given.measures, bool(dataset.classes), subject.began_so
         )
-        items += [*_kept(measure_network(context), dataset), *_notes(subject, dataset)]
+        items += [*_without_training_values(measure_network(context), dataset), *_notes(subject, dataset)]
     except ValueError as error:
         raise UsageError(f"measure {name}: {error}") from None
     measured = gather(items, "measured", name.removeprefix(TORCHVISION), given.seed, context.groups)
@@ -107,7 +107,7 @@ def measure_checkpoint(flags: list[str]) -> None:
     print(f"\ntables:  {out}\nfigures: " + "\n         ".join(str(path) for path in figures if path.suffix == ".png"))
 
 
-def _out(place: str) -> Path:
+def _output_folder(place: str) -> Path:
     """Return the folder to write to.
 
     Raises:
@@ -124,7 +124,7 @@ def _out(place: str) -> Path:
     return out
 
 
-def _subject(
+def _measured_network(
     name: str, given: Namespace, recorded: dict[str, Any], checkpoint: Checkpoint, default: Any
 ) -> MeasuredNetwork:
     """Return the network with the weights of the checkpoint, and without.
@@ -177,7 +177,7 @@ def _classifier(name: str, classes: int, published: bool) -> nn.Module:
     return models.get_model(name, num_classes=classes)
 
 
-def _shown_to(subject: MeasuredNetwork, dataset: Dataset, normalise: str) -> tuple[Dataset, list[Item]]:
+def _images_for(subject: MeasuredNetwork, dataset: Dataset, normalise: str) -> tuple[Dataset, list[Item]]:
     """Return the images standardised for the network, labelled with its classes; or without classes, with notes."""
     published = subject.published
     if normalise == "imagenet":
@@ -194,7 +194,7 @@ def _shown_to(subject: MeasuredNetwork, dataset: Dataset, normalise: str) -> tup
     return replace(dataset, classes=()), [Note(measure, reason) for measure in CLASS_MEASURES]
 
 
-def _kept(items: Iterable[Item], dataset: Dataset) -> Iterator[Item]:
+def _without_training_values(items: Iterable[Item], dataset: Dataset) -> Iterator[Item]:
     """Leave out values on training images if the folder has none."""
     for item in items:
         of_training = isinstance(item, Value) and item.measure.startswith("training_")

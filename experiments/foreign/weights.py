@@ -27,9 +27,9 @@ CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "module"
 CONTAINERS += ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 # Before every name: of DataParallel, torch.compile, Lightning, Accelerate and hand-written modules.
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.", "_forward_module.", "ema_model.")
-COUNTED = "num_batches_tracked"  # of norms; old files lack it
-COUNTERS = ("n_averaged",)  # of wrappers, not of the network
-NAMED = 3  # of the names that do not fit, in an error
+NORM_COUNTER = "num_batches_tracked"  # of norms; old files lack it
+WRAPPER_COUNTERS = ("n_averaged",)  # of wrappers, not of the network
+MAX_NAMES = 3  # of the names that do not fit, in an error
 DOWNLOAD_TIMEOUT_S = 30  # without a byte
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # heads that torchvision's Inceptions have in training alone
 PROBE_CLASSES = 1009  # a width that no layer has but the classifier
@@ -39,10 +39,10 @@ DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.(\d\.)")
 State = Mapping[str, Tensor]
 
 
-class Value:
+class IgnoredValue:
     """Placeholder for a plain value in a file: it drops the value and calls no code."""
 
-    def __new__(cls, *_: object) -> Value:
+    def __new__(cls, *_: object) -> IgnoredValue:
         """Make one of any arguments."""
         return super().__new__(cls)
 
@@ -50,15 +50,15 @@ class Value:
         pass
 
 
-class Entries:
-    """Takes the place of a mapping in a file: one of torch's own, which the entries go into."""
+class EmptyMapping:
+    """Placeholder for a mapping in a file: an empty ``OrderedDict``, to which the entries are added."""
 
     def __new__(cls, *_: object) -> OrderedDict[object, object]:  # type: ignore[misc]
         """Make an empty one of any arguments."""
         return OrderedDict()
 
 
-# Objects that training scripts save with weights. None of these is made or called: a file gets a ``Value`` for each.
+# Objects that training scripts save with weights. None of them is made or called: an ``IgnoredValue`` replaces each.
 VALUES = {
     "argparse": ["Namespace"],
     "builtins": ["bool", "float", "frozenset", "getattr", "int", "list", "range", "slice", "str", "tuple"],
@@ -89,7 +89,7 @@ MAPPINGS = {
 }
 PLAIN: list[Any] = [
     (kind, f"{module}.{name}")
-    for kind, places in ((Value, VALUES), (Entries, MAPPINGS))
+    for kind, places in ((IgnoredValue, VALUES), (EmptyMapping, MAPPINGS))
     for module, names in places.items()
     for name in names
 ]
@@ -131,7 +131,7 @@ def read_checkpoint(where: str, published: Mapping[str, Any]) -> Checkpoint:
         name = where.split(".")[-1]
         checkpoint = Checkpoint(name, _weights(_download(published[name], where), where), published[name])
     else:
-        raise UsageError(_nothing_there(path, where, published))
+        raise UsageError(_missing_file(path, where, published))
     for name, weight in checkpoint.weights.items():
         if not torch.isfinite(weight).all():
             raise UsageError(f"--checkpoint={where}: {name} is not finite: the training that left it had diverged")
@@ -157,14 +157,14 @@ def trained_and_untrained(
     counts = [len(weights[name]) for name in heads if weights.get(name, torch.tensor(0)).dim()]
     torch.manual_seed(seed)
     untrained = build(counts[-1] if counts else PROBE_CLASSES)
-    if misfit := _misfit(untrained.state_dict(), weights):
+    if misfit := _differences(untrained.state_dict(), weights):
         raise ValueError(misfit)
     trained = copy.deepcopy(untrained)
     trained.load_state_dict(weights, strict=False)  # old files lack the counters of batch norms
     return trained.eval(), untrained.eval()
 
 
-def _nothing_there(path: Path, where: str, published: Mapping[str, Any]) -> str:
+def _missing_file(path: Path, where: str, published: Mapping[str, Any]) -> str:
     if path.is_dir():
         inside = sorted(file.name for file in path.iterdir() if file.suffix in (".pt", ".pth", ".safetensors"))
         return f"--checkpoint={where}: is a folder; name the file in it" + (f", such as {inside[0]}" if inside else "")
@@ -236,15 +236,15 @@ def _weights(content: object, where: str) -> dict[str, Tensor]:
         keys = ", ".join(map(str, list(mapping)[:8]))
         held = f"its keys are {keys}" if keys else f"it is a {type(content).__name__}"
         raise UsageError(f"--checkpoint={where}: holds no weights by name, as model.state_dict() has them: {held}")
-    while wrapper := next((w for w in WRAPPERS if _wraps(w, weights)), None):
+    while wrapper := next((w for w in WRAPPERS if _have_prefix(w, weights)), None):
         weights = {name.removeprefix(wrapper): weight for name, weight in weights.items() if name.startswith(wrapper)}
     return {DENSENET.sub(r"\1\2", name): w for name, w in weights.items() if not name.startswith(AUXILIARY)}
 
 
-def _wraps(prefix: str, weights: State) -> bool:
+def _have_prefix(prefix: str, weights: State) -> bool:
     """Tell if every weight has the prefix, but for the counters of wrappers."""
     wrapped = [name for name in weights if name.startswith(prefix)]
-    return bool(wrapped) and all(name.startswith(prefix) or name in COUNTERS for name in weights)
+    return bool(wrapped) and all(name.startswith(prefix) or name in WRAPPER_COUNTERS for name in weights)
 
 
 def _network_part(model: State, weights: State) -> State:
@@ -253,7 +253,7 @@ def _network_part(model: State, weights: State) -> State:
     Raises:
         ValueError: several prefixes have all of it.
     """
-    needed = [name for name in model if not name.endswith(COUNTED)]
+    needed = [name for name in model if not name.endswith(NORM_COUNTER)]
     if all(name in weights for name in needed):
         return weights
     first = needed[0]
@@ -266,9 +266,9 @@ def _network_part(model: State, weights: State) -> State:
     return {name.removeprefix(whole[0]): weight for name, weight in weights.items() if name.startswith(whole[0])}
 
 
-def _misfit(model: State, weights: State) -> str:
+def _differences(model: State, weights: State) -> str:
     """Return how the weights differ from the model, in words; empty if they fit."""
-    missing = [name for name in model if name not in weights and not name.endswith(COUNTED)]
+    missing = [name for name in model if name not in weights and not name.endswith(NORM_COUNTER)]
     unexpected = [name for name in weights if name not in model]
     shapes = [
         f"{name} of {_shape(weights[name])} where the network has {_shape(model[name])}"
@@ -280,8 +280,8 @@ def _misfit(model: State, weights: State) -> str:
 
 
 def _some(names: list[str]) -> str:
-    more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - MAX_NAMES
+    return ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _shape(weight: Tensor) -> str:

@@ -67,7 +67,7 @@ def print_claims(flags: Sequence[str]) -> None:
     elif "--figure" in given:
         print(*draw_ledger(claims, findings, runs / "figures"), sep="\n")
     elif "--explain" in given:
-        print("\n\n".join([RULE.rstrip(), *(_explained(*row) for row in zip(claims, findings, strict=True))]))
+        print("\n\n".join([RULE.rstrip(), *(_explanation(*row) for row in zip(claims, findings, strict=True))]))
     else:
         print(ledger_text(claims, findings))
 
@@ -101,7 +101,7 @@ def recorded_verdicts() -> str:
 
 def ledger_text(claims: Sequence[Claim], findings: Sequence[Finding]) -> str:
     """The ledger as aligned text of at most 120 columns, with the hardware beneath."""
-    places = _Places()
+    places = _StudyLetters()
     lines = [_row(" #", ["verdict"], ["claim"], [HEAD])]
     for claim, finding in zip(claims, findings, strict=True):
         verdict = wrap(finding.verdict, VERDICT)
@@ -125,7 +125,7 @@ def command(claim: Claim) -> str:
     return f"make experiment NAME={known[0]}"
 
 
-class _Places:
+class _StudyLetters:
     """Letters for the place and the hardware of each study, in the order of their first use."""
 
     def __init__(self) -> None:
@@ -154,7 +154,7 @@ def _row(number: str, verdict: list[str], claim: list[str], finding: list[str]) 
     return "\n".join(lines)
 
 
-def _found(claim: Claim, finding: Finding, places: _Places) -> list[str]:
+def _found(claim: Claim, finding: Finding, places: _StudyLetters) -> list[str]:
     """Return the finding in lines of ``RIGHT`` columns."""
     note = wrap(finding.note, RIGHT)
     if finding.part is None:
@@ -172,11 +172,13 @@ def _found(claim: Claim, finding: Finding, places: _Places) -> list[str]:
     for other in (*finding.answers, *finding.others):
         if other is not decides and len(other.parts) >= finding.number:
             part = other.parts[finding.number - 1]
-            lines += wrap(f"{other.record.study} {places.letter(other)}: {_says(part)}", RIGHT, subsequent_indent="  ")
+            lines += wrap(
+                f"{other.record.study} {places.letter(other)}: {_part_text(part)}", RIGHT, subsequent_indent="  "
+            )
     return lines
 
 
-def _says(part: Part) -> str:
+def _part_text(part: Part) -> str:
     """Return the finding of another study on a part, in words; with a verdict only if the part has no p."""
     verdict = part.decided or ""
     n = "" if part.n is None else f"n {part.n}"
@@ -195,7 +197,7 @@ def interval(part: Part) -> str:
     return f"{value} [{part.low:+.2g}, {part.high:+.2g}]"
 
 
-def _explained(claim: Claim, finding: Finding) -> str:
+def _explanation(claim: Claim, finding: Finding) -> str:
     """Return one claim with all that the ledger holds on it."""
     lines = [f"{claim.number}. {claim.claim}", f"source     {claim.source}", f"against    {claim.against}"]
     lines += [f"contradict {claim.contradicts}", f"published  {claim.published or 'nothing'}"]
@@ -208,7 +210,7 @@ def _explained(claim: Claim, finding: Finding) -> str:
         for answer in (*finding.answers, *finding.others):
             part = next((part for part in answer.parts if part.test == test), None)
             if part is not None:
-                lines.append(f"found      {answer.record.place}/{answer.record.study}: {_says(part)}")
+                lines.append(f"found      {answer.record.place}/{answer.record.study}: {_part_text(part)}")
     q = f", q {_q(finding.q)}" if finding.q is not None else ""
     lines.append(f"verdict    {finding.verdict}{q}{f' ({finding.note})' if finding.note else ''}")
     return "\n".join(piece for line in lines for piece in wrap(line, WIDTH, subsequent_indent=" " * 11))

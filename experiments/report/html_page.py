@@ -122,7 +122,7 @@ def read_section(name: str, tables: Path, figures: Path, whole: bool = True) -> 
         [table for table in tables_shown if table is not None and table.rows],
         [(path.stem.replace("-", " "), path) for path in sorted(figures.glob("*.png"))],
         list(_provenance(runs)),
-        _again(name, about.get("overrides") or {}),
+        _commands(name, about.get("overrides") or {}),
     )
 
 
@@ -185,7 +185,7 @@ def _provenance(runs: pd.DataFrame) -> Iterator[tuple[str, str]]:
         yield "trained", " to ".join(dict.fromkeys(date[:10] for date in (runs["date"].min(), runs["date"].max())))
 
 
-def _again(name: str, overrides: Mapping[str, Any] | Sequence[str]) -> list[tuple[str, str]]:
+def _commands(name: str, overrides: Mapping[str, Any] | Sequence[str]) -> list[tuple[str, str]]:
     flags = list(overrides)
     profile = ""
     if isinstance(overrides, Mapping):

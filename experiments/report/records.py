@@ -85,7 +85,9 @@ def _trial(study: str, folder: Path, runs: pd.DataFrame, known_data: set[str] | 
         if key.startswith(("data.", "model.", "recipe.")) and key not in OF_A_MACHINE
     }
     changed |= {
-        key: value for key, value in overrides.items() if key.startswith("measures.") and _fewer(key, value, asked)
+        key: value
+        for key, value in overrides.items()
+        if key.startswith("measures.") and _lacks_measures(key, value, asked)
     }
     other_data = known_data is not None and not set(_column(runs, "data_hash")) <= known_data
     if "dataset" in overrides and other_data:
@@ -107,7 +109,7 @@ def _as_in_file(study: Study, runs: pd.DataFrame) -> bool:
     )
 
 
-def _fewer(key: str, value: Any, study: Study) -> bool:
+def _lacks_measures(key: str, value: Any, study: Study) -> bool:
     """Return True if fewer measures were taken than the study's file asks for."""
     return value < asdict(study.measures).get(key.removeprefix("measures."), value)
 

@@ -145,7 +145,7 @@ def claim(folder: Path) -> Lease | None:
 
 
 @contextmanager
-def waiting(folder: Path, poll: float = 1.0) -> Iterator[Lease]:
+def wait_for_lease(folder: Path, poll: float = 1.0) -> Iterator[Lease]:
     """Wait until the lease of a folder is free, and hold it."""
     while (lease := claim(folder)) is None:
         time.sleep(poll)
@@ -162,7 +162,7 @@ def holder(folder: Path) -> Holder | None:
     return None if current is None or current.released or current.alive() is False else current
 
 
-def last_sign(folder: Path) -> float:
+def last_heartbeat(folder: Path) -> float:
     """Return when the holder of a folder gave its last sign of life, by the clock of the disk."""
     leases = _leases(folder)
     return leases[-1].stat().st_mtime if leases else 0.0

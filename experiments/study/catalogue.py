@@ -13,9 +13,9 @@ from experiments.errors import UsageError
 from experiments.name_hints import hint
 from experiments.study.strict_yaml import place_of, read_yaml
 
-_BROUGHT = Path(__file__).parents[1] / "configs"  # by an installed package
-CONFIGS = _BROUGHT if _BROUGHT.is_dir() else Path(__file__).parents[2] / "configs"
-HOME = Path.cwd() if _BROUGHT.is_dir() else CONFIGS.parent  # of the record: results/ and the README
+_INSTALLED = Path(__file__).parents[1] / "configs"  # by an installed package
+CONFIGS = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[2] / "configs"
+HOME = Path.cwd() if _INSTALLED.is_dir() else CONFIGS.parent  # of the record: results/ and the README
 TRAINED, GROUP_PARALLEL = KINDS = ("trained", "group-parallel")  # kinds of studies; the key ``kind`` of a file
 
 

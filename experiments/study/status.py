@@ -93,7 +93,7 @@ def run_status(run: Run) -> dict[str, Any]:
             waited = min(max(0.0, time.time() - (run.folder / "metrics.jsonl").stat().st_mtime), each)
             status["seconds_left"] = max(0.0, (status["epochs"] - len(metrics)) * each - waited)
         if holder.alive() is None:  # elsewhere: nobody here knows, and clocks may differ
-            status["silent_seconds"] = max(0.0, time.time() - leases.last_sign(run.folder))
+            status["silent_seconds"] = max(0.0, time.time() - leases.last_heartbeat(run.folder))
         return status
     failure = run.failure
     if failure is not None:

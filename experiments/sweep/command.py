@@ -19,7 +19,7 @@ from experiments.store.runs import write_json
 from experiments.study.config import Study, load_study
 from experiments.study.invocation import typed
 from experiments.sweep import report as sweep_report
-from experiments.sweep.engine import Begin, LocalSweep, Point, read_points, suggest
+from experiments.sweep.engine import LocalSweep, Point, StartWorker, read_points, suggest
 from experiments.sweep.file import SweepFile, from_agent, read_sweep, sweep_path
 from experiments.sweep.worker import SweepContext, plan_one, record_stop, train_one
 
@@ -166,7 +166,12 @@ def _lead_on_ray(
 
 
 def _lead_locally(
-    sweep: SweepFile, place: SweepContext, flags: list[str], runs: int | None, workers: int, begin: Begin | None = None
+    sweep: SweepFile,
+    place: SweepContext,
+    flags: list[str],
+    runs: int | None,
+    workers: int,
+    begin: StartWorker | None = None,
 ) -> list[Point]:
     folder = place.root / place.sweep
     lease = claim(folder)

@@ -34,7 +34,7 @@ STOP_TIMEOUT_S = 10  # for a worker that is stopped to save its step
 STATES = {"running": "running", "done": "finished", "stopped": "killed", "diverged": "failed", "failed": "crashed"}
 
 # Begins a worker, given the place, its log and how many there are; returns it and a link to it.
-Begin = Callable[[SweepContext, Path, int], tuple[Any, Any]]
+StartWorker = Callable[[SweepContext, Path, int], tuple[Any, Any]]
 
 
 @dataclass
@@ -137,7 +137,7 @@ class LocalSweep:
         flags: list[str],
         runs: int | None,
         workers: int,
-        begin: Begin | None = None,
+        begin: StartWorker | None = None,
     ) -> None:
         """Read what was done before.
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from experiments.data.augment import Views, evaluation_batch, normalise, send, training_batch
+from experiments.data.augment import Views, evaluation_batch, normalise, to_device, training_batch
 from experiments.data.datasets import Dataset, Images
 from experiments.errors import UsageError
 from experiments.training.recipe import Recipe
@@ -151,7 +151,7 @@ class RunContext:
         return self._inputs(x), self._labels(images, index)
 
     def _labels(self, images: Images, index: torch.Tensor) -> torch.Tensor:
-        return send(images.labels[send(index, images.labels.device)], self.device)
+        return to_device(images.labels[to_device(index, images.labels.device)], self.device)
 
     def _inputs(self, x: torch.Tensor) -> torch.Tensor:
-        return normalise(send(x, self.device), self.dataset.mean, self.dataset.std, self.dtype)
+        return normalise(to_device(x, self.device), self.dataset.mean, self.dataset.std, self.dtype)

@@ -43,14 +43,14 @@ def kernels_of(
     Yields:
         Name of the table for the run's result: that of the file with its checksum, or ``by rule`` where it is empty.
     """
-    text = process_group.broadcast(_kept(run, model, context, process_group) if process_group.rank == 0 else None)
+    text = process_group.broadcast(_table_text(run, model, context, process_group) if process_group.rank == 0 else None)
     _, table = tables.parse(text)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     with chosen_by(table):
         yield f"{FILE}, sha256 {digest}" if table else BY_RULE
 
 
-def _kept(run: Run, model: nn.Module, context: RunContext, process_group: ProcessGroup) -> str:
+def _table_text(run: Run, model: nn.Module, context: RunContext, process_group: ProcessGroup) -> str:
     """The text of the run's table, written if there is none that holds here."""
     path, machine = run.folder / FILE, this_machine(context.device)
     if (text := _read(path, machine)) is not None:

@@ -63,7 +63,7 @@ class TrainingSession:
         self._batches: list[EpochBatches] = []
         self._lost: dict[int, LeaseLostError] = {}
         for index, progress in self._held():
-            with self._may_lose(index):
+            with self._note_lost_lease(index):
                 progress.restore(context.device)
 
     def epochs_left(self) -> range:
@@ -99,7 +99,7 @@ class TrainingSession:
     def save_if_due(self) -> None:
         """Save the epoch so far after long, or before stopping; raises as ``after_step``."""
         for index, progress in self._held():
-            with self._may_lose(index):
+            with self._note_lost_lease(index):
                 progress.save_if_due()
         stop_signal.raise_if_stopping()
 
@@ -124,7 +124,7 @@ class TrainingSession:
             if not (_is_finite(network) and math.isfinite(of_run.get("test_loss", 0.0))):
                 raise DivergedError(f"the weights or the test loss are no longer finite after epoch {epoch + 1}", index)
         for index, progress in self._held():
-            with self._may_lose(index):
+            with self._note_lost_lease(index):
                 progress.end_epoch(metrics[index], self._is_last(epoch))
                 self._trackers[index].log(metrics[index])
         if self._learner.process_group.rank == 0 and not self._is_last(epoch):
@@ -136,7 +136,7 @@ class TrainingSession:
         """Save every run whose network is finite, but for the one that has diverged, by its index."""
         for index, progress in self._held():
             if index != diverged and _is_finite(self._learner.networks[index]):
-                with self._may_lose(index):
+                with self._note_lost_lease(index):
                     progress.save()
 
     def results(self) -> list[dict[str, Any] | LeaseLostError]:
@@ -163,7 +163,7 @@ class TrainingSession:
         return ((index, progress) for index, progress in enumerate(self._progress) if index not in self._lost)
 
     @contextmanager
-    def _may_lose(self, index: int) -> Iterator[None]:
+    def _note_lost_lease(self, index: int) -> Iterator[None]:
         """Note a lost lease; raise it if it was the last one."""
         try:
             yield

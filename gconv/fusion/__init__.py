@@ -1,6 +1,6 @@
 """Existing models whose convolutions are computed with the batch normalisation and ReLU that follow them.
 
-``fuse`` changes a model; ``forward`` records the forward pass of one module and replaces its runs.
+``fuse`` changes a model; ``recording`` records the forward pass of a module, and ``forward`` fuses its runs.
 """
 
 from gconv.fusion.models import Fused, fuse

@@ -4,43 +4,27 @@ torch.fx records what ``forward`` does with the children of a module. The record
 a run in it is replaced by one call of ``run_block``, and the list becomes a function that takes the place of
 ``forward``. It holds as long as nothing that the recording depended on has changed: the mode, the attributes that
 ``forward`` read, the children that exist, and arguments of the same kind. Else the module's own ``forward`` runs.
-
-The recording refuses operations that it could not repeat: branches that depend on values or on types of results,
-attributes that ``forward`` sets, random numbers drawn in Python, gradient or autocast modes that ``forward`` changes.
-As everywhere in torch.fx, global variables that ``forward`` reads are taken as constants.
 """
 
 from __future__ import annotations
 
-import inspect
-import random
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, wraps
-from types import FunctionType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.fx import Graph, Node, Proxy, Tracer
-from torch.fx.proxy import TraceError
+from torch import nn
+from torch.fx import Graph, Node, Proxy
 from torch.nn import functional as F
 
 from gconv.block import CONVOLUTIONS, RELU, Run, run_at, run_block
+from gconv.fusion.recording import constant, recordings
 
-KINDS = (Tensor, list)  # of the arguments of a forward pass
 FUNCTIONAL_RELUS = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
-CONSTANTS = (bool, int, float, complex, str, bytes, type(None), type, FunctionType, torch.dtype, torch.device)
-CONTAINERS = (list, dict, set)
-KEPT_BY_MODULES = frozenset(vars(nn.Module())) - {"training"}  # of a module's attributes, those that torch keeps
 
 NAMES_OF_FX = Graph().python_code("self").globals
-
-
-class RecordingError(Exception):
-    """``forward`` cannot be recorded; the message gives the reason as the end of a sentence."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +70,7 @@ class FusedForward:
             if not isinstance(argument, self.kind) or isinstance(argument, Proxy):
                 return False
         for name, value in self.attributes.items():
-            if _constant(getattr(module, name, None), name) != value:
+            if constant(getattr(module, name, None), name) != value:
                 return False
         for name, names in self.children.items():
             child = module._modules.get(name)
@@ -108,7 +92,7 @@ def fused_forwards(module: nn.Module) -> tuple[list[FusedForward], dict[str, str
         RecordingError: the forward pass cannot be recorded.
     """
     forwards, reasons = [], {}
-    for recorder in _recordings(module):
+    for recorder in recordings(module):
         runs, why = _fuse_runs(recorder.graph, module)
         reasons |= why
         if runs:
@@ -118,177 +102,6 @@ def fused_forwards(module: nn.Module) -> tuple[list[FusedForward], dict[str, str
             forwards.append(FusedForward(*given, tuple(runs), code.src, names))
     fused = {name for forward in forwards for run in forward.runs for name in run}
     return forwards, {name: reason for name, reason in reasons.items() if name not in fused}
-
-
-def _recordings(module: nn.Module) -> Iterator[Recorder]:
-    """Record ``forward`` in each mode and for each kind of arguments that it asks for; raise if none can be."""
-    mode, recorded, refusal = module.training, 0, None
-    try:
-        for kind in KINDS:
-            asked = False
-            for module.training in (True, False):
-                recorder = Recorder(kind)
-                try:
-                    recorder.record(module)
-                    recorded += 1
-                    yield recorder
-                except RecordingError as error:
-                    refusal = refusal or error
-                asked |= recorder.asked_for_kind
-                if "training" not in recorder.attributes:
-                    break
-            if recorded and not asked:
-                break
-    finally:
-        module.training = mode
-    if refusal is not None and not recorded:
-        raise refusal
-
-
-class Recorder(Tracer):
-    """Records one forward pass: every child is one call, independent of its content.
-
-    Attributes:
-        attributes: value of each attribute that ``forward`` read.
-        children: for each child that it read, the names of its own children; None where there is no child.
-        arguments: how many it takes; all of them are of ``kind``.
-        asked_for_kind: whether ``forward`` asked for the type of one.
-    """
-
-    graph: Graph
-
-    def __init__(self, kind: type) -> None:
-        super().__init__()
-        self.kind = kind
-        self.arguments = 0
-        self.asked_for_kind = False
-        self.attributes: dict[str, Any] = {}
-        self.children: dict[str, tuple[str, ...] | None] = {}
-        self._state: tuple = ()
-
-    def record(self, module: nn.Module) -> None:
-        """Record ``forward``, with the defaults of all arguments that have one.
-
-        Raises:
-            RecordingError: it cannot be recorded.
-        """
-        cls = type(module)
-        parameters = list(inspect.signature(cls.forward).parameters.values())[1:]
-        if any(p.kind is not p.POSITIONAL_OR_KEYWORD for p in parameters):
-            raise RecordingError("takes arguments of any number or by keyword only")
-        defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-        if not all(isinstance(value, CONSTANTS) for value in defaults.values()):
-            raise RecordingError("has arguments whose defaults torch.fx does not take")
-        self.arguments = len(parameters) - len(defaults)
-        before, draws = dict(vars(module)), _drawn()
-        copies = {n: v.copy() for n, v in before.items() if isinstance(v, CONTAINERS) and n not in KEPT_BY_MODULES}
-        self._state = _modes()
-        vars(module).update(copies)
-        module.__class__ = _watched(cls, self)
-        try:
-            self.graph = self.trace(module, defaults or None)
-        except RecordingError:
-            raise
-        except TraceError:
-            raise RecordingError("depends on values of tensors") from None
-        except Exception as error:
-            raise RecordingError(f"is not for torch.fx: {' '.join(str(error).split())[:80]}") from None
-        finally:
-            object.__setattr__(module, "__class__", cls)
-            vars(module).clear()
-            vars(module).update(before)
-        for name, contents in copies.items():
-            if contents != before[name]:
-                raise RecordingError(f"changes the attribute {name}")
-        if draws != _drawn():
-            raise RecordingError("draws random numbers in Python")
-
-    def read(self, module: nn.Module, name: str) -> None:
-        """Note that ``forward`` reads an attribute of its module."""
-        if name in module.__dict__["_modules"]:
-            child = module.__dict__["_modules"][name]
-            self.children[name] = None if child is None else tuple(child._modules)
-        elif name in module.__dict__ and name not in KEPT_BY_MODULES:
-            self.attributes[name] = _constant(module.__dict__[name], name)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Every child is a leaf."""
-        return True
-
-    def proxy(self, node: Node) -> Proxy:
-        """Return the object that ``forward`` gets in place of a tensor."""
-        return (Argument if node.op == "placeholder" else Result)(node, self)
-
-    def create_arg(self, a: Any) -> Any:
-        """Return the argument of a call as it is recorded."""
-        return a.node if issubclass(type(a), Proxy) else super().create_arg(a)
-
-    def create_node(self, *args: Any, **kwargs: Any) -> Node:
-        """Record one call; raise ``RecordingError`` where it runs in another mode than the first."""
-        if _modes() != self._state:
-            raise RecordingError("changes the gradient mode, autocast or what autograd saves")
-        return super().create_node(*args, **kwargs)
-
-
-class Argument(Proxy):
-    """Argument of a forward pass, of the kind that the recording is for."""
-
-    tracer: Recorder
-
-    @property
-    def __class__(self) -> Any:  # type: ignore[override]
-        self.tracer.asked_for_kind = True
-        return self.tracer.kind
-
-
-class Result(Proxy):
-    """Result of a call, of a type that nobody knows."""
-
-    @property
-    def __class__(self) -> Any:  # type: ignore[override]
-        raise RecordingError("depends on the types of results")
-
-
-def _watched(cls: type, recorder: Recorder) -> type:
-    """Return a subclass of a module's class that records the attributes read, and refuses to set any."""
-
-    class Watched(cls):  # type: ignore[misc, valid-type]
-        def __getattribute__(self, name: str) -> Any:
-            if not name.startswith("__"):
-                recorder.read(self, name)
-            return super().__getattribute__(name)
-
-        def __setattr__(self, name: str, value: Any) -> None:
-            new = name.startswith("_tensor_constant")  # given to the module by torch.fx
-            raise RecordingError("makes tensors of its own" if new else f"sets the attribute {name}")
-
-    return Watched
-
-
-def _constant(value: Any, name: str) -> Any:
-    """Return the value of an attribute in a form that later changes do not alter."""
-    if isinstance(value, CONSTANTS) or inspect.isbuiltin(value):
-        return value
-    if isinstance(value, list | tuple):
-        return type(value) is list, tuple(_constant(item, name) for item in value)
-    if isinstance(value, dict):
-        return tuple((key, _constant(item, name)) for key, item in value.items())
-    raise RecordingError(f"reads the attribute {name}, of type {type(value).__name__}")
-
-
-def _drawn() -> tuple:
-    """Return the state of the generators that a forward pass may draw from."""
-    numpy = sys.modules.get("numpy")
-    state = None if numpy is None else numpy.random.get_state()
-    return random.getstate(), None if state is None else (state[1].tobytes(), state[2]), torch.get_rng_state().tolist()
-
-
-def _modes() -> tuple:
-    """Modes that torch.fx does not record."""
-    devices = ("cpu", "cuda")
-    saving = torch._C._autograd._top_saved_tensors_default_hooks(False)  # type: ignore[attr-defined]
-    casts = tuple((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in devices)
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), saving, *casts
 
 
 def _fuse_runs(graph: Graph, module: nn.Module) -> tuple[list[tuple[str, ...]], dict[str, str]]:
@@ -372,13 +185,13 @@ def _why_not(node: Node, module: nn.Module) -> str:
 
 
 def not_fused(follower: nn.Module | str) -> str:
-    """Reason for a convolution that is followed by something else than a normalisation or ReLU that are fused."""
+    """Return the reason for a convolution followed by a module that is neither a batch normalisation nor a ReLU."""
     name = follower if isinstance(follower, str) else type(follower).__name__
     return f"{name} follows it, neither BatchNorm2d nor ReLU"
 
 
 class FusesForward(nn.Module):
-    """Base of a module's class once its forward pass has fused runs; see ``fusing``."""
+    """Base of a module's class once its forward pass has fused runs; see ``fused_class``."""
 
     _fused_forwards: tuple[FusedForward, ...] = ()
 
@@ -397,13 +210,13 @@ class FusesForward(nn.Module):
 
 
 def own_class(module: nn.Module) -> type[nn.Module]:
-    """The class that a module had before its forward pass was fused."""
+    """Return the class that a module had before its forward pass was fused."""
     return type(module).__bases__[1] if isinstance(module, FusesForward) else type(module)
 
 
 @cache
 def fused_class(own: type[nn.Module]) -> type[nn.Module]:
-    """Subclass of a module's class whose ``forward`` is the first of its fused ones that holds, else its own."""
+    """Return a subclass of a module's class: ``forward`` is the first of its fused ones that holds, else its own."""
 
     @wraps(own.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from gconv.block import CONVOLUTIONS, Block, run_at
-from gconv.fusion.forward import RecordingError, fused_class, fused_forwards, not_fused, own_class
+from gconv.fusion.forward import fused_class, fused_forwards, not_fused, own_class
+from gconv.fusion.recording import RecordingError
 from gconv.wiring.text_table import aligned
 
 CALLS = ("__call__", "__getattr__", "__getattribute__")  # methods that change what calling a Sequential does

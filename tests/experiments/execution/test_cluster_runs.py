@@ -130,9 +130,9 @@ def test_an_address_that_is_none_is_told_with_what_would_be_right(address, monke
 
 def test_a_node_that_sees_another_folder_or_runs_other_code_is_named(tmp_path):
     host = socket.gethostname()
-    nodes.compare(nodes.versions())
+    nodes.check_versions(nodes.versions())
     with pytest.raises(UsageError, match=rf"node {host}: commit .+, here 0123456789; all nodes need the same"):
-        nodes.compare({**nodes.versions(), "commit": "0123456789"})
+        nodes.check_versions({**nodes.versions(), "commit": "0123456789"})
     same = nodes.Rendezvous(tmp_path / ".cluster-1", Path.cwd())
     same.token.touch()
     same.join()

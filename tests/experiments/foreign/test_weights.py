@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from experiments.errors import UsageError
-from experiments.foreign.weights import PLAIN, Entries, Value, read_checkpoint, trained_and_untrained
+from experiments.foreign.weights import PLAIN, EmptyMapping, IgnoredValue, read_checkpoint, trained_and_untrained
 
 
 def network(classes, width=6):
@@ -420,7 +420,7 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path, kind, first):
 
 
 def test_nothing_that_files_may_name_is_the_thing_itself():
-    assert {kind for kind, _ in PLAIN} == {Value, Entries}
-    assert type(Value(os.system, "x")) is Value
-    assert not vars(Value(1, 2))
-    assert Entries(list) == {}
+    assert {kind for kind, _ in PLAIN} == {IgnoredValue, EmptyMapping}
+    assert type(IgnoredValue(os.system, "x")) is IgnoredValue
+    assert not vars(IgnoredValue(1, 2))
+    assert EmptyMapping(list) == {}

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from experiments.store import leases
-from experiments.store.leases import LeaseLostError, claim, holder, waiting
+from experiments.store.leases import LeaseLostError, claim, holder, wait_for_lease
 from fault_children import fork, kill, wait
 
 
@@ -174,7 +174,7 @@ def test_a_lease_that_cannot_be_read_runs_out(tmp_path, content):
 def test_who_waits_gets_it_after_those_before(tmp_path):
     child = begin_holding(tmp_path / "tables", tmp_path)
     os.kill(child, signal.SIGKILL)
-    with waiting(tmp_path / "tables", poll=0.01):
+    with wait_for_lease(tmp_path / "tables", poll=0.01):
         assert claim(tmp_path / "tables") is None
     wait(child)
     assert claim(tmp_path / "tables") is not None

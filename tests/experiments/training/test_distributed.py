@@ -53,7 +53,7 @@ def of_study(process_group, folder, *flags, slow=0.0):
 def follow(planned, process_group):
     for name in process_group.announced_runs():
         with process_group.training(name):
-            launch._follow({p.run.folder.name: p for p in planned}[name], process_group)
+            launch._train_as_other_rank({p.run.folder.name: p for p in planned}[name], process_group)
 
 
 @pytest.mark.usefixtures("tiny")
