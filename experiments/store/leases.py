@@ -2,12 +2,12 @@
 
 Processes on one machine, or on several that share a file system, divide a study by leasing its runs. A lease is a file
 ``lease-<n>.json`` of which the highest number counts. Who wants the folder creates the next number, which a file system
-grants to exactly one (``O_EXCL``); numbers only rise, so that nobody who acts on an old look can take what is held.
+grants to exactly one (``O_EXCL``). Numbers only rise, so that a process with an old view cannot take a held folder.
 
-A holder gives signs of life by counting up in its file. A lease is free again when it was given back, when its process
+A holder shows its heartbeat by counting up in its file. A lease is free again when it was given back, when its process
 is known to be dead (same machine), or when its count has stood still for ``EXPIRY_S`` seconds of the watcher's own
 monotonic clock: no two clocks are compared, and a clock set back changes nothing. A holder that was stalled for so long
-learns from ``Lease.check``, before it writes anything, that it holds the folder no more.
+learns from ``Lease.check``, before it writes, that it no longer holds the folder.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LEASE_BYTES = 512  # constant, so that a lease file can be written in place
 
 
 class LeaseLostError(Exception):
-    """Another process took a lease over because this one gave no sign of life."""
+    """Another process took a lease over because this one had no heartbeat."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Holder:
         machine: the booted system and the space in which ``pid`` counts.
         born: when the process started, in ticks of its machine, since process numbers are used again; 0 if unknown.
         since: when the lease was taken, by the holder's clock (ISO 8601); for people.
-        beat: signs of life given.
+        beat: number of heartbeats.
         released: whether it was given back.
     """
 
@@ -163,7 +163,7 @@ def holder(folder: Path) -> Holder | None:
 
 
 def last_heartbeat(folder: Path) -> float:
-    """Return when the holder of a folder gave its last sign of life, by the clock of the disk."""
+    """Return the time of the last heartbeat of a folder's holder, by the clock of the disk."""
     leases = _leases(folder)
     return leases[-1].stat().st_mtime if leases else 0.0
 

@@ -2,9 +2,9 @@
 
 A folder ``<variant>-seed<seed>-<hash>`` holds ``config.json``, ``kernels.csv`` (by which its kernels are chosen),
 ``metrics.jsonl`` (one line per epoch), ``checkpoint.pt`` (and, until the run has ended, the one before it),
-``result.json`` (written last: its presence means the run has ended), or ``failure.json`` (why the last try did not
-end), and what was measured. The hash is over everything that decides the outcome (data content, views, model, recipe,
-seed): a run whose configuration changed is another run.
+``result.json`` (written last: its presence means the run has ended), or ``failure.json`` (the reason why the last try
+failed), and tables of measures. The hash covers everything that decides the outcome (data content, views, model,
+recipe, seed): a run whose configuration changed is another run.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ UNCOMMITTED = " with uncommitted changes"
 
 
 def config_hash(config: dict[str, Any]) -> str:
-    """Eight hex digits over a configuration, independent of key order."""
+    """Return eight hex digits: a hash of a configuration, independent of key order."""
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -93,7 +93,7 @@ class Run:
     Attributes:
         variant: name of the variant in its study.
         config: everything that decides the outcome, JSON types only.
-        folder: where it lives.
+        folder: of its files.
         lease: by which this process holds it; after it was lost, no file is written.
     """
 
@@ -225,7 +225,7 @@ class Run:
         The next start tries the run again.
         """
         text = " ".join(str(error).split())
-        if not isinstance(error, RunFailedError | UsageError):  # nobody foresaw it
+        if not isinstance(error, RunFailedError | UsageError):  # an unexpected error
             text = f"{type(error).__name__}: {text}"
         record = {"status": "failed", "reason": text, "epoch": epoch, "seed": self.seed}
         try:
@@ -280,7 +280,7 @@ def short_commit(commit: str) -> str:
 
 
 def provenance(device: str) -> dict[str, Any]:
-    """Return the versions, the device and the time that a result is recorded with."""
+    """Return the versions, the device and the time, for the record of a result."""
     return {
         "commit": _commit(),
         "date": _now(),

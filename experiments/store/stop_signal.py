@@ -56,7 +56,7 @@ def received() -> bool:
 
 
 def confirm() -> None:
-    """Let a signal take effect that this process, or one that trains with it, has received."""
+    """Make a signal take effect that this process, or another rank, has received."""
     global _received, _confirmed
     _received = _confirmed = True
 

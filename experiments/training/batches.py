@@ -15,8 +15,8 @@ Batch = tuple[Tensor, Tensor]  # inputs (N, 3, h, w), labels (N,)
 class EpochBatches:
     """Batches of one epoch of one run.
 
-    Order and augmentation depend on seed and epoch alone, so that a resumed run sees the batches that it would have
-    seen without the interruption.
+    Order and augmentation depend on seed and epoch alone, so that a resumed run has the batches that it would have
+    had without the interruption.
 
     Attributes:
         generator: random numbers of the epoch; its state is saved with a partial epoch.

@@ -22,7 +22,7 @@ from experiments.training.recipe import Recipe
 from experiments.training.run_context import RunContext
 from experiments.training.sync_batch_norm import synchronise_batch_norms
 
-STOP_CHECK_STEPS = 25  # steps between two readings of the stop flag on a GPU, whose answers must not be waited for
+STOP_CHECK_STEPS = 25  # steps between two readings of the stop flag on a GPU, without waiting for the GPU
 
 
 class DataParallelLearner(Learner):

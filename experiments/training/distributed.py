@@ -1,6 +1,6 @@
 """Several processes of torch.distributed that train together: gloo between CPUs, nccl between GPUs.
 
-Rank 0 announces through a store which run is trained next, and the others poll the store. So nothing times out while
+Rank 0 announces the next run through a store, and the others poll the store. So no operation times out while
 rank 0 waits for runs that other processes hold. All other communication is collective operations with a time limit.
 """
 
@@ -28,7 +28,7 @@ LEAVE = "leave"  # announced by rank 0 in place of a run
 
 
 class ProcessGroupLostError(KeyboardInterrupt):
-    """The process group is broken: this process stops as on a signal, since nothing can be trained any more.
+    """The process group is broken: this process stops as on a signal, since training is impossible.
 
     Attributes:
         by_another: another process is gone; if false, this one has failed before.
@@ -52,7 +52,7 @@ class DistributedProcessGroup(ProcessGroup):
             size: number of ranks.
             backend: ``gloo``, ``nccl``, or both by device: ``cpu:gloo,cuda:nccl``.
             timeout: seconds that a rank waits for another during training before the other counts as lost.
-            meeting: where the ranks find each other: the environment that torchrun sets, or ``file:///path``.
+            meeting: address at which the ranks meet: the environment that torchrun sets, or ``file:///path``.
             here: number of ranks that share this machine's cores; rank 0 has all cores once the others have left.
         """
         self.rank, self.size = rank, size
@@ -102,9 +102,9 @@ class DistributedProcessGroup(ProcessGroup):
                 raise ProcessGroupLostError(by_another=False)
         finally:
             if self.rank == 0:
-                with suppress(RuntimeError):  # the store may have gone with the process that held it
+                with suppress(RuntimeError):  # the process that held the store may be gone
                     self._announce(LEAVE)
-        dist.destroy_process_group()  # of a broken group it may wait for what never comes
+        dist.destroy_process_group()  # in a broken group it may wait forever
         torch.set_num_threads(torch.get_num_threads() * self._here)
 
     @contextmanager
@@ -132,7 +132,7 @@ class DistributedProcessGroup(ProcessGroup):
         """Yield the names of the runs to train, as rank 0 announces them, until it dismisses the others.
 
         Raises:
-            KeyboardInterrupt: a stop signal has come while nothing was trained.
+            KeyboardInterrupt: a stop signal has come between two runs.
         """
         assert self._announcements is not None, "joined"
         for number in map(str, count()):

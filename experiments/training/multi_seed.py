@@ -1,8 +1,8 @@
-"""Several seeds of one variant trained in lock-step, each as if it were alone.
+"""Several seeds of one variant trained in lock-step, each with the results of a separate training.
 
 Each network has its own batches, losses and weights. SGD works element by element, so that one optimizer over all
 weights equals one for each network. A small network leaves most of a GPU idle, so that k of them may take little
-longer than one. On a CPU nothing is gained.
+longer than one. On a CPU there is no gain.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Progress of a training in words: in lines where no progress bar is seen, and on the bar."""
+"""Progress of a training as text: in lines if there is no progress bar, else on the bar."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class ProgressLines:
     """Lines on runs in training: one after the first epoch, then at most one each half minute.
 
     Attributes:
-        bar_note: text behind the title of the progress bar.
+        bar_note: text after the title of the progress bar.
     """
 
     bar_note: str = ""
@@ -23,7 +23,7 @@ class ProgressLines:
         self._last_line_at = float("-inf")
 
     def estimate(self, run: Run, runs: int, epochs: int, epoch_s: float) -> tuple[float, str]:
-        """Return the seconds that are left, and the words for them.
+        """Return the seconds that are left, and a phrase with them.
 
         Args:
             run: in training.

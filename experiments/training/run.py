@@ -41,7 +41,7 @@ def train_run(
     Args:
         run: folder of checkpoints and metrics.
         model: freshly built under the run's seed.
-        context: what it is trained with.
+        context: images, recipe and precision.
         tracker: receives the metrics of every epoch.
         process_group: the processes that train it together and all call this; rank 0 alone reads and writes the run.
         lines: print how far the run is.
@@ -93,7 +93,7 @@ def train_seeds(
     Args:
         runs: they differ in their seeds alone.
         fresh: functions that build the network of each run, under its seed.
-        context: what they are trained with.
+        context: images, recipe and precision.
         trackers: one for each run.
         lines: print how far the runs are.
 
@@ -140,7 +140,7 @@ def _train_in_lockstep(
     trackers: Sequence[Tracker],
     lines: ProgressLines,
 ) -> list[dict[str, Any] | LeaseLostError]:
-    """Train runs that are equally far; if one diverges, the others are saved where they are."""
+    """Train runs with equally many steps done; if one diverges, the others are saved at this step."""
     choose_kernels()
     with stop_signal.deferred():
         learner = MultiSeedLearner(models, context, context.steps)
@@ -154,7 +154,7 @@ def _train_in_lockstep(
 
 
 def _equally_far(runs: Sequence[Run], candidates: Sequence[int]) -> list[int]:
-    """Return the candidates, by index, that are as far as the first of them."""
+    """Return the candidates, by index, with as many steps done as the first of them."""
     reached = [steps_trained(runs[k]) for k in candidates]
     return [k for k, steps in zip(candidates, reached, strict=True) if steps == reached[0]]
 

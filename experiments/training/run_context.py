@@ -15,11 +15,11 @@ from experiments.errors import UsageError
 from experiments.training.recipe import Recipe
 
 Compile = Literal["auto", "always", "never"]
-MIN_STEPS_TO_COMPILE = 2000  # of a training; a shorter one does not repay the time of the compiler
+MIN_STEPS_TO_COMPILE = 2000  # of a training; a shorter one takes longer with the compiler than without
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
-    """Return the random numbers of one epoch of one run; they do not depend on what was drawn before."""
+    """Return the random numbers of one epoch of one run; they do not depend on earlier draws."""
     return torch.Generator().manual_seed(seed * 1_000_003 + epoch)
 
 
@@ -43,7 +43,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Return the dtype of convolutions; ``auto`` is bf16 where the hardware multiplies it, elsewhere it is slow."""
+    """Return the dtype of convolutions; ``auto`` is bf16 on hardware that multiplies it, else fp32."""
     if precision != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     if device.type == "cuda":
@@ -109,7 +109,7 @@ class RunContext:
     def with_compiler(self, wanted: Compile) -> RunContext:
         """Return the context with or without compiled steps.
 
-        ``auto`` compiles on a GPU where Triton is installed, for trainings that repay the minute that the compiler
+        ``auto`` compiles on a GPU with Triton, for trainings long enough to save the minute that the compiler
         takes. On a CPU a compiled step is no faster (``make bench-blocks``).
         """
         pays = self.device.type == "cuda" and self.steps >= MIN_STEPS_TO_COMPILE and find_spec("triton") is not None
@@ -124,7 +124,9 @@ class RunContext:
         if self.views.labels == "stored":
             return self
         images = self.dataset.train
-        order = torch.randperm(len(images.labels), generator=epoch_generator(seed, -1))  # numbers that no epoch draws
+        order = torch.randperm(
+            len(images.labels), generator=epoch_generator(seed, -1)
+        )  # separate from the random numbers of the epochs
         permuted = Images(images.pixels, images.labels[order.to(images.labels.device)])
         return replace(self, dataset=replace(self.dataset, train=permuted))
 

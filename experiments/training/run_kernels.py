@@ -1,6 +1,6 @@
 """Kernels of a run: chosen by the table that it began with, not by later measurements, so that it resumes bit for bit.
 
-The table lies in the run's folder. It is what this machine knew of the layers of the network when the run began; with
+The table is in the run's folder. It has the times known on this machine for the network when the run began; with
 ``GCONV_TUNE=1`` that is measured first, once on this machine for each architecture.
 """
 
@@ -35,9 +35,9 @@ def kernels_of(
     """Choose kernels by the table of a run inside the block.
 
     Args:
-        run: in whose folder the table lies, or is put.
+        run: its folder has the table, or gets it.
         model: that is trained; it is moved to the device.
-        context: what it is trained with.
+        context: images, recipe and precision.
         process_group: the processes that train it; all choose by the table of rank 0.
 
     Yields:
@@ -51,7 +51,7 @@ def kernels_of(
 
 
 def _table_text(run: Run, model: nn.Module, context: RunContext, process_group: ProcessGroup) -> str:
-    """The text of the run's table, written if there is none that holds here."""
+    """Return the text of the run's table; it is written if there is none that is valid on this machine."""
     path, machine = run.folder / FILE, this_machine(context.device)
     if (text := _read(path, machine)) is not None:
         return text
@@ -65,7 +65,7 @@ def _table_text(run: Run, model: nn.Module, context: RunContext, process_group: 
 
 
 def _read(path: Path, machine: Machine) -> str | None:
-    """The text of a table; None where there is none, or one that does not hold here, which is reported."""
+    """Return the text of a table; None if there is none. A table of another machine is reported and not used."""
     try:
         text = path.read_bytes().decode(errors="replace")
         made_on, _ = tables.parse(text)
@@ -81,7 +81,7 @@ def _read(path: Path, machine: Machine) -> str | None:
 
 
 def _tune(model: nn.Module, context: RunContext, process_group: ProcessGroup) -> None:
-    """Measure what the layers of the network need and this machine does not know yet."""
+    """Measure the kernels for those layers of the network that are not measured on this machine."""
     model.to(context.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     batch = torch.arange(min(context.recipe.batch_size, len(context.dataset.train.labels)))
     x, _ = context.training_inputs(batch, epoch_generator(0, 0), process_group.share(len(batch)))

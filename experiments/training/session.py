@@ -1,4 +1,4 @@
-"""Runs in training: what the loop reads from the run store, and what it leaves there and elsewhere.
+"""Runs in training: reading from the run store, and writing of checkpoints, metrics and progress.
 
 As a rule a session has one run. Seeds that one learner trains in lock-step share a session; each of them still has a
 checkpoint, a lease, a metrics file and a tracker of its own.
@@ -29,11 +29,11 @@ from experiments.training.run_context import RunContext
 class TrainingSession:
     """Runs that one learner trains in lock-step.
 
-    Where another process takes over the lease of a run, its network is trained on for the sake of the others, and
-    nothing is written for it any more.
+    If another process takes over the lease of a run, its network is still trained together with the others, but
+    no file of the run is written any more.
 
     Attributes:
-        context: what the runs are trained with.
+        context: images, recipe and precision of the runs.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class TrainingSession:
         Args:
             runs: one for each network of the learner; all are equally far.
             learner: trains them.
-            context: what they are trained with.
+            context: images, recipe and precision.
             trackers: one for each run; they receive the metrics of every epoch.
             lines: print how far the runs are.
 
@@ -83,7 +83,7 @@ class TrainingSession:
         return LossMonitor(self._learner, self._batches, epoch, title, self._trackers)
 
     def after_step(self, step: int, totals_S2: Tensor) -> None:
-        """Note where the epoch stands; save it if that is due.
+        """Record the state of the epoch; save it if that is due.
 
         Args:
             step: of the epoch, counted from 1.
@@ -97,7 +97,7 @@ class TrainingSession:
         self.save_if_due()
 
     def save_if_due(self) -> None:
-        """Save the epoch so far after long, or before stopping; raises as ``after_step``."""
+        """Save the epoch so far if the last checkpoint is old, or before stopping; raises as ``after_step``."""
         for index, progress in self._held():
             with self._note_lost_lease(index):
                 progress.save_if_due()
@@ -133,14 +133,14 @@ class TrainingSession:
             self._lines.epoch_ended(self._runs[0], self._title(epoch), loss, len(self._runs), left, seconds)
 
     def save_others(self, diverged: int) -> None:
-        """Save every run whose network is finite, but for the one that has diverged, by its index."""
+        """Save every run with finite weights, except the one that has diverged, given by its index."""
         for index, progress in self._held():
             if index != diverged and _is_finite(self._learner.networks[index]):
                 with self._note_lost_lease(index):
                     progress.save()
 
     def results(self) -> list[dict[str, Any] | LeaseLostError]:
-        """Return the last metrics of each run with the seconds of the whole training, or how its lease was lost."""
+        """Return the last metrics of each run with the seconds of the training, or the error of its lost lease."""
         return [
             self._lost.get(index)
             or {
@@ -164,7 +164,7 @@ class TrainingSession:
 
     @contextmanager
     def _note_lost_lease(self, index: int) -> Iterator[None]:
-        """Note a lost lease; raise it if it was the last one."""
+        """Record a lost lease; raise the error if it was the last one."""
         try:
             yield
         except LeaseLostError as error:
