@@ -109,7 +109,7 @@ class Change:
 
 
 def change_from_initialisation(trained: ArrayLike, initial: ArrayLike) -> Change:
-    """Change of each filter between two states of the same layer, (O, …) both.
+    """Return the change of each filter between two states of the same layer, (O, …) both.
 
     Raises:
         ValueError: the shapes differ, or a filter started from zero.
@@ -190,7 +190,7 @@ class FirstColour:
 
 
 def first_colour(filters_O3KK: ArrayLike) -> FirstColour:
-    """First singular vector of each filter's weights (3, K · K), projected off the grey axis.
+    """Return the first singular vector of each filter's weights (3, K · K), projected off the grey axis.
 
     Raises:
         ValueError: the filters do not read three channels.
@@ -333,7 +333,7 @@ class ColourSelectivity:
 
 
 def selectivity_index(colour_OM: ArrayLike, grey_OM: ArrayLike) -> ColourSelectivity:
-    """The index from the responses to crops and to their grey versions, in the same order.
+    """Return the index from the responses to crops and to their grey versions, in the same order.
 
     A response below zero counts as none, as after a ReLU; a crop without a response takes no part.
 
@@ -359,7 +359,7 @@ def colour_selectivity(
     field: ReceptiveField,
     batch: int = 64,
 ) -> ColourSelectivity:
-    """Colour selectivity index of a layer: each crop is made grey where it lies in its image, and the unit asked again.
+    """Return the colour selectivity index of a layer: each unit's response to its crops, in colour and made grey.
 
     So padding and whatever else the unit's place does to it stay as they were. One image passes for each crop.
 

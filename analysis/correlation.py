@@ -62,7 +62,7 @@ class GroupContrast:
 
 
 def group_contrast(corr: ArrayLike, labels: ArrayLike) -> GroupContrast:
-    """Mean absolute correlation within and between groups, diagonal excluded.
+    """Return the mean absolute correlation within and between groups, diagonal excluded.
 
     Args:
         corr: (C, C) correlations; rows of NaN are dead filters.
@@ -77,7 +77,7 @@ def group_contrast(corr: ArrayLike, labels: ArrayLike) -> GroupContrast:
 
 
 def mean_contrast(contrasts: Sequence[GroupContrast]) -> GroupContrast:
-    """Average within and between over the draws of a null; the numbers of filters are rounded means.
+    """Return the average within and between over the draws of a null; the numbers of filters are rounded means.
 
     Raises:
         ValueError: no contrast.
@@ -89,7 +89,7 @@ def mean_contrast(contrasts: Sequence[GroupContrast]) -> GroupContrast:
 
 
 def contrast_test(corr: ArrayLike, labels: ArrayLike, permutations: int = 2000, seed: int = 0) -> float:
-    """One-sided p of within − between when the labels are permuted, every group keeping its size.
+    """Return the one-sided p of within − between when the labels are permuted, every group keeping its size.
 
     Raises:
         ValueError: the shapes do not fit, or there is no pair within or none between groups.

@@ -148,7 +148,7 @@ def measure_effect(table: pd.DataFrame, metric: Metric, lost: Mapping[tuple[str,
 
 
 def _variants(metric: Metric) -> list[str]:
-    """The variants that an effect compares."""
+    """Return the variants that an effect compares."""
     terms = (*metric.of, *metric.minus)
     return list(dict.fromkeys(n for term in terms for v in term.variants for n in _filled(v, metric.over)))
 
@@ -209,7 +209,7 @@ def _values(table: pd.DataFrame, term: Term) -> pd.Series:
 
 
 def _rows(table: pd.DataFrame, term: Term) -> pd.DataFrame:
-    """The rows of a term of one variant whose value is defined."""
+    """Return the rows of a term of one variant whose value is defined."""
     (variant,) = term.variants
     rows = table[table["variant"] == variant]
     if rows.empty:
@@ -224,7 +224,7 @@ def _rows(table: pd.DataFrame, term: Term) -> pd.DataFrame:
 
 
 def _joined(columns: Sequence[pd.Series]) -> pd.DataFrame:
-    """Columns side by side, where all of them have a value."""
+    """Return columns joined side by side, without rows in which a value is missing."""
     frame = pd.concat(columns, axis=1, join="inner", keys=range(len(columns))).dropna()
     if frame.empty:
         raise NotMeasuredError("no seed, or no layer, with all that is compared")

@@ -47,7 +47,7 @@ class Record:
     refused: str = ""
 
     def for_effect(self, metric: Metric) -> tuple[pd.DataFrame, Lost]:
-        """The table and the lost runs for one effect."""
+        """Return the table and the lost runs for one effect."""
         if not metric.per_seed:  # counts and timings are those of the architecture
             return self.table, {}
         looks_at_filters = any(term.measure not in OUTCOMES for term in (*metric.of, *metric.minus))

@@ -38,7 +38,7 @@ class Tuning:
 
 
 def tuning(planes_OCKK: ArrayLike) -> Tuning:
-    """Spatial tuning of filters, the power of all planes added up.
+    """Return the spatial tuning of filters, the power of all planes added up.
 
     With P(f) the power at frequency f = |f| (cos θ, sin θ): centroid Σ |f| P / Σ P, selectivity |Σ P e^{2iθ}| / Σ P
     (one less the circular variance of Ringach et al. 2002, eq. 1), direction half the angle of that sum.

@@ -121,7 +121,7 @@ class BlockEnergy:
 def block_energy(
     matrix_CD: ArrayLike, first_labels_C: ArrayLike, second_labels_D: ArrayLike, seed: int = 0
 ) -> BlockEnergy:
-    """On-block energy of a covariance between two layers.
+    """Return the on-block energy of a covariance between two layers.
 
     N samples add 1 / N of noise to each squared entry (more, as pixels of one image are alike), on the blocks and off
     them, which pulls the shares towards chance: compare networks on as many images, and show many.

@@ -59,7 +59,7 @@ class SeedEstimate(Estimate):
 
 
 def measure_bounds(measure: str, unit: str = "") -> Bounds:
-    """Least and largest value that a measure of the long table can have."""
+    """Return the least and largest value that a measure of the long table can have."""
     for pattern, bounds in _OF_MEASURES:
         if re.fullmatch(pattern, measure):
             return bounds
@@ -67,7 +67,7 @@ def measure_bounds(measure: str, unit: str = "") -> Bounds:
 
 
 def seed_estimate(values: ArrayLike, bounds: Bounds = UNBOUNDED) -> SeedEstimate:
-    """Mean over seeds with Student's 95% interval, from six seeds on.
+    """Return the mean over seeds with Student's 95% interval, from six seeds on.
 
     The mean lies within the bounds, so that an interval cut at them covers it as often as the whole one.
 

@@ -86,7 +86,7 @@ def associations(
     permutations: int = DRAWS,
     seed: int = 0,
 ) -> list[Inference]:
-    """Absolute rank correlation (Spearman) of each factor with an attribute of the filters, and its permutation p.
+    """Return the absolute rank correlation (Spearman) of each factor with an attribute of the filters, and its p.
 
     The p are of one factor each: pass those of several through ``stats.false_discovery_rates``.
 
@@ -126,7 +126,7 @@ def associations(
 
 
 def spectral_groups(coupling_OC: ArrayLike, groups: int, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Groups of readers (O,) and of the filters read (C,) that connect mostly among themselves; −1 if unconnected.
+    """Return groups of readers (O,) and of the filters read (C,) that connect mostly among themselves; −1: unconnected.
 
     By spectral co-clustering (Dhillon 2001). Group k of the readers reads mostly group k.
 
@@ -193,7 +193,7 @@ def _living(coupling_OC: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.boo
 
 
 def _standardised(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Midranks, centred and of length 1; zeros where all are equal."""
+    """Return midranks, centred and of length 1; zeros where all are equal."""
     if values.size == 0:
         return values
     ranks = rankdata(values)

@@ -81,7 +81,7 @@ def spatial_links(layer: nn.Module, size: int, axis: int = 1) -> list[Link]:
 
 
 def count_macs(layer: nn.Module, height: int, width: int) -> int:
-    """Multiply-accumulates for one image, biases left out: channel links × pixel links down × pixel links along.
+    """Return the multiply-accumulates for one image, without biases: channel links × pixel links down × along.
 
     A layer that only moves channels multiplies nothing and costs 0.
     """

@@ -51,7 +51,7 @@ class NullPartition:
 def null_partitions(
     corr: ArrayLike, sizes: Sequence[int], draws: int = 1000, seed: int = 0
 ) -> dict[str, NullPartition]:
-    """Contrast of a dense layer under every kind of null partition.
+    """Return the contrast of a dense layer under every kind of null partition.
 
     Args:
         corr: (C, C) correlations of its filters; rows of NaN are dead filters.

@@ -58,7 +58,7 @@ class PooledResponses:
 
 
 def image_targets(batches: Iterable[Tensor]) -> dict[str, NDArray[np.float64]]:
-    """Properties of images that a group may know, each (N, D), in one stream.
+    """Return the properties of images that a group may know, each (N, D), in one stream.
 
     - ``hue``: (cos, sin) of the hue angle of the mean colour in the plane off the grey axis; red is 0, green 120°.
     - ``chroma``: mean over pixels of the distance from the grey axis, R − (G + B)/2 and √3 (G − B)/2; 1 for pure red.
@@ -128,7 +128,7 @@ class GroupProbe:
 
 
 def probe_score(features_NC: ArrayLike, target: ArrayLike, seed: int = 0) -> float:
-    """Score of a linear probe of a target, on images that it was not fitted to (5-fold cross-validation).
+    """Return the score of a linear probe of a target, on images that it was not fitted to (5-fold cross-validation).
 
     Features are standardised, the ridge penalty is chosen within the images learned from. Quantities are scored by R²,
     1 − Σ (y − ŷ)² / Σ (y − ȳ)² over all dimensions together, which is below 0 where the mean would have done better;

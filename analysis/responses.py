@@ -289,7 +289,7 @@ def _images_at_a_time(x_NCHW: Tensor) -> int:
 
 
 def _samples(x_NCHW: Tensor) -> Tensor:
-    """(C, S) float64, a copy, in the order of memory that needs no second copy."""
+    """Return (C, S) float64, a copy, in the order of memory that needs no second copy."""
     x = x_NCHW.cpu() if x_NCHW.device.type == "mps" else x_NCHW  # MPS has no float64
     channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
     layout = torch.preserve_format if channels_last else torch.contiguous_format

@@ -170,7 +170,7 @@ def _units_by_reader(
 def _flows_into(
     name: str, wiring: dict[str, LayerWiring], units: Units, place: dict[str, int], image_channels: int
 ) -> list[Flow]:
-    """The flows that one convolution reads. Sets of filters are whole numbers: bit f is filter f."""
+    """Return the flows that one convolution reads. Sets of filters are whole numbers: bit f is filter f."""
     members = {source: _members(units[source][1]) for source in wiring}
     # What each input channel comes from: filters of each (column, unit). If from the image, its channels come in order.
     origins = [

@@ -63,7 +63,7 @@ class Separation:
 def separation(
     values: ArrayLike, labels: ArrayLike, kept: ArrayLike | None = None, permutations: int = DRAWS, seed: int = 0
 ) -> Separation:
-    """Separation of the groups in one attribute.
+    """Return the separation of the groups in one attribute.
 
     Args:
         values: (n,) attribute; filters in which it is not finite are left out, and counted in the notes.
@@ -106,13 +106,13 @@ def separation(
 
 
 def mean_range(values_n: NDArray[np.float64], labels_Pn: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(P,) largest minus smallest group mean under each labeling; all of them have the same groups."""
+    """Return (P,) largest minus smallest group mean under each labeling; all of them have the same groups."""
     member_GPn = _members(labels_Pn)
     return np.ptp(member_GPn @ values_n / member_GPn.sum(2), axis=0)
 
 
 def eta_squared(values_n: NDArray[np.float64], labels_Pn: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(P,) sum of squares between the groups over the total one; 0 where all values are equal."""
+    """Return (P,) sum of squares between the groups over the total one; 0 where all values are equal."""
     member_GPn = _members(labels_Pn)
     centred = values_n - values_n.mean()
     between = ((member_GPn @ centred) ** 2 / member_GPn.sum(2)).sum(0)
@@ -120,7 +120,7 @@ def eta_squared(values_n: NDArray[np.float64], labels_Pn: NDArray[np.int64]) -> 
 
 
 def mean_auc(values_n: NDArray[np.float64], labels_Pn: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(P,) area under the curve (Mann–Whitney U over its largest value) of the higher group, mean over pairs."""
+    """Return (P,) area under the curve (Mann–Whitney U over its largest value) of the higher group, mean over pairs."""
     member_GPn = _members(labels_Pn)
     sizes = member_GPn[:, 0].sum(1)
     beats_nn = (np.sign(values_n[:, None] - values_n) + 1) / 2  # ties count half
@@ -134,7 +134,7 @@ def mean_auc(values_n: NDArray[np.float64], labels_Pn: NDArray[np.int64]) -> NDA
 
 
 def normalised_information(values_n: NDArray[np.float64], labels_Pn: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(P,) 2 I / (H of the binned attribute + H of the groups)."""
+    """Return (P,) 2 I / (H of the binned attribute + H of the groups)."""
     member_GPn = _members(labels_Pn)
     count, groups = values_n.size, len(member_GPn)
     # As many filters in each quantile bin but for ties, which share one: exact, for midranks are whole or half.
@@ -152,7 +152,7 @@ def _members(labels_Pn: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def _entropy(share: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Entropy of shares along the last axis, in nats."""
+    """Return the entropy of shares along the last axis, in nats."""
     return -(share * np.log(np.where(share > 0, share, 1.0))).sum(-1)
 
 

@@ -116,7 +116,7 @@ class MomentStatistics:
 
 
 def moments(x_SC: ArrayLike) -> Moments:
-    """Moments of responses that are all in memory.
+    """Return the moments of responses that are all in memory.
 
     Raises:
         ValueError: fewer than four samples, or responses that are not finite.
@@ -142,7 +142,7 @@ def compare(measure: Similarity, x_SP: ArrayLike, y_SQ: ArrayLike) -> float:
 
 
 def biased_cka(of: Moments, first: Columns, second: Columns) -> float:
-    """Linear CKA, ‖C_xy‖² / (‖C_xx‖ ‖C_yy‖) (Kornblith et al. 2019), 0 to 1.
+    """Return the linear CKA, ‖C_xy‖² / (‖C_xx‖ ‖C_yy‖) (Kornblith et al. 2019), 0 to 1.
 
     It rises with the number of features: random responses of more features than samples come out close to 1.
 
@@ -153,7 +153,7 @@ def biased_cka(of: Moments, first: Columns, second: Columns) -> float:
 
 
 def unbiased_cka(of: Moments, first: Columns, second: Columns) -> float:
-    """Linear CKA with the unbiased HSIC (Nguyen et al. 2021), −1 to 1; about 0 for independent features.
+    """Return the linear CKA with the unbiased HSIC (Nguyen et al. 2021), −1 to 1; about 0 for independent features.
 
     Raises:
         ValueError: none of the features of a set varies, or each in single samples alone.
@@ -186,7 +186,7 @@ class CanonicalCorrelations:
 
 
 def canonical_correlations(of: Moments, first: Columns, second: Columns) -> CanonicalCorrelations:
-    """Singular values ρ of R_xx^-½ R_xy R_yy^-½, R the correlations of the features.
+    """Return the singular values ρ of R_xx^-½ R_xy R_yy^-½, R the correlations of the features.
 
     The weights are those of projection-weighted CCA (Morcos et al. 2018): with h_i the canonical variates of the first
     set and x_j its features, α_i = Σ_j |⟨h_i, x_j⟩|, over Σ α.
@@ -217,7 +217,7 @@ def canonical_correlations(of: Moments, first: Columns, second: Columns) -> Cano
 
 
 def mean_cca(of: Moments, first: Columns, second: Columns) -> float:
-    """Mean canonical correlation, 0 to 1 (Raghu et al. 2017); raises what ``canonical_correlations`` raises."""
+    """Return the mean canonical correlation, 0 to 1 (Raghu et al. 2017); raises as ``canonical_correlations``."""
     return float(canonical_correlations(of, first, second).correlations.mean())
 
 
@@ -231,7 +231,7 @@ def pwcca(of: Moments, first: Columns, second: Columns) -> float:
 
 
 def procrustes(of: Moments, first: Columns, second: Columns) -> float:
-    """Orthogonal Procrustes similarity s = ‖C_xy‖_* / √(tr C_xx tr C_yy), 0 to 1.
+    """Return the orthogonal Procrustes similarity s = ‖C_xy‖_* / √(tr C_xx tr C_yy), 0 to 1.
 
     Both sets are centred and scaled to Frobenius norm 1, the smaller one padded with zeros. The distance of Ding et al.
     2021 under that normalisation is 2 − 2 s, the angle of Williams et al. 2021 arccos s.
@@ -246,7 +246,7 @@ def procrustes(of: Moments, first: Columns, second: Columns) -> float:
 
 
 def between_groups(of: Moments, labels: ArrayLike, measure: Similarity) -> NDArray[np.float64]:
-    """(G, G) similarity of every group to every other, in the order of their labels; the diagonal is 1.
+    """Return (G, G) similarity of every group to every other, in the order of their labels; the diagonal is 1.
 
     Args:
         of: moments of the layer.
@@ -269,7 +269,7 @@ def between_groups(of: Moments, labels: ArrayLike, measure: Similarity) -> NDArr
 
 
 def mean_between(similarity_GG: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over pairs of different groups of similarities (…, G, G).
+    """Return the mean over pairs of different groups of similarities (…, G, G).
 
     Raises:
         ValueError: fewer than two groups.
@@ -283,7 +283,7 @@ def mean_between(similarity_GG: NDArray[np.float64]) -> NDArray[np.float64]:
 def random_splits(
     dense: Moments, sizes: Sequence[int], measure: Similarity, draws: int = 1000, seed: int = 0
 ) -> NDArray[np.float64]:
-    """(draws, G, G) similarity between random disjoint sets of a dense layer's living features: a null of those sizes.
+    """Return (draws, G, G) similarity between random disjoint sets of a dense layer's live features, as a null.
 
     Compare with it by ``stats.null_p(mean_between(observed), mean_between(null), side)``. That p is of one network
     against the splits of another; the training seed stays the unit, so test the differences over seeds.
@@ -321,7 +321,7 @@ def _normalised(hsic: NDArray[np.float64], first: Columns, second: Columns) -> f
 
 
 def _whitening(of: Moments, columns: Columns) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(P, rank) that whitens the standardised features, and their correlations (P, P)."""
+    """Return (P, rank) that whitens the standardised features, and their correlations (P, P)."""
     key = columns.tobytes()
     if key not in of.whitenings:
         corr = correlation_matrix(of.covariance[np.ix_(columns, columns)])

@@ -71,7 +71,7 @@ class Inference:
 
 
 def mean_interval(values: ArrayLike, level: float = 0.95) -> Estimate:
-    """Mean with Student's t interval; the training seed is the unit.
+    """Return the mean with Student's t interval; the training seed is the unit.
 
     Raises:
         ValueError: no value, or a value that is not finite.
@@ -197,22 +197,22 @@ class SignFlips:
 
     @classmethod
     def of(cls, values: ArrayLike, seed: int = 0) -> SignFlips:
-        """The subset means of (n,) values; ``seed`` is of the random subsets."""
+        """Return the subset means of (n,) values; ``seed`` is of the random subsets."""
         x = _finite(values)
         return cls(_subset_means(x, seed), float(np.abs(x).max()))
 
     def p_greater(self, centre: float = 0.0) -> float:
-        """The p of "the values lie about a centre no larger than this"."""
+        """Return the p of "the values lie about a centre no larger than this"."""
         far = np.searchsorted(self.means, centre + self._tie(centre), "right")
         return (1 + int(far)) / (1 + self.means.size)
 
     def p_less(self, centre: float = 0.0) -> float:
-        """The p of "the values lie about a centre no smaller than this"."""
+        """Return the p of "the values lie about a centre no smaller than this"."""
         far = self.means.size - np.searchsorted(self.means, centre - self._tie(centre), "left")
         return (1 + int(far)) / (1 + self.means.size)
 
     def interval(self, level: float = 0.95) -> tuple[float, float] | None:
-        """The two-sided interval; None where so few values have none."""
+        """Return the two-sided interval; None where so few values have none."""
         left_out = math.floor((1 - level) / 2 * (1 + self.means.size) + 1e-9)  # of the ordered means, at either end
         return (float(self.means[left_out - 1]), float(self.means[-left_out])) if left_out else None
 
@@ -303,7 +303,7 @@ def equivalence_test(differences: ArrayLike, margin: float, alpha: float = 0.05)
 
 
 def false_discovery_rates(p_values: Sequence[float | None] | NDArray[np.float64]) -> NDArray[np.float64]:
-    """The q of several tests, in their order (Benjamini & Hochberg 1995).
+    """Return the q of several tests, in their order (Benjamini & Hochberg 1995).
 
     Of those whose q is at most α, a share of α is expected to be false at most, where the tests are independent or
     depend on each other positively (Benjamini & Yekutieli 2001).
@@ -340,7 +340,7 @@ def _floor_note(floor: float, level: float = 0.95) -> str:
 
 
 def _subset_means(x: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
-    """Means of the non-empty subsets of the values, all or random ones, ascending."""
+    """Return the means of the non-empty subsets of the values, all or random ones, ascending."""
     if x.size <= EXACT_SEEDS:
         return np.sort(_weights_of_subsets(x.size) @ x)
     member = np.random.default_rng(seed).integers(0, 2, (DRAWS, x.size))

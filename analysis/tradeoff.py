@@ -34,7 +34,7 @@ OF_A_DIFFERENCE = (-1.0, 1.0)  # of accuracies
 
 
 def over_seeds(table: pd.DataFrame, measure: str, variant: str, layer: str = "") -> SeedEstimate | None:
-    """Mean and interval of one measure of one variant over its seeds; None where it was not measured."""
+    """Return the mean and interval of one measure of one variant over its seeds; None where it was not measured."""
     rows = _rows(table, measure, layer)
     values = rows[rows["variant"] == variant].dropna(subset="value")
     unit = str(values["unit"].iloc[0]) if "unit" in values and len(values) else ""
@@ -42,14 +42,14 @@ def over_seeds(table: pd.DataFrame, measure: str, variant: str, layer: str = "")
 
 
 def paired_difference(table: pd.DataFrame, measure: str, variant: str, baseline: str) -> SeedEstimate | None:
-    """Mean and interval of variant − baseline over the seeds that both have; None where there is no such seed."""
+    """Return mean and interval of variant − baseline over the seeds that both have; None without such a seed."""
     difference = _differences(table, measure, variant, baseline)
     bounds = OF_A_DIFFERENCE if measure.endswith("accuracy") else UNBOUNDED
     return seed_estimate(difference.to_numpy(), bounds) if len(difference) else None
 
 
 def tradeoff_table(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per variant, in the order of the table: accuracy with its interval, and every cost.
+    """Return one row per variant, in the order of the table: accuracy with its interval, and every cost.
 
     Columns: variant, accuracy, low, high, least, most (of the seeds), n, difference (to the first variant, paired by
     seed), difference_low, difference_high, difference_least, difference_most, then one column per cost, NaN where it
@@ -91,7 +91,7 @@ def tradeoff_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def disturbed(table: pd.DataFrame) -> list[str]:
-    """Variants whose timed calls differ too much to be compared: something else ran on the machine."""
+    """Return the variants whose timed calls differ too much to be compared: something else ran on the machine."""
     middle, lower, upper = (_mean_by_variant(table, f"latency{end}") for end in ("", "_lower", "_upper"))
     both = [variant for variant in middle if variant in lower and variant in upper]
     return [variant for variant in both if upper[variant] - lower[variant] > DISTURBED * middle[variant]]
@@ -117,7 +117,7 @@ def on_front(costs: ArrayLike, accuracies: ArrayLike) -> NDArray[np.bool_]:
 
 
 def front_probability(table: pd.DataFrame, cost: str, measure: str = "test_accuracy", seed: int = 0) -> pd.DataFrame:
-    """Share of resampled seeds in which each variant is on the Pareto front of accuracy against a cost.
+    """Return the share of resampled seeds in which each variant is on the Pareto front of accuracy against a cost.
 
     The seeds that all variants have are drawn with replacement, the same for all, since runs of one seed share their
     images' order. Few seeds show less than their variance, (n − 1)/n of it: read 0.9 from three seeds as "probably".
@@ -168,7 +168,7 @@ def front_table(table: pd.DataFrame) -> pd.DataFrame:
 def _drawn_costs(
     table: pd.DataFrame, cost: str, variants: list[str], costs: NDArray[np.float64], seed: int
 ) -> NDArray[np.float64]:
-    """The cost of each variant in each resampling, (R, V) or (V,); only one that has quartiles varies."""
+    """Return the cost of each variant in each resampling, (R, V) or (V,); only one that has quartiles varies."""
     lower, upper = (_mean_by_variant(table, f"{cost}_{end}") for end in ("lower", "upper"))
     if not set(variants) <= lower.keys() & upper.keys():
         return costs
@@ -178,7 +178,7 @@ def _drawn_costs(
 
 
 def equal_pairs(table: pd.DataFrame, by: str, margin: float, tolerance: float = 0.02) -> pd.DataFrame:
-    """All pairs of variants that are equal in number of groups, in parameters or in MACs, compared seed by seed.
+    """Return all pairs of variants that are equal in number of groups, in parameters or in MACs, compared seed by seed.
 
     Args:
         table: long table of a study.
@@ -213,7 +213,7 @@ def equal_pairs(table: pd.DataFrame, by: str, margin: float, tolerance: float = 
 def difference_at_equal_cost(
     table: pd.DataFrame, variants: Sequence[str], others: Sequence[str], cost: str, measure: str = "test_accuracy"
 ) -> pd.Series:
-    """Difference of two families of variants where both cost the same, per seed.
+    """Return the difference of two families of variants where both cost the same, per seed.
 
     Within each family the measure is interpolated linearly between its variants, against the logarithm of the cost;
     the difference is averaged over the logarithms of the costs that both families span, never extrapolated.
@@ -247,13 +247,13 @@ def difference_at_equal_cost(
 
 
 def _mean_by_variant(table: pd.DataFrame, measure: str) -> dict[str, float]:
-    """Mean over the rows of each variant."""
+    """Return the mean over the rows of each variant."""
     means = _rows(table, measure, "").dropna(subset="value").groupby("variant")["value"].mean()
     return {str(variant): float(value) for variant, value in means.items()}
 
 
 def _differences(table: pd.DataFrame, measure: str, variant: str, baseline: str) -> pd.Series:
-    """Variant − baseline by seed; empty where no seed has both."""
+    """Return variant − baseline by seed; empty if no seed has both."""
     rows = _rows(table, measure, "")
     by_seed = rows[rows["variant"].isin([variant, baseline])].pivot_table("value", "seed", "variant")
     if variant == baseline or not {variant, baseline} <= set(by_seed.columns):
@@ -262,7 +262,7 @@ def _differences(table: pd.DataFrame, measure: str, variant: str, baseline: str)
 
 
 def _groups(table: pd.DataFrame) -> dict[str, int]:
-    """Largest number of groups of any layer, by variant, from the column as ``gconv.Partition`` writes it."""
+    """Return the largest number of groups of any layer, by variant, from the texts of ``gconv.Partition``."""
     groups_of: dict[str, int] = {}
     built = table[table["null"].fillna("") == ""] if "null" in table else table  # a null may cut a layer otherwise
     for variant, text in built[["variant", "groups"]].drop_duplicates().fillna("").itertuples(index=False):

@@ -175,13 +175,13 @@ class _Mean:
         return (None, None) if low is None or high is None else (low[0], high[1])
 
     def p_above(self, centre: float) -> float:
-        """The p of "the effect is no larger than this"."""
+        """Return the p of "the effect is no larger than this"."""
         if len(self.worst) > EXACT_SEEDS:
             return self._t_p(self.worst - centre)
         return SignFlips.of(self.worst).p_greater(centre)
 
     def p_below(self, centre: float) -> float:
-        """The p of "the effect is no smaller than this"."""
+        """Return the p of "the effect is no smaller than this"."""
         if len(self.best) > EXACT_SEEDS:
             return self._t_p(centre - self.best)
         return SignFlips.of(self.best).p_less(centre)
@@ -236,7 +236,7 @@ def _two_sides(bounds: _Mean | _Share, test: Test) -> tuple[float, float]:
 
 
 def _power(n: int, test: Test, spread: float, p: float) -> float:
-    """The power of n seeds, for normal effects: of the noncentral t at the p that sign flips can reach.
+    """Return the power of n seeds, for normal effects: of the noncentral t at the p that sign flips can reach.
 
     Of a direction: P(beyond nothing) − P(surely too small). Of equality, where the difference is 0: at least
     P(one side) + P(other side) − 1. No gain, where there is none, is found as a gain is.

@@ -1,4 +1,4 @@
-"""Output that any terminal can show: an ASCII or Latin-1 one, and names that are no UTF-8."""
+"""Output for any terminal: one of ASCII or Latin-1 as well, and file names that are not UTF-8."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def replace_unencodable() -> None:
-    """Have signs that standard output and error cannot encode replaced by ``?``, here and in child processes."""
+    """Replace characters that standard output and error cannot encode by ``?``, here and in child processes."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -23,7 +23,7 @@ def printable(name: str | Path) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them."""
+    """Return a duration in words: ``42 s``, ``5 min``, ``2 h 10 min``; in minutes from 100 s on."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

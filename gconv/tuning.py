@@ -123,7 +123,7 @@ class TuneReport:
         return None
 
     def __str__(self) -> str:
-        """The line, and of each layer the kernels, and how much faster than by the rule it is."""
+        """Return the line, then the kernels of each layer and its gain in speed over the rule."""
         layers: dict[tuple, dict[str, Use]] = defaultdict(dict)
         for use in sorted(self.chosen, key=lambda use: use.order):
             layers[use[1:]][use.op] = use

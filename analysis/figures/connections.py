@@ -168,7 +168,7 @@ def _draw_diagram(axes: Axes, diagram: Diagram, x: float, y: float) -> None:
 
 
 def _channel_colours(diagram: Diagram) -> list[list[Colour]]:
-    """The colour of each channel, row by row.
+    """Return the colour of each channel, row by row.
 
     It is that of the group that computes the channel, else of the group that reads it; a layer that links each output
     to one input passes the colour on.

@@ -17,7 +17,7 @@ BANDS = 7  # maximum number of variants whose ranges are drawn: more would hide 
 
 
 def by_epoch(curves: pd.DataFrame, variant: str, measure: str) -> pd.DataFrame:
-    """Mean, smallest and largest value over the seeds of a variant, by epoch; epochs without a value are left out."""
+    """Return mean, smallest and largest value over a variant's seeds, by epoch; epochs without a value are left out."""
     rows = curves[curves["variant"] == variant].dropna(subset=[measure])
     return rows.groupby("epoch")[measure].agg(["mean", "min", "max"])
 

@@ -29,7 +29,7 @@ Item = TypeVar("Item")
 
 
 def seed_estimates(values: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Mean over seeds of every combination of some columns, in the order of the table.
+    """Return the mean over seeds of every combination of some columns, in the order of the table.
 
     From six seeds on it has a 95% interval, within the bounds of the measure.
 

@@ -19,7 +19,7 @@ TITLE = "Whitened covariance between layers, by the groups of the second"
 
 
 def energies(table: pd.DataFrame) -> pd.DataFrame:
-    """Share of the energy on the blocks, mean over seeds.
+    """Return the share of the energy on the blocks, mean over seeds.
 
     Returns:
         variant, layer (``first-second``), null, mean, low, high, n, undefined.

@@ -36,7 +36,7 @@ def styles(falls_by_series: pd.Series) -> dict[str, Mark]:
 
 
 def drops(table: pd.DataFrame) -> pd.DataFrame:
-    """Fall of the accuracy without each group.
+    """Return the fall of the accuracy without each group.
 
     Returns:
         variant, layer, replacement, group, series (``group, colour images``, …), mean, low, high, n, undefined.

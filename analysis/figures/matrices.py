@@ -85,7 +85,7 @@ class Layout:
 
 
 def lay_out(variants: int, columns: Sequence[str], titles: Sequence[tuple[str, ...]]) -> Layout:
-    """The largest panels of which all columns fit side by side, and on one page, or on equal pages, all variants."""
+    """Return the layout with the largest panels: all columns side by side, variants on one page or on equal pages."""
     broad = min(LARGEST, (page.WIDTH - NAMES - BAR) / len(columns) - GAP)
     heading = max(_heading(column, broad)[1] for column in columns) + 0.04
     room = page.HEIGHT - TOP - heading

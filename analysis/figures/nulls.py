@@ -20,7 +20,7 @@ SHARE = Quantity("energy on blocks, beyond chance", 0)
 
 
 def gaps(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean |r| within groups − between groups, per seed.
+    """Return the mean |r| within groups − between groups, per seed.
 
     Args:
         table: long table with ``within_<side>`` and ``between_<side>``; side: computed, or read.
@@ -40,7 +40,7 @@ def gaps(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def rises(table: pd.DataFrame) -> pd.DataFrame:
-    """Gap of the trained network − gap of the same one untrained, of the seeds that have both."""
+    """Return the gap of the trained network − gap of the same one untrained, of the seeds that have both."""
     keys = ["variant", "layer", "side", "groups", "seed"]
     trained, untrained = (table[table["null"] == null].set_index(keys)["value"] for null in (TRAINED, UNTRAINED))
     both = trained.index.intersection(untrained.index, sort=False)

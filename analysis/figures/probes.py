@@ -17,7 +17,7 @@ PATTERN = r"probe_(?P<target>.+)_group_(?P<group>\d+)"
 
 
 def scores(table: pd.DataFrame) -> pd.DataFrame:
-    """Score of the probe of every group for every target.
+    """Return the score of the probe of every group for every target.
 
     Returns:
         variant, layer, target, group, series (the null; empty for the group), unit, mean, low, high, n, undefined.

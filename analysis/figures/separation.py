@@ -63,12 +63,12 @@ def filter_points(arrays: Mapping[str, Mapping[str, NDArray]]) -> pd.DataFrame:
 
 
 def group_means(points: pd.DataFrame) -> pd.Series:
-    """Mean of the learned filters, by variant, attribute and group; groups without any are left out."""
+    """Return the mean of the learned filters, by variant, attribute and group; groups without any are left out."""
     return points[points["learned"].astype(bool)].groupby(["variant", "attribute", "group"], sort=False)["value"].mean()
 
 
 def areas(table: pd.DataFrame) -> pd.DataFrame:
-    """Area under the curve of every attribute, with its nulls.
+    """Return the area under the curve of every attribute, with its nulls.
 
     Returns:
         variant, attribute (one of ``TESTED``), null, mean, low, high, n, undefined.

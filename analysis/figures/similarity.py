@@ -22,7 +22,7 @@ SIMILARITIES = {
 
 
 def similarities(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean over seeds of every similarity between groups.
+    """Return the mean over seeds of every similarity between groups.
 
     Returns:
         variant, layer, quantity, null, groups, mean, low, high, n, undefined.

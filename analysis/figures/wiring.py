@@ -62,17 +62,17 @@ class Row:
         )
 
     def gap(self, side: tuple[int, ...]) -> float:
-        """Between the units of a column."""
+        """Return the gap between the units of a column, in inches."""
         return min(0.045, 0.2 * self.height / len(side))
 
     def edges(self, column: int) -> tuple[float, float]:
-        """X of the left and the right edge of a column's blocks."""
+        """Return x of the left and of the right edge of a column's blocks."""
         centre = LEFT + (column - self.columns.start + 0.5) * self.pitch
         half = min(0.15 * self.pitch, 0.09)
         return centre - half, centre + half
 
     def spans(self, side: tuple[int, ...]) -> list[Span]:
-        """Top and bottom of each unit on one side of a column."""
+        """Return the top and bottom of each unit on one side of a column."""
         scale, gap = self.scale, self.gap(side)
         tops = accumulate((size * scale + gap for size in side[:-1]), initial=0.0)
         start = self.middle - (sum(side) * scale + gap * (len(side) - 1)) / 2

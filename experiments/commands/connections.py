@@ -104,7 +104,7 @@ def _parser(name: str) -> ArgumentParser:
 
 
 def diagrams() -> list[Diagram]:
-    """Single layers of 8 channels, then the blocks that are built from them.
+    """Return single layers of 8 channels, then the blocks that are built from them.
 
     Formulas are those of the article ("Why MobileNet and its variants are fast", yu4u) and, for logarithmic groups,
     of the fractions 1/2, 1/4, …; B are the inner channels of a block.

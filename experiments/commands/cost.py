@@ -183,7 +183,7 @@ def _check(given: Namespace) -> None:
 
 
 def _measure(models: Mapping[str, nn.Module], given: Namespace) -> dict[str, dict[str, float]]:
-    """Latency per image and peak memory of each model, timed in turn on the same batch."""
+    """Return the latency per image and peak memory of each model, timed in turn on the same batch."""
     device = choose_device(given.device)
     size = given.input_size
     x = torch.randn(given.batch, 3, size, size, device=device).to(memory_format=torch.channels_last)

@@ -62,7 +62,7 @@ class Picture:
 
 
 def read_images(files: list[Path], size: int, progress: str) -> Iterator[Picture]:
-    """Each file in order, as square RGB: the shorter side resized to ``size``, the centre kept."""
+    """Yield each file in order, as square RGB: the shorter side resized to ``size``, the centre kept."""
 
     def read(file: Path) -> Picture:
         try:

@@ -137,7 +137,7 @@ def images_in(place: Path, left_out: SkippedFiles) -> list[Path]:
 
 
 def same_pictures(test: Iterable[Path], train: Iterable[Path]) -> list[tuple[Path, Path]]:
-    """Each test file whose bytes a training file has too, with the first such file. Only equal sizes are read."""
+    """Return each test file with the bytes of a training file, and the first such file. Only equal sizes are read."""
     by_size = defaultdict(list)
     for file in train:
         by_size[file.stat().st_size].append(file)

@@ -62,7 +62,7 @@ def photo_files() -> list[Path]:
 
 
 def crops(split: str, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Crops of every photograph for one split.
+    """Return the crops of every photograph for one split.
 
     Args:
         split: ``train`` or ``test``.
@@ -84,7 +84,7 @@ def crops(split: str, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def stripes(width: int, window: int, split: str) -> list[tuple[int, int]]:
-    """(left, right) of the vertical stripes of a split; each third stripe is for testing."""
+    """Return (left, right) of the vertical stripes of a split; each third stripe is for testing."""
     count = max(3, width // (2 * window))  # stripes two crops wide, where the photograph has room for three
     edges = [round(k * width / count) for k in range(count + 1)]
     return [
@@ -95,7 +95,7 @@ def stripes(width: int, window: int, split: str) -> list[tuple[int, int]]:
 
 
 def _places(width: int, height: int, window: int, split: str, rng: np.random.Generator) -> list[tuple[int, int]]:
-    """Random (left, top) corners of windows that stay inside the stripes of a split."""
+    """Return random (left, top) corners of windows that stay inside the stripes of a split."""
     lefts = np.concatenate([np.arange(left, right - window + 1) for left, right in stripes(width, window, split)])
     tops = rng.integers(0, height - window + 1, CROPS[split])
     return [(int(left), int(top)) for left, top in zip(rng.choice(lefts, CROPS[split]), tops, strict=True)]

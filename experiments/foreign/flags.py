@@ -31,7 +31,7 @@ Every measure, with its nulls, on a network that was trained elsewhere: a table,
 
 
 def help_text(flags: list[str]) -> str:
-    """All flags, those of the model among them: AlexNet's where none is named."""
+    """Return all flags, those of the model among them: AlexNet's where none is named."""
     named = any(flag.startswith("--model=") for flag in flags)
     name = model_name(flags) if named else "alexnet"
     return _parser(name, {}, published_weights(name).get("DEFAULT")).format_help()
@@ -53,7 +53,7 @@ def model_name(flags: list[str]) -> str:
 
 
 def published_weights(name: str) -> dict[str, Any]:
-    """All weights that torchvision has of a model, by name, ``DEFAULT`` among them; of one of the suite it has none."""
+    """Return torchvision's weights for a model, by name, ``DEFAULT`` included; empty for a model of the suite."""
     if not name.startswith(TORCHVISION):
         return {}
     weights = import_torchvision().models.get_model_weights(name.removeprefix(TORCHVISION))

@@ -31,7 +31,7 @@ SPLITS = ("val", "test", "train")  # the first of these that exists is measured
 
 
 def load_images(path: Path, image_size: int, images: int) -> Dataset:
-    """So many images of a folder, evenly spaced over its files.
+    """Return a number of images of a folder, evenly spaced over its files.
 
     Test images are those of ``val/``, ``test/`` or ``train/`` in the folder, else of the folder itself; training images
     are as many of ``train/``, where it is there, else the same ones. The classes are the folders that they lie in.
@@ -133,7 +133,7 @@ def _count_outside(place: Path) -> int:
 
 
 def _evenly(files: list[tuple[Path, int]], images: int) -> list[tuple[Path, int]]:
-    """So many of the files, evenly spaced."""
+    """Return at most ``images`` of the files, evenly spaced."""
     taken = min(images, len(files))
     return [files[k * len(files) // taken] for k in range(taken)]
 

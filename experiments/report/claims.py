@@ -73,7 +73,7 @@ def print_claims(flags: Sequence[str]) -> None:
 
 
 def study_verdicts(study: str, runs: Path) -> str:
-    """The verdicts of one study alone, by its tables in ``runs``, on the claims that it bears on; empty without any.
+    """Return the verdicts of one study alone, by its tables in ``runs``, on its claims; empty without any.
 
     A trial is judged too, since it was asked for by name, and is called one.
     """
@@ -100,7 +100,7 @@ def recorded_verdicts() -> str:
 
 
 def ledger_text(claims: Sequence[Claim], findings: Sequence[Finding]) -> str:
-    """The ledger as aligned text of at most 120 columns, with the hardware beneath."""
+    """Return the ledger as aligned text of at most 120 columns, with the hardware beneath."""
     places = _StudyLetters()
     lines = [_row(" #", ["verdict"], ["claim"], [HEAD])]
     for claim, finding in zip(claims, findings, strict=True):

@@ -31,7 +31,7 @@ WEAK = 0.5  # power below which a study will probably miss the smallest effect o
 
 
 def read_rates(path: Path) -> pd.DataFrame:
-    """The table that ``benchmarks.null_studies`` writes.
+    """Return the table that ``benchmarks.null_studies`` writes.
 
     Raises:
         UsageError: it is not there, or lacks a column.
@@ -47,7 +47,7 @@ def read_rates(path: Path) -> pd.DataFrame:
 
 
 def write_page(claims: Sequence[Claim], rates: pd.DataFrame) -> str:
-    """The page in Markdown, without any result of a study.
+    """Return the page in Markdown, without any result of a study.
 
     Args:
         claims: of the ledger.
@@ -91,7 +91,7 @@ Written by `make claims ARGS=--markdown > docs/claims.md` from `configs/claims.y
 
 
 def claimed(test: Test) -> str:
-    """The direction of a part and its smallest effect of interest, in words."""
+    """Return the direction of a part and its smallest effect of interest, in words."""
     if test.direction == "within":
         return f"within {test.than:g} ± {test.matters:g}"
     if test.direction == "no_greater":
@@ -101,7 +101,7 @@ def claimed(test: Test) -> str:
 
 
 def planned(claim: Claim) -> str:
-    """The seeds that a claim needs, from its pilots."""
+    """Return the seeds that a claim needs, from its pilots."""
     open_ = _open_parts(claim)
     if not open_:
         return "none: no seed changes it"
@@ -117,7 +117,7 @@ def _open_parts(claim: Claim) -> list[Test]:
 
 
 def _most_seeds(parts: Sequence[tuple[Test, float | None]]) -> int:
-    """The seeds of the part that needs most; one above ``MOST_SEEDS`` where that is more."""
+    """Return the seeds of the part that needs most; one above ``MOST_SEEDS`` where that is more."""
     return max(seeds_to_find(test, spread) or MOST_SEEDS + 1 for test, spread in parts)
 
 
@@ -126,19 +126,19 @@ def _number(seeds: int) -> str:
 
 
 def _of_claim(claim: Claim, rates: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a claim that fit it as it is today: a part that was changed since has no rates."""
+    """Return the rows of a claim that fit it as it is today: a part that was changed since has no rates."""
     rows = rates[(rates["claim"] == claim.number) & (rates["part"] <= len(claim.tests))]
     today = [claim.tests[part - 1].matters for part in rows["part"]]
     return rows[np.isclose(rows["matters"], today)]
 
 
 def _vary(of_claim: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the kinds of networks in which each part has a spread: without one there is no test."""
+    """Return the rows of the kinds of networks in which each part has a spread: without one there is no test."""
     return of_claim[of_claim.groupby("kind")["sd"].transform("min") > 0]
 
 
 def _simulated_seeds(claim: Claim, of_claim: pd.DataFrame) -> list[int]:
-    """The seeds that a claim needs by the spreads of each kind of simulated networks, in rising order."""
+    """Return the seeds that a claim needs by the spreads of each kind of simulated networks, in rising order."""
     by_kind = _vary(of_claim[of_claim["kind"] != ACCURACY]).groupby("kind")
     seeds = []
     for _, of_kind in by_kind:
@@ -177,7 +177,7 @@ def _measures(claim: Claim) -> str:
 
 
 def _null(claim: Claim) -> str:
-    """The nulls and the variants that a claim is compared with, by their names."""
+    """Return the nulls and the variants that a claim is compared with, by their names."""
     nulls: dict[str, None] = {}
     for test in claim.tests:
         terms = (*test.metric.of, *test.metric.minus)

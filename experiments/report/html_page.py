@@ -202,7 +202,7 @@ def _commands(name: str, overrides: Mapping[str, Any] | Sequence[str]) -> list[t
 
 
 def _ledger(claims: Sequence[Claim], findings: Sequence[Finding]) -> list[dict[str, Any]]:
-    """One claim with its evidence for each row of the page."""
+    """Return one claim with its evidence for each row of the page."""
     rows = []
     for claim, finding in zip(claims, findings, strict=True):
         part, record = finding.part, finding.record
@@ -282,7 +282,7 @@ def _number(value: float, digits: int) -> float | int | str:
 
 
 def _cell(text: str) -> float | int | str:
-    """A cell of a table of texts as the number that it is."""
+    """Return the number in a cell of a table of texts."""
     try:
         number = float(text)
     except ValueError:

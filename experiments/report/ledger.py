@@ -27,7 +27,7 @@ TEST_KEYS = (*METRIC_KEYS, "direction", "matters", "than", "construction", "spre
 
 
 def read_claims(path: Path) -> list[Claim]:
-    """The ledger, checked.
+    """Return the ledger, checked.
 
     Raises:
         UsageError: names the file, the claim, the key and the right values.

@@ -25,7 +25,7 @@ OF_PLACES = ("--runs_root", "--device")  # flags of ``group-parallel`` that chan
 
 
 def find_records(study: str, runs: Path, results: Path = RESULTS, trials: bool = False) -> list[Record]:
-    """The records of a study, in ``runs`` and then in ``results``; damaged ones are named and left out.
+    """Return the records of a study, in ``runs`` and then in ``results``; damaged ones are named and left out.
 
     Args:
         study: its name.
@@ -50,7 +50,7 @@ def _whole_record(study: str, place: str, folder: Path, *more: Any) -> Record | 
 def read_record(
     study: str, place: str, folder: Path, known_data: set[str] | None = None, trials: bool = True
 ) -> Record | None:
-    """The record of a study in one folder of tables; None where there is none.
+    """Return the record of a study in one folder of tables; None where there is none.
 
     Args:
         study: its name.

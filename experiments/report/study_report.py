@@ -223,5 +223,5 @@ def _line(text: str) -> str:
 
 
 def _most(lines: list[str], most: int, rest: str) -> list[str]:
-    """The first of many lines, and how many more there are."""
+    """Return the first of many lines, and how many more there are."""
     return lines if len(lines) <= most else [*lines[: most - 1], f"… and {len(lines) - most + 1} more {rest}"]

@@ -92,7 +92,7 @@ def kept_speed(study_folder: Path) -> pd.DataFrame:
 
 
 def _layer_costs(runs: Sequence[Run], counts: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Parameters, MACs and activations of every layer of every variant."""
+    """Return the parameters, MACs and activations of every layer of every variant."""
     rows = []
     of_variant = {run.variant: (run, count) for run, count in zip(runs, counts, strict=True)}
     for variant, (run, count) in of_variant.items():

@@ -92,7 +92,7 @@ def draw_measured_folder(folder: Path) -> list[Path]:
 
 
 def read_measures(study_folder: Path) -> pd.DataFrame:
-    """The long table of a study."""
+    """Return the long table of a study."""
     return read_table(tables_folder(study_folder) / "measures.csv")
 
 
@@ -118,7 +118,7 @@ def markdown(table: pd.DataFrame, runs: pd.DataFrame, overrides: dict[str, objec
 
 
 def summary(table: pd.DataFrame) -> str:
-    """The study in plain text: accuracy against cost, correlation and colour, and groups against their nulls."""
+    """Return the study in plain text: accuracy against cost, correlation and colour, and groups against their nulls."""
     lines = [
         _accuracy_lines(tradeoff_table(table)),
         _front_lines(table),
@@ -152,7 +152,7 @@ def _accuracy_lines(rows: pd.DataFrame) -> str:
 
 
 def spread(row: pd.Series, of: str = "", form: str = ".3f") -> str:
-    """`` [low, high]``, the interval over seeds; of fewer than six `` (least … most)``; nothing of one."""
+    """Return `` [low, high]``, the interval over seeds; `` (least … most)`` of fewer than six; empty for one."""
     low, high, least, most = (row[f"{of}{end}"] for end in ("low", "high", "least", "most"))
     if not pd.isna(low):
         return f" [{low:{form}}, {high:{form}}]"
@@ -160,7 +160,7 @@ def spread(row: pd.Series, of: str = "", form: str = ".3f") -> str:
 
 
 def time_of_image(row: pd.Series) -> str:
-    """Median and quartiles of the time of an image."""
+    """Return the median and quartiles of the time of an image."""
     if pd.isna(row["latency_lower"]) or pd.isna(row["latency_upper"]):
         return "-" if pd.isna(row["latency"]) else f"{row['latency']:.3f}"
     return f"{row['latency']:.3f} ({row['latency_lower']:.3f} … {row['latency_upper']:.3f})"
@@ -205,7 +205,7 @@ def _equal_cost_lines(table: pd.DataFrame) -> str:
 
 
 def tradeoff_tables(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Accuracy against cost, by the name of its file: per variant, on which fronts, and at equal cost."""
+    """Return the tables of accuracy against cost by file name: per variant, Pareto fronts, and at equal cost."""
     equal = [equal_pairs(table, by, EQUAL_WITHIN).assign(equal=by) for by in ("groups", "parameters", "macs")]
     return {
         "tradeoff": tradeoff_table(table),

@@ -32,7 +32,7 @@ class DamagedTableError(UsageError):
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A long table as it was written: texts stay texts, also those such as ``null`` or ``4``."""
+    """Return a long table as it was written: texts stay texts, also those such as ``null`` or ``4``."""
     texts = [column for column in COLUMNS if column not in ("seed", "value")]
     missing = {"seed": "", "value": ""}
     table = read_csv(path, COLUMNS, dtype=dict.fromkeys(texts, str), keep_default_na=False, na_values=missing)
@@ -42,7 +42,7 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def read_csv(path: Path, columns: Sequence[str], **how: Any) -> pd.DataFrame:
-    """A table of any columns, which has at least these; ``how`` as of pandas.
+    """Return a table of any columns, which has at least these; ``how`` as of pandas.
 
     Raises:
         DamagedTableError: it is none, or not whole.

@@ -63,7 +63,7 @@ class Holder:
         return born is not None and born == self.born
 
     def line(self) -> bytes:
-        """Content as a line of the file."""
+        """Return the content as a line of the file."""
         return json.dumps(asdict(self)).encode().ljust(LEASE_BYTES - 1) + b"\n"
 
 

@@ -168,7 +168,7 @@ class Run:
         return state
 
     def epochs_saved(self) -> int:
-        """Whole epochs in the last checkpoint."""
+        """Return the number of whole epochs in the last checkpoint."""
         return len((self.load_checkpoint() or {}).get("history", []))
 
     def _checkpoints(self) -> tuple[Path, Path]:

@@ -57,7 +57,7 @@ def study_status(study: Study) -> dict[str, Any]:
 
 
 def _others_running(study: Study, folders: dict[Path, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Runs of other configurations that are in training, with the keys in which they differ."""
+    """Return the runs of other configurations that are in training, with the keys in which they differ."""
     states = []
     for path, config in folders.items():
         try:

@@ -85,7 +85,7 @@ def read_points(folder: Path) -> list[Point]:
 
 
 def suggest(sweep: SweepFile, points: list[Point]) -> dict[str, Any] | None:
-    """Values for the next point, or None where a grid is exhausted.
+    """Return the values for the next point, or None where a grid is exhausted.
 
     Raises:
         UsageError: the engine cannot make sense of the file.
@@ -109,7 +109,7 @@ def plain(value: Any) -> Any:
 
 
 def to_stop(sweep: SweepFile, points: list[Point]) -> set[int]:
-    """Numbers of the running points that early termination ends now."""
+    """Return the numbers of the running points that early termination ends now."""
     if "early_terminate" not in sweep.content:
         return set()
     stopped = import_engine().stop_runs(sweep.content, [_to_engine(sweep, point) for point in points])

@@ -94,7 +94,7 @@ class SweepFile:
 
 
 def from_agent(flags: list[str]) -> list[str]:
-    """Flags as an agent writes them, in Python's words, as the command line reads them: None is null."""
+    """Return the flags as an agent writes them, in Python's words, as the command line reads them: None is null."""
     return [re.sub(r"=None$", "=null", flag) for flag in flags]
 
 

@@ -96,7 +96,7 @@ def _run_agents(path: str, runs: int | None, workers: int) -> None:
 
 
 def _points(sweep: SweepFile, path: str) -> list[Point]:
-    """All runs of the sweep, in the order in which they were made."""
+    """Return all runs of the sweep, in the order in which they were made."""
     import wandb
 
     project, _, sweep_id = path.rpartition("/")

@@ -36,7 +36,7 @@ class Fused:
     skipped: Mapping[str, str]
 
     def __str__(self) -> str:
-        """One line per module with runs, then the other convolutions by reason."""
+        """Return one line per module with runs, then the other convolutions by reason."""
         rows = [
             [name or type(self.model).__name__, ", ".join(map(" + ".join, runs))] for name, runs in self.blocks.items()
         ]
@@ -119,7 +119,7 @@ def _is_sequential(module: nn.Module) -> bool:
 
 
 def _runs(sequential: nn.Module) -> Iterator[tuple[str, ...]]:
-    """Names of the modules of each run."""
+    """Yield the names of the modules of each run."""
     names, modules = zip(*sequential.named_children(), strict=True) if len(sequential._modules) else ((), ())
     for at in range(len(modules)):
         run = run_at(modules, at)

@@ -192,7 +192,7 @@ def by_kernel(seconds: Mapping[str, float]) -> dict[str, float]:
 def _nearest(
     op: str, geometry: Geometry, dtype: torch.dtype, device: torch.device, channels_last: bool, bits: int
 ) -> tuple[dict[str, float], int] | None:
-    """Seconds of all that was measured on the nearest layer, and the steps to that layer."""
+    """Return the measured seconds of all kernels on the nearest layer, and the distance of that layer."""
     if not bits:
         return None
     kind = tables.Kind.of(op, geometry, dtype, channels_last, bits)

@@ -96,7 +96,7 @@ class Kernels(NamedTuple):
 
 
 def kernels_for(x: Tensor, geometry: Geometry, input_size: Sequence[int]) -> Kernels:
-    """The kernels of a layer.
+    """Return the kernels of a layer.
 
     Args:
         x: the input, or the gradient of the output: batch, dtype, device and layout count.

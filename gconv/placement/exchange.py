@@ -58,7 +58,7 @@ class Exchange:
     returned: bool
 
     def sent(self, ranks: int, training: bool = True) -> tuple[int, ...]:
-        """Elements per image that each rank sends.
+        """Return the elements per image that each rank sends.
 
         Forward its own channels to all others, C_r · S · (R − 1); backward the gradient of the others' channels,
         (C − C_r) · S. The sum over ranks is (R − 1) · C · S for either.

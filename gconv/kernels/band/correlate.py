@@ -87,7 +87,7 @@ def input_gradient(
     *,
     blocking: Blocking,
 ) -> Tensor:
-    """Gradient by the input: the same correlation with inputs and outputs exchanged.
+    """Return the gradient by the input: the same correlation with inputs and outputs exchanged.
 
     Args:
         dy_NOHW: (N, O, H', W') of any strides.
@@ -179,7 +179,7 @@ def _correlate(
 
 
 def _columns(width: int, blocking: Blocking) -> int:
-    """Columns of a program that computes rows: a power of two that holds the width, if there is room."""
+    """Return the columns of a program that computes rows: a power of two that holds the width, if there is room."""
     return min(1 << (width - 1).bit_length(), blocking.pixels)
 
 

@@ -14,7 +14,7 @@ PIXELS = 2**31 - 2**16  # pixel numbers have 32 bits
 
 
 def programs() -> Any:
-    """The kernels: imported when first needed, so that all else works without Triton."""
+    """Return the kernels: imported when first needed, so that all else works without Triton."""
     from gconv.kernels.band import programs
 
     return programs

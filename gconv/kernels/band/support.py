@@ -45,7 +45,7 @@ def _no_triton(device: torch.device) -> str | None:
 
 
 def configs(geometry: Geometry, dtype: torch.dtype, device: torch.device | None = None) -> tuple[Blocking, ...]:
-    """The blockings worth timing for a layer; the first is used where none is measured.
+    """Return the blockings worth timing for a layer; the first is used where none is measured.
 
     Args:
         geometry: the layer.
@@ -63,7 +63,7 @@ def _configs(geometry: Geometry, itemsize: int, shared_memory: int | None) -> tu
 
 @lru_cache
 def _shared_memory(device: torch.device) -> int | None:
-    """Bytes that a program may have; None where nobody counts."""
+    """Return the bytes of shared memory of a program; None without a limit."""
     if device.type != "cuda":
         return None
     return getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", None)

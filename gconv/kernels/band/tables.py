@@ -165,7 +165,7 @@ def weight_places(index: Tensor) -> Tensor:
 
 
 def weight_jobs(tile_set: TileSet, taps: int) -> list[tuple[int, int]]:
-    """(tile, first block) of every run of packed blocks that one program of the weight gradient sums."""
+    """Return (tile, first block) of every run of packed blocks that one program of the weight gradient sums."""
     blocks = tile_set.columns(taps) // tile_set.depth
     return [
         (number, first)

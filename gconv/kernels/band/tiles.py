@@ -43,7 +43,7 @@ class Blocking:
     rows: bool = False
 
     def __str__(self) -> str:
-        """The name of the variant in tables of measured kernels."""
+        """Return the name of the variant in tables of measured kernels."""
         numbers = self.pixels, self.narrow, self.wide, self.depth, self.stages
         return f"{'rows' if self.rows else 'single'} {'/'.join(map(str, numbers))}"
 
@@ -56,7 +56,7 @@ class Blocking:
 
 
 def blockings(geometry: Geometry, itemsize: int) -> tuple[Blocking, ...]:
-    """The blockings worth timing for a layer; the first is the rule where nothing is timed.
+    """Return the blockings worth timing for a layer; the first is the rule where nothing is timed.
 
     Wide tiles have the width that leaves least room empty, the larger where equal. In 32 bits arithmetic is the bound,
     so that tiles are smaller, which multiplies fewer zeros. One stage reads through the first-level cache, more let
@@ -127,7 +127,7 @@ class TileSet:
     written_align: int
 
     def steps(self, tile: Tile) -> int:
-        """Steps of ``depth`` channels through the band of a tile."""
+        """Return the number of steps of ``depth`` channels through the band of a tile."""
         return units(tile.band_size, self.depth)
 
     def columns(self, taps: int) -> int:
@@ -139,7 +139,7 @@ class TileSet:
         return COLUMNS // 2 if few or self.read_align < VECTOR else COLUMNS
 
     def pixels(self, itemsize: int) -> int:
-        """Pixels of one step of the weight gradient."""
+        """Return the number of pixels of one step of the weight gradient."""
         pixels = STEP_BYTES // itemsize
         return pixels // 2 if self.read_align < VECTOR else pixels
 
@@ -213,7 +213,7 @@ def tile_table(geometry: Geometry, blocking: Blocking, transposed: bool) -> Tile
 
 
 def _bands(read: Partition, written: Partition) -> list[tuple[int, int]]:
-    """The read channels of each written channel: those of its group, rounded out to 16 bytes if there are so many."""
+    """Return the read channels of each written channel: those of its group, extended to whole 16 bytes if possible."""
     unit = 1 if read.channels % VECTOR else VECTOR
     return [
         (start // unit * unit, -(-(start + size) // unit) * unit)

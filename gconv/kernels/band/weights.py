@@ -92,7 +92,7 @@ def weight_gradient(
 
 @lru_cache
 def _programs(device: torch.device) -> int:
-    """Programs that fill a device."""
+    """Return the number of programs that fill a device."""
     if device.type != "cuda":
         return PROGRAMS * MULTIPROCESSORS
     return PROGRAMS * torch.cuda.get_device_properties(device).multi_processor_count

@@ -46,7 +46,7 @@ def correlate(
     RELU: tl.constexpr,
     STATISTICS: tl.constexpr,
 ):
-    """One tile at M written positions of one phase (tables.Walk). Grid: (pixel blocks · tiles, phases).
+    """One tile at M written positions of one phase (tables.AxisMap). Grid: (pixel blocks · tiles, phases).
 
     With statistics (one phase), row r of ``partials`` gets of pixel block r the mean of every channel, then the sum of
     squares of what differs from it, and ``counts`` its pixels.
