@@ -169,8 +169,8 @@ class Finding:
         n: the fewest seeds of the parts; None where nothing is per seed.
         p: doubled, for the claim, or against it where the verdict is "contradicted"; None where it was not tested.
         q: the same after the correction for all claims.
-        seeds: that would find the smallest effect of interest, where the verdict is open; None where that cannot be
-            told, or is over ``MOST_SEEDS``.
+        seeds: that would find the smallest effect of interest, where the verdict is open; None where that is
+            unknown, or over ``MOST_SEEDS``.
         note: limits of the verdict, in plain words.
         answers: by the studies that decide.
         others: by other studies that measured it.

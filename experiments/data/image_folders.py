@@ -29,7 +29,7 @@ MAX_NAMES = 5  # of what is left out, in a line
 
 HIDDEN = "hidden, or left by another program"
 ENDING = "no image by its ending"
-OUTSIDE = "an image beside the class folders"
+OUTSIDE = "an image outside the class folders"
 TWICE = "a linked folder whose images are read already"
 UNREADABLE = "an image that cannot be read"
 SEVERAL = "holds several pictures, the first is taken"

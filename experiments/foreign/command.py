@@ -207,7 +207,7 @@ def _notes(subject: MeasuredNetwork, dataset: Dataset) -> Iterator[Item]:
     if not subject.began_so:
         yield Note(OF_INITIALISATION, "the initialisation that the training began from is not known")
     if _has_no_training_images(dataset):
-        yield Note("training_…", "the folder has no train/ beside the images that are measured")
+        yield Note("training_…", "the folder has no train/ next to the measured images")
 
 
 def _has_no_training_images(dataset: Dataset) -> bool:

@@ -26,7 +26,7 @@ Every measure, with its nulls, on a network that was trained elsewhere: a table,
                         of torchvision (torchvision:alexnet for its own)
   --checkpoint=WEIGHTS  a file that torch.save wrote (a state_dict, also a wrapped one), a .safetensors file, or the
                         name of weights that torchvision has, such as DEFAULT. No code in a file is run. The number of
-                        classes is read from it, and the flags of a run of this suite from the file beside it.
+                        classes is read from it, and the flags of a run of this suite from the file next to it.
   --data=FOLDER         images, in a folder for each class or in none; of train/ and val/ in it, val/ is measured"""
 
 

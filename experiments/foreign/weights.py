@@ -275,7 +275,7 @@ def _differences(model: State, weights: State) -> str:
         for name in model
         if name in weights and weights[name].shape != model[name].shape
     ]
-    kinds = {"lacks": missing, "has beside": unexpected, "differs in": shapes}
+    kinds = {"lacks": missing, "also has": unexpected, "differs in": shapes}
     return "; ".join(f"{kind} {_some(names)}" for kind, names in kinds.items() if names)
 
 

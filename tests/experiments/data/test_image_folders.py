@@ -123,7 +123,7 @@ def test_an_image_beside_the_class_folders_is_left_out_and_the_classes_stay(tmp_
     paint(image_folder / "train/stray.png", 3)
     dataset = read(image_folder, tmp_path)
     assert dataset.classes == ("cat", "dog")
-    assert "2 left out, an image beside the class folders: " in capsys.readouterr().err
+    assert "2 left out, an image outside the class folders: " in capsys.readouterr().err
 
 
 @readers

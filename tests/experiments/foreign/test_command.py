@@ -160,7 +160,7 @@ def test_an_image_beside_the_class_folders_is_named_and_the_classes_stay(run, tm
     code, out, err = run(*SMALL, *flags, *QUICK)
     assert code == 0
     assert err.count("\n") == 1
-    assert "1 left out, an image beside the class folders: val/stray.png" in err
+    assert "1 left out, an image outside the class folders: val/stray.png" in err
     assert "measuring small on 6 images of 2 class folders …" in out
     assert "accuracy " in out
 

@@ -184,14 +184,14 @@ def test_weights_that_do_not_fit_are_named_with_both_shapes(tmp_path, weights):
     with pytest.raises(ValueError) as misfit:
         trained_and_untrained(network, read(tmp_path / "net.pt"), seed=0)
     assert str(misfit.value) == (
-        "lacks hidden.bias; has beside hidden.scale; "
+        "lacks hidden.bias; also has hidden.scale; "
         "differs in conv.weight of 6 × 3 × 5 × 5 where the network has 6 × 3 × 3 × 3"
     )
 
 
 def test_of_many_weights_that_do_not_fit_the_first_are_named_and_the_others_counted(tmp_path):
     torch.save({"features.0.weight": torch.ones(1)}, tmp_path / "net.pt")
-    with pytest.raises(ValueError, match=r"lacks conv\.weight, conv\.bias, norm\.weight and 7 more; has beside feat"):
+    with pytest.raises(ValueError, match=r"lacks conv\.weight, conv\.bias, norm\.weight and 7 more; also has feat"):
         trained_and_untrained(network, read(tmp_path / "net.pt"), seed=0)
 
 
@@ -352,7 +352,7 @@ def test_a_network_that_is_there_twice_is_not_chosen_between(tmp_path, weights):
 def test_weights_that_the_network_lacks_are_refused_also_behind_a_prefix(tmp_path, weights):
     state = {f"net.{name}": weight for name, weight in weights.items()}
     torch.save({**state, "net.more.weight": torch.ones(1), "loss.weight": torch.ones(1)}, tmp_path / "net.pt")
-    with pytest.raises(ValueError, match=r"^has beside more\.weight$"):
+    with pytest.raises(ValueError, match=r"^also has more\.weight$"):
         trained_and_untrained(network, read(tmp_path / "net.pt"), seed=0)
 
 
