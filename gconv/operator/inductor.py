@@ -137,8 +137,10 @@ def _without_casts(op: str, nodes: list[Any], given: dict[str, Any]) -> tuple[li
     cast, same = torch.ops.prims.convert_element_type.default, torch.ops.aten.alias.default
     node: Any = V.graph.current_node
     if op == "weight_gradient":
-        user = next(iter(node.users), None)
-        if len(node.users) != 1 or user.target not in (cast, same) or user.meta["val"].dtype != torch.float32:
+        if len(node.users) != 1:
+            return nodes, given
+        (user,) = node.users
+        if user.target not in (cast, same) or user.meta["val"].dtype != torch.float32:
             return nodes, given
         user.target, user.args = same, (node,)
         return nodes, {**given, "dtype": torch.float32}

@@ -26,11 +26,12 @@ def launch(program: Any, grid: tuple[int, ...], *arguments: Any, **options: Any)
     In a program that torch traces the launch becomes a node that Inductor reads, and the tables constants. The Triton
     program is built first, so that one that cannot be built fails here, as in eager mode.
     """
-    mode = next((argument.fake_mode for argument in arguments if isinstance(argument, FakeTensor)), None)
-    if mode is None:
+    first = arguments[0]
+    if not isinstance(first, FakeTensor):
         program[grid](*arguments, **options)
         return
     build(program, grid, *arguments, **options)
+    mode = first.fake_mode
     before, mode.allow_non_fake_inputs = mode.allow_non_fake_inputs, True
     try:
         torch.library.wrap_triton(program)[grid](*arguments, **options)
