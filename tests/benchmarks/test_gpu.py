@@ -30,7 +30,7 @@ def rows(path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 def test_all_three_calls_end_in_an_archive_with_every_table(tmp_path):
     for part in "123":
         done = call(part, tmp_path / "gpu", STANDIN="1")
