@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 from torch.utils._pytree import tree_leaves
 
-from gconv.kernels import DIFFERENTIABLE, OPS, find, runnable
+from gconv.kernels import DIFFERENTIABLE, OPS, different, find, runnable
 from gconv.kernels import table as tables
 from gconv.kernels.aten import is_channels_last
 from gconv.kernels.choose import APART, by_kernel, by_rule, choose, pixel_bits, together
@@ -283,7 +283,8 @@ def _calls(use: Use) -> dict[str, Callable[[], object]]:
     dy = images(geometry.out_groups.channels, geometry.output_size(size))
     numbers = torch.empty(geometry.weight_shape, dtype=use.dtype, device=use.device)
     weight = nn.Parameter(numbers.uniform_(-0.1, 0.1, generator=generator))  # as of a layer
-    names = runnable(geometry, use.dtype, use.device)
+    runs = runnable(geometry, use.dtype, use.device)
+    names = different(geometry, sorted(runs, key=lambda name: name != use.by_rule))  # the one by rule is always timed
     if use.op == "step":
         x.requires_grad_()
 
@@ -320,9 +321,6 @@ def _steps(use: Use, names: Sequence[str]) -> list[str]:
     tables.extend(this_machine(use.device), [(use.kind, {})])  # else ``APART`` would run the step chosen before
     dispatch.forget()
     choices = [choose(op, *use.case) for op in OPS]
-    one = together(*use.case)
-    if one is not None:
-        return [one]
     seconds = [dict(choice.seconds) for choice in choices]
     best = sum(times.get(choice.kernel, math.inf) for choice, times in zip(choices, seconds, strict=True))
 
@@ -330,7 +328,8 @@ def _steps(use: Use, names: Sequence[str]) -> list[str]:
         return sum(times.get(name, math.inf) for times in seconds)
 
     worth = {use.by_rule, *(name for name in names if of_all(name) <= MAX_STEP_RATIO * best)}
-    return [APART, *(name for name in names if name in worth & DIFFERENTIABLE)]
+    whole = [name for name in names if name in worth & DIFFERENTIABLE]
+    return whole if together(*use.case) is not None else [APART, *whole]  # apart would be one kernel for all three
 
 
 _lock = Lock()

@@ -15,6 +15,7 @@ One with several ways to cut the work also has ``configs(geometry, dtype, device
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -23,6 +24,7 @@ from types import ModuleType
 import torch
 
 from gconv.kernels.geometry import Geometry
+from gconv.kernels.packing import equal_neighbours
 
 
 @dataclass(frozen=True)
@@ -93,3 +95,17 @@ def refusal(name: str, geometry: Geometry, dtype: torch.dtype, device: torch.dev
 def runnable(geometry: Geometry, dtype: torch.dtype, device: torch.device | str) -> tuple[str, ...]:
     """Return the names of the candidates that can compute a layer."""
     return tuple(name for name in CANDIDATES if refusal(name, geometry, dtype, device) is None)
+
+
+def different(geometry: Geometry, names: Sequence[str]) -> list[str]:
+    """Return the kernels that compute a layer in different ways: of several that make the same calls, the first."""
+    first: dict[object, str] = {}
+    for name in names:
+        kernel = find(name)
+        calls: object = name
+        if name == "native":
+            calls = equal_neighbours(geometry.in_groups.sizes, geometry.out_groups.sizes)
+        elif hasattr(kernel, "KERNEL") and not (name == "merged" and kernel.sorted_groups(geometry)):
+            calls = kernel.KERNEL.packings(geometry)
+        first.setdefault(calls, name)
+    return list(first.values())

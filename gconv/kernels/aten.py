@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,26 +16,81 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from gconv.kernels.geometry import Geometry
+from gconv.kernels.machine import computes
 
 # ATen's name for oneDNN, if torch is built with it.
 ONEDNN: Any = torch._C._ConvBackend.Mkldnn if hasattr(torch.ops.mkldnn, "_convolution_pointwise") else None  # pyright: ignore[reportAttributeAccessIssue]
+MACS_FOR_ONEDNN = 2e6  # of one image: above, oneDNN with a packed weight is faster than the kernel that ATen takes
 
 
 def convolve(
     x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, groups: int, activation: str = "none"
 ) -> Tensor:
-    """Compute ``F.conv2d`` with the stride, padding and dilation of a geometry, then the activation."""
+    """Compute ``F.conv2d`` with the stride, padding and dilation of a geometry, then the activation.
+
+    Args:
+        x_NCHW, weight, bias, groups: as in ``F.conv2d``; a weight may be one of ``pack``.
+        geometry: stride, padding and dilation.
+        activation: ``none`` or ``relu``.
+    """
     window = geometry.stride, geometry.padding, geometry.dilation
-    if activation == "relu" and _in_onednn(x_NCHW, weight, bias, window, groups):
-        stride, padding, dilation = window
-        epilogue = ("relu", [], "")
+    if weight.is_mkldnn or (activation == "relu" and _in_onednn(x_NCHW, weight, bias, window, groups)):
         # It accepts slices of channels without a copy, and is slow with them.
-        x = x_NCHW.contiguous(
-            memory_format=torch.channels_last if is_channels_last(x_NCHW) else torch.contiguous_format
-        )
+        last = weight.is_mkldnn or is_channels_last(x_NCHW)
+        x = x_NCHW.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
         call = torch.ops.mkldnn._convolution_pointwise.default
-        return call(x, weight, bias, padding, stride, dilation, groups, *epilogue)
+        stride, padding, dilation = window
+        return call(x, weight, bias, padding, stride, dilation, groups, activation, [], "")
     return activate(F.conv2d(x_NCHW, weight, bias, *window, groups), activation)
+
+
+def use_of_onednn(
+    geometry: Geometry, groups: int, weight_shape: tuple[int, ...], dtype: torch.dtype, size: tuple[int, int, int]
+) -> str:
+    """Return the reason to compute a channels_last convolution on a CPU with a weight of ``pack``, in inference.
+
+    Args:
+        geometry, groups: as in ``convolve``.
+        weight_shape: (O, C/G, Kh, Kw).
+        dtype: dtype of all tensors.
+        size: (N, H, W) of the input.
+
+    Returns:
+        ``by ATen`` if ATen takes oneDNN too, so that a packed weight saves its conversion and changes no bits;
+        ``packed`` if ATen takes another library, which is slower; else ``no``. Several groups with several images are
+        slower with a packed weight.
+    """
+    state = torch.get_num_threads(), torch.backends.mkldnn.enabled
+    return _use_of_onednn(geometry, groups, weight_shape, dtype, size, state)
+
+
+@lru_cache(maxsize=4096)
+def _use_of_onednn(
+    geometry: Geometry,
+    groups: int,
+    weight_shape: tuple[int, ...],
+    dtype: torch.dtype,
+    size: tuple[int, int, int],
+    state: tuple[int, bool],
+) -> str:
+    if not (state[1] and ONEDNN) or min(geometry.output_size(size[1:])) < 1:
+        return "no"
+    if dtype != torch.float32 and not (dtype == torch.bfloat16 and computes(dtype)):
+        return "no"
+    window = geometry.stride, geometry.padding, geometry.dilation
+    x = torch.empty((size[0], weight_shape[1] * groups, *size[1:]), dtype=dtype)
+    weight = torch.empty(weight_shape, dtype=dtype)
+    if torch._C._select_conv_backend(x, weight, None, *window, False, (0, 0), groups) == ONEDNN:
+        return "by ATen" if groups == 1 or size[0] == 1 else "no"
+    macs = size[0] * math.prod(geometry.output_size(size[1:])) * weight.numel()
+    return "packed" if geometry.kernel_size != (1, 1) and macs >= MACS_FOR_ONEDNN else "no"
+
+
+def pack(weight: Tensor, geometry: Geometry, groups: int, size: tuple[int, int, int]) -> Tensor:
+    """Return a weight in the layout of oneDNN, for ``convolve``: fastest for inputs of one (N, H, W), right for all."""
+    shape = [size[0], weight.shape[1] * groups, *size[1:]]
+    window = geometry.padding, geometry.stride, geometry.dilation
+    return torch.ops.mkldnn._reorder_convolution_weight(weight, *window, groups, shape)
 
 
 def _in_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, window: tuple[Any, Any, Any], groups: int) -> bool:
@@ -55,7 +111,8 @@ def is_plain(x: Tensor) -> bool:
     """Return True if Python may read and keep the values of a tensor: on a CPU, outside of modes and transforms."""
     if x.device.type != "cpu" or type(x) not in (Tensor, torch.nn.Parameter) or forward_ad._current_level >= 0:
         return False
-    return not (torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack())
+    traced = torch._C._is_tracing() or torch._C._len_torch_dispatch_stack()
+    return not (traced or torch._C._are_functorch_transforms_active())
 
 
 def is_finite(x: Tensor) -> bool:

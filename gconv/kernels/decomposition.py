@@ -1,4 +1,4 @@
-"""Grouped convolution as a few uniform ones, which ATen computes: the kernels packed, nested, masked, tails and merged.
+"""Grouped convolution as a few uniform ones, which ATen computes: all kernels but the reference and ``band``.
 
 A ``Packing`` assigns neighbouring groups to the bins of one uniform convolution. Inside a bin the weight is
 block-diagonal: the blocks are the weights of the groups, and the rest is zero. The result is that of the groups alone
@@ -11,9 +11,10 @@ whose bins hold one group each has no zeros: its weight is a view.
 
 from __future__ import annotations
 
+import math
 import threading
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
@@ -21,14 +22,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gconv.kernels import aten, loop
+from gconv.kernels import aten, inference_weights
 from gconv.kernels.geometry import Geometry, geometry_of
-from gconv.kernels.inference_weights import InferenceWeights
 from gconv.kernels.new_thread import in_new_thread
-from gconv.kernels.packing import Packing
+from gconv.kernels.packing import Packing, separate_groups
 
 Packings = tuple[Packing, ...]
-LARGE = 1 << 16  # numbers of a weight from which on its channels last are worth keeping
+HEAVY_BYTES = 1 << 18  # of a weight
+HEAVY_RATIO = 4  # of its numbers to those of the images
 
 
 class DecomposedKernel:
@@ -43,42 +44,51 @@ class DecomposedKernel:
         self._packings = packings
         self.decompose = lru_cache(maxsize=1024)(self._decompose)
 
+    def packings(self, geometry: Geometry) -> Packings:
+        """Return the groups of each uniform convolution, and their bins."""
+        return self._packings(geometry.in_groups.sizes, geometry.out_groups.sizes)
+
     def _decompose(self, geometry: Geometry) -> Decomposition:
-        return Decomposition.of(geometry, self._packings(geometry.in_groups.sizes, geometry.out_groups.sizes))
+        return Decomposition.of(geometry, self.packings(geometry))
 
     def conv2d(
         self, x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str = "none"
     ) -> Tensor:
         """Return the forward pass, (N, O, H', W')."""
         parts = self.decompose(geometry)
-        inputs, links = _slices(x_NCHW, parts.in_channels), parts.links_of(weight)
-        biases = [None] * len(links) if bias is None else bias.split(parts.out_channels)
-
-        def weights() -> list[Tensor]:
-            return [call.weight(part) for call, part in zip(parts.calls, links, strict=True)]
-
-        worth_keeping = parts.has_zeros or weight.numel() >= LARGE
-        last = aten.is_channels_last(x_NCHW)
-        wholes = parts.inference_weights.of(weight, last, weights) if worth_keeping else weights()
-        each = zip(parts.calls, inputs, links, wholes, biases, strict=True)
-        outputs = [_forward(*call, activation) for call in each]
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
+        kept = inference_weights.may_be_kept(weight, x_NCHW, bias, geometry)
+        if kept:
+            weights, heavy = parts.kept_weights(x_NCHW, weight), [False] * len(parts.calls)
+        else:
+            weights, heavy = parts.weights(weight), parts.has_heavy_weights(x_NCHW)
+        inputs: Iterable[Tensor] = _slices(x_NCHW, parts.in_channels, heavy)
+        if kept and not parts.has_zeros:  # ATen copies a slice, and frees the copy before it makes the next one
+            inputs = x_NCHW.split(parts.in_channels, 1)
+        biases = [None] * len(weights) if bias is None else bias.split(parts.out_channels)
+        each = zip(parts.calls, inputs, weights, biases, strict=True)
+        outputs = [_forward(call, x, whole, weight, part, activation) for call, x, whole, part in each]
+        return _joined(outputs, heavy)
 
     def input_gradient(self, dy_NOHW: Tensor, weight: Tensor, geometry: Geometry, input_size: Sequence[int]) -> Tensor:
         """Return the gradient of the input, (N, C, H, W)."""
         parts = self.decompose(geometry)
-        outputs, links = _slices(dy_NOHW, parts.out_channels), parts.links_of(weight)
-        each = zip(parts.calls, outputs, links, strict=True)
-        gradients = [_input_gradient(call, dy, part, input_size) for call, dy, part in each]
-        return gradients[0] if len(gradients) == 1 else torch.cat(gradients, 1)
+        heavy = parts.has_heavy_weights(dy_NOHW)
+        outputs = _slices(dy_NOHW, parts.out_channels, heavy)
+        each = zip(parts.calls, outputs, parts.weights(weight), strict=True)
+        gradients = [_input_gradient(call, dy, whole, weight, input_size) for call, dy, whole in each]
+        return _joined(gradients, heavy)
 
     def weight_gradient(self, dy_NOHW: Tensor, x_NCHW: Tensor, geometry: Geometry) -> Tensor:
         """Return the gradient of the weight: that of all bins, of which the blocks are kept."""
         parts = self.decompose(geometry)
-        outputs, inputs = _slices(dy_NOHW, parts.out_channels), _slices(x_NCHW, parts.in_channels)
+        heavy = parts.has_heavy_weights(x_NCHW)
+        outputs = _slices(dy_NOHW, parts.out_channels, heavy)
+        inputs = _slices(x_NCHW, parts.in_channels, heavy)
         gradients = [_weight_gradient(*each) for each in zip(parts.calls, outputs, inputs, strict=True)]
-        whole = gradients[0] if len(gradients) == 1 else torch.cat(gradients)
-        return whole.view(geometry.weight_shape)
+        if geometry.is_uniform and not parts.has_zeros:  # filters of one shape, in the memory format that they have
+            return gradients[0] if len(gradients) == 1 else torch.cat(gradients)
+        flat = [call.gradient(part) for call, part in zip(parts.calls, gradients, strict=True)]
+        return (flat[0] if len(flat) == 1 else torch.cat(flat)).view(geometry.weight_shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,12 +98,14 @@ class UniformCall:
     Attributes:
         packing: the groups that it computes, and their bins.
         geometry: geometry of these groups only.
+        first_link: connected channel pairs of the groups before them.
         in_fill, out_fill: channels that each bin holds, without padding.
         in_full, out_full: whether all bins are full, so that no padding is needed.
     """
 
     packing: Packing
     geometry: Geometry
+    first_link: int
     in_fill: list[int]
     out_fill: list[int]
     in_full: bool
@@ -109,27 +121,38 @@ class UniformCall:
         window = geometry.kernel_size, geometry.stride, geometry.padding, geometry.dilation
         in_fill, out_fill = ([sum(sizes[a - first : b - first]) for a, b in packing.bins] for sizes in cut)
         full = set(in_fill) == {packing.in_capacity}, set(out_fill) == {packing.out_capacity}
-        return cls(packing, geometry_of(*cut, *window), in_fill, out_fill, *full)
+        before = sum(geometry.links[:first])
+        return cls(packing, geometry_of(*cut, *window), before, in_fill, out_fill, *full)
 
-    @property
+    @cached_property
     def links(self) -> int:
         """Connected channel pairs, zeros of the packing excluded."""
         return sum(self.geometry.links)
 
-    @property
+    @cached_property
     def bins(self) -> int:
         """Groups of the uniform convolution."""
         return len(self.packing.bins)
 
-    @property
+    @cached_property
+    def taps(self) -> int:
+        """Numbers of the kernel of a channel pair."""
+        return math.prod(self.geometry.kernel_size)
+
+    @cached_property
     def has_zeros(self) -> bool:
         """True if channel pairs that are not connected are multiplied too."""
         return self.links < self.packing.links
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, ...]:
         """Shape of its weight, zeros included."""
         return (self.bins * self.packing.out_capacity, self.packing.in_capacity, *self.geometry.kernel_size)
+
+    def links_of(self, weight: Tensor) -> Tensor:
+        """Return the weights of its connected channel pairs, (L, Kh, Kw), from those of the whole layer."""
+        links = weight if weight.dim() == 3 else weight.reshape(-1, *self.geometry.kernel_size)
+        return links.narrow(0, self.first_link, self.links)
 
     def weight(self, links: Tensor) -> Tensor:
         """Return the weight of the uniform convolution.
@@ -146,8 +169,8 @@ class UniformCall:
 
     def gradient(self, whole: Tensor) -> Tensor:
         """Return the gradients of connected channel pairs, (L, Kh, Kw), from that of the whole weight."""
-        whole = whole.reshape(-1, *self.geometry.kernel_size)
-        return whole.index_select(0, self.places(whole.device)) if self.has_zeros else whole
+        flat = whole.reshape(-1, *self.geometry.kernel_size)
+        return flat.index_select(0, self.places(flat.device)) if self.has_zeros else flat
 
     def _workspace(self, links: Tensor) -> Tensor | None:
         """Return the workspace of this thread, which keeps its zeros between calls; None if it must not be kept.
@@ -196,7 +219,6 @@ class Decomposition:
         geometry: geometry of the grouped convolution.
         calls: the uniform convolutions.
         in_channels, out_channels, links: channels and connected pairs of each call.
-        inference_weights: weights of the calls for parameters that are not being trained.
     """
 
     geometry: Geometry
@@ -204,7 +226,6 @@ class Decomposition:
     in_channels: list[int]
     out_channels: list[int]
     links: list[int]
-    inference_weights: InferenceWeights = field(default_factory=InferenceWeights)
 
     @classmethod
     def of(cls, geometry: Geometry, packings: Packings) -> Decomposition:
@@ -218,31 +239,93 @@ class Decomposition:
         """True if channel pairs that are not connected are multiplied too."""
         return any(call.has_zeros for call in self.calls)
 
-    def links_of(self, weight: Tensor) -> list[Tensor]:
-        """Return the weights of the connected channel pairs of each call, (L, Kh, Kw)."""
+    def has_heavy_weights(self, images: Tensor) -> list[bool]:
+        """Return, for each call, True if channels_last images should be made contiguous, not the weight channels_last.
+
+        ATen would convert the contiguous weight in each pass. With many channels and few pixels, the images cost less.
+        """
+        light = [False] * len(self.calls)
+        if self.geometry.is_uniform or not (aten.is_plain(images) and aten.is_channels_last(images)):
+            return light
+        pixels = images.shape[0] * images.shape[2] * images.shape[3]
+        return [
+            call.taps > 1
+            and call.packing.links * call.taps * images.itemsize >= HEAVY_BYTES
+            and call.packing.links * call.taps >= HEAVY_RATIO * pixels * max(in_channels, out_channels)
+            for call, in_channels, out_channels in zip(self.calls, self.in_channels, self.out_channels, strict=True)
+        ]
+
+    def weights(self, weight: Tensor) -> list[Tensor]:
+        """Return the weight of each call."""
+        if weight.dim() == 4 and not self.has_zeros:  # equal groups: filters of one shape, in any memory format
+            return list(weight.split(self.out_channels)) if len(self.calls) > 1 else [weight]
         links = weight if weight.dim() == 3 else weight.reshape(-1, *self.geometry.kernel_size)
-        return [links] if len(self.calls) == 1 else list(links.split(self.links))
+        parts = links.split(self.links) if len(self.calls) > 1 else [links]
+        return [call.weight(part) for call, part in zip(self.calls, parts, strict=True)]
+
+    def kept_weights(self, x: Tensor, weight: Tensor) -> Sequence[Tensor]:
+        """Return the weight of each call in the form that is the fastest in inference, kept between calls."""
+        last = aten.is_channels_last(x)
+        layout = torch.channels_last if last else torch.contiguous_format
+        size = (x.shape[0], x.shape[2], x.shape[3])
+        uses = tuple(
+            aten.use_of_onednn(call.geometry, call.bins, call.weight_shape, x.dtype, size) if last else "no"
+            for call in self.calls
+        )
+
+        def make(keep: bool) -> tuple[Tensor, ...]:
+            made = []
+            for call, whole, use in zip(self.calls, self.weights(weight), uses, strict=True):
+                if use == "packed" or (use == "by ATen" and keep):
+                    made.append(aten.pack(whole, call.geometry, call.bins, size))
+                elif keep:
+                    made.append(whole.clone(memory_format=layout))
+                else:
+                    made.append(whole)
+            return tuple(made)
+
+        return inference_weights.kept(weight, (self, last, uses), make)
 
 
-def _slices(x: Tensor, channels: list[int]) -> Iterator[Tensor]:
+def _slices(x: Tensor, channels: list[int], heavy: list[bool]) -> Iterator[Tensor]:
     """Yield the channels of each call, copied just before it, so that they are still in the cache.
 
     ATen would copy a slice in the forward pass, and again in each backward pass.
     """
     if len(channels) == 1:
-        yield x
+        yield _as_contiguous(x) if heavy[0] else x
+        return
+    if torch._C._are_functorch_transforms_active():  # which have no rule for a copy in another memory format
+        yield from x.split(channels, 1)
         return
     layout = torch.channels_last if aten.is_channels_last(x) else torch.contiguous_format
-    for part in x.split(channels, 1):
-        yield part.contiguous(memory_format=layout)
+    for part, is_heavy in zip(x.split(channels, 1), heavy, strict=True):
+        yield _as_contiguous(part) if is_heavy else part.contiguous(memory_format=layout)
+
+
+def _as_contiguous(x: Tensor) -> Tensor:
+    """Return channels_last images as contiguous; their gradient is channels_last again."""
+    y = x.contiguous()
+    if y.requires_grad:
+        y.register_hook(lambda dy: dy.contiguous(memory_format=torch.channels_last))
+    return y
+
+
+def _joined(parts: list[Tensor], heavy: list[bool]) -> Tensor:
+    """Return the results of all calls as one tensor, those of heavy weights as channels_last again."""
+    if any(heavy):
+        layout = torch.channels_last
+        parts = [part.contiguous(memory_format=layout) if h else part for part, h in zip(parts, heavy, strict=True)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 def _forward(
-    call: UniformCall, x: Tensor, links: Tensor, whole: Tensor, bias: Tensor | None, activation: str
+    call: UniformCall, x: Tensor, whole: Tensor, weight: Tensor, bias: Tensor | None, activation: str
 ) -> Tensor:
     geometry, packing = call.geometry, call.packing
     if call.has_zeros and not aten.is_finite(x):
-        return loop.conv2d(x, links.view(geometry.weight_shape), bias, geometry, activation)
+        links = call.links_of(weight).view(geometry.weight_shape)
+        return SEPARATE.conv2d(x, links, bias, geometry, activation)
     if not call.in_full:
         x = _pad_bins(x, call.in_fill, packing.in_capacity, 1)
     if bias is not None and not call.out_full:
@@ -251,13 +334,14 @@ def _forward(
     return y if call.out_full else _without_padding(y, call.out_fill, packing.out_capacity)
 
 
-def _input_gradient(call: UniformCall, dy: Tensor, links: Tensor, input_size: Sequence[int]) -> Tensor:
+def _input_gradient(call: UniformCall, dy: Tensor, whole: Tensor, weight: Tensor, input_size: Sequence[int]) -> Tensor:
     geometry, packing = call.geometry, call.packing
     if call.has_zeros and not aten.is_finite(dy):
-        return loop.input_gradient(dy, links.view(geometry.weight_shape), geometry, input_size)
+        links = call.links_of(weight).view(geometry.weight_shape)
+        return SEPARATE.input_gradient(dy, links, geometry, input_size)
     if not call.out_full:
         dy = _pad_bins(dy, call.out_fill, packing.out_capacity, 1)
-    dx = aten.input_gradient(dy, call.weight(links), geometry, call.bins, input_size)
+    dx = aten.input_gradient(dy, whole, geometry, call.bins, input_size)
     return dx if call.in_full else _without_padding(dx, call.in_fill, packing.in_capacity)
 
 
@@ -266,7 +350,7 @@ def _weight_gradient(call: UniformCall, dy: Tensor, x: Tensor) -> Tensor:
         x = _pad_bins(x, call.in_fill, call.packing.in_capacity, 1)
     if not call.out_full:
         dy = _pad_bins(dy, call.out_fill, call.packing.out_capacity, 1)
-    return call.gradient(aten.weight_gradient(dy, x, call.geometry, call.bins, call.weight_shape))
+    return aten.weight_gradient(dy, x, call.geometry, call.bins, call.weight_shape)
 
 
 def _pad_bins(x: Tensor, fill: list[int], capacity: int, dim: int) -> Tensor:
@@ -279,3 +363,6 @@ def _pad_bins(x: Tensor, fill: list[int], capacity: int, dim: int) -> Tensor:
 def _without_padding(y: Tensor, fill: list[int], capacity: int) -> Tensor:
     """Return the channels of the bins without padding."""
     return torch.cat([part[:, :size] for part, size in zip(y.split(capacity, 1), fill, strict=True)], 1)
+
+
+SEPARATE = DecomposedKernel(separate_groups)

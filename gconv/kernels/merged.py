@@ -23,7 +23,7 @@ KERNEL = DecomposedKernel(equal_neighbours)
 
 def conv2d(x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str = "none") -> Tensor:
     """Return the forward pass, (N, O, H', W')."""
-    order = _order(geometry)
+    order = sorted_groups(geometry)
     if order is None:
         return KERNEL.conv2d(x_NCHW, weight, bias, geometry, activation)
     x, weight = order.inputs.sort(x_NCHW, 1), order.links.sort(weight, 0)
@@ -33,7 +33,7 @@ def conv2d(x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geomet
 
 def input_gradient(dy_NOHW: Tensor, weight: Tensor, geometry: Geometry, input_size: Sequence[int]) -> Tensor:
     """Return the gradient of the input, (N, C, H, W)."""
-    order = _order(geometry)
+    order = sorted_groups(geometry)
     if order is None:
         return KERNEL.input_gradient(dy_NOHW, weight, geometry, input_size)
     dy, weight = order.outputs.sort(dy_NOHW, 1), order.links.sort(weight, 0)
@@ -42,7 +42,7 @@ def input_gradient(dy_NOHW: Tensor, weight: Tensor, geometry: Geometry, input_si
 
 def weight_gradient(dy_NOHW: Tensor, x_NCHW: Tensor, geometry: Geometry) -> Tensor:
     """Return the gradient of the weight, of ``geometry.weight_shape``."""
-    order = _order(geometry)
+    order = sorted_groups(geometry)
     if order is None:
         return KERNEL.weight_gradient(dy_NOHW, x_NCHW, geometry)
     dy, x = order.outputs.sort(dy_NOHW, 1), order.inputs.sort(x_NCHW, 1)
@@ -83,8 +83,8 @@ class SortedGroups:
 
 
 @lru_cache(maxsize=1024)
-def _order(geometry: Geometry) -> SortedGroups | None:
-    """Return None where few calls are needed without sorting."""
+def sorted_groups(geometry: Geometry) -> SortedGroups | None:
+    """Return the groups sorted by size; None where few calls are needed without sorting."""
     if len(KERNEL.decompose(geometry).calls) <= MAX_UNSORTED_CALLS:
         return None
     in_sizes, out_sizes = geometry.in_groups.sizes, geometry.out_groups.sizes

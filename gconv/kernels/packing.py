@@ -72,6 +72,11 @@ def nested_packings(in_sizes: tuple[int, ...], out_sizes: tuple[int, ...]) -> tu
     return tuple(packings)
 
 
+def separate_groups(in_sizes: tuple[int, ...], out_sizes: tuple[int, ...]) -> tuple[Packing, ...]:
+    """Return one packing per group."""
+    return tuple(Packing(((g, g + 1),), *sizes) for g, sizes in enumerate(zip(in_sizes, out_sizes, strict=True)))
+
+
 def equal_neighbours(in_sizes: tuple[int, ...], out_sizes: tuple[int, ...]) -> tuple[Packing, ...]:
     """Return one packing per sequence of equal neighbours, each group in its own bin: nothing is wasted."""
     packings, first = [], 0

@@ -1,5 +1,7 @@
 """Kernels made of uniform convolutions: infinities stay in their group, weights are current, equal groups share."""
 
+import copy
+import pickle
 import threading
 
 import pytest
@@ -7,7 +9,7 @@ import torch
 from torch import nn
 
 from gconv import GroupedConv2d, forced_kernel
-from gconv.kernels import aten, merged, packed, runnable, tails
+from gconv.kernels import aten, inference_weights, merged, packed, runnable, tails
 from gconv.kernels.packing import equal_neighbours, narrow_neighbours
 
 PARTITIONS = {"log": "log:4", "irregular": "5,3,4,4", "equal": 4, "many": [1, 2] * 4 + [4], "halves": 2}
@@ -52,7 +54,7 @@ def test_infinities_stay_in_their_group_when_compiled():
     assert not y[:, 14:].isfinite().all()
 
 
-@pytest.mark.parametrize("kernel", ["merged", "tails", "packed", "nested", "masked"])
+@pytest.mark.parametrize("kernel", ["loop", "merged", "tails", "packed", "nested", "masked"])
 @pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "last"])
 def test_no_result_uses_an_old_weight(kernel, guard, layout):
@@ -101,13 +103,13 @@ def made(monkeypatch):
 def test_in_inference_a_weight_is_made_once_and_goes_with_its_parameter(made):
     x = torch.randn(1, 16, 5, 5).to(memory_format=torch.channels_last)
     layer = GroupedConv2d(16, 16, 3, groups="log:4", bias=False)
-    kept = packed.KERNEL.decompose(layer.geometry).inference_weights._seen
+    kept = inference_weights._kept
     before = len(kept)
     with torch.no_grad(), forced_kernel("packed"):
         for _ in range(4):
             layer(x)
     assert made[1] is made[2] is made[3] is not made[0]
-    assert made[1].is_contiguous(memory_format=torch.channels_last)
+    assert made[1].is_mkldnn or made[1].is_contiguous(memory_format=torch.channels_last)
     assert len(kept) == before + 1
     del layer
     assert len(kept) == before
@@ -120,9 +122,111 @@ def test_in_training_no_weight_is_kept(made):
         with forced_kernel("packed"):
             layer(torch.randn(1, 16, 5, 5)).sum().backward()
         optimizer.step()
-    seen = packed.KERNEL.decompose(layer.geometry).inference_weights._seen.get(layer.weight)
-    assert seen is None or not seen.made
+    seen = inference_weights._kept.get(layer.weight)
+    assert seen is None or not any(seen.forms.values())
     assert len({id(weight) for weight in made}) == len(made)
+
+
+# Equal groups, unequal ones, and some that oneDNN computes with a packed weight where ATen would take another library.
+CUTS = {"equal": (16, 4, 5), "unequal": (16, "log:4", 5), "packed": (64, "log:3", 14)}
+
+
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+@pytest.mark.parametrize("optimizer", ["sgd", "foreach", "fused", "adam"])
+def test_inference_follows_training(cut, optimizer):
+    """The kept weight is that of the parameter after a step, after loading, moving, copying and pickling."""
+    torch.manual_seed(0)
+    channels, groups, size = CUTS[cut]
+    layer = GroupedConv2d(channels, channels, 3, groups=groups)
+    x = torch.randn(1, channels, size, size).to(memory_format=torch.channels_last)
+    kinds = {
+        "sgd": lambda: torch.optim.SGD(layer.parameters(), 0.1, foreach=False),
+        "foreach": lambda: torch.optim.SGD(layer.parameters(), 0.1, foreach=True),
+        "fused": lambda: torch.optim.Adam(layer.parameters(), 0.1, fused=True),
+        "adam": lambda: torch.optim.AdamW(layer.parameters(), 0.1),
+    }
+    steps = kinds[optimizer]()
+
+    def right(layer, x):
+        with torch.no_grad():
+            for _ in range(3):
+                y = layer(x)
+                with forced_kernel("reference"):
+                    torch.testing.assert_close(y.double(), layer(x).double(), atol=1e-3, rtol=1e-4)
+
+    right(layer, x)
+    for _ in range(2):
+        layer(x).square().mean().backward()
+        steps.step()
+        steps.zero_grad()
+        right(layer, x)
+    layer.load_state_dict({name: torch.randn_like(value) for name, value in layer.state_dict().items()})
+    right(layer, x)
+    for copied in (copy.deepcopy(layer), copy.copy(layer), pickle.loads(pickle.dumps(layer))):
+        right(copied, x)
+        with torch.no_grad():
+            copied.weight.mul_(2)
+        right(copied, x)
+        right(layer, x)
+    layer.weight.data = torch.randn(layer.weight.shape)
+    right(layer, x)
+    right(layer.to(torch.float64), x.double())
+    right(layer.to(torch.float32), x)
+    layer.load_state_dict({k: torch.randn_like(v) for k, v in layer.state_dict().items()}, assign=True)
+    right(layer, x)
+
+
+@pytest.mark.parametrize("kernel", ["loop", "merged", "packed"])
+def test_kept_weights_are_bounded_and_change_no_bits(kernel):
+    layer = GroupedConv2d(64, 64, 3, padding=1, groups="log:3")
+    images = [torch.randn(n, 64, s, s).to(memory_format=torch.channels_last) for n in (1, 2, 3) for s in (4, 6, 9, 14)]
+    with torch.no_grad(), forced_kernel(kernel):
+        first = [layer(x) for x in images]
+        for _ in range(3):
+            assert all(torch.equal(layer(x), y) for x, y in zip(images, first, strict=True))
+    assert 0 < len(inference_weights._kept[layer.weight].forms) <= inference_weights.MAX_FORMS
+
+
+def test_the_storage_of_a_kept_weight_can_be_resized():
+    layer, x = GroupedConv2d(16, 16, 3, groups="log:4"), torch.randn(1, 16, 5, 5)
+    with torch.no_grad(), forced_kernel("packed"):
+        for _ in range(3):
+            layer(x)
+    layer.weight.untyped_storage().resize_(0)
+
+
+def test_a_traced_program_holds_parameters_and_no_kept_weights():
+    layer = GroupedConv2d(16, 16, 3, groups="log:4")
+    x = torch.randn(1, 16, 5, 5).to(memory_format=torch.channels_last)
+    with torch.no_grad(), forced_kernel("packed"):
+        for _ in range(3):
+            layer(x)
+        program = torch.jit.trace(layer, x)
+        program.weight.mul_(2)
+        program.bias.mul_(2)
+        torch.testing.assert_close(program(x), layer(x))
+
+
+@pytest.mark.parametrize("kernel", ["loop", "merged", "packed"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_heavy_weights_have_the_gradients_of_a_loop(kernel, batch):
+    """Images of few pixels are converted in place of a weight of many channels; results stay channels_last."""
+    torch.manual_seed(0)
+    layer = GroupedConv2d(320, 320, 3, padding=1, groups="192,64,64", bias=False)
+    x = torch.randn(batch, 320, 4, 4).to(memory_format=torch.channels_last).requires_grad_()
+    parts = [part.detach().requires_grad_() for part in layer.group_weights()]
+    inputs = x.split([192, 64, 64], 1)
+    y_loop = torch.cat([nn.functional.conv2d(a, w, padding=1) for a, w in zip(inputs, parts, strict=True)], 1)
+    dy = torch.randn_like(y_loop)
+    with forced_kernel(kernel):
+        y = layer(x)
+        dx, dw = torch.autograd.grad(y, [x, layer.weight], dy)
+    dx_loop, *dw_loop = torch.autograd.grad(y_loop, [x, *parts], dy)
+    torch.testing.assert_close(y, y_loop, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(dx, dx_loop, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(dw, torch.cat([part.flatten(0, 1) for part in dw_loop]), atol=1e-3, rtol=1e-3)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert dx.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_threads_do_not_share_a_weight():
@@ -179,3 +283,15 @@ def test_many_unequal_groups_are_sorted_so_that_a_size_is_a_call(monkeypatch):
     assert y.is_contiguous(memory_format=torch.channels_last)
     with forced_kernel("reference"):
         torch.testing.assert_close(y.double(), layer(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("groups", ["log:3", 4])
+def test_wrong_arguments_raise_where_the_weight_is_kept(groups):
+    layer = GroupedConv2d(16, 16, 3, groups=groups)
+    wrong = [torch.randn(1, 12, 8, 8), torch.randn(1, 20, 8, 8), torch.randn(1, 16, 2, 2)]
+    with torch.no_grad():
+        for _ in range(3):
+            layer(torch.randn(1, 16, 8, 8).to(memory_format=torch.channels_last))
+        for x in wrong:
+            with pytest.raises(RuntimeError, match="input of shape"):
+                layer(x.to(memory_format=torch.channels_last))

@@ -6,8 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 import gconv
-from gconv.kernels import CANDIDATES, KERNELS, OPS, find
+from gconv import GroupedConv2d
+from gconv.kernels import CANDIDATES, KERNELS, OPS, different, find, runnable
 
 PACKAGE = Path(gconv.__file__).parent
 PROGRAM = """
@@ -43,3 +46,15 @@ def test_every_registered_kernel_has_the_four_functions():
     for name in KERNELS:
         assert all(callable(getattr(find(name), function)) for function in (*OPS, "refuses")), name
     assert "reference" not in CANDIDATES
+
+
+def test_kernels_that_make_the_same_calls_count_once():
+    def of(groups: object) -> list[str]:
+        geometry = GroupedConv2d(64, 64, 3, groups=groups, device="meta").geometry
+        return different(geometry, runnable(geometry, torch.float32, "cpu"))
+
+    assert of(1) == ["native"]
+    assert of(4) == ["native", "loop", "masked"]
+    assert of("log:3") == ["loop", "merged", "packed", "masked"]  # nested makes the calls of merged
+    assert "merged" not in of("36,20,8")  # no neighbours are equal
+    assert {"loop", "merged"} <= set(of([1, 2] * 21 + [1]))  # which are sorted first
