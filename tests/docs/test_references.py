@@ -29,6 +29,7 @@ HELPS = (
     ["gather"],
     ["measure"],
     ["claims"],
+    ["verify"],
 )
 ALL = pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
 
