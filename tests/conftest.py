@@ -1,6 +1,6 @@
 """Fixtures of all tests: they compute in one precision and by the same kernels on every processor.
 
-Nothing is imported before it is needed: the process that only distributes the tests reads this file too.
+Nothing heavy is imported before it is needed: the process that only distributes the tests reads this file too.
 """
 
 import gc
@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 
 def pytest_configure():
-    """Nothing is thrown away while the packages are imported."""
+    """Nothing is thrown away while the packages are imported; an example may take any time, on a loaded machine too."""
     gc.disable()
+    settings.register_profile("any time", deadline=None)
+    settings.load_profile("any time")
 
 
 def pytest_collection_finish():

@@ -59,7 +59,7 @@ def test_the_mean_of_a_filter_is_power_at_frequency_zero():
     assert found.direction[1] == pytest.approx(0, abs=1e-6)  # the edge is vertical: it changes to the right
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 2**32 - 1), st.floats(0.01, 100))
 def test_turning_a_filter_turns_its_direction_and_scaling_it_changes_nothing(seed, scale):
     planes = np.random.default_rng(seed).normal(size=(2, 2, 5, 5))

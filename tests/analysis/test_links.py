@@ -50,7 +50,7 @@ def convolutions(draw):
     return GroupedConv2d(sum(ins), sum(outs), groups=outs, in_groups=ins, **options)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(layer=convolutions())
 def test_links_are_what_moves_and_their_product_is_the_cost(layer):
     shape = (layer.in_channels, 7, 8)

@@ -66,7 +66,7 @@ def test_spectral_sizes_that_differ_are_said_and_kept_on_demand():
     assert sorted(small.tolist()) == [0, 3]
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(sizes=st.lists(st.integers(1, 7), min_size=2, max_size=4), seed=st.integers(0, 99), dead=st.integers(0, 2))
 def test_sizes_are_kept_whatever_the_correlations(sizes, seed, dead):
     sizes = [*sizes, dead + 2]

@@ -41,7 +41,7 @@ def test_streamed_covariance_equals_the_two_pass_formula(offset):
     torch.testing.assert_close(statistics.covariance, torch.cov(samples(x)), rtol=1e-9, atol=1e-9)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(data=st.data(), images=st.integers(2, 9), channels=st.sampled_from([1, 3, 129, 300]), side=st.integers(1, 4))
 def test_the_covariance_does_not_depend_on_batches_or_layout(data, images, channels, side):
     x = torch.randn(images, channels, side, side + 1) * torch.linspace(0.5, 3, channels)[:, None, None] + 5
@@ -152,7 +152,7 @@ def test_memory_does_not_grow_with_the_images():
     assert few[1] == 2 * few[0] + 8 * 8 * 8
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     sides=st.tuples(st.integers(1, 7), st.integers(1, 7), st.integers(1, 7), st.integers(1, 7)),
     first_is_larger=st.booleans(),

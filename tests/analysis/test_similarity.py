@@ -172,7 +172,7 @@ seeds = st.integers(0, 10_000)
 widths = st.integers(1, 6)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seeds, widths, widths, st.sampled_from([1e-15, 1e-3, 1.0, 7.0, 1e15]))
 def test_rotations_scalings_and_shifts_change_no_cka_and_no_procrustes(seed, p, q, scale):
     rng = np.random.default_rng(seed)
@@ -182,7 +182,7 @@ def test_rotations_scalings_and_shifts_change_no_cka_and_no_procrustes(seed, p, 
         assert compare(measure, scale * (x @ rotation + 1), y) == pytest.approx(compare(measure, x, y), rel=1e-6)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seeds, widths, widths)
 def test_invertible_maps_change_no_canonical_correlation(seed, p, q):
     rng = np.random.default_rng(seed)
@@ -193,7 +193,7 @@ def test_invertible_maps_change_no_canonical_correlation(seed, p, q):
     assert compare(pwcca, x, y @ right) == pytest.approx(compare(pwcca, x, y), rel=1e-6)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seeds, widths, widths)
 def test_measures_stay_in_their_range(seed, p, q):
     rng = np.random.default_rng(seed)

@@ -104,14 +104,14 @@ def test_the_interval_of_sign_flips_by_hand():
 differences = st.lists(st.integers(-20, 20), min_size=2, max_size=7)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(differences)
 def test_sign_flips_are_all_tried(values):
     sums = [abs(np.dot(signs, values)) for signs in product([-1, 1], repeat=len(values))]
     assert sign_flip_test(values).p == pytest.approx(np.mean(np.array(sums) >= abs(sum(values))))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.integers(6, 10), st.floats(-1, 1))
 def test_the_interval_of_sign_flips_holds_what_the_test_does_not_reject(seed, n, truth):
     x = np.random.default_rng(seed).normal(size=n)
@@ -275,7 +275,7 @@ def test_equivalence_is_two_one_sided_t_tests():
     assert (found.value, found.low, found.high) == (interval.mean, interval.low, interval.high)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.integers(2, 9), st.floats(0.1, 3))
 def test_what_is_equivalent_has_its_interval_within_the_margin(seed, n, margin):
     found = equivalence_test(np.random.default_rng(seed).normal(0.2, 1, size=n), margin)

@@ -135,7 +135,7 @@ def test_a_new_batch_size_compiles_once_more_at_most_and_keeps_the_op(counted, o
     assert all(op in calls for calls in graphs)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.sampled_from([1, 2, 8, "log:3", "5,2,1"]),
     st.sampled_from(list(NORMS)),

@@ -60,7 +60,7 @@ def layers(draw):
     return layer, draw(st.integers(0, 3))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(layers(), st.sampled_from(["contiguous", "channels_last", "strided"]), st.integers(0, 10))
 def test_every_kernel_equals_the_definition(case, layout, seed):
     layer, batch = case

@@ -55,7 +55,7 @@ def test_a_layer_that_is_block_diagonal_computes_the_same(options, kind, groups,
 
 
 @given(st.integers(0, 10**6), st.sampled_from(["2", "log:3", "~3", "3:1", "8"]), st.sampled_from(["slice", "energy"]))
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_the_kept_weights_are_those_of_the_dense_layer_and_the_others_nought(seed, groups, keep):
     torch.manual_seed(seed)
     conv = nn.Conv2d(8, 16, (1, 3))

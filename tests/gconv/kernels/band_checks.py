@@ -126,7 +126,7 @@ def layers(draw):
     return layer, size
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     layers(),
     st.sampled_from([0, 1, 3]),
@@ -194,7 +194,7 @@ def layers_in_rows(draw):
     return layer, (draw(st.sampled_from([5, 8])), draw(st.sampled_from([5, 8, 16, 19])))
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(layers_in_rows(), st.sampled_from([1, 2]), st.booleans())
 def test_rows_that_share_what_they_read_are_as_exact_as_aten(case, batch, wide):
     """Narrower and wider than a program has columns, heights that four does and does not divide, 64-bit offsets."""

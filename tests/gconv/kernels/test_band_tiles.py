@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gconv import Partition
@@ -27,7 +27,6 @@ blocks = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(geometries(), blocks, st.booleans())
 def test_tiles_write_every_channel_once_and_their_band_holds_all_that_feeds_it(layer, blocking, transposed):
     table = tile_table(layer, blocking, transposed)
@@ -55,7 +54,6 @@ def test_tiles_write_every_channel_once_and_their_band_holds_all_that_feeds_it(l
     assert sorted(channels) == list(range(written.channels))
 
 
-@settings(deadline=None)
 @given(geometries(), blocks, st.booleans())
 def test_packed_weights_unpack_to_the_block_diagonal_matrix_of_every_tap(layer, blocking, transposed):
     weight = torch.arange(1, 1 + sum(layer.links) * layer.kernel_size[0] * layer.kernel_size[1])
@@ -84,7 +82,6 @@ def test_packed_weights_unpack_to_the_block_diagonal_matrix_of_every_tap(layer, 
     assert torch.equal(packed[weight_places(index.int()).long()], weight)
 
 
-@settings(deadline=None)
 @given(geometries(), blocks)
 def test_jobs_of_the_weight_gradient_cover_every_packed_block_once(layer, blocking):
     table = tile_table(layer, blocking, False)
@@ -152,7 +149,6 @@ def test_too_many_weights_are_refused_in_words():
         tile_table(geometry([2**16], [2**16]), Blocking(), False)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 9), st.integers(1, 5), st.integers(1, 4), st.integers(0, 3), st.integers(1, 3), st.booleans())
 def test_a_walk_meets_every_tap_of_the_definition_once(size, kernel, stride, padding, dilation, transposed):
     """Output o reads input i through tap k where i = o · stride − padding + k · dilation."""

@@ -64,7 +64,7 @@ machines = st.builds(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(machines, st.dictionaries(kinds, times, max_size=8), st.dictionaries(kinds, times, max_size=3))
 def test_a_table_reads_back_as_written_and_extends(tmp_path_factory, made_on, first, second):
     with pytest.MonkeyPatch.context() as patch:

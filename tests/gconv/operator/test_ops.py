@@ -73,7 +73,7 @@ def poisoned(monkeypatch):
     monkeypatch.setattr(torch, "empty", nan)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     geometries(),
     st.sampled_from(["contiguous_format", "channels_last", "strided"]),

@@ -43,7 +43,7 @@ def test_towers_are_spread_so_that_the_largest_rank_is_as_small_as_can_be(loads,
     assert spread(loads, ranks) == (expected, True)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 3).flatmap(lambda r: st.tuples(st.lists(st.integers(1, 30), min_size=r, max_size=7), st.just(r))))
 def test_no_other_way_to_spread_few_towers_has_a_smaller_largest_rank(case):
     loads, ranks = case
@@ -54,7 +54,7 @@ def test_no_other_way_to_spread_few_towers_has_a_smaller_largest_rank(case):
     assert largest(loads, found, ranks) == min(largest(loads, way, ranks) for way in ways)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(1, 1000), min_size=13, max_size=40), st.integers(2, 6))
 def test_many_towers_are_spread_within_the_bound_of_graham(loads, ranks):
     """Bound of 1966, for any order: the mean of all ranks, and (1 − 1/ranks) of the largest tower."""
