@@ -84,8 +84,9 @@ def _draw_separation(axes: Axes, separation: pd.DataFrame, styles: Mapping[str, 
         axes.vlines(at, nulls, of_seeds, color="0.8", linewidth=0.7, zorder=1)
         axes.plot(at, nulls, "_", color="0.45", markersize=5, zorder=2)
         axes.plot(at, of_seeds, style.marker, color=style.colour, markersize=4, zorder=3)
-    names = page.short_names(variants, page.characters_that_fit(page.WIDTH / 2.4 / max(1, len(variants)), 6.5))
-    axes.set_xticks(range(len(variants)), [names[variant] for variant in variants], fontsize=6.5)
+    fits = page.characters_that_fit(page.WIDTH / 2.4 / max(1, len(variants)), 6.5) - 1
+    named = variants if max(map(len, variants), default=0) <= fits else []  # else the legend alone names the marks
+    axes.set_xticks(range(len(named)), named, fontsize=6.5)
     axes.set_xlim(-0.6, len(variants) - 0.4)
     axes.set_ylabel("separation by colour (AUC)", fontsize=7)
     axes.tick_params(labelsize=6.5)

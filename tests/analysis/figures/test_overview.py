@@ -44,6 +44,15 @@ def test_every_seed_is_drawn_with_its_null(tmp_path, monkeypatch):
     plt.close(figure)
 
 
+@pytest.mark.parametrize(("variants", "labels"), [(["groups-2", "dense"], 2), ([f"uniform-{n}" for n in range(9)], 0)])
+def test_variants_are_named_below_the_marks_where_their_names_fit(tmp_path, monkeypatch, variants, labels):
+    monkeypatch.setattr(page, "save", lambda figure, _folder, _name: [figure])
+    (figure,) = overview.draw(saved(variants, 3, 2), tmp_path)
+    assert [label.get_text() for label in figure.axes[1].get_xticklabels()] == variants[:labels]
+    assert len(figure.legends[0].get_texts()) == len(variants)
+    plt.close(figure)
+
+
 def test_every_seed_is_a_dot_at_its_accuracy(tmp_path, monkeypatch):
     monkeypatch.setattr(page, "save", lambda figure, _folder, _name: [figure])
     (figure,) = overview.draw(saved(["groups-2"], 2, 2), tmp_path)
