@@ -47,7 +47,8 @@ def run(name: str, flags: Sequence[str]) -> int:
             print(f"failed: {error}; the same command tries again", flush=True)
             return 1
         save(study, measured, hardware)
-        write_json(kept, {"question": study.question, "key": key, "overrides": list(flags)})
+        given = [flag for flag in flags if not flag.startswith("--runs_root=")]  # not where it lies
+        write_json(kept, {"question": study.question, "key": key, "overrides": given})
     paths = draw(study.folder)
     print(f"\n{study.question}\n\n{summary(read_measures(study.folder))}\n")
     if verdicts := study_verdicts(study.folder.name, study.folder.parent):

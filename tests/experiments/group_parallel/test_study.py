@@ -204,7 +204,8 @@ def test_the_study_is_measured_once_and_gives_the_verdict_on_claim_26(tmp_path, 
     assert whole["ddp-2", "parameters_per_device", ""] == parameters
     assert whole["devices-4", "parameters_per_device", ""] < 0.3 * parameters
     assert set(pd.read_csv(tables / "runs.csv")["variant"]) == {"devices-1", "devices-2", "devices-4", "ddp-2"}
-    assert json.loads((tables / "study.json").read_text())["question"]
+    about = json.loads((tables / "study.json").read_text())
+    assert about["question"] and about["overrides"] == SMALL
     of_these_flags = status_of(GROUP_PARALLEL, [*SMALL, f"--runs_root={tmp_path}"])
     assert of_these_flags["counts"] == {"done": 4, "running": 0, "failed": 0, "to do": 0}
     of_the_file = status_of(GROUP_PARALLEL, [f"--runs_root={tmp_path}"])
