@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from experiments.errors import RunFailedError
 from experiments.group_parallel.config import GroupParallel, load
 from experiments.group_parallel.tables import counted_values, measure, summary
 from experiments.measure.table import Value
@@ -43,7 +44,10 @@ def verify_record(name: str, results: Path, again: bool) -> tuple[list[str], str
         values = {case.name: list(counted_values(case)) for case in study.cases}
         differences += _compare(path, table, values)
         return differences, "bytes by formula, MACs and shares counted again"
-    values, of = measured_again(study)
+    try:
+        values, of = measured_again(study)
+    except RunFailedError as error:
+        return [*differences, f"{record}: measured again: failed: {error}"], ""
     differences += _compare(path, table, values)
     return differences, f"measured again on {of} processes, all but times and the last bits of sums"
 

@@ -18,8 +18,6 @@ from gconv.kernels import aten
 from gconv.kernels.geometry import Geometry
 
 Weights = tuple[Tensor, ...]
-
-
 MAX_FORMS = 8  # kept of one parameter, for kernels and sizes of input that take turns
 
 

@@ -228,6 +228,13 @@ def test_the_study_is_measured_once_and_gives_the_verdict_on_claim_26(tmp_path, 
     lines, _ = group_parallel.verify(GROUP_PARALLEL, tmp_path, None)
     assert any(line.startswith(f"{place}: 777; it is {8 * parameters:.0f}") for line in lines)
 
+    def lost(*_, **__):
+        raise RunFailedError("rank 1 of 4 ended")
+
+    monkeypatch.setattr(group_parallel_tables, "run_on_ranks", lost)
+    lines, _ = group_parallel.verify(GROUP_PARALLEL, tmp_path, [])
+    assert lines[-1] == f"{record.parent}: measured again: failed: rank 1 of 4 ended"
+
 
 def test_a_lost_rank_ends_the_study_with_one_line_and_nothing_half_measured(tmp_path, capsys, monkeypatch):
     def lost(*_, **__):
