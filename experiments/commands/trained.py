@@ -37,8 +37,8 @@ def draw(folder: Path) -> list[Path]:
 
 
 def write_record(folder: Path, home: Path) -> list[Path]:
-    """Copy tables and figures to ``results/`` in ``home``, and the table to its README; returns the files written."""
-    return write_study_record(folder, home / "results", home / "README.md")
+    """Copy tables and figures to ``results/`` in ``home``, and the table to its docs; returns the files written."""
+    return write_study_record(folder, home / "results", home / PAGE)
 
 
 def verify(name: str, home: Path, flags: list[str] | None) -> tuple[list[str], str]:

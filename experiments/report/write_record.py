@@ -26,10 +26,13 @@ from experiments.store.runs import file_name, write_atomic
 PACKED = "runs"  # folder of the packed runs in a study's record
 PAGE = Path("docs", "index.md")  # of a checkout: has the tables of some studies
 SPEED = "speed.csv"  # times and memory of the architectures, which no run holds
+LARGEST_PICTURE = 1_500_000  # bytes; a figure with a larger file is left out, as ``make figures`` draws it again
 
 
 def write_study_record(study_folder: Path, results: Path, page: Path) -> list[Path]:
     """Copy a study's tables and figures to the record, pack its runs, and write its accuracy table into a page.
+
+    A figure of which a file has more than ``LARGEST_PICTURE`` bytes is left out; one line says so.
 
     Args:
         study_folder: of the run store.
@@ -43,7 +46,7 @@ def write_study_record(study_folder: Path, results: Path, page: Path) -> list[Pa
         UsageError: the study has no tables yet.
     """
     record, kept = results / study_folder.name, []
-    figures = draw_figures(study_folder)
+    figures = _small_enough(draw_figures(study_folder), record)
     sources = [tables_folder(study_folder) / f"{table}.csv" for table in TABLES]
     sources.append(tables_folder(study_folder) / "study.json")
     for source in [path for path in (*sources, *figures) if path.is_file()]:
@@ -57,6 +60,17 @@ def write_study_record(study_folder: Path, results: Path, page: Path) -> list[Pa
     if replace_block(page, f"results {record.name}", page_block(study_folder)):
         kept.append(page)
     return kept
+
+
+def _small_enough(pictures: list[Path], record: Path) -> list[Path]:
+    """Return the files of the figures that the record takes; removes the others from it, and names them in a line."""
+    large = {path.stem for path in pictures if path.stat().st_size > LARGEST_PICTURE}
+    for path in [path for path in pictures if path.stem in large]:
+        (record / path.name).unlink(missing_ok=True)
+    if large:
+        size, names = f"{LARGEST_PICTURE / 1e6:.1f} MB", ", ".join(sorted(large))
+        print(f"left out of {record}, a file of over {size} each; make figures draws them: {names}")
+    return [path for path in pictures if path.stem not in large]
 
 
 def page_block(study_folder: Path) -> str:

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
+from experiments.commands import trained
 from experiments.data.augment import Views
 from experiments.errors import UsageError
 from experiments.execution.study_runs import train_all
@@ -14,7 +15,7 @@ from experiments.measure.images import MeasuredImages
 from experiments.models import build_model
 from experiments.pipeline import measure_all, run_study
 from experiments.report import summary as report
-from experiments.report.write_record import write_study_record
+from experiments.report import write_record
 from experiments.store import leases
 from experiments.store.runs import Run
 from experiments.study.catalogue import trained_studies
@@ -273,19 +274,30 @@ def test_figures_are_drawn_from_saved_tables_only(tmp_path):
 
 
 @pytest.mark.usefixtures("tiny", "no_figures")
-def test_results_are_kept_and_the_readme_shows_them(tmp_path):
+def test_results_are_kept_and_the_page_shows_them(tmp_path, monkeypatch, capsys):
     study = small_study("quickstart", tmp_path / "runs", "--only=dense")
     run_study(study)
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- results quickstart -->\nold\n<!-- end results quickstart -->\nafter\n")
-    kept = write_study_record(study.folder, tmp_path / "results", readme)
-    assert {path.name for path in kept} >= {"measures.csv", "runs.csv", "summary.txt", "filters.png", "README.md"}
-    text = readme.read_text()
+    page = tmp_path / "docs" / "index.md"
+    page.parent.mkdir()
+    page.write_text("before\n<!-- results quickstart -->\nold\n<!-- end results quickstart -->\nafter\n")
+    kept = trained.write_record(study.folder, tmp_path)
+    assert {path.name for path in kept} >= {"measures.csv", "runs.csv", "summary.txt", "filters.png", "index.md"}
+    text = page.read_text()
     assert text.startswith("before\n")
     assert text.endswith("<!-- end results quickstart -->\nafter\n")
     assert "old" not in text
     accuracy = report.read_measures(study.folder).query("measure == 'test_accuracy'")["value"].item()
     assert f"| dense | {accuracy:.3f} | 1 |" in text
+    pictures = [tmp_path / name for name in ("filters.pdf", "filters.png", "tradeoff.pdf", "tradeoff.png")]
+    for path in pictures:
+        path.write_bytes(bytes(101 if path.name == "filters.pdf" else 100))
+    monkeypatch.setattr(write_record, "LARGEST_PICTURE", 100)
+    monkeypatch.setattr(write_record, "draw_figures", lambda folder: pictures)
+    capsys.readouterr()
+    trained.write_record(study.folder, tmp_path)
+    recorded = {path.name for path in (tmp_path / "results" / "quickstart").iterdir()}
+    assert {path.name for path in pictures} - recorded == {"filters.png", "filters.pdf"}
+    assert capsys.readouterr().out.endswith("make figures draws them: filters\n")
 
 
 @pytest.mark.usefixtures("tiny", "no_figures")
