@@ -31,62 +31,64 @@ from analysis.verdict import (
 Decides = Literal["first", "every"]
 
 _TEXT = f"""\
-A claim states beforehand: an effect, a direction, the value that means "nothing there" (0 unless it says another) \
-and the smallest effect of interest. The training seed is the unit: one value per seed, paired where the seed is the \
-same.
+A claim states beforehand: an effect, a direction, the value that means "no effect" (0 unless it says another) and \
+the smallest effect of interest. The training seed is the unit: one value per seed, paired where the seed is the same.
 
 Verdicts
-supported              The effect lies beyond "nothing" in the claimed direction, and it may be as large as matters.
-contradicted           The effect is smaller than the smallest effect of interest, or it goes the other way.
+supported              The effect lies beyond "no effect" in the claimed direction, and is not shown to be too small.
+contradicted           The effect is shown to be smaller than the smallest effect of interest, or of the other sign.
 inconclusive           Neither is shown, or fewer than {FEWEST_SEEDS} seeds have a value.
 holds by construction  Arithmetic or the architecture decides; no training changes it. Counted separately.
 not run                No study has measured it.
-Two things are equal ("within"): supported if the effect lies within the margin, contradicted if it lies outside.
-There is no gain ("no_greater"): supported if the effect is smaller than the margin, contradicted if it is above \
-nothing.
+A claim that two things are equal ("within") is supported if the effect lies within the margin, and contradicted if \
+it lies outside.
+A claim that there is no gain ("no_greater") is supported if the effect is smaller than the margin, and contradicted \
+if it is greater than "no effect".
 
 Tests
-With up to {EXACT_SEEDS} seeds all sign flips of the values are tried. This test needs no normal distribution; it is \
+With up to {EXACT_SEEDS} seeds the test tries all sign flips of the values. It needs no normal distribution. It is \
 exact where a value is as likely to lie above the centre as the same distance below it, as the difference of two \
-like networks is. (Effects that are strongly skewed err in up to 12% instead of 2.5% of cases, with 8 seeds; \
-Student's t does, too.) The interval (95%) holds all values that the test does not reject. With more seeds both come \
-from Student's t. A share of seeds has the exact binomial test and interval.
-A claim of several parts is supported if every part is (the largest p counts), and contradicted if one part is: the \
-smallest p counts, times the number of parts, so that more parts do not make more false contradictions.
+like networks is. (With 8 seeds, strongly skewed effects err in up to 12% instead of 2.5% of cases; Student's t does, \
+too.) The interval (95%) holds all values that the test does not reject. With more seeds, Student's t gives both. A \
+share of seeds has the exact binomial test and interval.
+A claim of several parts is supported if every part is: the largest p counts. It is contradicted if one part is: the \
+smallest p counts, times the number of parts, because more parts would otherwise mean more false contradictions.
 
 From p to verdict
-p is doubled, because a claim may also turn out to be wrong: p = {ALPHA:g} is where the 95% interval ends.
-A ledger of many claims finds something by chance. Therefore q decides: the false discovery rate of Benjamini and \
+p is doubled, because data may speak for or against a claim. It is {ALPHA:g} if the 95% interval ends at "no effect".
+Among many claims some are supported by chance. Therefore q decides: the false discovery rate of Benjamini and \
 Hochberg over all claims tested, never below p. A claim is supported if its q for the claim is at most {ALPHA:g}, \
 and contradicted if its q against the claim is. So at most {ALPHA:.0%} of the claims called supported are expected \
 to be false, and {ALPHA:.0%} of those called contradicted, where claims are independent or depend on each other \
 positively, as those of one study do. (Holm's correction would leave 8 seeds without any verdict: their smallest p \
 is {smallest_p(8):.4f}, and Holm multiplies it by the number of claims.)
-The table prints the q of its verdict; for "inconclusive" the q for the claim.
-"needs", printed where the verdict is inconclusive: the seeds that find the smallest effect of interest with a \
-probability of {POWER:.0%}, given the spread seen so far (or that of a pilot) and the other claims as they are.
+The table prints the q of the verdict; if the verdict is inconclusive, the q for the claim.
+"needs" is printed if the verdict is inconclusive: the number of seeds that find the smallest effect of interest with \
+a probability of {POWER:.0%}. It assumes the spread seen so far (or that of a pilot) and the other claims as they are.
 
 Lost runs
-Never evidence: a run that diverged, a network no better than chance (by the 95% interval of its accuracy on the \
-test images), and, for claims about filters, a network of which fewer than {FEW_LEARNED:.0%} of the first filters \
-learned.
-The seed of such a run is lost, not left out: it counts with the worst value of all other seeds, once for the claim \
-and once against it. If more than {MOST_LOST:.0%} of the seeds are lost, nothing is decided.
+These are never evidence: a run that diverged; a network no better than chance (by the 95% interval of its accuracy \
+on the test images); and, for claims about filters, a network of which fewer than {FEW_LEARNED:.0%} of the first \
+filters learned.
+The seed of such a run is lost, not left out. In the test for the claim it gets the value of the other seeds that \
+favours the claim least; in the test against the claim, the value that favours it most. If more than \
+{MOST_LOST:.0%} of the seeds are lost, nothing is decided.
 
 The study that decides
-The first one named that has {FEWEST_SEEDS} seeds; if none has, the first that measured it. What the others say is \
-shown. If a claim says "every", all studies decide together: the parts of each one are parts of the claim.
+The first study of the claim that has {FEWEST_SEEDS} seeds decides; if none has, the first that measured the claim. \
+The results of the others are shown. If a claim says "every", all its studies decide together: the parts of each one \
+are parts of the claim.
 A study counts as it stands in its file. If the command line changed what is trained (recipe, model, images), it is \
-a trial and no evidence, unless it is asked for: make claims ARGS="--runs_root=DIR --trials". Its line then says \
-what was changed. The number of seeds, the device, and more images to measure with do not make a trial. Other images \
-in place of the study's own do, unless their content is that of the record in results/. What is in results/ counts \
-as it is, and its line says what was changed.
+a trial and no evidence, unless you ask for it: make claims ARGS="--runs_root=DIR --trials". Its line then says what \
+was changed. The number of seeds, the device, and more images to measure with do not make a trial. Other images than \
+the study's own do, unless their content is that of the record in results/. The record in results/ always counts, \
+and its line says what was changed.
 Runs of one study in different precision are no evidence. Of runs/ and results/ the one with more seeds counts.
 
 Counts and times
-Counts (parameters, MACs) have no chance in them: the value itself is the interval. A timing has the quartiles of \
-its repeats, which cover its median with about 95% for 15 repeats; it holds for the machine named. Neither has a p \
-or a q.
+Counts (parameters, MACs) do not vary: the value itself is the interval. The interval of a timing is the quartiles \
+of its repeats, which cover the median with about 95% for 15 repeats. It holds for the machine named. Neither has a \
+p or a q.
 """
 RULE = "\n".join(line if line[:1].islower() else fill(line, 118) for line in _TEXT.splitlines())
 
@@ -96,16 +98,16 @@ class Claim:
     """One claim of the ledger.
 
     Attributes:
-        number: its place.
+        number: place in the ledger, from 1.
         short: name of at most eight words, for tables and figures.
         claim: the statement.
-        source: by whom.
-        against: the null that could explain it away.
-        contradicts: the result that would contradict it.
-        studies: that can decide it, the best first.
-        decides: the ``first`` study that can, or ``every`` one together.
-        published: the published value; empty where there is none.
-        tests: its parts, all of which must hold.
+        source: publication or author of the statement.
+        against: the null that could explain the effect.
+        contradicts: the result that would contradict the claim.
+        studies: names of the studies that can decide the claim, the best first.
+        decides: ``first``: the first of these studies that can; ``every``: all of them together.
+        published: the published value; empty if there is none.
+        tests: the parts of the claim, all of which must hold.
     """
 
     number: int
@@ -125,9 +127,9 @@ class StudyAnswer:
     """The answer of one study to the parts of a claim.
 
     Attributes:
-        record: of the study.
-        parts: in the order of the claim's tests; without those that were not measured.
-        missing: why a part was not measured; empty where all were.
+        record: the measures of the study.
+        parts: the parts that were measured, in the order of the claim's tests.
+        missing: why a part was not measured; empty if all were.
     """
 
     record: Record
@@ -136,7 +138,7 @@ class StudyAnswer:
 
     @property
     def seeds(self) -> float:
-        """The fewest seeds of a part; infinity where nothing is per seed, and −1 where nothing was measured."""
+        """The fewest seeds of any part; infinity if no part is per seed, −1 if none was measured."""
         if not self.parts:
             return -1
         return min((part.n for part in self.parts if part.n is not None), default=np.inf)
@@ -147,9 +149,9 @@ class ChosenStudies:
     """The studies that decide a claim.
 
     Attributes:
-        answers: by these.
-        others: by other studies that measured it.
-        note: on records that are no evidence, or that there is none.
+        answers: the answers of these studies.
+        others: the answers of other studies that measured the claim.
+        note: the records that are no evidence, or that there is no record; empty otherwise.
     """
 
     answers: tuple[StudyAnswer, ...]
@@ -162,18 +164,17 @@ class Finding:
     """The verdict on a claim, and the numbers behind it.
 
     Attributes:
-        verdict: by ``RULE``.
-        part: that decides; None where none was measured.
-        number: its place among the parts, from 1.
-        record: where the part was measured.
-        n: the fewest seeds of the parts; None where nothing is per seed.
-        p: doubled, for the claim, or against it where the verdict is "contradicted"; None where it was not tested.
-        q: the same after the correction for all claims.
-        seeds: that would find the smallest effect of interest, where the verdict is open; None where that is
-            unknown, or over ``MOST_SEEDS``.
+        verdict: the verdict, by ``RULE``.
+        part: the part that decides; None if none was measured.
+        number: place of this part in the claim, from 1.
+        record: the record in which this part was measured.
+        n: the fewest seeds of any part; None if no part is per seed.
+        p: doubled p for the claim, or against it if the verdict is "contradicted"; None if the claim was not tested.
+        q: this p after the correction for all claims.
+        seeds: number of seeds that would decide an open claim; None if it is unknown, or over ``MOST_SEEDS``.
         note: limits of the verdict, in plain words.
-        answers: by the studies that decide.
-        others: by other studies that measured it.
+        answers: the answers of the studies that decide.
+        others: the answers of other studies that measured the claim.
     """
 
     verdict: Verdict
@@ -194,9 +195,9 @@ class _Tested:
     """A claim before the correction for all claims.
 
     Attributes:
-        parts: of the claim, in all studies that decide, each with its number and record.
-        verdict: where no p decides it; None where p do.
-        support, oppose: the p of one side, for the claim and against it; None where it was not tested.
+        parts: each part in each study that decides, with its number and record.
+        verdict: the verdict of a claim that no p decides; None if a p decides.
+        support, oppose: p for the claim and p against it; None if the claim was not tested.
     """
 
     parts: tuple[tuple[Part, int, Record], ...]
@@ -210,8 +211,8 @@ def judge_claims(claims: Sequence[Claim], records: Sequence[Record]) -> list[Fin
     """Give the verdicts on the claims of a ledger, by ``RULE``.
 
     Args:
-        claims: all of them: the false discovery rate is over those that are tested.
-        records: of any studies; of one study the earlier goes first where both have as many seeds.
+        claims: all claims of the ledger, because the false discovery rate is over all that are tested.
+        records: records of any studies. Of two records of one study with equally many seeds, the earlier one counts.
 
     Returns:
         One finding per claim, in their order.

@@ -2,11 +2,11 @@
 
 Reads the columns variant, seed, layer, measure, null and value. Five kinds of effect cover the ledger:
 
-    difference    sum of some values − sum of others, so that a difference of differences is one too
+    difference    sum of some values − sum of others; so a difference of differences is a difference too
     ratio         one value / another
-    slope         of a difference over several variants, against a number or against what they cost; log: of the logs
-    share         of the seeds in which something is so: 1 in the table, and 0 in the others
-    equal_cost    one family of variants − another, where both cost the same
+    slope         slope of a difference over several variants, against a number or a cost; with log, of the logarithms
+    share         share of the seeds in which a value of 0 or 1 is 1
+    equal_cost    one family of variants − another, interpolated to equal cost
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class Term:
     """A place in the long table.
 
     Attributes:
-        measure: its name.
-        variants: one, or several to average over (a family, where the kind is ``equal_cost``).
-        layer: empty for a measure of the whole network; ``each`` for every layer, paired by name with those of
-            the other terms and averaged at last.
-        against: the null, empty for the trained network.
+        measure: name of the measure.
+        variants: one variant, or several to average over; with ``equal_cost`` a family.
+        layer: name of the layer; empty for a measure of the whole network. With ``each``, the layers of all terms are
+            paired by name, and the effect is averaged over them.
+        against: name of the null; empty for the trained network.
     """
 
     measure: str
@@ -59,13 +59,13 @@ class Metric:
     """The formula of an effect.
 
     Attributes:
-        kind: of effect; see the head of this file.
-        of: the terms that are added.
-        minus: the terms that are subtracted; of a ratio the denominator.
-        over: of a slope: each name that is put into the slot of the variants, and its number; NaN with ``by``.
+        kind: kind of the effect; see the head of this file.
+        of: the terms that are added, or the numerator of a ratio.
+        minus: the terms that are subtracted, or the denominator of a ratio.
+        over: for a slope, each name that replaces ``{}`` in the variants, and its number; NaN with ``by``.
         by: the cost that a slope runs against, or that is equal.
-        log: a slope in logarithms on both sides, so that a power law has its exponent.
-        per_seed: otherwise one value per variant: a count, which no seed changes, or a timing with its quartiles.
+        log: True for a slope of logarithms on both sides, which is the exponent of a power law.
+        per_seed: True for one value per seed; False for one value per variant: a count, or a timing with quartiles.
     """
 
     kind: Kind
@@ -96,10 +96,10 @@ class Effect:
     """An effect as it was measured.
 
     Attributes:
-        values: (n,) one per seed; of a share 0 or 1; (1,) where nothing was per seed.
-        low, high: bounds of a timing by the quartiles of its repeats, and the value itself of a count; None per seed.
-        lost: number of further seeds whose runs were trained, or tried, and that have no value.
-        note: on values left out, in plain words.
+        values: (n,) one value per seed, 0 or 1 for a share; (1,) if the effect is not per seed.
+        low, high: bounds of a timing, from the quartiles of its repeats; the value itself for a count; None per seed.
+        lost: number of further seeds whose runs were begun but have no value.
+        note: values that were left out, in plain words.
     """
 
     values: NDArray[np.float64]
@@ -115,7 +115,7 @@ def measure_effect(table: pd.DataFrame, metric: Metric, lost: Mapping[tuple[str,
     Args:
         table: the long table, without the rows of lost runs.
         metric: the effect.
-        lost: why the run of a variant and a seed is no evidence: it diverged, for example.
+        lost: by variant and seed, why the run is no evidence: for example, it diverged.
 
     Raises:
         NotMeasuredError: a variant, a measure or a null is not in the table, or no seed has all of them.

@@ -27,14 +27,14 @@ class Record:
     """The measures of one study.
 
     Attributes:
-        study: its name.
-        place: where they were read, ``runs`` or ``results``.
+        study: name of the study.
+        place: folder from which they were read, ``runs`` or ``results``.
         table: the long table.
-        hardware: on which they were measured.
-        lost: runs that are no evidence for anything.
-        unlearned: runs that are no evidence on filters.
-        trial: keys of the training that the command line changed; empty without any.
-        refused: why the whole record is no evidence; empty where it is.
+        hardware: the hardware on which they were measured.
+        lost: runs that are no evidence for any claim.
+        unlearned: runs that are no evidence for claims about filters.
+        trial: keys of the training that the command line changed; empty if there are none.
+        refused: why the whole record is no evidence; empty if it is evidence.
     """
 
     study: str
@@ -60,12 +60,12 @@ def sort_evidence(table: pd.DataFrame, runs: pd.DataFrame, missing: pd.DataFrame
 
     Args:
         table: the long table.
-        runs: one row per run: variant, seed, and where they were recorded precision, classes and test_images.
+        runs: one row per run: variant, seed, and, if recorded, precision, classes and test_images.
         missing: one row per run without a result: variant, seed, status, reason.
 
     Returns:
-        The runs that are no evidence for anything, those that are none for what filters learn, and why the record as a
-        whole is none; empty where it is.
+        The runs that are no evidence for any claim; the runs that are no evidence for claims about filters; and why the
+        whole record is no evidence, an empty text if it is.
     """
     lost, unlearned = {}, {}
     for _, row in missing.iterrows():

@@ -34,12 +34,12 @@ class Test:
 
     Attributes:
         metric: how the effect is computed.
-        direction: in which it is claimed. ``within``: it is no larger than the margin, on either side; ``no_greater``:
-            it is no larger than the margin, on the upper side.
+        direction: the claimed direction of the effect. ``within``: the effect exceeds the margin on neither side;
+            ``no_greater``: it does not exceed the margin upwards.
         matters: the smallest effect of interest, or the margin, as a distance from ``than``; above 0.
-        than: the effect if there is nothing there.
-        construction: why the part holds whatever is trained; empty where it may fail.
-        spread: standard deviation of the effect over seeds, from a pilot; None where there was none.
+        than: the value that means no effect.
+        construction: why training cannot change the part; empty if it can.
+        spread: standard deviation of the effect over seeds, from a pilot; None without a pilot.
     """
 
     metric: Metric
@@ -58,14 +58,14 @@ class Part:
 
     Attributes:
         test: the part.
-        effect: its mean over seeds, or the count or timing.
-        low, high: of its 95% interval, or its bounds; None where it has none.
-        n: number of seeds that have a value; None where nothing is per seed.
-        lost: further seeds of which a run was lost.
-        support: p against the claim being wrong: small where the data speak for it. None where it was not tested.
-        oppose: p against the smallest effect of interest being there: small where the data speak against the claim.
-        decided: the verdict of a count or a timing, which has no p; or "inconclusive" where nothing can be decided.
-        spread: standard deviation over seeds; None where there are fewer than two or they are equal.
+        effect: mean of the effect over seeds; or the count or timing.
+        low, high: ends of its 95% interval, or bounds of a count or timing; None without either.
+        n: number of seeds that have a value; None if the part is not per seed.
+        lost: number of further seeds of which a run was lost.
+        support: p of "the claim is wrong": small if the data speak for the claim. None if it was not tested.
+        oppose: p of "the claim is right": small if the data speak against the claim. None if it was not tested.
+        decided: the verdict of a count or a timing, which has no p; or "inconclusive" if nothing can be decided.
+        spread: standard deviation over seeds; None for fewer than two seeds, equal values, or a share.
         note: limits of the verdict, in plain words.
     """
 
@@ -119,7 +119,7 @@ def weigh(effect: Effect, test: Test) -> Part:
 
 
 def interval_verdict(low: float, high: float, test: Test) -> Verdict:
-    """Return the verdict from an interval: of a count, or of a timing."""
+    """Return the verdict on a count or a timing, from the ends of its interval."""
     low, high = low - test.than, high - test.than
     if test.direction == "within":
         inside, outside = -test.matters < low and high < test.matters, low > test.matters or high < -test.matters
@@ -137,10 +137,10 @@ def seeds_to_find(test: Test, spread: float | None, p: float = ALPHA / 2) -> int
     Args:
         test: the part of the claim.
         spread: standard deviation of the effect over seeds; a share needs none.
-        p: of one side, that has to be reached.
+        p: one-sided p that a verdict needs.
 
     Returns:
-        The number; None where there is no spread, or where more than ``MOST_SEEDS`` are needed.
+        The number of seeds; None without a spread, or if more than ``MOST_SEEDS`` are needed.
     """
     if test.metric.kind == "share":
         return _seeds_for_share(test.than, test.matters, p)
@@ -154,10 +154,10 @@ def seeds_to_find(test: Test, spread: float | None, p: float = ALPHA / 2) -> int
 
 @dataclass(frozen=True)
 class _Mean:
-    """The mean of values over seeds: sign flips, and Student's t where there are too many seeds for all of them.
+    """The mean of values over seeds: tests by all sign flips, or by Student's t for more than ``EXACT_SEEDS`` seeds.
 
     Attributes:
-        worst, best: the values with the lost seeds at the smallest and at the largest of the others.
+        worst, best: the values, with the smallest or the largest of them in place of each lost seed.
     """
 
     worst: NDArray[np.float64]
@@ -197,7 +197,7 @@ class _Mean:
 
 @dataclass(frozen=True)
 class _Share:
-    """A share of seeds, exactly; a lost seed is a failure in ``low`` and a success in ``high``."""
+    """A share of seeds: exact binomial tests. A lost seed counts as 0 in ``low``, and as 1 in ``high``."""
 
     low: int
     high: int
@@ -219,7 +219,10 @@ class _Share:
 
 
 def _two_sides(bounds: _Mean | _Share, test: Test) -> tuple[float, float]:
-    """The p for and the p against; where the effect is surely there and surely too small, one of them gives way."""
+    """Return the p for the claim and the p against it.
+
+    An effect may be there beyond doubt and too small beyond doubt: then only one of the two may decide.
+    """
     nothing, edge = test.than, test.than + test.matters
     if test.direction == "within":
         other = test.than - test.matters

@@ -19,13 +19,14 @@ from experiments.errors import UsageError
 
 EVERY = " (every study counts)"
 MEANINGS = {
-    "smooth": "smooth random filters, nothing left of the initialisation",
-    "clustered": "filters in six clusters that have nothing to do with groups",
-    "growth": "filters, and whole groups of them, that have grown unevenly",
-    "shared": "the initialisation, shared by all networks of a seed, holds most of what is there",
-    "grey": "networks trained on grey images, grown unevenly, part of the initialisation left",
+    "smooth": "smooth random filters without any rest of the initialisation",
+    "clustered": "filters in six clusters that do not depend on the groups",
+    "growth": "filters and whole groups that have grown unevenly",
+    "shared": "filters of which most is the initialisation, which all networks of a seed share",
+    "grey": "filters as of grey images, which have grown unevenly and keep part of the initialisation",
 }
 PLANTED, ACCURACY = "planted", "accuracy"
+MEANING_OF_PLANTED = "conv1 splits by colour, then by frequency; groups leave out what they have in common"
 COLUMNS = ("kind", "claim", "part", "runs", "studies", "seeds", "sd", "matters", "part_alone", "alone", "power")
 WEAK = 0.5  # power below which a study will probably miss the smallest effect of interest
 
@@ -64,17 +65,18 @@ Written by `make claims ARGS=--markdown > docs/claims.md` from `configs/claims.y
 
 ## All claims
 
-- **seeds**: with so many, the smallest effect of interest is found with a power of {POWER:.0%}, by the spread of a
-  pilot, in the part that varies most, and before the correction for other claims. In brackets: by the spreads of
-  simulated networks, the least and the most of all kinds.
-- **wrong**: how often the claim is *supported* where there is nothing, in percent of studies of {seeds} seeds, if it is
-  judged by itself. That is the worst case: the correction for all claims only lowers it. Five numbers are those of
-  five kinds of simulated networks, which went through the measures of the suite: {", ".join(MEANINGS)}.
-  One number: a claim about accuracy alone, for which no network was simulated. Its effects are normal numbers with
-  the spread of the pilot; of "the same" and of "no gain" they lie at the margin, where the claim is just false.
-- **power**: how often it is supported if each part has the smallest effect of interest, in percent of studies of
-  {seeds} seeds, judged by itself too; the least and the most of all kinds of networks.
-- A dash: nothing to simulate. Counts and timings have no seeds, and claim 1 holds by construction.
+- **seeds**: number of seeds with which the smallest effect of interest is found with a power of {POWER:.0%}. It is that
+  of the part that varies most, by the spread of a pilot, before the correction for other claims. In brackets: the least
+  and the greatest number by the spreads of the kinds of simulated networks.
+- **wrong**: how often the claim is *supported* if there is no effect, in percent of studies of {seeds} seeds. Each
+  claim is judged by itself. This is the worst case: the correction for all claims only lowers the rate. Five numbers
+  are those of five kinds of simulated networks, measured as trained ones are: {", ".join(MEANINGS)}.
+  One number is that of a claim about accuracy alone, for which no network was simulated. Its effects are normal
+  random numbers with the spread of the pilot. If it claims "the same" or "no gain", they are drawn around the margin,
+  where the claim is just false.
+- **power**: how often the claim is *supported* if each part has the smallest effect of interest, in percent of studies
+  of {seeds} seeds. Each claim is judged by itself. The range is that of all kinds of networks.
+- A dash: nothing was simulated. Counts and timings have no seeds, and claim 1 holds by construction.
 
 | # | claim | decided by | against | seeds | wrong, % | power, % |
 |---|---|---|---|---|---|---|"""
@@ -82,8 +84,9 @@ Written by `make claims ARGS=--markdown > docs/claims.md` from `configs/claims.y
     for claim, of_claim in of_claims:
         cells = (claim.claim, _measures(claim), _null(claim), _seeds(claim, of_claim), _wrong(of_claim))
         lines.append(f"| {claim.number} | " + " | ".join(_cell(cell) for cell in (*cells, _power(of_claim))) + " |")
-    lines += ["", "Kinds of networks in which nothing is planted:", ""]
+    lines += ["", "Simulated networks without effects:", ""]
     lines += [f"- *{kind}*: {meaning}" for kind, meaning in MEANINGS.items()]
+    lines += ["", "Simulated networks with effects:", "", f"- *{PLANTED}*: {MEANING_OF_PLANTED}"]
     lines += ["", "## Limits", "", *_limits(of_claims, runs, studies, seeds), "", "## Each claim", ""]
     for claim, of_claim in of_claims:
         lines += [*_details(claim, of_claim), ""]
@@ -206,18 +209,19 @@ def _limits(of_claims: Sequence[tuple[Claim, pd.DataFrame]], runs: int, studies:
     number = max((n for n in wrong if wrong[n] >= 0), key=lambda n: wrong[n])
     limits = [
         f"**Too few seeds.** In a study of {seeds} seeds these claims stay *inconclusive* more often than not, even if "
-        f"what matters is there (power at most, and seeds needed): {'; '.join(weak)}. That is no evidence against "
-        f"them. Below {POWER:.0%}: {'; '.join(fair)}.",
-        f"**Wrong support.** Where nothing is planted, no claim is supported in more than {wrong[number]:.1%} of the "
-        f"studies (claim {number}). {studies} studies were drawn from {runs} simulated runs of each kind. They share "
-        "runs: a rate of 0 means below about 1%, and a rate of 5% may be 3% or 7%.",
-        "**Wrong contradiction.** A claim whose smallest effect of interest is there is contradicted in at most "
+        f"the smallest effect of interest exists: {'; '.join(weak)}. In brackets: the greatest power, and the seeds "
+        f"needed. An inconclusive verdict on them is no evidence against them. Power below {POWER:.0%}: "
+        f"{'; '.join(fair)}.",
+        f"**Wrong support.** In simulated networks without effects, no claim is supported in more than "
+        f"{wrong[number]:.1%} of the studies (claim {number}). {studies} studies were drawn from {runs} simulated runs "
+        "of each kind. They share runs: a rate of 0 means below about 1%, and a rate of 5% may be 3% or 7%.",
+        "**Wrong contradiction.** If the smallest effect of interest exists, a claim is contradicted in at most "
         f"{ALPHA / 2:.1%} of studies, however many parts it has.",
         "**Skew.** Both rates hold for effects that are about as likely to lie above their centre as below it. "
-        "Strongly skewed ones err in up to 12% of studies of 8 seeds, for the claim or against it; Student's t does, "
-        "too.",
-        "**Spread.** Simulated networks have the spread of their filters, not that of trained ones. After a study "
-        "`make claims` gives the seeds needed by the spread that was measured.",
+        "Strongly skewed effects err in up to 12% of studies of 8 seeds, for the claim or against it; Student's t "
+        "does, too.",
+        "**Spread.** The spread of simulated networks is not that of trained ones. After a study, `make claims` gives "
+        "the seeds needed by the measured spread.",
     ]
     return [fill(f"- {text}", 118, subsequent_indent="  ", break_on_hyphens=False) for text in limits]
 
