@@ -2,9 +2,9 @@
 
 Legend: N images, O filters, C channels, H W space, K kernel, M crops. Filters are weights (O, 3, K, K) on RGB inputs.
 
-Which filters count: one that never left its initialisation is RGB noise, two thirds of whose energy lie off the grey
-axis, so it looks coloured. ``learned`` is the rule, stated beforehand, by which such filters are left out;
-``smoothness`` and ``change_from_initialisation`` show how far to trust it.
+A filter that never left its initialisation is RGB noise. Two thirds of the energy of noise lie off the grey axis, so
+noise looks coloured. ``learned`` is the rule, stated beforehand, that leaves such filters out. ``smoothness`` and
+``change_from_initialisation`` check this rule.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from gconv.conv import GroupedConv2d
 from gconv.shuffle import ChannelPermutation, ChannelShuffle
 
-# Of noise filters this share is less concentrated than a filter must be to count as learned.
+# Share of noise filters that are less concentrated than a filter must be to count as learned.
 NOISE_LEFT_OUT = 0.99
 NOISE_DRAWS = 4000
 
@@ -47,7 +47,7 @@ def colour_index(filters_O3KK: ArrayLike) -> NDArray[np.float64]:
 
 
 def smoothness(filters_O3KK: ArrayLike) -> NDArray[np.float64]:
-    """Return the share of each filter's energy after a 3 × 3 mean: 0.1 for noise, towards 1 for broad structure.
+    """Return the share of each filter's energy that a 3 × 3 mean leaves: 0.1 for noise, near 1 for broad structure.
 
     Returns:
         (O,); NaN for a filter that is zero throughout.
@@ -59,7 +59,7 @@ def smoothness(filters_O3KK: ArrayLike) -> NDArray[np.float64]:
 
 
 def concentration(filters_O3KK: ArrayLike) -> NDArray[np.float64]:
-    """Return the concentration of each filter's energy on few spatial frequencies: Σ p², p their shares of the energy.
+    """Return Σ p² of each filter, p the shares of its energy at each spatial frequency: large if few of them hold it.
 
     1 for a uniform patch of any colour, ½ for a grating of whole periods, little above 1/K² for noise.
 
@@ -76,11 +76,11 @@ LEARNED_ENERGY = 0.5
 
 
 def learned(filters_O3KK: ArrayLike) -> NDArray[np.bool_]:
-    """Tell which filters are not noise (O,): more concentrated than 99% of white-noise filters of their size.
+    """Return True for filters that are not noise (O,): more concentrated than 99% of white-noise filters of their size.
 
-    The rule needs no initial weights. It does not depend on colour or frequency, so it does not bias their comparison.
-    (Smoothness would: it takes fine gratings, which are mostly grey, for noise.) Of filters that never left their
-    initialisation one in a hundred passes. A kernel of 1 × 1 has no spatial structure: all its filters pass.
+    The rule needs no initial weights. It does not depend on colour or frequency, so it does not bias a comparison of
+    these. (A rule by smoothness would, because fine gratings, which are mostly grey, are not smooth.) One in a hundred
+    filters that never left their initialisation passes. A kernel of 1 × 1 has no spatial structure: all filters pass.
     """
     filters = _rgb(filters_O3KK)
     if filters.shape[2:] == (1, 1):
@@ -100,8 +100,8 @@ class Change:
 
     Attributes:
         distance: (O,) |w − w0| / |w0|. Weight decay alone takes it to 1.
-        correlation: (O,) of w and w0 over the weights: 1 for a filter that was only scaled, about 0 for a new one. NaN
-            where either is constant.
+        correlation: (O,) correlation of w and w0 over the weights: 1 for a filter that was only scaled, about 0 for a
+            new one. NaN if w or w0 is constant.
     """
 
     distance: NDArray[np.float64]
@@ -132,8 +132,8 @@ def change_from_initialisation(trained: ArrayLike, initial: ArrayLike) -> Change
 class LearnedPart:
     """A trained filter without its projection on the filter that it began as: w − (⟨w, w0⟩ / ⟨w0, w0⟩) w0.
 
-    What is left of a random initialisation looks coloured, the more so the less a filter has grown. So attributes are
-    those of the learned part, and a filter counts only where that part bears enough of its energy.
+    The rest of a random initialisation looks coloured, and the less a filter has grown, the more it is. So colour and
+    frequency are measured on the learned part, and a filter counts only if that part has enough of its energy.
 
     Attributes:
         filters: (O, …) the learned parts.
@@ -145,7 +145,7 @@ class LearnedPart:
 
 
 def learned_part(trained: ArrayLike, initial: ArrayLike) -> LearnedPart:
-    """Take the initialisation out of filters, (O, …) both. A filter that began as zero is learned throughout.
+    """Project the initial filters out of the trained ones, (O, …) both. A filter that began as zero is all learned.
 
     Raises:
         ValueError: the shapes differ.
@@ -162,7 +162,7 @@ def learned_part(trained: ArrayLike, initial: ArrayLike) -> LearnedPart:
 
 
 def luminance(filters_O3KK: ArrayLike) -> NDArray[np.float64]:
-    """Return each filter along the grey axis (1, 1, 1)/√3, (O, K, K); zero where that is rounding."""
+    """Return the component of each filter along the grey axis (1, 1, 1)/√3, (O, K, K); zero where it is rounding."""
     filters = _rgb(filters_O3KK)
     along = filters.sum(1) / np.sqrt(3)
     rounding = (along**2).sum((1, 2)) <= GREY * (filters**2).sum((1, 2, 3))
@@ -171,15 +171,15 @@ def luminance(filters_O3KK: ArrayLike) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class FirstColour:
-    """The axis in colour space along which each filter varies most, grey aside.
+    """The axis in colour space, at right angles to grey, along which each filter varies most.
 
     Attributes:
         angle: (O,) of the axis in degrees, 0 ≤ angle < 180, for red and its opponent are one axis: 0 red against green
             (1, −1, 0), 30 red against cyan, 60 orange against azure, 90 yellow against blue (1, 1, −2), 150 green
             against magenta. 0 for a grey filter.
-        explained: (O,) share of the energy off the grey axis that lies on it, ½ … 1; at ½ the angle is arbitrary. 0 for
-            a grey filter.
-        coloured: (O,) False marks the grey filters, with no energy off the grey axis.
+        explained: (O,) share of the energy off the grey axis that lies on this axis, ½ … 1; at ½ the angle is
+            arbitrary. 0 for a grey filter.
+        coloured: (O,) False for grey filters, which have no energy off the grey axis.
         planes: (O, K, K) the filter along that axis; zero for a grey filter.
     """
 
@@ -231,7 +231,7 @@ class ReceptiveField:
 def receptive_field(layers: Sequence[nn.Module]) -> ReceptiveField:
     """Return the receptive field of the last of consecutive layers, the first of which reads the image.
 
-    Layers must be alike either way, and their padding hold no pixels (zeros).
+    Kernel, stride and padding must be the same in height and width, and the padding must be zeros.
 
     Raises:
         ValueError: a layer whose geometry is not known, or that is not square.
@@ -257,7 +257,7 @@ def receptive_field(layers: Sequence[nn.Module]) -> ReceptiveField:
 
 @dataclass(frozen=True)
 class LargestResponses:
-    """Largest responses of each filter, descending; at most one per image. All arrays are (O, M)."""
+    """Largest responses of each filter, in descending order, at most one per image. All arrays are (O, M)."""
 
     response: NDArray[np.float64]
     image: NDArray[np.int64]
@@ -268,7 +268,7 @@ class LargestResponses:
 class TopResponses:
     """The ``count`` images to which each filter responds most, collected in one pass.
 
-    Of equal responses the earlier image is kept, so the result does not depend on the batches.
+    If two responses are equal, the earlier image is kept. So the result does not depend on the batches.
     """
 
     def __init__(self, count: int) -> None:
@@ -303,9 +303,10 @@ def grey_version(crop_3HW: ArrayLike) -> NDArray[np.float64]:
     """Return a crop (3, H, W) of values 0 … 1 without colour: its first principal component in the opponent space.
 
     Opponent space: (R + G + B − 1.5) / 1.5, R − G, (R + G − 2 B) / 2, each −1 … 1. The component keeps its contrast and
-    the crop's mean brightness, brighter where the crop is (where it has no brightness of its own, where it is redder),
-    cut to 0 … 1: so a grey crop is its own grey version. (The authors' code stretches the component to the full range,
-    with an arbitrary sign; a filter for brightness then prefers the grey version of any crop of low contrast.)
+    gets the mean brightness of the crop. Its sign makes it brighter where the crop is brighter, or redder if the crop
+    has no contrast of brightness. The result is cut to 0 … 1. So a grey crop is its own grey version. (The code of
+    Rafegas & Vanrell stretches the component to the full range, with an arbitrary sign. Then a filter for brightness
+    prefers the grey version of any crop of low contrast.)
     """
     red, green, blue = np.asarray(crop_3HW, dtype=np.float64)
     opponent = np.stack([(red + green + blue - 1.5) / 1.5, red - green, (red + green - 2 * blue) / 2])
@@ -335,7 +336,7 @@ class ColourSelectivity:
 def selectivity_index(colour_OM: ArrayLike, grey_OM: ArrayLike) -> ColourSelectivity:
     """Return the index from the responses to crops and to their grey versions, in the same order.
 
-    A response below zero counts as none, as after a ReLU; a crop without a response takes no part.
+    A response below zero counts as zero, as after a ReLU. A crop without a response does not count.
 
     Raises:
         ValueError: the shapes differ, or a response is not finite.
@@ -361,14 +362,15 @@ def colour_selectivity(
 ) -> ColourSelectivity:
     """Return the colour selectivity index of a layer: each unit's response to its crops, in colour and made grey.
 
-    So padding and whatever else the unit's place does to it stay as they were. One image passes for each crop.
+    The crop is made grey inside its image, so that the place of the unit and the padding stay the same. Each crop needs
+    a pass of one image.
 
     Args:
-        respond: the network up to the layer, in evaluation mode; normalises the images itself, if it needs that.
-        images: gives those of the indices (n,) as (n, 3, H, W), values 0 … 1, on the device of the network.
+        respond: the network up to the layer, in evaluation mode; it normalises the images itself if needed.
+        images: returns the images of the indices (n,) as (n, 3, H, W), values 0 … 1, on the device of the network.
         top: largest responses, as ``TopResponses`` collects them for ``respond`` on the same images.
         field: receptive field of a unit of the layer.
-        batch: images at once.
+        batch: number of images in one pass.
     """
     grey_OM = np.zeros(top.response.shape)
     asked = np.argwhere(top.response > 0)

@@ -1,9 +1,9 @@
 """Correlation between filters, within and between groups.
 
-The figure of merit is the mean absolute correlation of the responses of two filters, over pairs in the same group
-(within) and over pairs in different groups (between); the diagonal is left out (Ioannou et al. 2017, arXiv 1605.06489).
-Grouping alone makes within exceed between, since each group sees inputs of its own: a contrast is no finding before it
-is held against a null.
+The measure is the mean absolute correlation of the responses of two filters, over pairs in the same group (within) and
+over pairs in different groups (between). The diagonal is left out (Ioannou et al. 2017, arXiv 1605.06489). Grouping
+alone makes within exceed between, because each group has its own inputs. So a contrast is no finding until it is
+compared with a null.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def correlation_matrix(covariance: ArrayLike) -> NDArray[np.float64]:
     """Return correlations (C, C) from covariances (C, C).
 
     A filter that never varies (variance 0), or whose responses are not finite, has NaN in its row and column. The scale
-    of a filter plays no part: the group of its neighbours carries no information on it.
+    of a filter does not matter.
     """
     cov = np.asarray(covariance, dtype=np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -40,8 +40,8 @@ class GroupContrast:
     Attributes:
         within: over pairs of filters of the same group; NaN if every group has one filter.
         between: over pairs of filters of different groups; NaN if there is one group.
-        filters: filters that took part.
-        dead: filters left out because they never vary.
+        filters: number of filters in the means.
+        dead: number of filters left out because they never vary.
     """
 
     within: float
@@ -51,13 +51,13 @@ class GroupContrast:
 
     @property
     def ratio(self) -> float:
-        """The quotient within / between; infinite where filters of different groups do not correlate at all."""
+        """Within / between; infinite if filters of different groups do not correlate at all."""
         with np.errstate(divide="ignore", invalid="ignore"):
             return float(np.float64(self.within) / np.float64(self.between))
 
     @property
     def difference(self) -> float:
-        """The difference within − between."""
+        """Within − between."""
         return self.within - self.between
 
 
@@ -77,7 +77,7 @@ def group_contrast(corr: ArrayLike, labels: ArrayLike) -> GroupContrast:
 
 
 def mean_contrast(contrasts: Sequence[GroupContrast]) -> GroupContrast:
-    """Return the average within and between over the draws of a null; the numbers of filters are rounded means.
+    """Return the means of within and between over the draws of a null; the numbers of filters are rounded means.
 
     Raises:
         ValueError: no contrast.
@@ -89,7 +89,7 @@ def mean_contrast(contrasts: Sequence[GroupContrast]) -> GroupContrast:
 
 
 def contrast_test(corr: ArrayLike, labels: ArrayLike, permutations: int = 2000, seed: int = 0) -> float:
-    """Return the one-sided p of within − between when the labels are permuted, every group keeping its size.
+    """Return the one-sided p of within − between against permuted labels; every group keeps its size.
 
     Raises:
         ValueError: the shapes do not fit, or there is no pair within or none between groups.

@@ -2,10 +2,10 @@
 
 Legend: O filters, C planes, K kernel. Frequencies are in cycles per pixel of the filter's input, angles in degrees.
 
-A filter's power spectrum is its squared gain for gratings, so no image is needed. Padding the filter with zeros samples
-that spectrum more finely and adds nothing. The filter's mean is left in: it is what a uniform surface evokes, power at
-frequency zero, so that a blob has a low frequency and not that of its edges. Zero has no orientation, and takes no part
-in that.
+The power spectrum of a filter is its squared gain for gratings, so no image is needed. Padding the filter with zeros
+samples the spectrum more finely and adds nothing. The mean of the filter, its response to a uniform surface, is kept as
+power at frequency zero. So a blob has a low frequency, not that of its edges. Frequency zero has no orientation and
+does not count there.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ class Tuning:
 
     Attributes:
         centroid: (O,) mean distance of the power from frequency zero, 0 … 0.707; white noise has 0.383.
-        direction: (O,) in which the preferred grating changes, 0 … 180: 0 to the right (vertical stripes), 90 down, 45
-            to the right and down. Arbitrary where the selectivity is next to nothing.
-        selectivity: (O,) 1 − circular variance of the power over orientations: 0 if all evoke the same, 1 if one does.
+        direction: (O,) direction in which the preferred grating changes, 0 … 180 degrees: 0 to the right (vertical
+            stripes), 90 down, 45 to the right and down. Arbitrary if the selectivity is about 0.
+        selectivity: (O,) 1 − circular variance of the power over orientations: 0 if all orientations have the same
+            power, 1 if one has all.
     """
 
     centroid: NDArray[np.float64]

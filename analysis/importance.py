@@ -1,9 +1,9 @@
 """Importance of each parameter of a sweep for its metric: permutation importance and rank correlation.
 
-A random forest predicts the metric from the parameters; the importance of a parameter is how much worse it predicts
-runs that it was not fitted to when that parameter's values are exchanged for those of other runs (Breiman 2001,
-"Random Forests", section 10; Fisher, Rudin & Dominici 2019, arXiv 1801.01489). Spearman's rank correlation says in
-which direction, where there is one.
+A random forest predicts the metric from the parameters. The importance of a parameter is the increase of the error, on
+runs that the forest was not fitted to, when the values of that parameter are permuted among the runs (Breiman 2001,
+"Random Forests", section 10; Fisher, Rudin & Dominici 2019, arXiv 1801.01489). Spearman's rank correlation gives the
+direction.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ def parameter_importance(table: pd.DataFrame, parameters: Sequence[str], metric:
 
     Returns:
         One row per parameter, the most important first: ``parameter``; ``importance``, the increase of the squared
-        error of the prediction in shares of the metric's variance, with ``low`` and ``high``, its range over the ways
-        to cut the runs into folds; ``correlation`` (Spearman) and its ``p``, NaN for categories; ``n`` runs;
-        ``explained``, the share of the metric's variance that the forest predicts in runs that it was not fitted to.
+        error of the prediction as a share of the variance of the metric; ``low`` and ``high``, its range over several
+        random divisions of the runs into folds; ``correlation`` (Spearman) and its ``p``, NaN for categories; ``n``,
+        the number of runs; ``explained``, the share of the variance of the metric that the forest predicts in runs
+        that it was not fitted to.
 
     Raises:
-        ValueError: fewer than ``AT_LEAST`` runs, a metric that is the same in all of them, or nothing that varies.
+        ValueError: fewer than ``AT_LEAST`` runs, a metric with the same value in all runs, or no parameter that varies.
     """
     table = table[np.isfinite(table[metric].astype(float))]
     y_S = table[metric].to_numpy(float)

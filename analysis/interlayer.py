@@ -2,12 +2,12 @@
 
 Legend: C D filters of the first and the second layer, G groups.
 
-The responses of either layer are whitened on their own, since their raw covariance "is conflated with the inherent
-covariances within X1 and X2"; then X1 X2ᵀ / (N − 1) (Ioannou 2017, PhD thesis). The thesis whitens the covariance
-(ZCA), whose result depends on the scale of each filter. Before a normalisation that scale is arbitrary, so here each
-filter has variance 1 first (ZCA-cor, Kessy et al. 2018). All of it is a function of the covariances that
-``responses.collect_pairs`` gathers in one stream. Grouping alone makes the result block-diagonal, since a group reads
-nothing else: compare with the same network untrained, and with other filters on the same inputs.
+The responses X1 and X2 of the two layers are whitened separately, because their raw covariance "is conflated with the
+inherent covariances within X1 and X2". Then their covariance is X1 X2ᵀ / (N − 1) (Ioannou 2017, PhD thesis). The thesis
+whitens the covariance (ZCA), so its result depends on the scale of each filter. Before a normalisation that scale is
+arbitrary, so here each filter is first scaled to variance 1 (ZCA-cor, Kessy et al. 2018). The result is a function of
+the covariances that ``responses.collect_pairs`` collects in one pass. Grouping alone makes it block-diagonal, because a
+group reads nothing else. So compare it with the untrained network, and with other filters on the same inputs.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from numpy.typing import ArrayLike, NDArray
 from analysis.correlation import correlation_matrix
 from analysis.stats import Inference, label_permutation_test
 
-# Directions with less of the variance than this, relative to the largest, are rounding: that of float32 responses is
-# about 1e-14. They are projected out, not inflated.
+# Directions of less variance than this, relative to the largest, are rounding (about 1e-14 for float32 responses).
+# They are projected out, because whitening would inflate them.
 RANK_TOLERANCE = 1e-10
 
 
@@ -31,9 +31,9 @@ class WhitenedCovariance:
 
     Attributes:
         matrix: (C, D), entries −1 to 1; NaN in the rows and columns of dead filters.
-        ranks: directions of either layer that were whitened.
-        dead: filters of either layer that never vary.
-        dependent: living filters of either layer, beyond its rank, that the others determine.
+        ranks: number of directions of each layer that were whitened.
+        dead: number of filters of each layer that never vary.
+        dependent: number of varying filters of each layer beyond its rank, which the other filters determine.
     """
 
     matrix: NDArray[np.float64]
@@ -45,18 +45,18 @@ class WhitenedCovariance:
 def whitened_covariance(
     first_CC: ArrayLike, second_DD: ArrayLike, cross_CD: ArrayLike, samples: int, standardise: bool = True
 ) -> WhitenedCovariance:
-    """Return P₁^-½ P₁₂ P₂^-½, P the correlations: each layer whitened on its own, then the covariance between them.
+    """Return P₁^-½ P₁₂ P₂^-½, P the correlations: the covariance of two layers that are whitened separately.
 
-    The roots are pseudo-inverse: dead filters are left out, and directions in which the others do not vary, by
-    ``RANK_TOLERANCE``, are projected out. So every direction that is left has variance 1, and the singular values of
-    the result are the canonical correlations. The scale of a filter changes nothing.
+    Dead filters are left out. Directions in which the others do not vary, by ``RANK_TOLERANCE``, are projected out. So
+    every remaining direction has variance 1, and the singular values of the result are the canonical correlations. The
+    scale of a filter changes nothing.
 
     Args:
-        first_CC, second_DD: covariances of either layer.
-        cross_CD: covariance between them.
-        samples: distinct ones; copies made by upsampling do not count (``PairStatistics.distinct``).
-        standardise: give each filter variance 1 first; False is the formula of the thesis, which depends on the scale
-            of each filter.
+        first_CC, second_DD: covariances of the first and of the second layer.
+        cross_CD: covariance between the layers.
+        samples: number of distinct samples; copies made by upsampling do not count (``PairStatistics.distinct``).
+        standardise: True scales each filter to variance 1 first. False is the formula of the thesis, which depends on
+            the scale of each filter.
 
     Raises:
         ValueError: the shapes do not fit; no filter of a layer varies; there are too few samples for the filters.
@@ -97,13 +97,13 @@ class BlockEnergy:
     """Share of a covariance between two layers in the blocks that their groups link.
 
     Attributes:
-        squared: share of the squared entries.
-        absolute: share of the absolute values.
-        chance: share of the entries; the expected share of a matrix without blocks.
-        left_out: filters of either layer that took no part, for they are dead or belong to no one group.
-        share: (squared − chance) / (1 − chance), the share beyond chance. 0 without blocks and 1 if all energy is on
-            them, however many groups there are.
-        test: ``squared`` with its p when the labels of the first layer are permuted, sizes kept.
+        squared: share of the sum of squared entries.
+        absolute: share of the sum of absolute values.
+        chance: share of the number of entries, which is the expected share of a matrix without blocks.
+        left_out: number of filters of each layer that are left out, because they are dead or not in exactly one group.
+        share: (squared − chance) / (1 − chance), the share beyond chance: 0 without blocks and 1 if all energy is on
+            them, for any number of groups.
+        test: ``squared`` and its p against permuted labels of the first layer, sizes kept.
     """
 
     squared: float
@@ -123,14 +123,14 @@ def block_energy(
 ) -> BlockEnergy:
     """Return the on-block energy of a covariance between two layers.
 
-    N samples add 1 / N of noise to each squared entry (more, as pixels of one image are alike), on the blocks and off
-    them, which pulls the shares towards chance: compare networks on as many images, and show many.
+    N samples add noise of 1 / N to each squared entry, on the blocks and off them; more, because pixels of one image
+    are similar. The noise pulls the shares towards chance. So use many images, and equally many for all networks.
 
     Args:
         matrix_CD: ``WhitenedCovariance.matrix``.
-        first_labels_C: the group of the second layer that reads each filter; negative where none or several do.
+        first_labels_C: the group of the second layer that reads each filter; negative if none or several do.
         second_labels_D: the group that computes each filter of the second layer, or that reads it.
-        seed: of the permutations.
+        seed: seed of the permutations.
 
     Raises:
         ValueError: the labels do not fit, link nothing, or the matrix is zero.

@@ -1,7 +1,7 @@
 """Means over seeds, with an interval from six seeds on, within the bounds of the quantity.
 
-With fewer seeds the values themselves say more than an interval: Student's interval of two seeds is twelve times as
-wide as their standard error, and the smallest p of a sign-flip test of five is 0.0625.
+With fewer seeds an interval is of little use. Student's interval of two seeds extends twelve standard errors to either
+side, and the smallest p of a sign-flip test of five seeds is 0.0625.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ UNBOUNDED = (-math.inf, math.inf)
 
 Bounds = tuple[float, float]
 
-# Of each measure, else of each unit, the least and the largest value that there can be.
+# The least and the largest possible value of each measure, else of each unit.
 _OF_MEASURES: tuple[tuple[str, Bounds], ...] = (
     (r"lesion_.*|(colour|selectivity|orientation)_difference", (-1.0, 1.0)),
     (r".*_accuracy|.*_auc(_permuted)?|(cka|cca|pwcca|procrustes)_between|.*_p", (0.0, 1.0)),

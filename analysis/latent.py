@@ -1,12 +1,12 @@
-"""Latent partition of a dense layer: its filters by the filters of the next layer that they connect to.
+"""Latent partition of a dense layer: groups of its filters by the filters of the next layer that they connect to.
 
 Legend: O filters of the reading layer, C filters that it reads, K kernel, F factors.
 
 Voss et al. 2021 (Branch Specialization) take the singular vectors of the absolute weights between two layers, and find
-colour first and frequency second. In a non-negative matrix the very first pair only shows how strongly each filter is
-connected at all. So each weight is divided by the root of its row's and its column's sum, which makes that pair known
-exactly, and it is taken off (Dhillon 2001, bipartite spectral graph partitioning; the same as correspondence analysis).
-Spectral groups are cut from the same normalised matrix.
+colour first and frequency second. In a non-negative matrix the first pair of singular vectors only shows how strongly
+each filter is connected. So each weight is divided by the roots of its row sum and of its column sum. Then the first
+pair is known exactly, and it is subtracted (Dhillon 2001, bipartite spectral graph partitioning; this is correspondence
+analysis). Spectral groups come from the same normalised matrix.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Factors:
         readers: (F, O) coordinate of each filter of the reading layer; NaN for one without connections.
         read: (F, C) coordinate of each filter that is read; NaN for one that nothing reads. Both are zero in a factor
             that explains nothing.
-        explained: (F,) share of all departures from "every filter connects to all alike".
+        explained: (F,) share of the squared departure from "every filter connects equally to all".
     """
 
     readers: NDArray[np.float64]
@@ -53,14 +53,14 @@ def coupling(weight_OCKK: ArrayLike) -> NDArray[np.float64]:
 def factors(coupling_OC: ArrayLike, count: int = 2) -> Factors:
     """Return the first factors of the connections between two layers; see the head of this file.
 
-    The sign of a factor is arbitrary: the filter read with the largest coordinate is given a positive one.
+    The sign of a factor is arbitrary. Here the largest absolute coordinate of the filters read is positive.
 
     Args:
-        coupling_OC: non-negative, as of ``coupling``.
+        coupling_OC: non-negative, as ``coupling`` returns it.
         count: number of factors F.
 
     Raises:
-        ValueError: another shape, or fewer factors than asked for.
+        ValueError: another shape; more factors than the matrix has.
     """
     matrix, rows, columns = _living(coupling_OC)
     most = min(rows.sum(), columns.sum()) - 1
@@ -88,14 +88,14 @@ def associations(
 ) -> list[Inference]:
     """Return the absolute rank correlation (Spearman) of each factor with an attribute of the filters, and its p.
 
-    The p are of one factor each: pass those of several through ``stats.false_discovery_rates``.
+    Each p is that of one factor. For several factors, pass all p through ``stats.false_discovery_rates``.
 
     Args:
         factors_FC: coordinates, one factor per row.
         attribute: (C,) colour, frequency, … of each filter.
-        kept: (C,) which filters to take, by a rule stated beforehand (``colour.learned``); all by default.
-        permutations: random orders of the attribute.
-        seed: of the orders.
+        kept: (C,) True for the filters that count, by a rule stated beforehand (``colour.learned``); all by default.
+        permutations: number of random orders of the attribute.
+        seed: seed of these orders.
 
     Raises:
         ValueError: the shapes do not fit.
@@ -126,14 +126,14 @@ def associations(
 
 
 def spectral_groups(coupling_OC: ArrayLike, groups: int, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return groups of readers (O,) and of the filters read (C,) that connect mostly among themselves; −1: unconnected.
+    """Return the group of each reader (O,) and of each filter read (C,) by spectral co-clustering (Dhillon 2001).
 
-    By spectral co-clustering (Dhillon 2001). Group k of the readers reads mostly group k.
+    Group k of the readers reads mostly group k of the filters. A filter without connections has −1.
 
     Args:
-        coupling_OC: non-negative, as of ``coupling``.
-        groups: how many.
-        seed: of the clustering.
+        coupling_OC: non-negative, as ``coupling`` returns it.
+        groups: number of groups.
+        seed: seed of the clustering.
 
     Raises:
         ValueError: another shape, or fewer connected filters than groups.
@@ -154,10 +154,10 @@ def agreement(clusters: ArrayLike, imposed: ArrayLike, permutations: int = DRAWS
     p is one-sided, from permuting the imposed labels.
 
     Args:
-        clusters: (n,) labels; negative ones belong to no group, and are left out.
-        imposed: (n,) labels, likewise.
-        permutations: random orders of the imposed labels, where there are too many to take all.
-        seed: of the permutations.
+        clusters: (n,) labels of the first partition; negative if a filter is in no group: it is left out.
+        imposed: (n,) labels of the second partition, likewise.
+        permutations: number of random orders of the imposed labels, if there are too many orders to try all.
+        seed: seed of the permutations.
 
     Raises:
         ValueError: the shapes do not fit, or no filter has both labels.

@@ -2,12 +2,12 @@
 
 Legend: N batch, C channels, H W space, K classes, P draws.
 
-Information that only one group has is lost without it: if the group has specialised in colour, the accuracy on colour
-images falls more than on their grey versions. The loss of any filters costs accuracy, so a group is compared with
-random sets of as many filters.
+If only one group has some information, the network loses it with the group. So without a group that has specialised in
+colour, the accuracy falls more on colour images than on their grey versions. The loss of any filters costs accuracy,
+so a group is compared with random sets of as many filters.
 
-Silence the input of the next convolution: the output of an activation or of a normalisation, not that of a convolution
-before its normalisation, which would turn zero into something else.
+Silence the input of the next convolution: the output of an activation or of a normalisation. Do not silence the output
+of a convolution before its normalisation, which would turn zero into another value.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Lesion:
     """Fall of the accuracy when one group is silenced. Drops are intact − silenced, in fractions of 1.
 
     Attributes:
-        group: which one; its name among the labels.
-        filters: how many were silenced.
+        group: label of the group.
+        filters: number of filters that were silenced.
         colour_drop, grey_drop: fall of the accuracy on colour images and on their grey versions.
-        class_drop: (K,) fall of the accuracy of each class on colour images; NaN where a class has no image.
+        class_drop: (K,) fall of the accuracy of each class on colour images; NaN for a class without images.
         null_colour_drop, null_grey_drop: (P,) the same for random sets of as many filters.
     """
 
@@ -61,7 +61,7 @@ class Lesion:
 
     @property
     def p(self) -> float | None:
-        """Two-sided p of the interaction among random sets of filters, of this network; None without draws."""
+        """Two-sided p of the interaction against that of random sets of filters of this network; None without draws."""
         return null_p(self.interaction, self.null_interaction, "two-sided") if self.null_interaction.size else None
 
 
@@ -71,12 +71,12 @@ def silenced(model: nn.Module, layer: str, channels: ArrayLike, replacement: flo
 
     Args:
         model: any module.
-        layer: name of one of its modules.
-        channels: which of its output channels.
-        replacement: their constant output: one value, or one for each channel.
+        layer: name of the layer, a module of the model.
+        channels: indices of the output channels to silence.
+        replacement: constant output of these channels: one value, or one for each channel.
 
     Raises:
-        ValueError: no such layer, lists those there are; no such channels; values that do not fit them.
+        ValueError: no such layer (the message lists the layers); no such channels; values that do not fit them.
     """
     modules = dict(model.named_modules())
     if layer not in modules:
@@ -144,26 +144,26 @@ def lesions(
 
     Args:
         model: on the device of the batches.
-        layer: whose output channels are silenced, by name.
-        labels: (C,) the group of each of them; negative where it belongs to none.
-        colour, grey: the same images in colour and in grey, with their classes. They are gone through once for every
-            group and every draw, so a generator will not do.
-        replacement: "zero", or the "mean" of each channel over the images, which leaves what comes after
-            in the range that it knows.
-        draws: of random filters, for each size of group.
-        seed: of the draws.
+        layer: name of the layer whose output channels are silenced.
+        labels: (C,) group of each output channel; negative if it belongs to none.
+        colour, grey: the same images in colour and in grey, with their classes. Every group and every draw passes
+            through them once, so give a list or a loader, not a generator.
+        replacement: "zero", or the "mean" of each channel over the images. With the mean, the inputs of later layers
+            stay in their usual range.
+        draws: number of random sets of filters for each size of group.
+        seed: seed of the draws.
 
     Returns:
         One lesion for each group, in the order of their labels.
 
     Raises:
-        ValueError: batches that can be gone through only once; an unknown layer or replacement; labels that do not fit.
+        ValueError: batches that can be iterated only once; an unknown layer or replacement; labels that do not fit.
     """
     if replacement not in ("zero", "mean"):
         raise ValueError(f"replacement {replacement!r}: must be zero or mean")
     for name, batches in (("colour", colour), ("grey", grey)):
         if iter(batches) is batches:
-            raise ValueError(f"{name} batches that can be gone through only once: give a list or a loader")
+            raise ValueError(f"{name} batches that can be iterated only once: give a list or a loader")
     group = np.asarray(labels, dtype=np.int64)
     image_sets = [_ImageSet(model, layer, batches) for batches in (colour, grey)]
     if group.ndim != 1 or len(group) != len(image_sets[0].mean):

@@ -95,7 +95,7 @@ def inputs_seen(steps: list[list[Link]], output: int) -> list[set[int]]:
 
     Args:
         steps: the links of each layer, the first layer first.
-        output: which output of the last layer.
+        output: index of the output of the last layer.
     """
     rows = [{output}]
     for links in reversed(steps):

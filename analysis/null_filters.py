@@ -24,7 +24,7 @@ from gconv.conv import GroupedConv2d
 
 
 def random_filters(module: nn.Module, seed: int) -> nn.Module:
-    """Return a copy of a layer with weights of its own initialisation, the same on every device.
+    """Return a copy of a layer with newly initialised weights, the same on every device.
 
     Raises:
         ValueError: the layer has no initialisation of its own.
@@ -41,7 +41,7 @@ def random_filters(module: nn.Module, seed: int) -> nn.Module:
 
 
 def rotated_filters(module: nn.Module, seed: int) -> nn.Module:
-    """Return a copy of a convolution whose filters read other mixtures of the input channels of their group.
+    """Return a copy of a convolution whose filters read random mixtures of the input channels of their group.
 
     The matrix of each group is drawn uniformly from the orthogonal ones (QR of a Gaussian matrix, Mezzadri 2007).
 
@@ -80,10 +80,10 @@ def group_weights(module: nn.Module) -> list[Tensor]:
 
 
 def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
-    """Gather the running statistics of all batch norms on images; nothing else of the model changes. Returns the model.
+    """Compute the running statistics of all batch norms from images, and return the model. Nothing else of it changes.
 
-    A network that was never trained has statistics of 0 and 1, which are not those of its responses. Each batch counts
-    alike. Images are normalised by the statistics of their own batch on the way, as in training.
+    An untrained network has statistics of 0 and 1, which are not those of its responses. All batches have equal weight.
+    Inside the network each batch is normalised by its own statistics, as in training.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     if not norms:

@@ -1,11 +1,11 @@
-"""Partitions that a layer was not trained with: the null of the groups that another was trained with.
+"""Partitions of a layer that was trained without groups, as nulls of a layer that was trained with groups.
 
 Legend: C filters, P draws.
 
-A dense layer has no groups, so any cut of its filters tells what a contrast within − between is worth without grouping:
-cut at random, cut in channel order, or cut by spectral clustering of |r|, which looks for the largest contrast there
-is. The spectral cut is chosen on the very correlations that it is measured on, so it is an upper bound; to judge it on
-other images apply its labels to theirs by ``group_contrast``.
+A dense layer has no groups. So the contrast within − between of any partition of its filters is one without grouping.
+The partition is random, or in channel order, or a spectral clustering of |r|, which searches for the largest contrast.
+The clustering uses the same correlations as the contrast, so its contrast is an upper bound. To judge it on other
+images, pass its labels and their correlations to ``group_contrast``.
 """
 
 from __future__ import annotations
@@ -54,17 +54,17 @@ def null_partitions(
     """Return the contrast of a dense layer under every kind of null partition.
 
     Args:
-        corr: (C, C) correlations of its filters; rows of NaN are dead filters.
-        sizes: of the groups of the layer that is compared with it; they add up to C.
-        draws: of the arbitrary partition; the others are one.
-        seed: of the draws and of the clustering.
+        corr: (C, C) correlations of the filters of the dense layer; rows of NaN are dead filters.
+        sizes: group sizes of the grouped layer that is compared with it; they add up to C.
+        draws: number of random partitions; of the other kinds there is one.
+        seed: seed of the draws and of the clustering.
 
     Returns:
-        By the name of the null: "arbitrary partition", "contiguous partition", "spectral partition" (whose sizes are as
-        they come) and "spectral partition, sizes kept".
+        The result of each null by its name: "arbitrary partition", "contiguous partition", "spectral partition" (of
+        any sizes) and "spectral partition, sizes kept".
 
     Raises:
-        ValueError: the sizes do not fit, or the filters that vary are no more than the groups.
+        ValueError: the sizes do not fit, or no more filters vary than there are groups.
     """
     matrix = _square(corr)
     _fit(matrix, sizes)
@@ -88,13 +88,13 @@ def null_partitions(
 
 
 def spectral_partition(corr: ArrayLike, groups: int, seed: int = 0) -> NDArray[np.int64]:
-    """Spectral clustering of |r| into groups of any sizes (Ng, Jordan & Weiss 2001; as in scikit-learn).
+    """Cluster filters by |r| into groups of any sizes: spectral clustering (Ng, Jordan & Weiss 2001; scikit-learn's).
 
     Returns:
         (C,) group of each filter; −1 for a dead one.
 
     Raises:
-        ValueError: the filters that vary are no more than the groups.
+        ValueError: no more filters vary than there are groups.
     """
     matrix = _square(corr)
     living, place = _embedding(matrix, groups, seed)
@@ -104,22 +104,22 @@ def spectral_partition(corr: ArrayLike, groups: int, seed: int = 0) -> NDArray[n
 
 
 def sized_spectral_partition(corr: ArrayLike, sizes: Sequence[int], seed: int = 0) -> NDArray[np.int64]:
-    """Spectral clustering of |r| into groups of given sizes.
+    """Cluster filters by |r| into groups of given sizes: spectral clustering, then k-means with fixed sizes.
 
-    The filters are placed as for ``spectral_partition``; the largest cluster found there starts the largest group, and
-    so on. Then k-means with sizes: filters are assigned to the centres so that each gets its number at the least sum of
-    squared distances (linear assignment), centres move to their means, until nothing changes.
+    The coordinates are those of ``spectral_partition``. Its largest cluster gives the first centre of the largest
+    group, and so on. Then two steps repeat until nothing changes: each centre gets as many filters as its group has, at
+    the least sum of squared distances (linear assignment); each centre moves to the mean of its filters.
 
     Args:
-        corr: (C, C) correlations; rows of NaN are dead filters, which fill the places that are left.
-        sizes: filters of each group; they add up to C.
-        seed: of the clustering.
+        corr: (C, C) correlations; rows of NaN are dead filters, which are put into the groups last.
+        sizes: number of filters of each group; they add up to C.
+        seed: seed of the clustering.
 
     Returns:
         (C,) group of each filter, ``sizes[g]`` of them in group g.
 
     Raises:
-        ValueError: the sizes do not fit, or the filters that vary are no more than the groups.
+        ValueError: the sizes do not fit, or no more filters vary than there are groups.
     """
     matrix = _square(corr)
     _fit(matrix, sizes)

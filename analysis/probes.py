@@ -2,12 +2,13 @@
 
 Legend: N images, C channels, H W space, D dimensions of a target, P draws.
 
-A probe predicts a property of the image from the responses of a group, averaged over space. A larger group knows more,
-and every group predicts each target to some degree. A group is special only if it beats random sets of as many filters.
+A probe predicts a property of the image from the responses of a group, averaged over space. A larger group predicts
+better, and every group predicts each target to some degree. So a group is special only if its score exceeds those of
+random sets of as many filters.
 
-Probe the input of the next layer: ``collect(model, batches, {Input("conv2"): PooledResponses()})``. The mean of a
-convolution's own output depends only on the mean of its input: before its activation a filter for an orientation
-averages to zero.
+Probe the input of the next layer: ``collect(model, batches, {Input("conv2"): PooledResponses()})``. Do not probe the
+output of a convolution before its activation: its mean over space depends on the mean of its input alone, so that of a
+filter for an orientation is zero.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class PooledResponses:
 
 
 def image_targets(batches: Iterable[Tensor]) -> dict[str, NDArray[np.float64]]:
-    """Return the properties of images that a group may know, each (N, D), in one stream.
+    """Return the targets of the probes, properties of images, each (N, D), in one pass over the images.
 
     - ``hue``: (cos, sin) of the hue angle of the mean colour in the plane off the grey axis; red is 0, green 120°.
     - ``chroma``: mean over pixels of the distance from the grey axis, R − (G + B)/2 and √3 (G − B)/2; 1 for pure red.
@@ -66,7 +67,7 @@ def image_targets(batches: Iterable[Tensor]) -> dict[str, NDArray[np.float64]]:
       the first eigenvector of the structure tensor (Bigün & Granlund 1987).
     - ``frequency``: centroid of the power spectrum of luminance less its mean, Hann window, in cycles per pixel.
 
-    Where an image has no hue, no orientation or no frequency, being grey, isotropic or blank, its row is NaN.
+    The row of an image is NaN if it has no hue (grey), no orientation (isotropic) or no frequency (blank).
 
     Args:
         batches: RGB images (N, 3, H, W) of 0 to 1, not normalised, of 3 × 3 pixels at least.
@@ -98,15 +99,15 @@ class GroupProbe:
     """Score of one group for one target, and the scores of random sets of as many filters.
 
     Attributes:
-        group: its name among the labels.
+        group: label of the group.
         target: name of the property.
-        metric: "R²" or "balanced accuracy", of images that the probe has not learned from.
-        score: of the group.
-        chance: of a probe that knows nothing: 0 for R², 1 / classes for balanced accuracy.
-        filters: of the group.
-        dead: filters of the group that never vary.
+        metric: "R²" or "balanced accuracy", on images that the probe was not fitted to.
+        score: score of the group.
+        chance: score of a guess: 0 for R², 1 / classes for balanced accuracy.
+        filters: number of filters of the group.
+        dead: number of its filters that never vary.
         null: (P,) scores of the random sets.
-        p: two-sided, of the score among the null of this network; None where nothing was drawn.
+        p: two-sided p of the score against the random sets of this network; None without draws.
         note: limits of the result, in plain words; empty without any.
     """
 
@@ -130,15 +131,15 @@ class GroupProbe:
 def probe_score(features_NC: ArrayLike, target: ArrayLike, seed: int = 0) -> float:
     """Return the score of a linear probe of a target, on images that it was not fitted to (5-fold cross-validation).
 
-    Features are standardised, the ridge penalty is chosen within the images learned from. Quantities are scored by R²,
-    1 − Σ (y − ŷ)² / Σ (y − ȳ)² over all dimensions together, which is below 0 where the mean would have done better;
-    classes, all weighted alike, by balanced accuracy.
+    Features are standardised. The ridge penalty is chosen within the images that the probe is fitted to. The score of
+    a quantity is R², 1 − Σ (y − ŷ)² / Σ (y − ȳ)² over all dimensions together; it is below 0 if the mean predicts
+    better. The score of classes is the balanced accuracy, in which every class has the same weight.
 
     Args:
-        features_NC: responses.
-        target: (N,) whole numbers, which are classes; or (N,) or (N, D) quantities, circular ones as cosine and sine.
+        features_NC: responses, averaged over space.
+        target: (N,) whole numbers for classes; or (N,) or (N, D) quantities, circular ones as cosine and sine.
             Images whose target is NaN are left out.
-        seed: of the folds; the same for all probes that are compared.
+        seed: seed of the folds; the same for all probes that are compared.
 
     Raises:
         ValueError: shapes that do not fit, fewer images than folds, a target that never varies, or a class of fewer
@@ -179,15 +180,15 @@ def group_probes(
 
     Args:
         features_NC: responses of the layer.
-        labels_C: group of each filter; negative where it belongs to none.
-        targets: by name, as of ``probe_score``: those of ``image_targets``, and the classes.
-        null_features: responses of a dense layer to the same images, from whose filters the random sets are drawn; by
-            default those of this layer, from all its groups.
-        draws: of random sets, for each size of group and each target.
-        seed: of the draws and of the folds.
+        labels_C: group of each filter; negative if it belongs to none.
+        targets: targets by name, in the form of ``probe_score``: those of ``image_targets``, and the classes.
+        null_features: responses of a dense layer to the same images, of which the random sets are drawn; by default
+            the responses of this layer, of all its groups.
+        draws: number of random sets for each size of group and each target.
+        seed: seed of the draws and of the folds.
 
     Raises:
-        ValueError: the labels do not fit, the null has fewer filters than a group, or what ``probe_score`` refuses.
+        ValueError: the labels do not fit; the null has fewer filters than a group; or as ``probe_score``.
     """
     features, labels = np.asarray(features_NC, dtype=np.float64), np.asarray(labels_C, dtype=np.int64)
     if features.ndim != 2 or labels.shape != features.shape[1:]:
@@ -241,7 +242,7 @@ def _direction(vector_N2: Tensor, least: float) -> Tensor:
 
 
 def _orientation(luminance_NHW: Tensor) -> Tensor:
-    """Twice the angle of the structure tensor's first eigenvector, from central differences inside the border."""
+    """Return (cos 2θ, sin 2θ), θ the angle of the structure tensor's first eigenvector, by central differences."""
     down, along = (
         (luminance_NHW[:, 2:, 1:-1] - luminance_NHW[:, :-2, 1:-1]),
         (luminance_NHW[:, 1:-1, 2:] - luminance_NHW[:, 1:-1, :-2]),

@@ -1,7 +1,7 @@
-"""Collect layer responses once, in a stream, in bounded memory.
+"""Collect the responses of layers in one pass over the images, in bounded memory.
 
-Legend: N batch, C D channels of two layers, H W space, S samples. Every pixel is a sample of the filters' responses;
-only the count, the mean and sums of products are kept, in float64. What is kept does not grow with the images.
+Legend: N batch, C D channels of two layers, H W space, S samples. Every pixel is a sample of the filters' responses.
+Only the count, the mean and sums of products are kept, in float64, so memory does not grow with the number of images.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Samples at a time: on a CPU as many as stay in its cache while they are shifted and multiplied.
+# Samples at a time. On a CPU they stay in the cache while they are shifted and multiplied.
 CHUNK = {"cpu": 4096, "cuda": 65536}
 ROUNDING = 1e-12  # of the mean of a channel: a standard deviation up to this is no variation
 BLOCK = 128  # columns of the sum of products at a time; blocks below the diagonal are not computed
@@ -55,7 +55,7 @@ Gathered = TypeVar("Gathered", bound=Accumulator)
 class ResponseStatistics:
     """Count, mean and covariance of one layer's responses, accumulated batch by batch.
 
-    The sums are taken about the mean of the first samples, so that nothing cancels.
+    The mean of the first samples is subtracted before the sums, so that no digits cancel.
     """
 
     def __init__(self) -> None:
@@ -117,12 +117,12 @@ class ResponseStatistics:
 class PairStatistics:
     """Covariances of two layers' responses, and the covariance between them, accumulated batch by batch.
 
-    The smaller map is upsampled to the larger by nearest neighbour (Ioannou 2017), and pixels of the larger map are the
-    samples. Nothing is in fact upsampled: a product with a repeated pixel is that with the sum of the pixels it covers.
+    The smaller map is upsampled to the larger by nearest neighbour (Ioannou 2017), and the pixels of the larger map are
+    the samples. No upsampled map is computed: a repeated pixel is multiplied by the sum of the pixels that it covers.
 
     Attributes:
-        first, second: statistics of either layer, at the resolution of the larger map.
-        distinct: samples that are no copies, which are the pixels of the smaller map.
+        first, second: statistics of the first and of the second layer, at the resolution of the larger map.
+        distinct: number of samples that are no copies: the pixels of the smaller map.
     """
 
     def __init__(self) -> None:
@@ -173,20 +173,19 @@ class PairStatistics:
 
 
 def collect(model: nn.Module, batches: Iterable[Tensor], into: Mapping[Tap, Gathered]) -> dict[Tap, Gathered]:
-    """Pass the images through in evaluation mode; outputs and inputs of layers go into accumulators.
+    """Pass images through a model in evaluation mode, and add outputs and inputs of layers to accumulators.
 
     Args:
         model: on the device of the batches.
         batches: inputs (N, 3, H, W).
-        into: by module name, ``Input`` or ``Refiltered`` of one, an accumulator: ``ResponseStatistics()``,
-            ``MomentStatistics()``, …
-            The output of a convolution is the one before its activation.
+        into: accumulators (``ResponseStatistics()``, ``MomentStatistics()``, …) by the name of a module, or by an
+            ``Input`` or a ``Refiltered`` of one. The output of a convolution is the one before its activation.
 
     Returns:
         The accumulators.
 
     Raises:
-        ValueError: a layer that the model does not have; lists those it has.
+        ValueError: a layer that the model does not have; the message lists its layers.
     """
     with _tapped(model, list(into), lambda layer, x: into[layer].add(x)):
         for batch in batches:
@@ -197,7 +196,7 @@ def collect(model: nn.Module, batches: Iterable[Tensor], into: Mapping[Tap, Gath
 def collect_responses(
     model: nn.Module, batches: Iterable[Tensor], layers: Sequence[str]
 ) -> dict[str, ResponseStatistics]:
-    """Pass the images through in evaluation mode, and gather the outputs of the named layers.
+    """Pass images through a model in evaluation mode, and collect statistics of the outputs of some layers.
 
     Args and raises as ``collect``.
     """
@@ -207,11 +206,14 @@ def collect_responses(
 def collect_pairs(
     model: nn.Module, batches: Iterable[Tensor], pairs: Sequence[tuple[Tap, Tap]]
 ) -> dict[tuple[Tap, Tap], PairStatistics]:
-    """Pass the images through in evaluation mode, and gather the covariance of pairs of layers.
+    """Pass images through a model in evaluation mode, and collect the covariances of pairs of layers.
 
     Args:
-        model, batches: as of ``collect``.
-        pairs: of layers, named as for ``collect``.
+        model, batches: as in ``collect``.
+        pairs: pairs of layers, named as in ``collect``.
+
+    Returns:
+        The statistics of each pair.
 
     Raises:
         ValueError: as ``collect``; or the model runs a layer twice on the same images, or not at all.

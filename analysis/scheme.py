@@ -1,8 +1,8 @@
 """The wiring of a whole network as columns of units and flows of filters between them, ready to be drawn.
 
-A column is a convolution, in the order of computation; the network's input is column 0. Its units are its groups. Where
-there are too many groups to be distinguished (depthwise), filters belong to the unit that *reads* them, as those of
-AlexNet's conv1 belong to the group of conv2 that reads them.
+A column is a convolution, in the order of computation; the input of the network is column 0. The units of a column are
+the groups of the convolution. If there are too many groups to be drawn (depthwise), a filter belongs to the unit that
+*reads* it, as a filter of AlexNet's conv1 belongs to the group of conv2 that reads it.
 """
 
 from __future__ import annotations
@@ -49,10 +49,11 @@ class Flow:
     Attributes:
         source, source_unit: column and unit that compute the filters.
         reader, reader_unit: column and unit that read them.
-        filters: how many there are.
-        channels: how many input channels of the reader come from them; more than ``filters`` if some are read twice.
-        source_start, reader_start: first place that the flow takes among the filters of the source's unit and among
-            the input channels of the reader's.
+        filters: number of filters.
+        channels: number of input channels of the reader that come from them; more than ``filters`` if some are read
+            twice.
+        source_start, reader_start: first place of the flow among the filters of the source's unit, and among the input
+            channels of the reader's unit.
     """
 
     source: int
@@ -67,9 +68,9 @@ class Flow:
 
 @dataclass(frozen=True)
 class Bus:
-    """Columns whose filters are read past the next column, drawn as one line.
+    """Columns whose filters are read by columns after the next one, drawn as one line.
 
-    Every reader reads all sources before it, and none of the others: a stream of residual sums is one bus.
+    Every reader reads all sources before it, and nothing else. A stream of residual sums is one bus.
 
     Attributes:
         sources, readers: columns, in order.
@@ -88,7 +89,7 @@ class Scheme:
 
 
 def network_scheme(model: nn.Module, input_shape: tuple[int, ...]) -> Scheme:
-    """Trace a model, and count the filters that each unit reads of each other.
+    """Trace a model, and count the filters that each unit reads from each other unit.
 
     Args:
         model: any module that ``gconv.wiring`` can trace.
@@ -115,7 +116,7 @@ def network_scheme(model: nn.Module, input_shape: tuple[int, ...]) -> Scheme:
 
 
 def buses(scheme: Scheme) -> list[Bus]:
-    """Gather all that is read past the next column into the fewest lines that show it exactly."""
+    """Return the fewest buses that show exactly which columns are read by columns after the next one."""
     readers: dict[int, set[int]] = defaultdict(set)
     for flow in scheme.flows:
         readers[flow.source].add(flow.reader)

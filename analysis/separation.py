@@ -6,14 +6,14 @@ Four statistics that do not depend on the order of the groups:
 
 - difference: largest minus smallest group mean; with two groups their absolute difference;
 - eta squared: the share of the variance of the attribute that lies between the groups;
-- AUC: chance that of two filters of two groups the one of the higher group has more of it, ½ … 1; mean over all pairs
-  of groups;
-- information: mutual information of group and attribute, over the mean of their entropies, 0 … 1. The attribute is cut
-  at its quantiles into as many bins as there are groups (two groups: at the median), equal values sharing a bin. So it
-  can be 1 only where the groups are of one size.
+- AUC: probability that a filter of one group has more of the attribute than a filter of another, for the group with
+  more of it, ½ … 1; mean over all pairs of groups;
+- information: mutual information of group and attribute, over the mean of their entropies, 0 … 1. Quantiles cut the
+  attribute into as many bins as there are groups (two groups: the median), and equal values share a bin. So it can be 1
+  only if all groups have one size.
 
-Each is held against the same labels dealt at random, every group keeping its size. Each is above its least value by
-chance alone, the more so the smaller the groups. It means nothing without p.
+Each statistic is tested against the same labels in random order; every group keeps its size. Chance alone makes each
+greater than its least value, and more so for smaller groups. So no statistic means anything without its p.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ class Separation:
     """Separation of the groups by one attribute; a value that cannot be computed is NaN, and its note gives the reason.
 
     Attributes:
-        sizes: filters of each group that took part.
-        means: of the attribute in each of these groups.
-        difference, eta_squared, auc, information: with the p of a label permutation; see the head of this file.
+        sizes: number of filters of each group that were compared.
+        means: mean of the attribute in each of these groups.
+        difference, eta_squared, auc, information: the statistics, with p by label permutation; see the head of this
+            file.
 
     Notes count groups from 1, as figures do.
     """
@@ -66,11 +67,12 @@ def separation(
     """Return the separation of the groups in one attribute.
 
     Args:
-        values: (n,) attribute; filters in which it is not finite are left out, and counted in the notes.
-        labels: (n,) group that reads, or computes, each filter; negative where there is no such group: left out too.
-        kept: (n,) which filters to take, by a rule stated beforehand (``colour.learned``); all by default.
-        permutations: random labelings.
-        seed: of the labelings.
+        values: (n,) attribute of each filter. Filters whose value is not finite are left out, and counted in the notes.
+        labels: (n,) group that reads, or computes, each filter. Filters with a negative label have none and are left
+            out.
+        kept: (n,) True for the filters that count, by a rule stated beforehand (``colour.learned``); all by default.
+        permutations: number of random labelings.
+        seed: seed of the labelings.
 
     Raises:
         ValueError: the shapes do not fit.

@@ -2,12 +2,12 @@
 
 Legend: N batch, C channels, H W space, S samples, P Q features of two sets, G groups. Every pixel is a sample.
 
-All measures are functions of the moments of the responses, which are gathered in one pass in memory of a few C × C
-matrices: any grouping of the features, and any number of random ones, is read off the same moments. For with linear
-kernels HSIC adds up over features, HSIC(X, Y) = Σ_i∈X Σ_j∈Y HSIC(i, j).
+All measures are functions of the moments of the responses. These are collected in one pass, in memory of a few C × C
+matrices, and serve any grouping of the features, random ones too. For with linear kernels HSIC is a sum over features,
+HSIC(X, Y) = Σ_i∈X Σ_j∈Y HSIC(i, j).
 
-Groups of different sizes cannot be compared directly: each measure depends on the number of features of either side,
-the unbiased CKA least. ``random_splits`` of a dense layer gives the null of the same sizes.
+Groups of different sizes cannot be compared directly, because each measure depends on the numbers of features of both
+sets, the unbiased CKA least. ``random_splits`` of a dense layer gives a null of the same sizes.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class MomentStatistics:
 
         With X and Y centred, d_s = |x_s|² and e_s = |y_s|², the unbiased HSIC₁ (Song et al. 2012; Nguyen et al. 2021,
         eq. 3) is [‖XᵀY‖² − S/(S−2) Σ d_s e_s + Σ d_s Σ e_s / ((S−1)(S−2))] / (S(S−3)), without an S × S matrix. Pixels
-        of one image are not independent: what is taken off is the bias of as many independent samples, so show many
+        of one image are not independent, but the formula subtracts the bias of independent samples. So use many
         images.
 
         Raises:
@@ -106,7 +106,7 @@ class MomentStatistics:
             raise ValueError("responses must be finite; these hold NaN or infinity")
         products = covariance * (n - 1)
         energy = np.diag(products)
-        # The sums are taken about the mean of the first samples; move them to the mean of all.
+        # The sums are about the mean of the first samples; here they become sums about the mean of all.
         mean = (self.responses.mean - self.responses.shift).numpy()
         cross = self._third.cpu().numpy() * mean
         fourth = self._fourth.cpu().numpy() - 2 * (cross + cross.T) + 4 * np.outer(mean, mean) * products
@@ -127,7 +127,7 @@ def moments(x_SC: ArrayLike) -> Moments:
 
 
 def compare(measure: Similarity, x_SP: ArrayLike, y_SQ: ArrayLike) -> float:
-    """Return the similarity between two sets of responses to the same samples, each in any unit.
+    """Return the similarity of two sets of responses to the same samples, each set in any unit.
 
     Raises:
         ValueError: not as many samples of either, or what the measure refuses.
@@ -136,7 +136,7 @@ def compare(measure: Similarity, x_SP: ArrayLike, y_SQ: ArrayLike) -> float:
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y):
         raise ValueError(f"responses of shapes {x.shape} and {y.shape} must be samples × features of the same samples")
     columns = np.arange(x.shape[1] + y.shape[1])
-    # In units of its own each, for whether a feature varies is judged against the others.
+    # Each set is scaled on its own, because the others of a set decide if a feature varies.
     x, y = (side / (float(np.abs(side).max(initial=0)) or 1.0) for side in (x, y))
     return measure(moments(np.hstack([x, y])), columns[: x.shape[1]], columns[x.shape[1] :])
 
@@ -144,7 +144,7 @@ def compare(measure: Similarity, x_SP: ArrayLike, y_SQ: ArrayLike) -> float:
 def biased_cka(of: Moments, first: Columns, second: Columns) -> float:
     """Return the linear CKA, ‖C_xy‖² / (‖C_xx‖ ‖C_yy‖) (Kornblith et al. 2019), 0 to 1.
 
-    It rises with the number of features: random responses of more features than samples come out close to 1.
+    It rises with the number of features: for random responses of more features than samples it is close to 1.
 
     Raises:
         ValueError: none of the features of a set varies.
@@ -172,10 +172,10 @@ class CanonicalCorrelations:
 
     Attributes:
         correlations: (R,) descending, R the smaller rank.
-        weights: (R,) how much of the first set's responses each canonical variate bears; their sum is 1.
-        ranks: dimensions of either set that took part.
-        dead: features of either set left out because they never vary.
-        dependent: features of either set, beyond its rank, that the others determine.
+        weights: (R,) weight of each canonical variate in the responses of the first set; their sum is 1.
+        ranks: number of dimensions of each set.
+        dead: number of features of each set that are left out because they never vary.
+        dependent: number of features of each set beyond its rank, which the other features determine.
     """
 
     correlations: NDArray[np.float64]
@@ -222,9 +222,9 @@ def mean_cca(of: Moments, first: Columns, second: Columns) -> float:
 
 
 def pwcca(of: Moments, first: Columns, second: Columns) -> float:
-    """Projection-weighted mean Σ α_i ρ_i / Σ α_i (Morcos et al. 2018), 0 to 1; the weights are the first set's.
+    """Return the projection-weighted mean Σ α_i ρ_i / Σ α_i (Morcos et al. 2018), 0 to 1.
 
-    So it is not symmetric. Raises what ``canonical_correlations`` raises.
+    The weights are those of the first set, so the mean is not symmetric. Raises as ``canonical_correlations``.
     """
     canonical = canonical_correlations(of, first, second)
     return float(canonical.correlations @ canonical.weights)
@@ -250,11 +250,11 @@ def between_groups(of: Moments, labels: ArrayLike, measure: Similarity) -> NDArr
 
     Args:
         of: moments of the layer.
-        labels: (C,) group of each feature; negative where it belongs to none.
+        labels: (C,) group of each feature; negative if it belongs to none.
         measure: ``unbiased_cka``, ``mean_cca``, ``procrustes``, …
 
     Raises:
-        ValueError: the labels do not fit, or what the measure refuses.
+        ValueError: the labels do not fit, or as the measure.
     """
     group = np.asarray(labels, dtype=np.int64)
     if group.shape != of.covariance.shape[:1]:
@@ -285,18 +285,18 @@ def random_splits(
 ) -> NDArray[np.float64]:
     """Return (draws, G, G) similarity between random disjoint sets of a dense layer's live features, as a null.
 
-    Compare with it by ``stats.null_p(mean_between(observed), mean_between(null), side)``. That p is of one network
-    against the splits of another; the training seed stays the unit, so test the differences over seeds.
+    Compare with it by ``stats.null_p(mean_between(observed), mean_between(null), side)``. That p compares one network
+    with the splits of another. The training seed stays the unit, so test the differences over seeds.
 
     Args:
         dense: moments of the dense layer.
-        sizes: living features of each group of the grouped layer.
-        measure: as of ``between_groups``.
+        sizes: number of features that vary in each group of the grouped layer.
+        measure: as in ``between_groups``.
         draws: number of splits.
-        seed: of the splits.
+        seed: seed of the splits.
 
     Raises:
-        ValueError: the dense layer has too few living features, or what the measure refuses.
+        ValueError: too few features of the dense layer vary, or as the measure.
     """
     living = np.flatnonzero(dense.alive)
     if min(sizes) < 1 or sum(sizes) > living.size:

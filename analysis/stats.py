@@ -1,7 +1,7 @@
 """Intervals, tests and false discovery rates.
 
-The training seed is the unit of inference. What cannot be had (an interval from one seed, a test of values that are all
-equal) is None, and a note gives the reason.
+The training seed is the unit of inference. A number that cannot be computed (an interval from one seed, a test of equal
+values) is None, and a note gives the reason.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Estimate:
     """A mean over seeds and its interval.
 
     Attributes:
-        mean: of the values.
-        low, high: bounds of the interval; NaN where there are fewer than two values, since one run has no interval.
+        mean: mean of the values.
+        low, high: ends of the interval; NaN for fewer than two values, because one run has no interval.
         n: number of values.
     """
 
@@ -50,10 +50,10 @@ class Inference:
     """The result of a test or of an interval.
 
     Attributes:
-        value: of the statistic.
-        low, high: bounds of the interval; None where there is none.
+        value: value of the statistic.
+        low, high: ends of the interval; None if there is none.
         n: number of values.
-        p: None where nothing was or could be tested.
+        p: p of the test; None if there was no test.
         note: limits of the result, in plain words; empty without any.
     """
 
@@ -113,7 +113,7 @@ def permutation_p(observed: float, null: ArrayLike) -> float:
 
 
 def null_p(observed: float, null: ArrayLike, side: Side) -> float:
-    """Return ``permutation_p`` on a side: greater than the null, less, or two-sided (the smaller p, doubled).
+    """Return ``permutation_p`` on one side: "greater" than the null, "less", or "two-sided" (the smaller p, doubled).
 
     Raises:
         ValueError: an unknown side.
@@ -127,7 +127,7 @@ def null_p(observed: float, null: ArrayLike, side: Side) -> float:
 
 
 def permuted_labels(labels: ArrayLike, permutations: int, seed: int) -> NDArray[np.int64]:
-    """Return the labels in random order (permutations, n), every group keeping its size."""
+    """Return the labels in random orders, (permutations, n); every group keeps its size."""
     rng = np.random.default_rng(seed)
     return rng.permuted(np.tile(np.asarray(labels, dtype=np.int64), (permutations, 1)), axis=1)
 
@@ -141,14 +141,14 @@ def label_permutation_test(
 ) -> Inference:
     """Test a statistic of the labels against labels permuted at random, every group keeping its size.
 
-    Exact where there are at most ``EXACT_RELABELINGS`` distinct ways to deal them, else against random ones.
+    All distinct orders of the labels are tried if there are at most ``EXACT_RELABELINGS``; else random ones.
 
     Args:
         labels: (n,) group of each item.
-        statistic: of labels (n,).
-        side: on which the statistic is remarkable; "two-sided" doubles the smaller p.
-        seed: of the random relabelings.
-        permutations: how many of these.
+        statistic: function of labels (n,).
+        side: side of the test; "two-sided" doubles the smaller p.
+        seed: seed of the random orders.
+        permutations: number of random orders.
 
     Raises:
         ValueError: no labels, or the statistic is not finite.
@@ -181,14 +181,14 @@ def label_permutation_test(
 class SignFlips:
     """Sign-flip tests of a mean in either direction, and its interval.
 
-    Flipping the signs of a subset leaves a mean at least as large as the one observed if and only if the mean of the
-    subset is not positive. So p counts subset means on the far side of a centre, and the interval that belongs to the
-    test runs between the ordered subset means ("typical values", Hartigan 1969). It assumes values symmetric about
-    their centre, no more.
+    If the signs of a subset are flipped, the mean is at least as large as the observed one exactly if the mean of the
+    subset is not positive. So p counts the subset means on the far side of a centre, and the interval of the test ends
+    at two of the ordered subset means ("typical values", Hartigan 1969). The only assumption is that values are
+    symmetric about their centre.
 
     Attributes:
-        means: of the non-empty subsets of the values, ascending; all 2^n − 1 for up to ``EXACT_SEEDS`` values, else
-            ``DRAWS`` random ones.
+        means: means of the non-empty subsets of the values, ascending; all 2^n − 1 for up to ``EXACT_SEEDS`` values,
+            else ``DRAWS`` random ones.
         scale: the largest absolute value; rounding is relative to it.
     """
 
@@ -197,7 +197,7 @@ class SignFlips:
 
     @classmethod
     def of(cls, values: ArrayLike, seed: int = 0) -> SignFlips:
-        """Return the subset means of (n,) values; ``seed`` is of the random subsets."""
+        """Return the subset means of (n,) values; ``seed`` is the seed of the random subsets."""
         x = _finite(values)
         return cls(_subset_means(x, seed), float(np.abs(x).max()))
 
@@ -212,7 +212,7 @@ class SignFlips:
         return (1 + int(far)) / (1 + self.means.size)
 
     def interval(self, level: float = 0.95) -> tuple[float, float] | None:
-        """Return the two-sided interval; None where so few values have none."""
+        """Return the two-sided interval; None if there are too few values for this level."""
         left_out = math.floor((1 - level) / 2 * (1 + self.means.size) + 1e-9)  # of the ordered means, at either end
         return (float(self.means[left_out - 1]), float(self.means[-left_out])) if left_out else None
 
@@ -224,10 +224,10 @@ def sign_flip_test(differences: ArrayLike, side: Side = "two-sided", level: floa
     """Test if the mean of paired differences is zero, by flipping their signs. See ``SignFlips``.
 
     Args:
-        differences: (n,) one per seed.
-        side: of the test; "two-sided" doubles the smaller p.
-        level: of the two-sided interval, which n seeds have if ``smallest_p(n)`` ≤ 1 − level.
-        seed: of the random flips.
+        differences: (n,) one difference per seed.
+        side: side of the test; "two-sided" doubles the smaller p.
+        level: level of the two-sided interval, which n seeds have if ``smallest_p(n)`` ≤ 1 − level.
+        seed: seed of the random flips.
 
     Raises:
         ValueError: no value, or a value that is not finite; an unknown side.
@@ -277,14 +277,14 @@ def seeds_needed(alpha: float) -> int:
 def equivalence_test(differences: ArrayLike, margin: float, alpha: float = 0.05) -> Inference:
     """Test if paired differences lie within ± margin: two one-sided t tests (Schuirmann 1987).
 
-    p is the larger of the two, against a mean ≤ −margin and a mean ≥ margin; it is at most alpha where the interval of
-    level 1 − 2 alpha lies within the margin. The sign-flip analogue is the interval of ``sign_flip_test`` at that
-    level within the margin.
+    p is the larger p of the two tests, against a mean ≤ −margin and against a mean ≥ margin. It is at most alpha if the
+    interval of level 1 − 2 alpha lies within the margin. The same criterion with the interval of ``sign_flip_test``
+    needs no normal distribution.
 
     Args:
-        differences: (n,) one per seed.
+        differences: (n,) one difference per seed.
         margin: the largest difference that does not matter, fixed beforehand, in units of the differences.
-        alpha: of either test.
+        alpha: level of each of the two tests.
 
     Raises:
         ValueError: the margin is not positive; no value, or a value that is not finite.
@@ -305,11 +305,11 @@ def equivalence_test(differences: ArrayLike, margin: float, alpha: float = 0.05)
 def false_discovery_rates(p_values: Sequence[float | None] | NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the q of several tests, in their order (Benjamini & Hochberg 1995).
 
-    Of those whose q is at most α, a share of α is expected to be false at most, where the tests are independent or
-    depend on each other positively (Benjamini & Yekutieli 2001).
+    Of the tests with q ≤ α, a share of at most α is expected to be false, if the tests are independent or depend on
+    each other positively (Benjamini & Yekutieli 2001).
 
     Args:
-        p_values: None or NaN where a test was not run; it is no member of the family, and stays NaN.
+        p_values: p of each test; None or NaN if it was not run. Such a test does not count, and its q is NaN.
 
     Raises:
         ValueError: a p outside 0 to 1.

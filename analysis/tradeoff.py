@@ -1,7 +1,7 @@
 """Accuracy against cost: per variant over seeds, paired with a baseline, at equal cost, and on the Pareto front.
 
-Reads the long table of a study: study, variant, seed, layer, measure, null, groups, value, unit. At equal number of
-groups, at equal parameters and at equal MACs are different comparisons: each is named.
+The input is the long table of a study: study, variant, seed, layer, measure, null, groups, value, unit. Comparisons at
+equal number of groups, at equal parameters and at equal MACs are different, and each result names its own.
 """
 
 from __future__ import annotations
@@ -98,9 +98,9 @@ def disturbed(table: pd.DataFrame) -> list[str]:
 
 
 def on_front(costs: ArrayLike, accuracies: ArrayLike) -> NDArray[np.bool_]:
-    """Return the points on the Pareto front: no other is as cheap and as accurate, and better in one of the two.
+    """Return True for points on the Pareto front: no other point is as cheap and as accurate, and better in one.
 
-    Points that are equal in both are on it together.
+    Points that are equal in both are on the front together.
 
     Args:
         costs: (V,) or (..., V), lower is better.
@@ -119,19 +119,19 @@ def on_front(costs: ArrayLike, accuracies: ArrayLike) -> NDArray[np.bool_]:
 def front_probability(table: pd.DataFrame, cost: str, measure: str = "test_accuracy", seed: int = 0) -> pd.DataFrame:
     """Return the share of resampled seeds in which each variant is on the Pareto front of accuracy against a cost.
 
-    The seeds that all variants have are drawn with replacement, the same for all, since runs of one seed share their
-    images' order. Few seeds show less than their variance, (n − 1)/n of it: read 0.9 from three seeds as "probably".
-    Times are drawn again too: log-normal, with the quartiles of the timed calls.
+    The seeds that all variants have are drawn with replacement. All variants get the same draw, because runs of one
+    seed share the order of their images. With n seeds the resamples have only (n − 1)/n of the variance: read 0.9 from
+    three seeds as "probably". Times are resampled too: log-normal, with the quartiles of the timed calls.
 
     Args:
         table: long table of a study.
-        cost: measure that is the cost; the mean of a variant's values.
-        measure: the gain; higher is better.
-        seed: of the drawing.
+        cost: name of the measure that is the cost; the mean over a variant's values.
+        measure: name of the measure to gain; higher is better.
+        seed: seed of the resampling.
 
     Returns:
         variant, cost, value (mean over the seeds drawn from), on_front (of these means), probability (NaN for one
-        seed), n (seeds drawn from), note; cheapest first. Empty where no variant has both measures.
+        seed), n (number of seeds drawn from), note; cheapest first. Empty if no variant has both measures.
     """
     runs = _rows(table, measure, "").pivot_table("value", "seed", "variant")
     price = _mean_by_variant(table, cost)
@@ -184,8 +184,8 @@ def equal_pairs(table: pd.DataFrame, by: str, margin: float, tolerance: float = 
         table: long table of a study.
         by: ``groups``, the largest number of groups of any layer, which must be the same; or a cost (``parameters``,
             ``macs``), which may differ by ``tolerance``.
-        margin: of accuracy that does not matter, fixed beforehand.
-        tolerance: of a cost, as a fraction of the smaller.
+        margin: difference of accuracy that does not matter, fixed beforehand.
+        tolerance: largest difference of a cost, as a fraction of the smaller one.
 
     Returns:
         variant, baseline, difference in test accuracy (variant − baseline), low, high (95%, Student; NaN below six
@@ -213,13 +213,13 @@ def equal_pairs(table: pd.DataFrame, by: str, margin: float, tolerance: float = 
 def difference_at_equal_cost(
     table: pd.DataFrame, variants: Sequence[str], others: Sequence[str], cost: str, measure: str = "test_accuracy"
 ) -> pd.Series:
-    """Return the difference of two families of variants where both cost the same, per seed.
+    """Return the difference of two families of variants at equal cost, per seed.
 
     Within each family the measure is interpolated linearly between its variants, against the logarithm of the cost;
     the difference is averaged over the logarithms of the costs that both families span, never extrapolated.
 
     Returns:
-        variants − others by seed, of the seeds in which every variant of both was measured; empty where the families
+        variants − others by seed, for the seeds in which every variant of both was measured; empty if the families
         share no range of costs.
     """
     price = _mean_by_variant(table, cost)

@@ -110,7 +110,7 @@ def test_what_cannot_be_silenced_is_refused():
         pass
     with pytest.raises(ValueError, match="3 values cannot replace 2"), silenced(model, "0", [0, 1], torch.zeros(3)):
         pass
-    with pytest.raises(ValueError, match="grey batches that can be gone through only once"):
+    with pytest.raises(ValueError, match="grey batches that can be iterated only once"):
         lesions(model, "0", [0, 1], colour, iter(grey))
     with pytest.raises(ValueError, match="the 2 channels"):
         lesions(model, "0", [0, 1, 1], colour, grey)
