@@ -6,21 +6,21 @@ of the modules.
 
 Computed together:
 
-- Evaluation in which nothing is differentiated: the normalisation is folded into weight and bias, at every call, and
-  the ReLU applied before the result is written.
+- Evaluation without gradients: every call folds the normalisation into weight and bias, and applies the ReLU before it
+  writes the result.
 - Training under ``torch.compile`` on a CPU: batch normalisation with ReLU by ATen's kernels, which are faster than
   Inductor's.
-- Training under ``torch.compile`` on CUDA, of a layer whose forward pass the band kernel computes: its epilogue returns
-  mean and variance of the result. The compiler fuses the rest into one pass with the operations that follow (a shuffle,
-  a sum). That saves one reading of the activations.
+- Training under ``torch.compile`` on CUDA, if the band kernel computes the forward pass: its epilogue returns mean and
+  variance of the result. The compiler fuses the rest into one pass with the operations that follow (a shuffle, a sum).
+  That saves one reading of the activations.
 
 Measured on two threads of an AVX-512 Xeon (``make bench-blocks``: fp32 channels_last, 64 images of 64@32, 128@16 and
-256@8; dense, 4 groups, log:4; medians): evaluation in eager mode takes 0.83 to 1.00 of the time of the modules one
-after the other, if it is fused. A compiled training step takes 0.56 to 0.88 of the compiled modules, which is 0.93 to
-1.16 of the modules in eager mode: on a CPU training is best left in eager mode.
+256@8; dense, 4 groups, log:4; medians): fused evaluation in eager mode takes 0.83 to 1.00 of the time of the modules
+one after the other. A compiled training step takes 0.56 to 0.88 of the time of the compiled modules, but 0.93 to 1.16
+of that of the modules in eager mode. So on a CPU train in eager mode.
 
-Everything else is computed by the modules: training in eager mode, where nothing is gained; modules with hooks; modules
-of other types (``SyncBatchNorm``, parametrised ones); programs traced by torch.fx or export.
+The modules themselves compute everything else: training in eager mode, where fusion saves no time; modules with hooks;
+modules of other types (``SyncBatchNorm``, parametrised ones); programs traced by torch.fx or export.
 """
 
 from __future__ import annotations
@@ -52,9 +52,10 @@ MIN_OUTPUTS_TO_FOLD = 2**17  # output elements from which on folding is faster i
 
 
 class Block(nn.Sequential):
-    """``nn.Sequential`` that computes every sequence of convolution, batch normalisation and ReLU as one.
+    """``nn.Sequential`` that computes every sequence of convolution, batch normalisation and ReLU together.
 
-    Either of the last two may be missing. It replaces a Sequential, with the same names and ``state_dict``.
+    The sequence may lack the batch normalisation or the ReLU. A Block replaces a Sequential: names and ``state_dict``
+    are the same.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -89,11 +90,12 @@ def run_at(modules: Sequence[nn.Module | None], at: int) -> Run | None:
 
 
 def run_block(x_NCHW: Tensor, conv: nn.Module, norm: nn.Module | None = None, relu: nn.Module | None = None) -> Tensor:
-    """Compute relu(norm(conv(x))); norm or relu may be None. For modules that call theirs by name.
+    """Compute relu(norm(conv(x))), in a module that calls its layers by name.
 
     Args:
         x_NCHW: input of ``conv``.
-        conv, norm, relu: modules of any type; only Conv2d, GroupedConv2d, BatchNorm2d and ReLU are computed together.
+        conv, norm, relu: modules of any type; norm or relu may be None. Only Conv2d, GroupedConv2d, BatchNorm2d and
+            ReLU are computed together.
 
     Returns:
         (N, O, H', W'): the result of the modules one after the other, within rounding.
@@ -119,8 +121,8 @@ def run_block(x_NCHW: Tensor, conv: nn.Module, norm: nn.Module | None = None, re
 def way_of(x_NCHW: Tensor, conv: Any, norm: Any, relu: Any) -> Way:
     """Return how ``run_block`` computes these modules now, by the rule at the head of this file.
 
-    ``modules``: one after the other; ``folded``: in the convolution; ``counted``: by the statistics or the ReLU of the
-    convolution's epilogue; ``by ATen``: the convolution, then the rest as one op.
+    ``modules``: one after the other; ``folded``: the normalisation in weight and bias; ``counted``: with the statistics
+    or the ReLU of the convolution's epilogue; ``by ATen``: the convolution, then the rest as one op.
     """
     modules = [module for module in (conv, norm, relu) if module is not None]
     if isinstance(x_NCHW, Proxy) or torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr]

@@ -30,28 +30,31 @@ class GroupedConv2d(nn.Conv2d):
     ``nn.Conv2d``, and so are the initial values under the same seed.
 
     With unequal groups ``weight`` has shape (L, Kh, Kw): the weights of all L connected channel pairs, group after
-    group; ``group_weights()`` gives them as (O_g, C_g, Kh, Kw) views. No tensor (O, C, Kh, Kw) holds them, so tools
-    that work filter by filter need the groups: ``nn.init.kaiming_normal_(layer.weight)``, ``weight_norm(layer)`` and
-    structured pruning raise, and ``layer.initialise(nn.init.kaiming_normal_)`` and ``layer.parametrise(weight_norm)``
-    are right for equal and for unequal groups. ``.to(memory_format=…)`` leaves a weight of unequal groups as it is.
+    group. ``group_weights()`` returns views (O_g, C_g, Kh, Kw) of it. There is no tensor (O, C, Kh, Kw), so
+    ``nn.init.kaiming_normal_(layer.weight)``, ``weight_norm(layer)`` and structured pruning raise an error. Use
+    ``layer.initialise(nn.init.kaiming_normal_)`` and ``layer.parametrise(weight_norm)``, which work for equal and for
+    unequal groups. ``.to(memory_format=…)`` does not change a weight of unequal groups.
 
-    Infinities and NaN stay in their group on a CPU. On other devices kernels that multiply zeros between the groups
-    (``packed``, ``nested``, ``masked``, ``band``) turn them into NaN in other groups. ``forced_kernel("loop")`` avoids
+    On a CPU an infinity or NaN stays in its group. On other devices kernels that multiply zeros between groups
+    (``packed``, ``nested``, ``masked``, ``band``) turn it into NaN in other groups. ``forced_kernel("loop")`` avoids
     this.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, bias, padding_mode, device, dtype:
             as in ``nn.Conv2d``.
-        groups: partition of the outputs, and of the inputs unless ``in_groups`` is given: anything that
-            ``Partition.of`` reads (``4``, ``"log:4"``, ``"32,16,8,8"``, ``"4:2:1:1"``, a Partition).
+        groups: partition of the outputs, and of the inputs if ``in_groups`` is not given. It is anything that
+            ``Partition.of`` reads: ``4``, ``"log:4"``, ``"32,16,8,8"``, ``"4:2:1:1"``, a Partition.
         in_groups: partition of the inputs, if it differs from that of the outputs.
 
     Attributes:
         groups: number of groups, an int as in ``nn.Conv2d``.
-        geometry: both partitions, kernel size, stride, the padding that the kernel does itself, dilation.
+        geometry: both partitions, kernel size, stride, dilation, and the part of the padding that the kernel itself
+            does.
 
     Raises:
-        ValueError: the channels cannot be cut in this way; an unknown padding; ``padding="same"`` with a stride.
+        TypeError: a size that is not a whole number.
+        ValueError: the channels cannot be cut in this way; a size below its least value; an unknown padding;
+            ``padding="same"`` with a stride.
     """
 
     def __init__(
@@ -154,7 +157,7 @@ class GroupedConv2d(nn.Conv2d):
 
         Args:
             initialiser: fills a tensor of shape (O_g, C_g, Kh, Kw) in place, as ``nn.init.kaiming_normal_`` does.
-            arguments, named: its arguments after the tensor.
+            arguments, named: further arguments of the initialiser, after the tensor.
         """
 
         def draw(weight: Tensor) -> None:

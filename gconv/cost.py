@@ -85,16 +85,18 @@ class Cost:
 def count_cost(model: nn.Module, input_shape: Shape) -> Cost:
     """Count parameters, MACs and activations exactly.
 
-    The counts do not depend on dtype and device. ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel``
-    are looked through. A parametrised layer is one layer with all parameters of its parametrisations.
+    The counts do not depend on dtype and device. Wrappers (``torch.compile``, ``DataParallel``,
+    ``DistributedDataParallel``) are removed first. A parametrised layer is one layer with all parameters of its
+    parametrisations.
 
     Args:
         model: any module, on any device. It is not changed, and not run on its device.
-        input_shape: of one image, (C, H, W); or a batch of images, or its shape, of which one is counted.
+        input_shape: shape of one image, (C, H, W); or a batch of images, or its shape. One image is counted.
 
     Raises:
         TypeError: arguments that are no model or no shape.
-        ValueError: the model cannot take such an image, needs to know numbers in its ``forward``, or is scripted.
+        ValueError: the model cannot take such an image, is scripted, or has a ``forward`` that depends on the values of
+            tensors.
     """
     model = unwrapped(model, "count_cost")
     raise_if_scripted_or_lazy(model, "count_cost")
@@ -147,10 +149,14 @@ def count_cost(model: nn.Module, input_shape: Shape) -> Cost:
 
 
 def count_training_macs(model: nn.Module, input_shape: Shape) -> int:
-    """Return the MACs of one forward and backward pass for one image, with the gradient of the input: 3 × forward.
+    """Return the MACs of one forward and backward pass for one image: 3 × forward, with the gradient of the input.
 
     Args:
-        model, input_shape: as in ``count_cost``, which raises the same errors.
+        model, input_shape: as in ``count_cost``.
+
+    Raises:
+        TypeError, ValueError: as ``count_cost``.
+        ValueError: no output of the model can be differentiated.
     """
     model = unwrapped(model, "count_training_macs")
     raise_if_scripted_or_lazy(model, "count_training_macs")
@@ -244,8 +250,11 @@ def measure_latencies(
 
     Args:
         calls: functions to time, by name; each is called once beforehand to warm up.
-        device: synchronised before the clock is read.
-        repeats: number of timed calls of each.
+        device: device that is synchronised before the clock is read.
+        repeats: number of timed calls of each function.
+
+    Returns:
+        Median and quartiles of each function by its name, in seconds.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for repeat in range(repeats + 1):
@@ -269,7 +278,8 @@ def _quartiles(times: list[float]) -> Latency:
 def measure_peak_memory(call: Callable[[], object], device: torch.device) -> int:
     """Return the peak number of bytes of the tensors that ``call`` creates.
 
-    On CUDA it is the peak of the allocator, with workspaces; on other devices the peak of live tensor storages.
+    On CUDA it is the peak of the allocator, workspaces included, of a second call. On other devices it is the peak of
+    the storages of live tensors.
     """
     if device.type == "cuda":
         call()

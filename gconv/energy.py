@@ -1,7 +1,7 @@
 """Energy of a computation, on hardware that counts it.
 
-NVIDIA GPUs since Volta have a counter (NVML). Processors with RAPL count the energy of the whole package, with
-everything else that runs on it. On other hardware energy is neither measured nor estimated.
+NVIDIA GPUs since Volta have a counter (NVML). Processors with RAPL have one for the whole package, which also counts
+everything else that runs there. On other hardware energy is neither measured nor estimated.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Meter = Callable[[], float]  # returns joules since some moment
 
 
 def energy_meter(device: torch.device, powercap: Path = RAPL) -> Meter | None:
-    """Return a function that reads the energy counter of a device; None if there is none, or no right to read it."""
+    """Return a function that reads the energy counter of a device in joules; None if it has none that may be read."""
     return _nvml_meter(device) if device.type == "cuda" else _rapl_meter(powercap) if device.type == "cpu" else None
 
 

@@ -41,12 +41,12 @@ class OpExplanation:
     """One op of a layer, or a training step.
 
     Attributes:
-        op: ``conv2d``, ``input_gradient``, ``weight_gradient``, or ``step``, all three.
-        kernel, reason: name of the kernel, and why it is chosen.
+        op: ``conv2d``, ``input_gradient``, ``weight_gradient``, or ``step`` for all three.
+        kernel, reason: name of the kernel, and the reason of the choice.
         macs: multiply-accumulates of connected channels.
-        bytes: size of its operands and its result, each counted once.
-        floor: lower bound in seconds; None if the peak rates of the device are not known.
-        seconds: time of each kernel on the measured layer that decided the choice; empty if none did.
+        bytes: size of the operands and the result, each counted once.
+        floor: lower bound of the time in seconds; None if the peak rates of the device are not known.
+        seconds: seconds of each kernel on the measured layer that decided the choice; empty if none did.
         of_dense: measured time of the chosen kernel divided by that of the dense layer, if both are known.
     """
 
@@ -66,7 +66,7 @@ class Explanation:
 
     Attributes:
         layer: geometry, input, dtype, layout and device in words.
-        groups, input_shape: of the layer; the input is (N, C, H, W).
+        groups, input_shape: groups of the layer, and shape (N, C, H, W) of its input.
         share: connected channel pairs over all pairs: the ideal fraction of the dense time.
         ops: the three ops, then the step.
     """
@@ -119,10 +119,10 @@ def explain(
     """Explain which kernels compute a layer, or each grouped convolution of a model, for inputs of one shape.
 
     Args:
-        model: a grouped convolution, or any model that holds some, Blocks among them.
-        input_shape: (N, C, H, W), or (C, H, W) of one image; or a tensor of these.
-        dtype: dtype of the computation; by default that of the weight. Under autocast pass the dtype of autocast.
-        channels_last: memory format of the input; by default that of the tensor if one is given, else True.
+        model: a grouped convolution, or any model with grouped convolutions, for example in Blocks.
+        input_shape: (N, C, H, W), or (C, H, W) of one image; or a tensor of one of these shapes.
+        dtype: dtype of the computation; by default that of the weight. For autocast pass the dtype of autocast.
+        channels_last: True for inputs in channels_last; by default the format of the tensor if one is given, else True.
 
     Raises:
         TypeError: ``model`` is no module, or ``input_shape`` no shape.

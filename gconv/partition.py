@@ -25,7 +25,7 @@ class Partition:
         sizes: channels of each group, in channel order; every size at least 1.
 
     Raises:
-        ValueError: no group, or a size below 1.
+        ValueError: there is no group, or a size is not a whole number of at least 1.
     """
 
     sizes: tuple[int, ...]
@@ -43,7 +43,7 @@ class Partition:
         """Cut ``channels`` into ``groups`` equal groups.
 
         Raises:
-            ValueError: ``groups`` does not divide ``channels``; names the nearest numbers that do.
+            ValueError: ``groups`` does not divide ``channels``; the message names the nearest numbers that do.
         """
         _at_least_one(channels, "channels")
         _at_least_one(groups, "groups")
@@ -61,7 +61,7 @@ class Partition:
         """Cut ``channels`` into ``n`` groups of 1/2, 1/4, …, 1/2^(n-1), 1/2^(n-1) of them (Lee et al. 2017).
 
         Raises:
-            ValueError: ``channels`` is no multiple of 2^(n-1); names the nearest numbers that work.
+            ValueError: ``channels`` is no multiple of 2^(n-1); the message names the nearest numbers that are.
         """
         _at_least_one(channels, "channels")
         _at_least_one(n, "groups")

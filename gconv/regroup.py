@@ -1,9 +1,9 @@
 """Turn the convolutions of an existing model (torchvision, timm, your own) into grouped ones, keeping trained weights.
 
-A dense layer has a weight for every pair of channels, a grouped one only for pairs inside a group: the others are lost.
-``keep="slice"`` keeps the pairs in the same group in the present order of the channels. ``keep="energy"``
-first searches for the groups that hold most of the squared weights. It then permutes the channels before the layer and
-back after it, so that the rest of the model sees its channels in the old order.
+A dense layer has a weight for every pair of channels. A grouped layer has only those of pairs inside a group; the
+others are lost. ``keep="slice"`` cuts the channels in their present order. ``keep="energy"`` first searches for the
+groups that hold most of the squared weights. It then permutes the channels before the layer, and back after it, so that
+the rest of the model sees its channels in the old order.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class RegroupedLayer:
     """One convolution that was cut into groups.
 
     Attributes:
-        name: of the module.
+        name: name of the module.
         in_groups, out_groups: partitions of its inputs and outputs; ``str()`` gives them as text.
-        kept: fraction of its weight energy (sum of squares) that it keeps, 0 to 1; None if the weights are on the
-            meta device and have no values.
+        kept: fraction of its weight energy (sum of squares) that is kept, 0 to 1; None if the weights are on the meta
+            device and have no values.
     """
 
     name: str
@@ -94,7 +94,7 @@ class Regrouped:
         """Return the cost before and after, with the same layer names in the same order.
 
         Args:
-            input_shape: of one image, (C, H, W); or a batch of images, or its shape.
+            input_shape: shape of one image, (C, H, W); or a batch of images, or its shape.
 
         Raises:
             ValueError: the model cannot take an input of this shape.
@@ -107,29 +107,29 @@ class Regrouped:
 def regroup(model: nn.Module, groups: Spec, where: Where = None, keep: Keep = "slice") -> Regrouped:
     """Cut the convolutions of a copy of ``model`` into groups.
 
-    Everything else about a layer stays: stride, padding, dilation, bias, dtype, device, memory format,
-    ``requires_grad``, training mode, attributes that were set on the layer or its weights, and the places in which one
-    module is used. A layer that would lose something (hooks, masks, parametrisations, a reference to it outside of the
-    modules) stays dense, and the reason names the remedy. Compiled parts of the copy are not compiled any more.
+    A layer keeps everything else: stride, padding, dilation, bias, dtype, device, memory format, ``requires_grad``,
+    training mode, attributes that were set on the layer or its weights, and all places in which the model uses it. A
+    layer stays dense if it would lose something (hooks, masks, parametrisations, a reference to it outside of the
+    modules); the reason names the remedy. Compiled parts of the model are not compiled in the copy.
 
     Args:
-        model: any module; it is not changed. ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel`` are
-            looked through.
+        model: any module; it is not changed. Wrappers (``torch.compile``, ``DataParallel``,
+            ``DistributedDataParallel``) are removed first.
         groups: partition of inputs and outputs, anything that ``Partition.of`` reads: ``4``, ``"log:4"``,
             ``"4:2:1:1"``, ``"~log:4"`` (rounds to whole channels).
-        where: the convolutions to cut: all by default; names, with wildcards and commas (``"layer*.conv2,stem.*"``)
-            or in a list; or a function of name and module.
-        keep: the weights to keep: ``"slice"``, those inside a group in the present order of the channels, or
-            ``"energy"``, those of the groups that hold most of the squared weights.
+        where: the convolutions to cut, all by default: names, with wildcards and commas
+            (``"layer*.conv2,stem.*"``) or in a list; or a function of name and module that returns True for them.
+        keep: the groups of channels: ``"slice"`` cuts the channels in their present order, ``"energy"`` searches for
+            the groups that hold most of the squared weights.
 
     Returns:
         The copy, the layers that were cut, and a reason for each that was not: it has groups already, its channels
         cannot be cut in this way, or it is not a plain 2-D convolution.
 
     Raises:
-        TypeError: ``model`` is no module, ``where`` none of these.
-        ValueError: the model is scripted or cannot be copied; ``where`` matches no convolution, or none that it
-            matches can be cut; an unknown ``keep``.
+        TypeError: ``model`` is no module; ``where`` is neither names nor a function.
+        ValueError: the model is scripted or cannot be copied; ``where`` matches no convolution, or none that can be
+            cut; an unknown ``keep``.
     """
     if keep not in ("slice", "energy"):
         raise ValueError(f"keep={keep!r}: must be 'slice' or 'energy'")

@@ -1,9 +1,9 @@
 """Channel shuffle (Zhang et al. 2018, ShuffleNet), for groups of any sizes.
 
-With equal groups it is the published one: view (G, C/G), transpose, flatten. With unequal groups the channels are
-sorted by their relative position inside their group, (j + 1/2) / size, ties in group order; equal groups are the
-special case. So any range of neighbouring outputs has channels of every group in proportion to its size, and each group
-of the next layer reads from all of them.
+With equal groups it is the published shuffle: view (G, C/G), transpose, flatten. With unequal groups the channels are
+sorted by their relative position inside their group, (j + 1/2) / size, and ties by group. For equal groups this gives
+the published order. So any range of neighbouring outputs has channels of every group in proportion to its size, and
+each group of the next layer reads from all groups.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Measurement of the fastest kernel for each layer of a model, on this machine; kept in the user's table.
+"""Search for the fastest kernel of each layer of a model, on this machine; the times are kept in the user's table.
 
-The ops are observed while the model runs: op, geometry, dtype, layout, size. Each is timed with every kernel that can
-compute it (``kernels/race.py``). A faster kernel may return another memory format, and so change the ops of later
-layers: the model is run again until no new op is observed.
+The ops are observed while the model runs: op, geometry, dtype, layout, size. Each op is timed with every kernel that
+can compute it (``kernels/race.py``). A faster kernel may return another memory format, and so change the ops of later
+layers. Therefore the model runs again until no new op is observed.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class TuneReport:
         return f"kernels: {words}; {self.machine}"
 
     def gain(self, use: Use) -> float | None:
-        """Time of the kernel by rule over that of the one chosen; None where either was not measured now."""
+        """Return the time of the kernel by rule over that of the chosen kernel; None if either was not measured now."""
         seconds = by_kernel(self.races[use.kind].seconds) if use.kind in self.races else {}
         if use.by_rule in seconds and self.chosen[use] in seconds:
             return seconds[use.by_rule] / seconds[self.chosen[use]]
@@ -151,24 +151,25 @@ def tune(
 ) -> TuneReport:
     """Measure the fastest kernel for each grouped convolution of a model, and use it from now on.
 
-    The measured ops are those of the model in this call: in training mode the forward pass and both gradients, in
-    evaluation mode the forward pass, in the dtype of the weights or of the autocast that surrounds the call, with the
-    threads that torch has now. Kernels run in turn; clearly slower ones drop out. The times go into the user's
-    table (``~/.cache/gconv/kernels``), for all programs on this machine; ops that it already has are not measured
-    again. Parameters, gradients, running statistics and random numbers stay as they are.
+    The model is called once or more. The ops of these calls are measured: the forward pass, and both gradients if the
+    model is in training mode. Their dtype is that of the weights, or of autocast if it surrounds the call. The number
+    of threads is torch's present one. Kernels run in turn; clearly slower ones drop out. The times go into the user's
+    table (``~/.cache/gconv/kernels``), for all programs on this machine. Ops of that table are not measured again.
+    Parameters, gradients, running statistics and random numbers do not change.
 
     Args:
-        model: model with grouped convolutions; compiled and parallel wrappers are looked through.
+        model: model with grouped convolutions; compiled and parallel wrappers are removed first.
         example: a typical input on the device of the model; or a tuple of arguments.
-        budget_s: greatest duration in seconds, except for the last measurement. Ops that are left keep the rule.
-        clock: returns seconds.
+        budget_s: greatest duration in seconds; the last measurement may exceed it. Ops that are not measured by then
+            keep their kernels.
+        clock: function that returns seconds.
 
     Returns:
         A report, which prints as a table.
 
     Raises:
-        TypeError: arguments that are no model.
-        ValueError: a budget that is no time.
+        TypeError: ``model`` is no module.
+        ValueError: ``budget_s`` is not above 0, or infinite.
     """
     model = unwrapped(model, "tune")
     if not 0 < budget_s < math.inf:

@@ -1,9 +1,10 @@
-"""Forward passes in which runs of convolution, batch normalisation and ReLU that a module calls by name are one call.
+"""Forward passes in which each sequence of convolution, batch normalisation and ReLU is one call.
 
-torch.fx records what ``forward`` does with the children of a module. The record is a list of calls without branches;
-a run in it is replaced by one call of ``run_block``, and the list becomes a function that takes the place of
-``forward``. It holds as long as nothing that the recording depended on has changed: the mode, the attributes that
-``forward`` read, the children that exist, and arguments of the same kind. Else the module's own ``forward`` runs.
+A *run* is such a sequence in the ``forward`` of a module that calls its children by name. torch.fx records what
+``forward`` does with the children. The record is a list of calls without branches. One call of ``run_block`` replaces
+each run in it, and the list becomes a function that takes the place of ``forward``. The function is valid while the
+mode, the attributes that ``forward`` read, the children and the kind of the arguments are those of the recording.
+Otherwise the module's own ``forward`` is called.
 """
 
 from __future__ import annotations
@@ -29,16 +30,17 @@ NAMES_OF_FX = Graph().python_code("self").globals
 
 @dataclass(frozen=True, eq=False)
 class FusedForward:
-    """A forward pass with its runs fused, and the conditions under which it holds.
+    """A forward pass with its runs fused, and the conditions under which it is valid.
 
     Attributes:
-        kind: of all its arguments: tensors, or lists.
-        arguments: how many it takes.
+        kind: kind of all its arguments: tensors, or lists.
+        arguments: number of arguments.
         attributes: value of each attribute that ``forward`` read.
-        children: for each child that it read, the names of its own children; None where there is no child.
-        runs: names of the modules of each run, as the module calls them; "relu()" for one that it calls as a function.
+        children: for each child that ``forward`` read, the names of the child's own children; None if there is no
+            child.
+        runs: names of the modules of each run, as the module calls them; "relu()" for a ReLU called as a function.
         source: Python source of the function.
-        names: global names that it uses, without those that torch.fx always gives.
+        names: global names that the function uses, without those that torch.fx always gives.
     """
 
     kind: type

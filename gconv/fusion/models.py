@@ -1,7 +1,8 @@
-"""Have an existing model compute its convolutions with the batch normalisation and ReLU that follow them.
+"""Fusion of the convolutions of an existing model with the batch normalisation and ReLU that follow them.
 
-Sequentials become ``Block``. Other modules that call convolutions by name get a forward pass in which these runs are
-one call (``gconv.fusion.forward``). Parameters, buffers, names, modes, hooks and export stay.
+Sequentials become ``Block``. Other modules that call convolutions by name get a forward pass in which each run of
+convolution, batch normalisation and ReLU is one call (``gconv.fusion.forward``). Parameters, buffers, names, modes,
+hooks and export do not change.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ class Fused:
 
     Attributes:
         model: the model.
-        blocks: names of the modules of each run, by the name of the module that calls them. A ReLU that is called as
-            a function is "relu()".
-        skipped: why each other convolution was left alone, by name.
+        blocks: names of the modules of each run, by the name of the module that calls them; "relu()" for a ReLU called
+            as a function.
+        skipped: reason for each convolution that is in no run, by name.
     """
 
     model: nn.Module
@@ -51,14 +52,14 @@ class Fused:
 
 
 def fuse(model: nn.Module) -> Fused:
-    """Have a model compute convolution, batch normalisation and ReLU together where that is faster.
+    """Change a model so that it computes convolution, batch normalisation and ReLU together where that is faster.
 
-    The model itself is changed: its Sequentials become ``Block``, and modules that call such a run by name a subclass
-    of what they were. A run is taken where nothing but the normalisation reads the output of the convolution; the ReLU
-    belongs to it where nothing else reads the output of the normalisation.
+    The model itself is changed. Its Sequentials become ``Block``. Modules that call a convolution, a normalisation and
+    a ReLU by name get a subclass of their class. The three are fused if only the normalisation reads the output of the
+    convolution, and only the ReLU that of the normalisation.
 
     Args:
-        model: any module, torchvision's and timm's too; may be fused again.
+        model: any module, also of torchvision or timm; it may be fused again.
     """
     blocks: dict[str, tuple[tuple[str, ...], ...]] = {}
     skipped: dict[str, str] = {}

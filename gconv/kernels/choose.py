@@ -216,8 +216,9 @@ def _measured(
 def by_rule(op: str, geometry: Geometry, dtype: torch.dtype, device: torch.device, bits: int) -> Choice:
     """Return the kernel for a layer without measured times: one of ATen, by the bound of its speed.
 
-    A CPU multiplies no zeros, and equal groups share a call. Only for few images and many calls zeros cost less than
-    calls, in inference, where the weight with its zeros is kept. Matrix units (AMX) and GPUs prefer one wide call.
+    On a CPU zeros are not multiplied, and neighbouring groups of one size share a call. The exception is inference on
+    few pixels, where zeros may cost less than calls and the weight with its zeros is kept. Matrix units (AMX) and GPUs
+    are fastest with one wide call.
     """
     silent = "no such layer is measured; by rule "
     on_cpu = device.type == "cpu"

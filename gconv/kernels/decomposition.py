@@ -1,12 +1,12 @@
 """Grouped convolution as a few uniform ones, which ATen computes: all kernels but the reference and ``band``.
 
 A ``Packing`` assigns neighbouring groups to the bins of one uniform convolution. Inside a bin the weight is
-block-diagonal: the blocks are the weights of the groups, and the rest is zero. The result is that of the groups alone
-for finite numbers only, because zero times infinity is NaN. So a CPU computes the groups of a call one by one if its
-input is not finite. A GPU does not check, because the check would stall it.
+block-diagonal: the blocks are the weights of the groups, and the rest is zero. Zero times infinity is NaN, so the
+result is that of separate groups for finite numbers only. If an input is not finite, a CPU computes the groups of the
+call one by one. A GPU does not check, because the check would stall it.
 
-Blocks are written into the weight, and read from its gradient, by one index that is computed once per geometry. A call
-whose bins hold one group each has no zeros: its weight is a view.
+One index, computed once per geometry, writes the blocks into the weight and reads them from its gradient. If each bin
+holds one group, the call has no zeros, and its weight is a view.
 """
 
 from __future__ import annotations

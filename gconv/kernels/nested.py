@@ -1,4 +1,4 @@
-"""The widest group by a convolution of its own, the others packed next to it: two calls, little arithmetic wasted.
+"""One call for the widest group, and one for the groups on each side of it, packed: few zeros are multiplied.
 
 Logarithmic groups need 1/4 + 2/16 = 0.375 of the dense products (ideal for five groups: 0.336; packed in one: 0.5).
 """

@@ -1,8 +1,8 @@
 """Packing of groups of unequal sizes into the equal bins of one uniform grouped convolution.
 
 Neighbouring groups share a bin; all bins have the same capacity. Logarithmic groups fill two bins exactly: the first
-group fills one, all others together the second. Several packings (``nested``) waste less: the widest group separately,
-the others packed. For logarithmic groups that needs 0.375 of the dense products instead of 0.5.
+group fills one, and all others fill the second. Several packings (``nested``) multiply fewer zeros: one of the widest
+group, one of the groups on each side of it. For logarithmic groups they need 0.375 of the dense products, not 0.5.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Derivatives of the three ops, each computed by the other two.
 
-Forward pass y(x, w), input gradient dx(dy, w) and weight gradient dw(dy, x) are linear in either argument, and all
-three are the same sum <dy, w * x> with one argument left out. So the derivative of each consists of the other two, to
-any order. They are written once here, for the ops in eager mode and for those in torch's library. Complex factors are
-conjugated, as in torch.
+The forward pass y(x, w), the input gradient dx(dy, w) and the weight gradient dw(dy, x) are linear in each argument.
+All three are the sum <dy, w * x> without one argument. So the derivative of each consists of the other two, to any
+order. The derivatives are written once here, for the ops in eager mode and for those in torch's library. Complex
+factors are conjugated, as in torch.
 """
 
 from __future__ import annotations

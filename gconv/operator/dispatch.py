@@ -32,10 +32,13 @@ _forced = _Forced()
 
 @contextmanager
 def forced_kernel(name: str) -> Iterator[None]:
-    """Compute every grouped convolution of this thread inside the block with one kernel, for comparing and counting.
+    """Compute every grouped convolution of this thread inside the block with one kernel, to compare kernels.
 
-    Derivatives of these computations use the same kernel, in any thread of torch, unless another kernel
-    is forced there.
+    The derivatives of these computations use the same kernel, in any thread of torch, unless that thread forces another
+    kernel.
+
+    Args:
+        name: one of the kernels, such as ``"loop"``.
 
     Raises:
         ValueError: there is no kernel of this name.
@@ -60,7 +63,7 @@ _watcher: Watcher | None = None
 
 
 def watch(watcher: Watcher | None) -> Watcher | None:
-    """Have every op seen before its kernel is chosen, unless one is forced; returns who has seen them so far."""
+    """Call ``watcher`` for every op before its kernel is chosen, unless one is forced; return the previous watcher."""
     global _watcher
     before, _watcher = _watcher, watcher
     return before
@@ -72,7 +75,7 @@ def _show(op: str, like: Tensor, geometry: Geometry, input_size: Sequence[int]) 
 
 
 def show_layer(x: Tensor, weight: Tensor, geometry: Geometry) -> None:
-    """Show the watcher all ops that a call of a layer needs, the gradients as far as they are wanted."""
+    """Call the watcher for all ops that a call of a layer needs: the forward pass, and the required gradients."""
     if _watcher is None or x.dim() != 4:
         return
     wanted = [torch.is_grad_enabled() and t.requires_grad for t in (x, weight)]
@@ -84,8 +87,8 @@ def show_layer(x: Tensor, weight: Tensor, geometry: Geometry) -> None:
 class Kernels(NamedTuple):
     """Functions that compute the three ops of a layer.
 
-    Some layers have more: ``together``, a forward pass that torch differentiates, if that is as fast; ``statistics``, a
-    forward pass whose epilogue computes mean and variance of the result.
+    Two more exist for some layers: ``together``, a forward pass that torch differentiates, if that is as fast;
+    ``statistics``, a forward pass whose epilogue computes mean and variance of the result.
     """
 
     conv2d: Callable[..., Tensor]
@@ -99,8 +102,8 @@ def kernels_for(x: Tensor, geometry: Geometry, input_size: Sequence[int]) -> Ker
     """Return the kernels of a layer.
 
     Args:
-        x: the input, or the gradient of the output: batch, dtype, device and layout count.
-        geometry: of the layer.
+        x: the input, or the gradient of the output. The choice depends on its batch size, dtype, device and layout.
+        geometry: geometry of the layer.
         input_size: (H, W) of the input.
 
     Raises:
@@ -138,7 +141,7 @@ def forced(geometry: Geometry, dtype: torch.dtype, device: torch.device) -> str 
     """Return the name of the forced kernel after checking it; None if none is forced.
 
     Raises:
-        ValueError: there is no such kernel, or it cannot compute the layer; names those that can.
+        ValueError: there is no such kernel, or it cannot compute the layer; the message names those that can.
     """
     name = _forced.name
     if name is None:

@@ -40,15 +40,15 @@ class SizeWithoutFanIn:
 
 
 def refuse_fan_in(weight: nn.Parameter) -> None:
-    """Have initialisers that need a fan-in raise on the weight of unequal groups.
+    """Make initialisers that need a fan-in raise on the weight of unequal groups.
 
-    Sets an attribute and not a subclass, because optimizers and others test for the exact class ``nn.Parameter``.
+    This sets an attribute. A subclass would not do, because optimizers test for the exact class ``nn.Parameter``.
     """
     weight.size = SizeWithoutFanIn(weight.shape)  # type: ignore[method-assign,assignment]
 
 
 def fill(parameter: Tensor, draw: Callable[[Tensor], None]) -> None:
-    """Fill a parameter by ``draw``, in place; a distributed one gets a copy of a whole tensor."""
+    """Fill a parameter by ``draw``, in place. A distributed parameter gets a copy of a whole tensor."""
     with torch.no_grad():
         mesh = getattr(parameter, "device_mesh", None)  # of a DTensor, whose views are copies
         if mesh is None:

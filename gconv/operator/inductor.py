@@ -1,20 +1,20 @@
 """Lowering of the operator by Inductor: the candidate kernels, and those that it inlines.
 
-Without this file an op of ``library.py`` is one call that Inductor cannot look into. With it, where torch has the
-autotuning of custom ops (``torch._inductor.kernel.custom_op``, here with torch 2.13) and sizes are known:
+Without this file an op of ``library.py`` is one call that Inductor cannot look into. This file changes that if torch
+has the autotuning of custom ops (``torch._inductor.kernel.custom_op``, here torch 2.13) and the sizes are known:
 
 - ``mode="max-autotune"``: Inductor times the kernels for each op and shape on the user's own device. The op itself,
   with its own choice, is one of the candidates.
 - other modes, on CUDA: the operator's choice, from its table or by its rule, without timing. On a CPU the op stays one
   call in these modes: inlined it was no faster (two layers of 128@16, log:4: 49.6 and 49.5 ms a step; eager 31.2).
 
-Kernels are inlined. In one of ATen calls the convolution itself stays a call; splits, concatenations, padding and
-casts fuse with surrounding operations, such as batch norm with its statistics and ReLU. The Triton programs of the band
-kernel become programs of the compiled one, with bias, ReLU and statistics inside, and their tables its constants.
-Inductor does not fuse into them. If one cannot be built, the next kernel is inlined. On a CPU only kernels without
-zeros between groups are candidates, so that nothing infinite crosses groups.
+Kernels are inlined. If a kernel consists of ATen calls, the convolution itself stays a call; splits, concatenations,
+padding and casts fuse with surrounding operations, such as batch norm with its statistics and ReLU. The Triton programs
+of the band kernel become part of the compiled program, with bias, ReLU and statistics inside; their tables become
+constants. Inductor does not fuse into them. If one cannot be built, the next kernel is inlined. On a CPU only kernels
+without zeros between groups are candidates, so that no infinity crosses groups.
 
-Where torch lacks the interface, or sizes are symbols, everything stays one call.
+If torch has no such interface, or sizes are symbols, every op stays one call.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The ops in torch's library: ``gconv::conv2d``, ``gconv::input_gradient``, ``gconv::weight_gradient``, and the forward
 pass with the statistics of its result, ``gconv::conv2d_statistics``.
 
-Each is one node of a traced program. So the program contains neither a compiler's rules for grouped convolutions nor
-the choice of a kernel, which is made at run time for the actual sizes. Registered for each op: the implementation, a
-fake one for tracing, derivatives, autocast, vmap and the count of FLOPs.
+Each op is one node of a traced program. So a compiler applies no rule for grouped convolutions to it, and the kernel is
+chosen at run time for the actual sizes. Each op registers its implementation, a fake one for tracing, derivatives,
+autocast, vmap and the count of FLOPs.
 
 A geometry is passed as plain numbers. ``torch.vmap`` over k weights becomes a grouped convolution with k times as many
 groups.

@@ -3,8 +3,9 @@
 In evaluation it is an affine map of each channel, which the convolution can include:
 (w · x + b - m) s + β = (s w) · x + (b - m) s + β with s = γ / √(v + ε), m and v the running mean and variance.
 
-In training, ``normalize`` computes it from given statistics in plain operations, which a compiler fuses to one kernel.
-On a CPU Inductor's kernel took 1.3 to 2.9 times as long as ATen's; there ``gconv::normalize`` calls ATen's.
+In training, ``normalize`` computes the normalisation from given statistics by plain operations, which a compiler fuses
+to one kernel. On a CPU Inductor's kernel took 1.3 to 2.9 times as long as ATen's, so there ``gconv::normalize`` calls
+ATen's.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def normalize(y: Tensor, mean: Tensor, var: Tensor, norm: nn.BatchNorm2d, relu: 
 
 
 def normalize_by_aten(y: Tensor, norm: nn.BatchNorm2d, relu: bool) -> Tensor:
-    """Do the same by ATen's kernels, which also compute the statistics, as one op of torch's library."""
+    """Normalise as ``normalize``, with the statistics of ``y``, by ATen's kernels as one op of torch's library."""
     check_count(y)
     kept = torch.promote_types(y.dtype, torch.float32)
     weight = y.new_ones(y.shape[1], dtype=kept) if norm.weight is None else norm.weight

@@ -1,11 +1,15 @@
 """The operator: grouped 2-D convolution with groups of any sizes.
 
-There are three ways to call the kernels. If one ATen kernel computes a whole training step, torch differentiates it. If
-each op has its own kernel, an autograd function combines them. If ``torch.compile`` traces a program, it contains the
-ops of torch's library (``library.py``); equal groups that ATen computes anyway become its convolution, which compilers
-optimise. An exported program contains ATen's convolutions only, and does not need this package. If the band kernel is
-forced, which ATen has not, it contains the ops, into which Inductor looks (``inductor.py``). ``torch.func`` gets ATen's
-convolutions too, which it can transform.
+The kernels are called in three ways:
+
+- If one ATen kernel computes a whole training step, torch differentiates it.
+- If each op has its own kernel, an autograd function combines them.
+- A program traced by ``torch.compile`` contains the ops of torch's library (``library.py``), into which Inductor looks
+  (``inductor.py``). Equal groups that ATen computes anyway become ATen's convolution, which compilers optimise.
+
+An exported program contains ATen's convolutions only, and does not need this package. With the band kernel forced,
+which is not in ATen, it contains the ops of the library. ``torch.func`` gets ATen's convolutions, which it can
+transform.
 """
 
 from __future__ import annotations
@@ -46,9 +50,9 @@ def grouped_conv2d(
         (N, O, H', W'), channels_last where the input is; differentiable any number of times.
 
     Raises:
-        InputError: arguments that do not fit the geometry or each other: a ``RuntimeError``, as torch raises, and a
-            ``ValueError``.
-        ValueError: an unknown activation; a forced kernel that cannot compute them.
+        InputError: arguments that do not fit the geometry or each other. It is a ``RuntimeError``, as torch raises, and
+            a ``ValueError``.
+        ValueError: an unknown activation; a forced kernel that cannot compute the layer.
     """
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation {activation!r}: must be one of {', '.join(ACTIVATIONS)}")

@@ -1,10 +1,10 @@
 """Communication between the ranks of a placed network, layer by layer.
 
-A layer is cut by its outputs, so each rank holds the channels of a tensor whose filters it owns, in order. Operations
-that keep channels separate (norms over a batch, activations, pools, sums) need no communication. A layer that reads the
-channels of other ranks gathers them first. In the backward pass each rank receives its part of the gradient of all
-ranks: as many elements again. The loss is computed on every rank from the gathered output, so nothing is sent back from
-there. Nothing else is sent: no parameter is on two ranks.
+Ranks divide the outputs of a layer. So each rank holds the channels of a tensor whose filters it owns, in order.
+Operations that keep channels separate (batch norms, activations, pools, sums) need no communication. If a layer reads
+channels of other ranks, all ranks first gather them. In the backward pass each rank receives the gradient of its own
+channels from all other ranks: as many elements again. Every rank computes the loss from the gathered output, so nothing
+is sent back from there. No parameter is on two ranks, so nothing else is sent.
 
 Legend: N batch, C channels, S elements of a channel of one image (H·W; 1 of a feature), R ranks.
 """
@@ -44,11 +44,11 @@ class Exchange:
     """One tensor that the ranks send each other in every step.
 
     Attributes:
-        layer: name of the layer that reads it.
-        grouped: whether that layer is a grouped convolution.
-        owners: the rank of each channel, C.
-        elements: elements of a channel of one image, S.
-        returned: whether its gradient is sent back in training.
+        layer: name of the layer that reads the tensor.
+        grouped: True if that layer is a grouped convolution.
+        owners: the rank of each channel, (C,).
+        elements: number of elements of a channel of one image, S.
+        returned: True if the gradient of the tensor is sent back in training.
     """
 
     layer: str
@@ -73,8 +73,8 @@ class Move:
     """Redistribution of one input of an operation before the operation.
 
     Attributes:
-        exchange: the exchange that gives every rank the whole input; None if every rank has it.
-        kept: owners of the channels that each rank keeps afterwards; None if each keeps all.
+        exchange: the exchange that gives every rank the whole input; None if every rank has it already.
+        kept: the rank that keeps each channel afterwards; None if every rank keeps all channels.
     """
 
     exchange: Exchange | None
@@ -88,8 +88,9 @@ class Plan:
     Attributes:
         placement: the rank of each filter.
         graph: the network's operations.
-        moves: redistribution of an input, by the names of the operation and of the input.
-        owners: the rank of each channel of the output of an operation, by its name; None if every rank has all of it.
+        moves: redistributions, by the name of the operation and that of its input.
+        owners: the rank of each channel of an operation's output, by the name of the operation; None if every rank has
+            all channels.
     """
 
     placement: Placement

@@ -1,10 +1,10 @@
 """Rank of each filter of a network whose groups are spread over several devices.
 
-Groups that feed one another form a *tower*: each half of AlexNet is one tower between conv1 and conv2, and another from
-conv3 to conv5. A tower stays on one rank, and so do the filters of a dense layer that it reads: the rank that has a
-group of conv2 also computes the filters of conv1 that the group reads, as on Krizhevsky's two GPUs. Filters that no
-tower reads are divided evenly. So every layer is cut by its outputs and no parameter is on two ranks. Only a layer that
-reads several towers needs communication (``exchange.py``).
+Groups that feed one another form a *tower*. In each half of AlexNet, conv1 and conv2 form one tower, and conv3 to conv5
+another. A tower stays on one rank, together with the filters of a dense layer that it reads: the rank that has a group
+of conv2 also computes the filters of conv1 that the group reads, as on Krizhevsky's two GPUs. Filters that no tower
+reads are divided evenly. So ranks divide the outputs of every layer, and no parameter is on two ranks. Only a layer
+that reads several towers needs communication (``exchange.py``).
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Segment:
     """Consecutive layers connected by the same towers, between two layers that read several towers.
 
     Attributes:
-        layers: names in the order of computation; dense ones are those whose filters the towers read.
+        layers: names in the order of computation, with the dense layers whose filters the towers read.
         loads: multiply-accumulates of each tower for one image.
         ranks: the rank of each tower.
-        exact: whether the ranks are proved optimal: no other way has a smaller largest load.
+        exact: True if the ranks are proved optimal: no other assignment has a smaller largest load.
     """
 
     layers: tuple[str, ...]
@@ -70,8 +70,8 @@ class Placement:
 def place(model: nn.Module, input_shape: tuple[int, ...], ranks: int) -> Placement:
     """Spread the groups of a network over ranks.
 
-    Within a segment the largest load is minimised (``spread``). From segment to segment the largest share goes to the
-    rank with the least work so far.
+    Within a segment the largest load of a rank is minimised (``spread``). In the next segment the rank with the least
+    work so far gets the largest load.
 
     Args:
         model: any network whose wiring can be traced; it may be on the meta device. It is not changed.
@@ -120,9 +120,9 @@ def place(model: nn.Module, input_shape: tuple[int, ...], ranks: int) -> Placeme
 def spread(loads: Sequence[int], ranks: int) -> tuple[tuple[int, ...], bool]:
     """Spread towers over ranks so that the largest load is as small as possible, and no rank is empty.
 
-    Equal towers are assigned in blocks, which is optimal. Up to 12 unequal ones are searched for the optimum. More are
-    assigned largest first, each to the rank with the least load (LPT; Graham 1969: at most 4/3 − 1/(3 · ranks) of the
-    optimum).
+    Equal towers are assigned in blocks, which is optimal. For up to 12 unequal towers the optimum is searched. More
+    towers are assigned largest first, each to the rank with the least load (LPT; Graham 1969: the largest load is at
+    most 4/3 − 1/(3 · ranks) of the optimum).
 
     Args:
         loads: load of each tower, above 0; at least as many as ranks.

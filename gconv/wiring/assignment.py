@@ -1,11 +1,11 @@
 """Assignment of channels to groups that keeps most of the weight energy of a dense layer.
 
-Given the energy of every weight of a dense layer and the sizes of the groups, choose the group of each input and of
-each output so that the energy inside the blocks is greatest. The exact problem is too hard (it contains graph
-bisection), so this is a local search from three starts: the present order, the channels of most energy in the largest
-group, and a spectral co-clustering (Dhillon 2001, "Co-clustering documents and words using bipartite spectral graph
-partitioning", section 4). With one side fixed, a sort gives the best exchange of channels between two groups of the
-other side; so pairs of groups exchange channels in turn.
+The problem: given the energy of every weight of a dense layer and the sizes of the groups, choose the group of each
+input and of each output so that the energy inside the blocks is greatest. It is NP-hard, because it contains graph
+bisection. So this is a local search from three starts: the present order; the channels of most energy in the largest
+group; and a spectral co-clustering (Dhillon 2001, "Co-clustering documents and words using bipartite spectral graph
+partitioning", section 4). If the groups of the inputs are fixed, a sort gives the best exchange of channels between two
+groups of outputs, and the same holds the other way round. So pairs of groups exchange channels in turn.
 
 Legend: O outputs, C inputs, I either of them, G groups, D spectral dimensions.
 """

@@ -1,10 +1,10 @@
-"""Effect of each torch operation on the channels: it moves them, keeps them separate, or mixes them.
+"""Effect of each torch operation on channels: the operation moves them, keeps them separate, or mixes them.
 
 A traced tensor has a value on the meta device, and an origin: an integer tensor of the same shape that holds, for each
-element, the number of the set of filters that it comes from. An operation that moves elements moves the origin by the
-same call. The others follow one of the rules below. Normalisations (local response, group, layer, instance) read other
-channels too, but only to scale: they keep channels separate. Products and gates (squeeze-and-excitation, attention) do
-not: their output comes from both operands. An operation without a rule raises ``NotFollowedError``.
+element, the number of the set of filters that it comes from. If an operation moves elements, the same call moves the
+origin. Every other operation follows one of the rules below. Normalisations (local response, group, layer, instance)
+read other channels only to scale, so they keep channels separate. Products and gates (squeeze-and-excitation,
+attention) mix: their output comes from both operands. An operation without a rule raises ``NotFollowedError``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Models of users, run on the meta device for their shapes alone.
+"""Models run on the meta device, for the shapes of their tensors alone.
 
-Parameters, buffers and the image are on the meta device, where nothing is computed. Plain tensors that a model holds or
-creates on other devices are moved there when an operation combines them, and dtypes are made equal. The model is not
-changed.
+Parameters, buffers and the image are on the meta device, where nothing is computed. A model may hold or create plain
+tensors on other devices; these are moved to the meta device when an operation combines them, and dtypes are made equal.
+The model is not changed.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def run_on_meta(model: nn.Module, shape: tuple[int, ...], requires_grad: bool = 
         requires_grad: whether the image requires a gradient; parameters always do.
 
     Raises:
-        ValueError: the model does not take such an image, or its ``forward`` needs to know numbers.
+        ValueError: the model does not take such an image, or its ``forward`` depends on the values of tensors.
     """
     tensors = {name: _on_meta(b) for name, b in model.named_buffers()}
     for name, p in model.named_parameters():

@@ -1,9 +1,9 @@
 """Wiring of a model: the groups that compute and that read each filter, traced through the whole model.
 
-"The group of a filter" is not always the group that computes it: AlexNet's conv1 is not grouped, its filters belong to
-the group of conv2 that *reads* them. The model is traced once (torch.fx) and run on the meta device. Every tensor has
-an origin, which holds the filters that each element comes from (``origins.py``), and every operation changes the origin
-as it changes the channels (``flow.py``).
+"The group of a filter" is not always the group that computes it. AlexNet's conv1 is not grouped: its filters belong to
+the groups of conv2 that *read* them. The model is traced once (torch.fx) and run on the meta device. Every tensor has
+an origin, which holds the filters that each element comes from (``origins.py``). Every operation changes the origin as
+it changes the channels (``flow.py``).
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ class LayerWiring:
     """The wiring of one convolution.
 
     Attributes:
-        name: of the module.
-        computed_by: the group that computes each filter.
-        inputs_read_by: the group that reads each input channel.
-        sources: the filters that each input channel comes from; empty for the input of the network.
-        read_by: for each convolution that reads any of the filters, in the order of computation, the set of its groups
-            that read each filter.
+        name: name of the module.
+        computed_by: the group of this convolution that computes each filter, (O,).
+        inputs_read_by: the group of this convolution that reads each input channel, (C,).
+        sources: the filters that each input channel comes from, (C,); empty for the input of the network.
+        read_by: the convolutions that read any of the filters, by name, in the order of computation. For each, the set
+            of its groups that read each filter, (O,).
     """
 
     name: str
@@ -62,11 +62,11 @@ class LayerWiring:
     read_by: dict[str, list[frozenset[int]]] = field(default_factory=dict)
 
     def reading_sets(self, reader: str | None = None) -> list[frozenset[int]]:
-        """Return the groups that read each filter: an empty set if none does, several if several do.
+        """Return the set of groups that read each filter, (O,); it may be empty or have several groups.
 
         Args:
-            reader: name of the convolution that reads; by default the first that cuts these filters into several
-                groups, else the first. After a residual sum or a concatenation there are others, in ``read_by``.
+            reader: name of the reading convolution, a key of ``read_by``; by default the first that reads these filters
+                in several groups, else the first of all.
 
         Raises:
             KeyError: ``reader`` reads none of the filters.
@@ -77,9 +77,9 @@ class LayerWiring:
         return self.read_by[reader] if reader else [frozenset()] * len(self.computed_by)
 
     def reading_groups(self, reader: str | None = None) -> list[int | None]:
-        """Return the one group that reads each filter; None if several groups read it, or none does.
+        """Return the one group that reads each filter, (O,); None if several groups read it, or none does.
 
-        ``reading_sets`` distinguishes these two cases, takes the same reader and raises the same error.
+        ``reading_sets`` distinguishes these two cases. Its argument and its error are the same.
         """
         return [next(iter(groups)) if len(groups) == 1 else None for groups in self.reading_sets(reader)]
 
@@ -118,15 +118,16 @@ def computing_groups(model: nn.Module) -> dict[str, tuple[int, ...]]:
 def trace_wiring(model: nn.Module, input_shape: Shape) -> Wiring:
     """Trace which group computes and which group reads every filter of every convolution.
 
-    A group reads a filter if changing the filter changes an input of the group. Two exceptions: a normalisation that
-    scales by other channels does not count, and regions of space are not distinguished after pooling. Convolutions are
-    ``nn.Conv2d`` and ``GroupedConv2d``; linear layers, other convolutions and attention pass on the channels that they
-    mix. Modules that run only in training (auxiliary heads) are traced if the model is in training mode.
+    A group reads a filter if a change of the filter changes an input of the group. There are two exceptions: the scale
+    that a normalisation takes from other channels does not count, and regions of space are not distinguished after
+    pooling. Convolutions are ``nn.Conv2d`` and ``GroupedConv2d``. Linear layers, other convolutions and attention pass
+    on the filters of all channels that they mix. Modules that run only in training (auxiliary heads) are traced if the
+    model is in training mode.
 
     Args:
         model: any module whose convolutions torch.fx can reach; it may be on the meta device. It is not changed.
-            ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel`` are looked through.
-        input_shape: of one image, (C, H, W); or a batch of images, or its shape.
+            Wrappers (``torch.compile``, ``DataParallel``, ``DistributedDataParallel``) are removed first.
+        input_shape: shape of one image, (C, H, W); or a batch of images, or its shape.
 
     Returns:
         The wiring of each convolution, by module name, in the order of computation.
@@ -134,7 +135,7 @@ def trace_wiring(model: nn.Module, input_shape: Shape) -> Wiring:
     Raises:
         TypeError: ``model`` is no module, or ``input_shape`` no shape.
         ValueError: the model cannot be traced or does not take such images, or a convolution reads the result of an
-            operation whose sources are unknown. One line names the operation, and functions that need no wiring.
+            operation that has no rule. One line names the operation, and functions that need no wiring.
     """
     model = unwrapped(model, "trace_wiring")
     raise_if_scripted_or_lazy(model, "trace_wiring")
