@@ -9,7 +9,7 @@ READY := .venv/.ready
 quoted = $(if $(value $(1)),'$(subst ','\'',$(value $(1)))')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-avx2 test-all soak lint list experiment status cost measure figures results gather verify claims report docs bench bench-kernels bench-by-hand bench-blocks bench-training bench-gpu clean
+.PHONY: help setup test test-avx2 test-all soak lint list experiment status sweep cost measure figures results gather verify claims report docs bench bench-kernels bench-by-hand bench-blocks bench-training bench-gpu clean
 
 help: ## show this help
 	@echo "What filter groups buy, and what they learn."
@@ -66,7 +66,7 @@ measure: $(READY) ## measure a network trained elsewhere: MODEL=resnet18 CHECKPO
 figures: $(READY) ## draw the figures of a study again: NAME=quickstart; or NAME=connections [ARGS="--model=…"]
 	@$(RUN) -m experiments figures $(call quoted,NAME) $(ARGS)
 
-results: $(READY) ## copy a study's tables, figures and packed runs to results/ and the README: NAME=quickstart
+results: $(READY) ## copy a study's tables, figures and packed runs to results/ and the docs: NAME=quickstart
 	@$(RUN) -m experiments results $(call quoted,NAME) $(ARGS)
 
 gather: $(READY) ## add runs of a study that were trained elsewhere: FROM=folder-or-archive NAME=quickstart [PROFILE=cpu]

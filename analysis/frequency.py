@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-POINTS = 65  # of the spectrum along either axis, at least; odd, so that it is symmetric about zero
+POINTS = 65  # least number of points of the spectrum along each axis; odd, so that it is symmetric about zero
 
 # Mean distance from the centre of the square of all frequencies, ±½ either way: the centroid of white noise.
 WHITE_CENTROID = (np.sqrt(2) + np.arcsinh(1)) / 6

@@ -19,9 +19,9 @@ from sklearn.model_selection import KFold
 AT_LEAST = 6  # runs
 RELIABLE_FROM = 20  # runs
 FOLDS = 5
-CUTS = 5  # random ways to cut the runs into folds
+CUTS = 5  # number of random divisions of the runs into folds
 TREES = 60
-EXCHANGES = 10  # of a parameter's values, each time
+EXCHANGES = 10  # permutations of a parameter's values in each fold
 
 
 def parameter_importance(table: pd.DataFrame, parameters: Sequence[str], metric: str) -> pd.DataFrame:

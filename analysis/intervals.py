@@ -73,7 +73,7 @@ def seed_estimate(values: ArrayLike, bounds: Bounds = UNBOUNDED) -> SeedEstimate
 
     Args:
         values: (S,), one of each seed.
-        bounds: of the quantity.
+        bounds: least and largest possible value of the quantity.
 
     Raises:
         ValueError: no value, or a value that is not finite.

@@ -143,7 +143,7 @@ def lesions(
     """Silence each group of a layer in turn, and random sets of as many of its filters.
 
     Args:
-        model: on the device of the batches.
+        model: any module, on the device of the batches.
         layer: name of the layer whose output channels are silenced.
         labels: (C,) group of each output channel; negative if it belongs to none.
         colour, grey: the same images in colour and in grey, with their classes. Every group and every draw passes

@@ -29,7 +29,7 @@ from torch import Tensor
 from analysis.stats import null_p
 
 FOLDS = 5
-PENALTIES = np.logspace(0, 4, 5)  # of ridge regression; the best by leave-one-out within the images learned from
+PENALTIES = np.logspace(0, 4, 5)  # of ridge regression; leave-one-out on the fitted images chooses the best
 # Below this chroma (of 0 to 1) an image has no hue, below this coherence (of 0 to 1) no orientation.
 LEAST_CHROMA = 1e-3
 LEAST_COHERENCE = 1e-3

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 # Samples at a time. On a CPU they stay in the cache while they are shifted and multiplied.
 CHUNK = {"cpu": 4096, "cuda": 65536}
-ROUNDING = 1e-12  # of the mean of a channel: a standard deviation up to this is no variation
+ROUNDING = 1e-12  # standard deviation of a channel, relative to its mean, up to which it counts as constant
 BLOCK = 128  # columns of the sum of products at a time; blocks below the diagonal are not computed
 
 
@@ -33,7 +33,7 @@ class Refiltered:
     """The output that a layer would have with other filters; the model goes on with its own.
 
     Attributes:
-        layer: by name.
+        layer: name of the layer.
         filters: a module for the layer's input.
     """
 
@@ -176,7 +176,7 @@ def collect(model: nn.Module, batches: Iterable[Tensor], into: Mapping[Tap, Gath
     """Pass images through a model in evaluation mode, and add outputs and inputs of layers to accumulators.
 
     Args:
-        model: on the device of the batches.
+        model: any module, on the device of the batches.
         batches: inputs (N, 3, H, W).
         into: accumulators (``ResponseStatistics()``, ``MomentStatistics()``, …) by the name of a module, or by an
             ``Input`` or a ``Refiltered`` of one. The output of a convolution is the one before its activation.

@@ -24,7 +24,7 @@ class Column:
     """One convolution, or the input.
 
     Attributes:
-        name: of the module; ``input`` for the image.
+        name: name of the module; ``input`` for the image.
         caption: kernel and groups, such as ``3×3, 2 groups``.
         groups: number of groups.
         inputs, outputs: channels that each unit reads, filters that it computes.
@@ -93,7 +93,7 @@ def network_scheme(model: nn.Module, input_shape: tuple[int, ...]) -> Scheme:
 
     Args:
         model: any module that ``gconv.wiring`` can trace.
-        input_shape: of one image, (C, H, W).
+        input_shape: shape of one image, (C, H, W).
 
     Raises:
         ValueError: the model cannot be traced, or has no convolution.

@@ -32,7 +32,7 @@ from analysis.stats import DRAWS, Inference, permutation_p, permuted_labels
 Statistic = Callable[[NDArray[np.float64], NDArray[np.int64]], NDArray[np.float64]]
 
 ROWS = 1000  # labelings taken at once, to bound the memory
-SPLIT_P, SPLIT_DIFFERENCE = 0.05, 0.1  # of a split: p of the area under the curve, and difference of the means
+SPLIT_P, SPLIT_DIFFERENCE = 0.05, 0.1  # a split has a lower p of the area under the curve, and this difference of means
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from scipy import stats
 
 Side = Literal["two-sided", "greater", "less"]
 
-EXACT_SEEDS = 16  # up to here all 2^n sign flips are tried
-EXACT_RELABELINGS = 20_000  # up to here all distinct relabelings are tried
-DRAWS = 9999  # random ones otherwise
+EXACT_SEEDS = 16  # greatest number of seeds for which all 2^n sign flips are tried
+EXACT_RELABELINGS = 20_000  # greatest number of distinct relabelings that are all tried
+DRAWS = 9999  # number of random flips or relabelings otherwise
 
 
 @dataclass(frozen=True)

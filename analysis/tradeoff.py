@@ -28,7 +28,7 @@ MORE_COSTS = {
 }
 FRONT_COLUMNS = ["variant", "at", "value", "on_front", "probability", "n", "note", "cost"]
 RESAMPLINGS = 4000
-DISTURBED = 0.25  # of its median, that the middle half of timed calls may span
+DISTURBED = 0.25  # greatest range of the middle half of the timed calls, relative to their median
 NORMAL_QUARTILE = 0.6745  # standard deviations
 OF_A_DIFFERENCE = (-1.0, 1.0)  # of accuracies
 

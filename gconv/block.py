@@ -46,7 +46,7 @@ Run = tuple[Conv, nn.BatchNorm2d | None, nn.ReLU | None]
 Way = Literal["modules", "folded", "counted", "by ATen"]
 CONVOLUTIONS = (nn.Conv2d, GroupedConv2d)
 PLAIN = (*CONVOLUTIONS, nn.BatchNorm2d, nn.ReLU)
-RELU = nn.ReLU()  # in place of one that is called as a function
+RELU = nn.ReLU()  # stands for a ReLU that is called as a function
 EPILOGUE_DEVICES = ("cuda",)  # device types whose kernels may have an epilogue
 MIN_OUTPUTS_TO_FOLD = 2**17  # output elements from which on folding is faster in eager mode
 

@@ -34,7 +34,7 @@ class LayerCost:
     """Cost of one module for one image, without its submodules.
 
     Attributes:
-        name, kind: of the module.
+        name, kind: name and type of the module.
         parameters: learned numbers, biases included.
         macs: multiply-accumulates of the forward pass.
         activations: output elements, of convolutions only.

@@ -230,7 +230,7 @@ def seconds_of(macs: int, size: int, dtype: torch.dtype, device: torch.device) -
     Args:
         macs: multiply-accumulates.
         size: bytes moved.
-        dtype, device: of the computation.
+        dtype, device: dtype and device of the computation.
     """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     if name not in PEAK_RATES or dtype not in DTYPES_16_BIT:

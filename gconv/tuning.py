@@ -38,7 +38,7 @@ from gconv.wiring.text_table import aligned
 
 VARIABLE = "GCONV_TUNE"  # environment variable: 1 measures every op at its first use
 FIRST_USE_BUDGET_S = 2.0
-MAX_STEP_RATIO = 1.15  # to the fastest, by the sum of the ops: slower steps are not timed
+MAX_STEP_RATIO = 1.15  # sum of the times of the ops, relative to the fastest; slower steps are not timed
 
 
 class Use(NamedTuple):

@@ -39,7 +39,7 @@ class Diagram:
         formula: its multiply-accumulates in H, W (output pixels), N inputs, M outputs, B inner channels, K kernel,
             G groups, n logarithmic groups.
         layers: each with a short name; the first reads the input.
-        shortcut: whether the input is added to the output.
+        shortcut: True if the input is added to the output.
     """
 
     title: str
@@ -106,8 +106,8 @@ def draw(diagrams: list[Diagram], folder: Path) -> list[Path]:
     """Draw the diagrams in rows: title, formula, count, and the links in space and in the channels.
 
     Args:
-        diagrams: in reading order.
-        folder: where the figure goes.
+        diagrams: diagrams in reading order.
+        folder: folder for the figure.
     """
     columns = max(1, int(page.WIDTH / DIAGRAM))
     rows = [diagrams[start : start + columns] for start in range(0, len(diagrams), columns)]
@@ -206,11 +206,11 @@ def _draw_links(
     """Draw rows of units, one colour each, with the links between them.
 
     Args:
-        axes: in inches.
+        axes: axes whose unit is the inch.
         steps: the links of each layer; inputs beyond the row are padding.
         colours: of each unit of each row.
         dotted: of each layer, whether it only moves units.
-        shortcut: whether the output depends on its own input too.
+        shortcut: True if the output depends on its own input too.
         place: centre of the rows, top, distance of two units.
 
     Returns:

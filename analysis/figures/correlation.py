@@ -30,7 +30,7 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
     Args:
         saved: per variant the arrays ``correlation <layer>`` (C, C), and ``groups <layer> computed`` or ``… read``
             (C,) where the filters are in groups.
-        folder: where the figure goes.
+        folder: folder for the figure.
 
     Returns:
         The files written; none if there is no matrix.

@@ -28,7 +28,7 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
     Args:
         saved: curves with the columns variant, seed, epoch, train_loss, test_accuracy (NaN in epochs without
             evaluation).
-        folder: where the figure goes.
+        folder: folder for the figure.
     """
     curves = saved.curves
     if curves is None or curves.empty:

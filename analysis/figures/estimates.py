@@ -192,7 +192,7 @@ def draw_side_by_side(
         series: column that names the series.
         styles: mark of each series, in order.
         along: the axis of the values.
-        size: of the marks.
+        size: size of the marks.
         within: ends of that axis.
     """
     at = np.asarray(places)

@@ -24,7 +24,7 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
     Args:
         saved: per variant the arrays ``filters`` (O, 3, K, K), ``colour_index`` and ``learned`` (O,), and
             ``filter_groups`` (O,) if several groups read them.
-        folder: where the figure goes.
+        folder: folder for the figure.
 
     Returns:
         The files written; none if no variant has RGB filters.

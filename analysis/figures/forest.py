@@ -43,10 +43,10 @@ def draw(
         cells: quantity, column, variant, null, mean, low, high, n; one row per mark.
         quantities: rows of panels; the panels of a row share their axis.
         columns: headings of the panels.
-        title: of the figure.
-        caption: how to read it.
-        folder: where the figure goes.
-        name: of the files, without a suffix.
+        title: title of the figure.
+        caption: text below the figure: how to read it.
+        folder: folder for the figure.
+        name: name of the files, without suffix.
     """
     variants = list(dict.fromkeys(cells["variant"]))
     styles = marks(cells["null"])

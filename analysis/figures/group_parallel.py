@@ -24,7 +24,7 @@ def draw(table: pd.DataFrame, folder: Path) -> list[Path]:
     Args:
         table: the long table of the study; a variant is a family and its number of devices, such as ``log-4``. Families
             other than ``devices`` and ``ddp`` are compared in balance alone.
-        folder: where ``group-parallel.pdf`` and ``.png`` go.
+        folder: folder for ``group-parallel.pdf`` and ``.png``.
 
     Raises:
         ValueError: the table holds no variant of a known number of devices.

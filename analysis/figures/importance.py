@@ -21,7 +21,7 @@ def draw(table: pd.DataFrame, metric: str, folder: Path) -> list[Path]:
     Args:
         table: as ``analysis.importance.parameter_importance`` returns it.
         metric: name of the predicted metric.
-        folder: where the figure goes.
+        folder: folder for the figure.
 
     Returns:
         The files written; none for an empty table.

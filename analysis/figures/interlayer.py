@@ -33,7 +33,7 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
     Args:
         saved: the long table, and per variant the arrays ``whitened <a>-<b>`` (C, D) and the group of each row and
             column, ``whitened <a>-<b> rows`` (C,) and ``… columns`` (D,).
-        folder: where the figure goes.
+        folder: folder for the figure.
 
     Returns:
         The files written; none if there is no matrix.

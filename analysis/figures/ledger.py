@@ -30,7 +30,7 @@ def draw(rows: pd.DataFrame, folder: Path) -> list[Path]:
         rows: number, short, verdict, effect, low, high (the interval, NaN without one), n (NaN where nothing is per
             seed), study and equal (whether the claim is that there is nothing, so that it is supported inside the
             margin). Effects are in units of the smallest effect of interest, above 0 in the claimed direction.
-        folder: where the figure goes.
+        folder: folder for the figure.
 
     Returns:
         The files written; none without rows.

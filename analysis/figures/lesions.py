@@ -52,7 +52,7 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
 
     Args:
         saved: the long table, and per variant the array ``lesion mean classes`` (G, classes).
-        folder: where the figure goes.
+        folder: folder for the figure.
 
     Returns:
         The files written; none if no group was silenced.

@@ -119,8 +119,8 @@ def draw(
         matrices: by variant and column, values not negative.
         scale: the value at which the colour scale ends, and the name of the values.
         texts: title and caption.
-        folder: where the figure goes.
-        name: of the files, without a suffix; a second page is ``<name>-2``.
+        folder: folder for the figure.
+        name: name of the files, without suffix; a second page is ``<name>-2``.
     """
     layout = lay_out(len(variants), columns, [matrix.title for matrix in matrices.values()])
     names = page.short_names(variants, 3 * NAME_LENGTH)

@@ -28,7 +28,7 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
 
     Args:
         saved: the long table, and arrays with ``filters`` and ``filter_groups``.
-        folder: where the figure goes.
+        folder: folder for the figure.
 
     Returns:
         The files written; none if no first layer is read by several groups, or if no time was measured.

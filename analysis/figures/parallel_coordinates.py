@@ -28,8 +28,8 @@ def draw(table: pd.DataFrame, scales: Mapping[str, str], metric: str, maximize: 
         table: one row per run: ``state``, the metric and the parameters.
         scales: of each parameter ``log``, ``linear`` or ``category``.
         metric: column of the metric of the sweep.
-        maximize: whether more of it is better.
-        folder: where the figure goes.
+        maximize: True if more of it is better.
+        folder: folder for the figure.
 
     Returns:
         The files written; none where no run came to its end.

@@ -103,7 +103,7 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
 
     Args:
         saved: the long table, and the arrays of ``filter_points``.
-        folder: where the figure goes.
+        folder: folder for the figure.
 
     Returns:
         The files written; none if no variant has filters that several groups read.

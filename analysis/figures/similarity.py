@@ -37,7 +37,7 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
 
     Args:
         saved: the long table.
-        folder: where the figure goes.
+        folder: folder for the figure.
 
     Returns:
         The files written; none if no similarity was measured.

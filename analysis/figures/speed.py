@@ -26,7 +26,7 @@ def draw(table: pd.DataFrame, folder: Path) -> list[Path]:
     Args:
         table: long, as ``benchmarks.kernels`` writes it: layer, partition, dtype, op, kernel, median, lower, upper in
             seconds, and ``ideal``, the share of the dense multiply-accumulates.
-        folder: where ``speed.pdf`` and ``speed.png`` go.
+        folder: folder for ``speed.pdf`` and ``speed.png``.
 
     Returns:
         Their paths.

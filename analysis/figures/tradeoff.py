@@ -34,7 +34,7 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
 
     Args:
         saved: the long table and the Pareto fronts.
-        folder: where the figure goes.
+        folder: folder for the figure.
     """
     table, summary = saved.measures, tradeoff_table(saved.measures)
     if summary.empty or saved.fronts is None:
@@ -120,11 +120,11 @@ def draw_variant(panel: Axes, row: pd.Series, cost: str, seeds: pd.Series, style
     """Draw one variant at a cost: mean accuracy, its interval, quartiles of a timed cost, and a dot for each seed.
 
     Args:
-        panel: where it goes.
+        panel: axes to draw on.
         row: the variant's row of ``tradeoff_table``.
         cost: column of that row, the horizontal axis.
         seeds: test accuracy of each seed.
-        styles: of each variant.
+        styles: style of each variant.
     """
     style, x = styles[row["variant"]], row[cost]
     panel.plot(np.full(len(seeds), x), seeds, ".", color=style.colour, alpha=0.4, markersize=2.5)

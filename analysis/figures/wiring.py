@@ -85,8 +85,8 @@ def draw(scheme: Scheme, title: str, folder: Path, name: str) -> list[Path]:
     Args:
         scheme: columns and flows.
         title: name of the network.
-        folder: where the figure goes.
-        name: of the files, without a suffix.
+        folder: folder for the figure.
+        name: name of the files, without suffix.
     """
     rows = _break_rows([column.name for column in scheme.columns])
     pitch = (page.WIDTH - LEFT - RIGHT) / max(4, *map(len, rows))

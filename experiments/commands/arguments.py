@@ -10,11 +10,11 @@ from experiments.study.invocation import typed
 
 
 def name_and_flags(arguments: list[str], usage: str) -> tuple[str, list[str]]:
-    """Split the arguments of a command into the name that comes first, and its flags.
+    """Split the arguments of a command into the name, which comes first, and the flags.
 
     Args:
-        arguments: of the command.
-        usage: of the command, such as ``run NAME``.
+        arguments: arguments of the command.
+        usage: usage of the command, such as ``run NAME``.
 
     Raises:
         UsageError: no name comes first.

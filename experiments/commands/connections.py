@@ -1,4 +1,4 @@
-"""Connections: diagrams of layers, and the group wiring of whole networks."""
+"""The figures ``connections``: diagrams of layers, and the wiring of whole networks."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ DEFAULT_MODEL = "alexnet"
 
 
 def draw_connections(flags: list[str]) -> list[Path]:
-    """Draw the diagrams of layers and the wiring of AlexNet; where the flags name a model, the wiring of that alone.
+    """Draw the diagrams of layers and the wiring of AlexNet; if the flags name a model, only the wiring of that model.
 
     Args:
         flags: ``--model=alexnet``, or any other model of the suite, or ``--model=torchvision:resnet50``; its arguments,
             such as ``--model.groups=log:4``; ``--input_size``; ``--runs_root``.
 
     Returns:
-        The figures written, next to their tables, in ``connections`` under the runs' root.
+        Paths of the figures, in the folder ``connections`` of the run store, next to their tables.
 
     Raises:
         UsageError: no such model, unknown flags, arguments no network can have, a model that cannot be traced.

@@ -24,7 +24,7 @@ from gconv.cost import Cost, count_cost, measure_latencies, measure_peak_memory
 from gconv.regroup import Regrouped, RegroupedLayer, regroup
 
 REPEATS = 21
-GROUPS_WIDTH = 24  # of their column in the table; JSON and CSV have them in full
+GROUPS_WIDTH = 24  # characters of the column of groups; JSON and CSV have the groups in full
 
 
 def main(arguments: list[str]) -> int:

@@ -12,7 +12,7 @@ from experiments.errors import UsageError
 from experiments.report.figure_flags import apply_figure_flags
 from experiments.study.catalogue import study_names, sweep_names
 
-MEASURED = "measured.json"  # in a folder that ``measure`` wrote
+MEASURED = "measured.json"  # file in every folder that ``measure`` wrote
 
 
 def main(arguments: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""The ``gather`` command: takes runs of a study that were trained elsewhere into its folder, and draws all of them."""
+"""The ``gather`` command: adds runs that were trained elsewhere to the folder of a study, and draws the study."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from experiments.study.catalogue import TRAINED, study_kind
 
 
 def main(arguments: list[str]) -> int:
-    """Take runs into a study and draw it; returns the exit code.
+    """Add runs to a study and draw it; returns the exit code.
 
     Raises:
         UsageError: the study has no runs, the folder or archive does not exist, or none of its runs fits.

@@ -1,4 +1,4 @@
-"""``--help`` of every command, with and without a name: the one place where the usage is written down."""
+"""``--help`` of every command, with and without a name: the only place with the usage of commands."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ START = "usage: python -m experiments "
 # Usage of each command: its forms, then its purpose in indented lines.
 USAGES = {
     "list": """\
-  list [--json]                     the studies: name, question, what has been run
+  list [--json]                     the studies: name, question, time, runs that are done
 """,
     "run": """\
   run NAME [--key=value …]          train, measure, draw and report a study; NAME may be the path of a file such as
@@ -25,28 +25,28 @@ USAGES = {
 """,
     "status": """\
   status [NAME] [--json] [--key=value …]
-                                    what is done, running (by whom, since when, how long yet), failed (why), to do
+                                    runs that are done, running (by whom, since when, time left), failed (why), to do
 """,
     "cost": """\
-  cost MODEL [--key=value …]        parameters, MACs and activations of a model: one of the suite, or of torchvision
+  cost MODEL [--key=value …]        parameters, MACs and activations of a model of the suite, of torchvision or of timm
 """,
     "figures": """\
   figures NAME [--runs_root=DIR] [--format=pdf,svg] [--width=column|page|CM] [--bare]
                                     draw the figures of a study or sweep again from its saved tables,
                                     and write its LaTeX tables
-  figures FOLDER                    the same of a folder that measure wrote
+  figures FOLDER                    draw the figures of a folder that measure wrote again
   figures connections [--key=value …]
-                                    draw what is connected to what, in layers and in a network
+                                    draw the connections of layers, and the wiring of a network
 """,
     "results": """\
   results NAME [--runs_root=DIR] [--replace]
-                                    copy a study's tables, figures and packed runs to results/ and its table into
-                                    the README;
+                                    copy a study's tables, figures and packed runs to results/, and its table to
+                                    docs/index.md if that page shows the study;
                                     --replace: also over a record of more seeds, or with overridden keys
 """,
     "gather": """\
   gather NAME --from=PATH [--profile=P] [--key=value …]
-                                    take the runs of a study that a folder or archive holds, packed or not, and draw it
+                                    add the runs of a study in a folder or archive, packed or not, and draw the study
 """,
     "verify": """\
   verify [NAME] [--retrain [--dataset=folder:PATH] [--key=value …]]
@@ -63,7 +63,7 @@ USAGES = {
 """,
     "claims": """\
   claims [--json] [--explain] [--figure] [--markdown] [--readme] [--trials] [--runs_root=DIR]
-                                    what is claimed of filter groups, and what the studies say to it
+                                    the claims about filter groups, and the verdicts of the studies
 """,
 }
 
@@ -72,7 +72,7 @@ USAGE = f"{START}COMMAND …\n\n{''.join(USAGES.values())}\nCOMMAND --help and C
 SWEEP_FLAGS = """
   --runs=N         points at most; by default the file's run_cap, all of a grid, or 12
   --workers=N      points at a time
-  --online         with wandb's server and agents; --local: without them; by default as somebody is logged in
+  --online         use wandb's server and agents; --local: do not; by default online if you are logged in
   --on=ray         train on the nodes of a Ray cluster
   --runs_root=DIR  folder of the run store; the sweep goes to sweeps/NAME in it
   --key=value      any key of the study that the file's command names
@@ -81,13 +81,13 @@ SWEEP_FLAGS = """
 GATHER_FLAGS = """
   --from=PATH      a folder with folders of runs (runs/NAME of another machine), packed runs (results/NAME/runs) or
                    archives of them; or one such archive, zip or tar
-  --profile=P      take runs of this profile; by default of the one that most runs have
+  --profile=P      profile of the runs to add; by default the one that most of the runs have
   --runs_root=DIR  folder of the run store; runs by default
 """
 
 
 def wants_help(arguments: Sequence[str]) -> bool:
-    """Tell if ``-h`` or ``--help`` is among the arguments of a command."""
+    """Return True if ``-h`` or ``--help`` is among the arguments of a command."""
     return any(flag in arguments for flag in HELP)
 
 
@@ -95,7 +95,7 @@ def command_help(command: str, arguments: Sequence[str]) -> str:
     """Return the help of a command: its usage, and the flags of the study, sweep or model that the arguments name.
 
     Raises:
-        UsageError: the arguments name a study, sweep or model that there is not.
+        UsageError: the arguments name a study, sweep or model that does not exist.
     """
     flags = [flag for flag in arguments if flag not in HELP]
     name = flags[0] if flags and not flags[0].startswith("-") else None

@@ -32,9 +32,9 @@ class Kind(Protocol):
         ...
 
     def verify(self, name: str, home: Path, flags: list[str] | None) -> tuple[list[str], str]:
-        """Recompute the record of a study; return a line on each difference, and what was recomputed.
+        """Recompute the record of a study; return one line for each difference, and a text on what was recomputed.
 
-        ``flags`` are those of ``run``, to train or measure again, too; None to recompute alone.
+        With ``flags``, those of ``run``, the kind also trains or measures again. With None it only recomputes.
         """
         ...
 

@@ -54,18 +54,18 @@ def print_status(arguments: list[str]) -> None:
 
 
 def status_of(name: str, flags: list[str]) -> dict[str, Any]:
-    """Return the state of a study, by its name or its file, as the flags of ``run`` have it; see ``study_status``."""
+    """Return the state of a study, given by name or file and with the flags of ``run``; see ``study_status``."""
     return kind_of(name).status(name, flags)
 
 
 def runs_done(runs_root: Path) -> dict[str, int]:
-    """Return the number of finished runs of every study that has a folder, as its file has it."""
+    """Return the number of finished runs of every study that has a folder, by name; the study is that of its file."""
     begun = [name for name in study_names() if (runs_root / name).is_dir()]
     return {name: status_of(name, [f"--runs_root={runs_root}"])["counts"]["done"] for name in begun}
 
 
 def lines(status: dict[str, Any], whole: bool) -> list[str]:
-    """Return a status as text: counts, then every run if ``whole``, else those that run or failed."""
+    """Return a status as lines of text: counts, then all runs if ``whole``, else the running and failed ones."""
     counts = ", ".join(f"{number} {state}" for state, number in status["counts"].items())
     others = f"; {status['others']} of other configurations in the folder" if status["others"] else ""
     text = [f"{status['study']}: {len(status['runs'])} runs: {counts}{others}"]

@@ -1,4 +1,4 @@
-"""The ``verify`` command: recomputes the record from its packed runs, and trains cheap runs of it again."""
+"""The ``verify`` command: recomputes the record from its packed runs, and can train its quickest runs again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
     if len(names) > 1:
         raise UsageError(f"verify: {names[1]}: one study at a time, or all without a name")
     if flags and "--retrain" not in arguments:
-        raise UsageError(f"verify: {flags[0]}: flags are of what is trained; say --retrain too")
+        raise UsageError(f"verify: {flags[0]}: says how to train again; give --retrain too")
     if names:
         study_file(names[0])
         if not (results / names[0] / "measures.csv").is_file():

@@ -51,8 +51,8 @@ def write_page(claims: Sequence[Claim], rates: pd.DataFrame) -> str:
     """Return the page in Markdown, without any result of a study.
 
     Args:
-        claims: of the ledger.
-        rates: of wrong verdicts and power; see ``read_rates``.
+        claims: claims of the ledger.
+        rates: rates of wrong verdicts and of power; see ``read_rates``.
     """
     of_claims = [(claim, _of_claim(claim, rates)) for claim in claims]
     simulated = rates[rates["kind"] != ACCURACY]

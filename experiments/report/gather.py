@@ -1,7 +1,7 @@
-"""Runs of a study that were trained elsewhere: taken into its folder, and drawn together with the runs there.
+"""Runs that were trained elsewhere, added to the folder of a study and drawn together with its runs.
 
-A run is identified by its hash, which covers everything that decides its outcome. The names of folders and variants do
-not matter. Runs that cannot be taken are left out, and one line reports each of them.
+The hash of a run identifies it and covers everything that decides its outcome. The names of folders and variants do not
+matter. Runs that cannot be added are left out, and one line reports each of them.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class FoundRun:
     """A finished run in a folder or an archive.
 
     Attributes:
-        place: path that names it in messages.
-        folder: its files, perhaps unpacked.
-        config: its configuration, which its hash covers.
-        result: its record.
+        place: path of the run in messages.
+        folder: folder with its files, perhaps unpacked.
+        config: its configuration, of which the hash is taken.
+        result: content of its ``result.json``.
     """
 
     place: str
@@ -50,12 +50,12 @@ class FoundRun:
 
 
 def gather_runs(name: str, source: Path, flags: list[str]) -> None:
-    """Take runs into a study, draw it, and print the numbers of runs taken and left out.
+    """Add runs to a study, draw it, and print the numbers of runs added and left out.
 
     Args:
-        name: of the study.
+        name: name of the study.
         source: a folder or an archive.
-        flags: of ``run``; they decide which runs fit.
+        flags: flags of ``run``; they decide which runs fit.
 
     Raises:
         UsageError: the folder or archive does not exist, or none of its runs fits.
@@ -93,7 +93,7 @@ def find_runs(source: Path, scratch: Path) -> tuple[list[FoundRun], list[str]]:
         scratch: an empty folder to unpack into.
 
     Returns:
-        The runs, and a line on each that is damaged or not done.
+        The runs, and one line for each run that is damaged or not done.
     """
     runs, left_out = [], []
     for place, folder in _folders(source, scratch, left_out):
@@ -171,7 +171,7 @@ def choose(runs: Sequence[FoundRun], studies: Sequence[Study]) -> tuple[Study, s
     """Choose the profile and the images that most runs have: a table never mixes them.
 
     Returns:
-        The study in that profile, the hash of the images, the runs that fit, and a line on each that does not.
+        The study in that profile, the hash of the images, the runs that fit, and one line for each that does not.
     """
     fits = [[k for k, study in enumerate(studies) if variant_of(study, run.config)] for run in runs]
     counted = Counter((k, run.config["data"]) for run, of_run in zip(runs, fits, strict=True) for k in of_run)

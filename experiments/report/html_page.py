@@ -29,7 +29,7 @@ from experiments.report.tables import read_about, read_csv, read_table
 from experiments.store.runs import write_atomic
 from experiments.study.catalogue import study_names
 
-MOST_BYTES = 5_000_000  # of a page
+MOST_BYTES = 5_000_000  # greatest size of a page
 WIDTHS = (1400, 1000, 700)  # pixels of its figures: the widest with which it is small enough
 PAGE = "report.html"
 
@@ -56,9 +56,9 @@ class Section:
     """A study of the page.
 
     Attributes:
-        name: of the study.
-        question: of the study.
-        tables: of the results, the most important first.
+        name: name of the study.
+        question: question of the study.
+        tables: tables of the results, the most important first.
         figures: title and path of each.
         provenance: hardware and versions of its runs, as name and value.
         again: commands that reproduce its numbers, each with its purpose.
@@ -105,10 +105,10 @@ def read_section(name: str, tables: Path, figures: Path, whole: bool = True) -> 
     """Read a study's folder of tables.
 
     Args:
-        name: of the study.
+        name: name of the study.
         tables: folder with ``measures.csv``.
         figures: folder with its figures.
-        whole: whether every measure is shown, by variant and layer.
+        whole: True if every measure is shown, by variant and layer.
     """
     measures = read_table(tables / "measures.csv")
     about = read_about(tables / "study.json", ["question"])

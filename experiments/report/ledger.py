@@ -40,7 +40,7 @@ def read_claims(path: Path) -> list[Claim]:
     claims = [_claim(entry, f"{place}, claim", order) for order, entry in enumerate(content["claims"], 1)]
     for number, times in Counter(claim.number for claim in claims).items():
         if times > 1:
-            raise UsageError(f"{place}, claim {number}: number stands {times} times; each claim needs its own")
+            raise UsageError(f"{place}, claim {number}: {times} claims have this number; each needs its own")
     return claims
 
 

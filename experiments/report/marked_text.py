@@ -12,7 +12,7 @@ def replace_block(page: Path, name: str, text: str) -> bool:
 
     Args:
         page: the Markdown file; it may be missing.
-        name: of the block.
+        name: name of the block.
         text: its lines, without the marks.
     """
     content = page.read_text(encoding="utf-8") if page.is_file() else ""

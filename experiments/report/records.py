@@ -20,7 +20,7 @@ from experiments.study.catalogue import HOME, TRAINED, study_kind, study_names
 from experiments.study.config import Study, load_study
 
 RESULTS = HOME / "results"
-OF_A_MACHINE = ("recipe.device", "recipe.precision")  # in the hash of a run, and no other training
+OF_A_MACHINE = ("recipe.device", "recipe.precision")  # they change the hash of a run, but make no trial
 OF_PLACES = ("--runs_root", "--device")  # flags of ``group-parallel`` that change nothing that it measures
 
 
@@ -31,7 +31,7 @@ def find_records(study: str, runs: Path, results: Path = RESULTS, trials: bool =
         study: its name.
         runs: folder of the run store.
         results: folder of the record.
-        trials: whether a study that the command line changed is evidence.
+        trials: True if a study that the command line changed is evidence.
     """
     kept = _whole_record(study, "results", results / study)
     known = set() if kept is None else set(_column(_runs(results / study), "data_hash"))
@@ -50,14 +50,14 @@ def _whole_record(study: str, place: str, folder: Path, *more: Any) -> Record | 
 def read_record(
     study: str, place: str, folder: Path, known_data: set[str] | None = None, trials: bool = True
 ) -> Record | None:
-    """Return the record of a study in one folder of tables; None where there is none.
+    """Return the record of a study in one folder of tables; None if the folder has none.
 
     Args:
         study: its name.
-        place: how to call the folder's root.
+        place: name of the folder's root in messages.
         folder: with ``measures.csv``, and ``runs.csv``, ``missing.csv`` and ``study.json`` where they were written.
         known_data: hashes of the study's images, by the record; None: whatever images there are, they are the record's.
-        trials: whether a study that the command line changed is evidence.
+        trials: True if a study that the command line changed is evidence.
     """
     if not (folder / "measures.csv").is_file():
         return None

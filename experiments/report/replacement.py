@@ -1,6 +1,6 @@
-"""Guard of the record in ``results/``: a trial, or fewer runs, replace it only with a flag.
+"""Protection of the record in ``results/``: a trial, or fewer seeds, replace it only with ``--replace``.
 
-More seeds of the same study than the record are no trial.
+A study with more seeds than the record is no trial.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from experiments.report.tables import read_about, read_csv
 
 
 def check_replaces(tables: Path, record: Path) -> None:
-    """Make sure that a study's tables may replace those of the record.
+    """Raise if a study's tables must not replace those of the record.
 
     Raises:
-        UsageError: the study ran with overridden keys that the record was not made with, or the record has more seeds
-            of a variant.
+        UsageError: the study ran with overridden keys and the record did not, or the record has more seeds of a
+            variant.
     """
     if not (record / "measures.csv").is_file():
         return

@@ -26,11 +26,11 @@ def retrain(name: str, record: Path, runs: Path, scratch: Path, flags: Sequence[
     """Train the run of a study again that took the least time.
 
     Args:
-        name: of the study.
+        name: name of the study.
         record: its folder in ``results/``.
         runs: folder of its unpacked runs.
-        scratch: where to train.
-        flags: of ``run``, such as ``--dataset=folder:PATH``.
+        scratch: folder to train in.
+        flags: flags of ``run``, such as ``--dataset=folder:PATH``.
 
     Returns:
         A line on each difference, and a sentence on the run that was trained.

@@ -22,7 +22,7 @@ from experiments.study.invocation import typed
 from experiments.terminal import duration
 
 WIDTH, LINES = 110, 40
-VARIANTS, SENTENCES, VERDICTS, REMARKS = 8, 6, 7, 4  # lines of each part
+VARIANTS, SENTENCES, VERDICTS, REMARKS = 8, 6, 7, 4  # most lines of each part of the report
 BROKEN = 0.01  # share of a dataset's images from which on it is reported
 FOUND = {  # measures of the sentences, the first with their own nulls
     "ratio_computed": ("correlation within / between groups", None),
@@ -44,7 +44,7 @@ def study_report(
 
     Args:
         study: its name.
-        question: of the study.
+        question: question of the study.
         table: its long table.
         record: the same as evidence.
         seconds: variant and seconds of each run.
@@ -127,7 +127,7 @@ def settle_lines(claims: Sequence[Claim], findings: Sequence[Finding], seconds: 
     """Return lines on the open claims: the number of seeds that would settle them, their time, and the command.
 
     Args:
-        claims, findings: of the study.
+        claims, findings: claims of the study, and their findings.
         seconds: variant and seconds of each run.
         again: the command with ``{seeds}`` in the place of their number.
     """

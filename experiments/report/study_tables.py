@@ -19,7 +19,7 @@ from experiments.store.packed import in_half_precision
 from experiments.store.runs import Run, file_name, public, write_json
 from gconv.cost import count_cost
 
-COUNTS = ("classes", "test_images")  # of a run's images, noted where it was measured
+COUNTS = ("classes", "test_images")  # counts of a run's images, noted when the run is measured
 
 
 def write_tables(
@@ -28,10 +28,10 @@ def write_tables(
     """Gather the measures of all runs in the study's tables.
 
     Args:
-        study_folder: of the study, with its name.
+        study_folder: folder of the study; its name is that of the study.
         runs: done and measured, in the order of the tables.
         speed: rows of the long table about the architectures; they have no seed.
-        question: of the study.
+        question: question of the study.
         overrides: keys that the command line changed.
 
     Raises:
@@ -72,7 +72,7 @@ def write_tables(
 
 
 def is_tabled(folder: Path) -> bool:
-    """Tell if a run was measured, and the counts of its images noted, which older measurements lack."""
+    """Return True if a run was measured and has the counts of its images, which older measurements lack."""
     try:
         read_about(folder / "measured.json", COUNTS)
     except DamagedTableError:

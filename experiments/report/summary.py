@@ -25,7 +25,7 @@ from experiments.report.tables import read_arrays, read_csv, read_table
 from experiments.store.runs import file_name, short_commit
 from experiments.study.invocation import typed
 
-LINES = 24  # of one table of the summary
+LINES = 24  # most lines of one table of the summary
 FRONT_AT_LEAST = 0.05  # share of resamplings from which a variant is named as on a front
 EQUAL_WITHIN = 0.01  # accuracy: the margin of an equality, one point
 SEED_DRAWN = 0  # the seed whose filters and matrices are drawn: the first, never the prettiest
@@ -76,8 +76,8 @@ def draw_measured(table: pd.DataFrame, arrays: dict[str, dict[str, np.ndarray]],
 
     Args:
         table: the long table.
-        arrays: of each variant, by name.
-        folder: where the figures go.
+        arrays: arrays of each variant, by name.
+        folder: folder for the figures.
     """
     from analysis.figures.registry import draw_all
     from analysis.figures.saved import Saved
@@ -97,7 +97,7 @@ def read_measures(study_folder: Path) -> pd.DataFrame:
 
 
 def markdown(table: pd.DataFrame, runs: pd.DataFrame, overrides: dict[str, object]) -> str:
-    """Return accuracy against cost as a table for the README, with the hardware and the overridden keys."""
+    """Return accuracy against cost as a Markdown table for ``docs/index.md``, with hardware and overridden keys."""
     lines = ["| variant | accuracy | n | parameters | MACs | ms per image |", "|---|---|---|---|---|---|"]
     for _, row in tradeoff_table(table).iterrows():
         lines.append(

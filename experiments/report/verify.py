@@ -27,7 +27,7 @@ def verify_study(name: str, results: Path, page: Path, scratch: Path) -> tuple[l
     """Recompute the tables of a study's record.
 
     Args:
-        name: of the study.
+        name: name of the study.
         results: folder of the record.
         page: with the study's generated table, if it has one.
         scratch: an empty folder.
@@ -109,7 +109,7 @@ def compare_texts(path: Path, text: str, fresh: str, before: int = 0) -> list[st
     """Compare two texts word by word; returns a line on the first difference in each of their lines.
 
     Args:
-        path: of the file that is compared.
+        path: path of the file that is compared.
         text: its content.
         fresh: the right content.
         before: lines of the file that come before the text.

@@ -24,7 +24,7 @@ from experiments.store.packed import pack
 from experiments.store.runs import file_name, write_atomic
 
 PACKED = "runs"  # folder of the packed runs in a study's record
-PAGE = Path("docs", "index.md")  # of a checkout: has the tables of some studies
+PAGE = Path("docs", "index.md")  # page of a checkout with the tables of some studies
 SPEED = "speed.csv"  # times and memory of the architectures, which no run holds
 LARGEST_PICTURE = 1_500_000  # bytes; a figure with a larger file is left out, as ``make figures`` draws it again
 
@@ -35,7 +35,7 @@ def write_study_record(study_folder: Path, results: Path, page: Path) -> list[Pa
     A figure of which a file has more than ``LARGEST_PICTURE`` bytes is left out; one line says so.
 
     Args:
-        study_folder: of the run store.
+        study_folder: folder of the study in the run store.
         results: folder of the record.
         page: with a block ``results NAME``, where it has the study's table.
 

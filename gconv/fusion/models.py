@@ -18,7 +18,7 @@ from gconv.fusion.recording import RecordingError
 from gconv.wiring.text_table import aligned
 
 CALLS = ("__call__", "__getattr__", "__getattribute__")  # methods that change what calling a Sequential does
-MOST_ROWS, MOST_NAMES = 18, 6  # of the printed summary
+MOST_ROWS, MOST_NAMES = 18, 6  # most rows of the printed summary, and names in a row
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node, Proxy, Tracer
 from torch.fx.proxy import TraceError
 
-KINDS = (Tensor, list)  # of the arguments of a forward pass
+KINDS = (Tensor, list)  # kinds of the arguments of a forward pass
 CONSTANTS = (bool, int, float, complex, str, bytes, type(None), type, FunctionType, torch.dtype, torch.device)
 CONTAINERS = (list, dict, set)
 KEPT_BY_MODULES = frozenset(vars(nn.Module())) - {"training"}  # of a module's attributes, those that torch keeps
@@ -60,8 +60,8 @@ class Recorder(Tracer):
     Attributes:
         attributes: value of each attribute that ``forward`` read.
         children: for each child that it read, the names of its own children; None where there is no child.
-        arguments: how many it takes; all of them are of ``kind``.
-        asked_for_kind: whether ``forward`` asked for the type of one.
+        arguments: number of its arguments, which are all of ``kind``.
+        asked_for_kind: True if ``forward`` asked for the type of one.
     """
 
     graph: Graph

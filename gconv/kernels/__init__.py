@@ -32,9 +32,9 @@ class Kernel:
     """One kernel and its abilities.
 
     Attributes:
-        name: of its module in this folder.
-        chosen: whether the operator may choose it; the reference is for tests.
-        differentiable: whether torch differentiates its forward pass: ATen calls alone, and no zeros between groups,
+        name: name of its module in this folder.
+        chosen: True if the operator may choose it; the reference is for tests.
+        differentiable: True if torch differentiates its forward pass: ATen calls alone, and no zeros between groups,
             which an infinite gradient would turn into NaN.
         inlined_on: device types on which Inductor traces it into calls of ATen or Triton. On a CPU only kernels without
             zeros between groups, so that nothing infinite crosses groups.

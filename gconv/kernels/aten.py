@@ -20,7 +20,7 @@ from gconv.kernels.machine import computes
 
 # ATen's name for oneDNN, if torch is built with it.
 ONEDNN: Any = torch._C._ConvBackend.Mkldnn if hasattr(torch.ops.mkldnn, "_convolution_pointwise") else None  # pyright: ignore[reportAttributeAccessIssue]
-MACS_FOR_ONEDNN = 2e6  # of one image: above, oneDNN with a packed weight is faster than the kernel that ATen takes
+MACS_FOR_ONEDNN = 2e6  # MACs of one image above which oneDNN with a packed weight is faster than ATen's kernel
 
 
 def convolve(

@@ -74,7 +74,7 @@ def choose(
         geometry: geometry of the layer.
         dtype: dtype of the computation, with autocast.
         device: device of the computation.
-        channels_last: whether the input is channels_last.
+        channels_last: True if the input is channels_last.
         bits: ``pixel_bits`` of the input.
     """
     return _choose(op, geometry, dtype, device, channels_last, bits, torch.get_num_threads())

@@ -28,8 +28,8 @@ from gconv.kernels.new_thread import in_new_thread
 from gconv.kernels.packing import Packing, separate_groups
 
 Packings = tuple[Packing, ...]
-HEAVY_BYTES = 1 << 18  # of a weight
-HEAVY_RATIO = 4  # of its numbers to those of the images
+HEAVY_BYTES = 1 << 18  # least size of a weight that is heavy
+HEAVY_RATIO = 4  # least number of its elements, relative to those of the images
 
 
 class DecomposedKernel:
@@ -100,7 +100,7 @@ class UniformCall:
         geometry: geometry of these groups only.
         first_link: connected channel pairs of the groups before them.
         in_fill, out_fill: channels that each bin holds, without padding.
-        in_full, out_full: whether all bins are full, so that no padding is needed.
+        in_full, out_full: True if all bins are full, so that no padding is needed.
     """
 
     packing: Packing

@@ -18,8 +18,8 @@ from gconv.kernels.machine import synchronize
 
 SHORT_S = 1e-3  # a shorter call is repeated within one measurement, because of the resolution of the clock
 MAX_REPEATS = 1000
-MAX_FIRST_RATIO = 2.0  # to the fastest; slower ones take part in no round
-DROP_RATIO = 1.1  # to the fastest, in the median of the rounds
+MAX_FIRST_RATIO = 2.0  # first time relative to the fastest; slower functions take part in no round
+DROP_RATIO = 1.1  # median time relative to the fastest; slower functions drop out
 EQUAL_RATIO = 1.02  # smaller ratios are irrelevant
 ROUNDS_TO_DROP, ROUNDS_TO_ORDER, MAX_ROUNDS = 3, 5, 11
 MIN_SHARE_SLOWER = 0.8  # of the rounds

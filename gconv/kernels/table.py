@@ -28,7 +28,7 @@ from gconv.kernels.machine import Machine
 
 SHIPPED = Path(__file__).parent / "tables"
 FORMAT_LINE = "# gconv kernel table 2"  # with the version of the format
-MAX_SIZE_DISTANCE = 2  # in factors of two: maximum distance of a measured layer that is used for another
+MAX_SIZE_DISTANCE = 2  # greatest distance, in factors of two, of a measured layer whose times are used for another
 
 
 @dataclass(frozen=True)

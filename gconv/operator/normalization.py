@@ -61,7 +61,7 @@ def normalize(y: Tensor, mean: Tensor, var: Tensor, norm: nn.BatchNorm2d, relu: 
         y: (N, O, H, W), with more than one value per channel.
         mean, var: statistics of ``y``.
         norm: supplies weight, bias and running statistics.
-        relu: whether a ReLU follows.
+        relu: True if a ReLU follows.
     """
     check_count(y)
     count = y.numel() // y.shape[1]

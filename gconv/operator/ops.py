@@ -42,7 +42,7 @@ def grouped_conv2d(
 
     Args:
         x_NCHW: (N, C, H, W) with C = ``geometry.in_groups.channels``; any floating dtype, layout and device.
-        weight: of ``geometry.weight_shape``.
+        weight: tensor of shape ``geometry.weight_shape``.
         bias: (O,) or None.
         activation: applied inside the operator: ``"none"`` or ``"relu"``.
 

@@ -116,8 +116,8 @@ def plan(model: nn.Module, input_shape: tuple[int, ...], ranks: int) -> Plan:
     """Place a network on ranks and plan the exchanges between them.
 
     Args:
-        model: on any device, meta too. It is not changed.
-        input_shape: of one image, (C, H, W).
+        model: any network, on any device, meta too. It is not changed.
+        input_shape: shape of one image, (C, H, W).
         ranks: number of ranks.
 
     Raises:

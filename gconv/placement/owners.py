@@ -20,7 +20,7 @@ from gconv.wiring.trace import LayerWiring, trace_wiring
 
 Owners = tuple[int, ...]  # the rank of each channel
 Unit = tuple[str, int]  # a group of a grouped layer, or a filter of a dense one; never divided
-MAX_TOWERS_TO_SEARCH = 12  # up to this number the best way to spread unequal towers is searched for
+MAX_TOWERS_TO_SEARCH = 12  # greatest number of unequal towers for which the optimum is searched
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def place(model: nn.Module, input_shape: tuple[int, ...], ranks: int) -> Placeme
 
     Args:
         model: any network whose wiring can be traced; it may be on the meta device. It is not changed.
-        input_shape: of one image, (C, H, W).
+        input_shape: shape of one image, (C, H, W).
         ranks: number of devices; 1 places any network.
 
     Raises:

@@ -86,7 +86,7 @@ class Flow:
         """Return the traced result of one call.
 
         Args:
-            name: of torch's function or method.
+            name: name of torch's function or method.
             function: computes the operation.
             args, kwargs: its arguments, with traced tensors anywhere in them.
 

@@ -112,8 +112,8 @@ def run_on_meta(model: nn.Module, shape: tuple[int, ...], requires_grad: bool = 
 
     Args:
         model: any, without wrappers around it.
-        shape: of the image, without batch.
-        requires_grad: whether the image requires a gradient; parameters always do.
+        shape: shape of the image, without batch.
+        requires_grad: True if the image requires a gradient; parameters always do.
 
     Raises:
         ValueError: the model does not take such an image, or its ``forward`` depends on the values of tensors.

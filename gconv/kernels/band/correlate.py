@@ -14,7 +14,7 @@ from gconv.kernels.band.tables import phases, tables
 from gconv.kernels.band.tiles import Blocking, units
 from gconv.kernels.geometry import Geometry
 
-ELEMENTS = 1024  # of a program that gathers
+ELEMENTS = 1024  # elements of a program that gathers
 MERGED = 128  # rows of statistics that a program merges
 
 
@@ -28,21 +28,21 @@ def conv2d(
     *,
     blocking: Blocking,
 ) -> Tensor:
-    """Grouped convolution with its bias and activation.
+    """Compute the grouped convolution with its bias and activation.
 
     Args:
         x_NCHW: (N, C, H, W) of any strides; copied unless dense in channels_last.
-        weight: of ``geometry.weight_shape``; of any dtype and strides, since it is gathered in that of ``x_NCHW``.
+        weight: tensor of shape ``geometry.weight_shape``, any dtype and strides: it is gathered in that of ``x_NCHW``.
         bias: (O,), of any dtype, or None.
         geometry: the layer.
         activation: ``"none"`` or ``"relu"``.
-        blocking: how the work is cut; by name. Where not given, the first of ``configs`` that can be built.
+        blocking: sizes of the blocks; by default the first of ``configs`` that can be built. Pass it by name.
 
     Returns:
         (N, O, H', W'), in channels_last where ``x_NCHW`` or ``weight`` is.
 
     Raises:
-        ValueError: 2^31 pixels or so in one call.
+        ValueError: the images have more pixels than 32-bit indices can number.
     """
     size = geometry.output_size(x_NCHW.shape[2:])
     return _correlate(x_NCHW, weight, bias, geometry, size, False, activation == "relu", blocking)[0]
@@ -52,7 +52,7 @@ def conv2d(
 def conv2d_statistics(
     x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, *, blocking: Blocking
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Grouped convolution, and the mean and variance of each channel of its result.
+    """Compute the grouped convolution, and the mean and variance of each channel of its result.
 
     Each program counts its own pixels, exactly as they are written; the counts are merged in a fixed order.
 
@@ -87,11 +87,11 @@ def input_gradient(
     *,
     blocking: Blocking,
 ) -> Tensor:
-    """Return the gradient by the input: the same correlation with inputs and outputs exchanged.
+    """Return the gradient of the input: the same correlation with inputs and outputs exchanged.
 
     Args:
         dy_NOHW: (N, O, H', W') of any strides.
-        weight: of ``geometry.weight_shape``.
+        weight: tensor of shape ``geometry.weight_shape``.
         geometry: the layer.
         input_size: (H, W) of the input.
         blocking: as in ``conv2d``.

@@ -49,8 +49,8 @@ def configs(geometry: Geometry, dtype: torch.dtype, device: torch.device | None 
 
     Args:
         geometry: the layer.
-        dtype: that it computes in.
-        device: whose shared memory they must fit; any size where not given.
+        dtype: dtype of the computation.
+        device: device whose shared memory they must fit; without one they may have any size.
     """
     return _configs(geometry, dtype.itemsize, None if device is None else _shared_memory(device))
 

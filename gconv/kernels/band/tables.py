@@ -55,7 +55,7 @@ def tables(
 
     Args:
         geometry, blocking, transposed: as in ``tile_table``.
-        device: of the tables.
+        device: device of the tables.
         weight_strides: of the weight that ``index`` is for, which is read as it lies; contiguous where not given.
     """
     table = tile_table(geometry, blocking, transposed)

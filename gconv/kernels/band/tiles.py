@@ -32,7 +32,7 @@ class Blocking:
         wide: written channels of a tile inside a group of more than ``narrow`` channels.
         depth: read channels of one step of a wide tile.
         stages: steps in flight at the same time.
-        rows: whether a program computes ``pixels`` positions of four neighbouring rows, which share what they read.
+        rows: True if a program computes ``pixels`` positions of four neighbouring rows, which share what they read.
     """
 
     pixels: int = 128

@@ -13,16 +13,16 @@ from gconv.kernels.band.tables import tables
 from gconv.kernels.band.tiles import STEP_BYTES, Blocking, units
 from gconv.kernels.geometry import Geometry
 
-PROGRAMS = 4  # for each multiprocessor: what its registers hold
-MULTIPROCESSORS = 132  # of an H100, where nobody counts them
-LEAST_STEPS = 4  # of a program, so that its sums are worth their space
+PROGRAMS = 4  # per multiprocessor, as many as its registers hold
+MULTIPROCESSORS = 132  # those of an H100, for devices that do not report theirs
+LEAST_STEPS = 4  # fewest steps of a program; with fewer, its sums cost too much memory
 
 
 @or_the_next_kernel
 def weight_gradient(
     dy_NOHW: Tensor, x_NCHW: Tensor, geometry: Geometry, *, blocking: Blocking, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Gradient by the weight: shares of the pixels summed in fp32 side by side, then together in a fixed order.
+    """Return the gradient of the weight: each program sums a share of the pixels in fp32, in a fixed order in all.
 
     Args:
         dy_NOHW: (N, O, H', W') of any strides.
@@ -32,7 +32,7 @@ def weight_gradient(
         dtype: of the result; that of ``dy_NOHW`` if not given.
 
     Returns:
-        Of ``geometry.weight_shape``; the same bits every time.
+        The gradient, of ``geometry.weight_shape``; every call returns the same bits.
     """
     kernels = programs()
     dtype, device = dtype or dy_NOHW.dtype, dy_NOHW.device

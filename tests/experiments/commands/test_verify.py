@@ -94,7 +94,7 @@ def test_another_seed_is_expected_in_a_known_interval():
     [
         (["nothing"], "NAME=nothing: no such study"),
         (["widen"], "has no measures.csv"),
-        ([NAME, "--seeds=1"], "--seeds=1: flags are of what is trained; say --retrain too"),
+        ([NAME, "--seeds=1"], "--seeds=1: says how to train again; give --retrain too"),
         ([NAME, "widen"], "one study at a time"),
     ],
 )

@@ -293,7 +293,7 @@ def test_a_malformed_claim_is_one_line_with_file_claim_and_key(tmp_path, change,
     [
         ({"claim": []}, ["unknown key claim", "did you mean claims"]),
         ({"claims": []}, ["a list of claims"]),
-        ({"claims": [CLAIM, CLAIM]}, ["claim 3", "stands 2 times"]),
+        ({"claims": [CLAIM, CLAIM]}, ["claim 3", "2 claims have this number"]),
         ({"claims": [{k: v for k, v in CLAIM.items() if k != "against"}]}, ["claim 3", "against is missing"]),
         ("claims: [1", ["line"]),
         ("claims:\n  - {number: 1, number: 2}\n", ["line 2", "number is given twice"]),
