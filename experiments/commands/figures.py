@@ -36,7 +36,7 @@ def _draw(name: str, flags: list[str]) -> list[Path]:
         from experiments.report.summary import draw_measured_folder
 
         if flags:
-            raise UsageError(f"figures {name}: unknown flag {flags[0]}")
+            raise UsageError(f"figures {name}: unknown flag {flags[0]}; there are: --format, --width, --bare")
         return draw_measured_folder(Path(name))
     if name in study_names():
         from experiments.report.latex import write_latex

@@ -18,7 +18,7 @@ def main(arguments: list[str]) -> int:
     """
     name, flags = name_and_flags(arguments, "gather NAME")
     if study_kind(name) != TRAINED:
-        raise UsageError(f"gather {name}: it has no runs, it measures; a study that trains has some")
+        raise UsageError(f"gather {name}: this study trains no runs that could be added; name one that trains")
     sources = [flag.removeprefix("--from=") for flag in flags if flag.startswith("--from=")]
     if len(sources) != 1 or not sources[0]:
         raise UsageError(f"gather {name}: --from=PATH is missing: a folder or an archive with runs")

@@ -27,10 +27,10 @@ class Views:
         padding: pixels mirrored onto each side before a training crop is taken.
         flip: mirror half of the training images.
         cutout: side in pixels of a square that is greyed out in every training image; 0 for none.
-        colour: ``colour`` as stored; ``grey``: luma only; ``hue-scrambled``: each image's hues turned by a random angle
-            (the same control in training and testing).
-        labels: of the training images: ``stored``, or ``permuted`` among all of them once, by the run's seed, so
-            that a network can only memorise them; test labels are always those stored.
+        colour: ``colour``: as stored; ``grey``: luma only; ``hue-scrambled``: the hues of each image turned by a random
+            angle. Training and test images are treated alike.
+        labels: labels of the training images: ``stored``, or ``permuted`` once among all of them, by the seed of the
+            run, so that a network can only memorise them. Test labels are always the stored ones.
     """
 
     image_size: int = 32

@@ -20,13 +20,13 @@ class Execution:
         data_root: Folder of downloads and decoded images.
         runs_root: Folder of the run store.
         download: Fetch a dataset that is not there.
-        seeds_at_once: Seeds of a variant trained side by side; auto: as many as are measured to pay, on a GPU.
-        wandb: Destination of metrics; auto: online where logged in, else offline.
-        compile: Compile steps; auto: where that pays.
-        precision: Meaning of recipe.precision=auto: fp32 or bf16, as in runs that are done; auto: what is fast here.
-        gpus: Devices that train each run together, a process each.
+        seeds_at_once: Seeds of a variant trained together; auto: on a GPU, as many as a trial finds faster, else 1.
+        wandb: Destination of metrics; auto: online if you are logged in, else offline.
+        compile: Compile training steps; auto: if that saves time.
+        precision: Meaning of recipe.precision=auto: fp32 or bf16, as in earlier runs; auto: bf16 where supported.
+        gpus: Devices that train each run together, one process each.
         on: here, or ray: on the nodes of a Ray cluster.
-        cpus_per_run: Cores of a run with on=ray; in addition to a GPU, if any.
+        cpus_per_run: Cores of a run with on=ray, in addition to a GPU.
 
     Raises:
         UsageError: a number below 1, or options that exclude each other.

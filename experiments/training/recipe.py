@@ -20,11 +20,11 @@ class Recipe:
         batch_size: images per step.
         lr: peak learning rate of the one-cycle schedule (Smith & Topin 2018).
         warmup: fraction of the steps in which the rate rises to its peak.
-        momentum: of SGD.
-        weight_decay: on the weights of convolutions and linear layers; norms and biases have none.
+        momentum: momentum of SGD.
+        weight_decay: weight decay of convolutions and linear layers; norms and biases have none.
         label_smoothing: probability mass spread over all classes.
         evaluate_every: epochs between evaluations on the test images; the last epoch is always evaluated.
-        precision: ``auto`` is bf16 where the hardware multiplies it (CUDA, AMX or AVX512-BF16), else fp32; on CUDA
+        precision: ``auto`` is bf16 on hardware with bf16 arithmetic (CUDA, AMX or AVX512-BF16), else fp32; on CUDA
             torch computes fp32 convolutions in TF32.
         device: ``auto`` is CUDA, then MPS, then the CPU.
     """
