@@ -8,6 +8,7 @@ from experiments.errors import UsageError
 from experiments.report.html_page import PAGE, write_recorded_page, write_study_page, write_whole_page
 from experiments.report.records import RESULTS
 from experiments.report.summary import tables_folder
+from experiments.report.tables import long_table
 from experiments.study.catalogue import study_file
 from experiments.study.invocation import typed
 
@@ -34,9 +35,9 @@ def main(arguments: list[str]) -> int:
         page = write_whole_page(runs, runs / PAGE)
     else:
         study_file(name)
-        if (tables_folder(runs / name) / "measures.csv").is_file():
+        if long_table(tables_folder(runs / name)).is_file():
             page = write_study_page(runs / name)
-        elif (RESULTS / name / "measures.csv").is_file():
+        elif long_table(RESULTS / name).is_file():
             page = write_recorded_page(name, runs / name / PAGE)
         else:
             raise UsageError(f"report {name}: no tables in {runs / name} nor in {RESULTS}: {typed('run', name)} first")

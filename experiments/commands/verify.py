@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from experiments.commands.kinds import kind_of
 from experiments.errors import UsageError
 from experiments.report.claims import BLOCK, recorded_verdicts
+from experiments.report.tables import long_table
 from experiments.report.verify import compare_block
 from experiments.study.catalogue import HOME, study_file, study_names
 
@@ -30,9 +31,9 @@ def main(arguments: Sequence[str]) -> int:
         raise UsageError(f"verify: {flags[0]}: says how to train again; give --retrain too")
     if names:
         study_file(names[0])
-        if not (results / names[0] / "measures.csv").is_file():
+        if not long_table(results / names[0]).is_file():
             raise UsageError(f"verify {names[0]}: {results / names[0]} has no measures.csv: nothing is recorded")
-    recorded = names or [name for name in study_names() if (results / name / "measures.csv").is_file()]
+    recorded = names or [name for name in study_names() if long_table(results / name).is_file()]
     failed = 0
     for name in recorded:
         differences, done = kind_of(name).verify(name, HOME, flags if "--retrain" in arguments else None)

@@ -25,7 +25,7 @@ from experiments.report.ledger import LEDGER, read_claims
 from experiments.report.ledger_figure import draw_ledger
 from experiments.report.records import RESULTS, find_records, read_record
 from experiments.report.summary import spread, tables_folder, time_of_image
-from experiments.report.tables import read_about, read_csv, read_table
+from experiments.report.tables import long_table, read_about, read_csv, read_table
 from experiments.store.runs import write_atomic
 from experiments.study.catalogue import study_names
 
@@ -96,7 +96,7 @@ def write_whole_page(runs: Path, target: Path) -> Path:
     claims = read_claims(LEDGER)
     studies = dict.fromkeys(study for claim in claims for study in claim.studies)
     records = [record for study in studies for record in find_records(study, runs)]
-    recorded = [name for name in study_names() if (RESULTS / name / "measures.csv").is_file()]
+    recorded = [name for name in study_names() if long_table(RESULTS / name).is_file()]
     sections = [read_section(name, RESULTS / name, RESULTS / name, whole=False) for name in recorded]
     return _write(sections, records, target, "")
 
@@ -106,11 +106,11 @@ def read_section(name: str, tables: Path, figures: Path, whole: bool = True) -> 
 
     Args:
         name: name of the study.
-        tables: folder with ``measures.csv``.
+        tables: folder with the long table.
         figures: folder with its figures.
         whole: True if every measure is shown, by variant and layer.
     """
-    measures = read_table(tables / "measures.csv")
+    measures = read_table(long_table(tables))
     about = read_about(tables / "study.json", ["question"])
     runs = read_csv(tables / "runs.csv", ["variant"], dtype=str).fillna("")
     tables_shown = [_accuracy(measures), _runs(runs), _notes(tables)]

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.evidence import Record, sort_evidence
-from experiments.report.tables import DamagedTableError, read_about, read_csv, read_table
+from experiments.report.tables import DamagedTableError, long_table, read_about, read_csv, read_table
 from experiments.store.runs import config_hash, short_commit
 from experiments.study.catalogue import HOME, TRAINED, study_kind, study_names
 from experiments.study.config import Study, load_study
@@ -55,13 +55,13 @@ def read_record(
     Args:
         study: its name.
         place: name of the folder's root in messages.
-        folder: with ``measures.csv``, and ``runs.csv``, ``missing.csv`` and ``study.json`` where they were written.
+        folder: with the long table, and ``runs.csv``, ``missing.csv`` and ``study.json`` where they were written.
         known_data: hashes of the study's images, by the record; None: whatever images there are, they are the record's.
         trials: True if a study that the command line changed is evidence.
     """
-    if not (folder / "measures.csv").is_file():
+    if not long_table(folder).is_file():
         return None
-    table, runs, missing = read_table(folder / "measures.csv"), _runs(folder), _csv(folder / "missing.csv")
+    table, runs, missing = read_table(long_table(folder)), _runs(folder), _csv(folder / "missing.csv")
     lost, unlearned, refused = sort_evidence(table, runs, missing)
     trial = _trial(study, folder, runs, known_data)
     if trial and not trials:

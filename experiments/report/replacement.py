@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.errors import UsageError
-from experiments.report.tables import read_about, read_csv
+from experiments.report.tables import long_table, read_about, read_csv
 
 
 def check_replaces(tables: Path, record: Path) -> None:
@@ -19,7 +19,7 @@ def check_replaces(tables: Path, record: Path) -> None:
         UsageError: the study ran with overridden keys and the record did not, or the record has more seeds of a
             variant.
     """
-    if not (record / "measures.csv").is_file():
+    if not long_table(record).is_file():
         return
     ours, theirs = (_overrides(folder / "study.json") for folder in (tables, record))
     asked = "results --replace takes it nevertheless"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,8 @@ from experiments.errors import UsageError
 from experiments.measure.table import COLUMNS
 from experiments.study.invocation import typed
 
+LONG_TABLE = "measures.csv"
+COMPRESSED = ".gz"  # suffix of a table in the record that is large
 SWEEPS = ("sweep", "importance")  # tables of a sweep
 RECORD = "results"
 
@@ -29,6 +34,27 @@ class DamagedTableError(UsageError):
     def __init__(self, path: Path, reason: str) -> None:
         self.damage = f"{path}: damaged: {reason}"
         super().__init__(f"{self.damage}; to make it again: {_remake(path)}")
+
+
+def long_table(folder: Path) -> Path:
+    """Return the path of a folder's long table, which the record has compressed."""
+    compressed = folder / f"{LONG_TABLE}{COMPRESSED}"
+    return compressed if compressed.is_file() else folder / LONG_TABLE
+
+
+def read_content(path: Path) -> bytes:
+    """Return the content of a file, decompressed if it is.
+
+    Raises:
+        DamagedTableError: it is gone, or its compression is damaged.
+    """
+    try:
+        content = path.read_bytes()
+        return gzip.decompress(content) if path.suffix == COMPRESSED else content
+    except FileNotFoundError:
+        raise DamagedTableError(path, "it is gone") from None
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise DamagedTableError(path, " ".join(str(error).split())) from None
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -47,13 +73,11 @@ def read_csv(path: Path, columns: Sequence[str], **how: Any) -> pd.DataFrame:
     Raises:
         DamagedTableError: it is none, or not whole.
     """
+    content = read_content(path)
+    if content.strip() and not content.endswith(b"\n"):
+        raise DamagedTableError(path, "its last line is cut off")
     try:
-        content = path.read_bytes()
-        if content.strip() and not content.endswith(b"\n"):
-            raise DamagedTableError(path, "its last line is cut off")
-        table = pd.read_csv(path, encoding="utf-8-sig", float_precision="round_trip", **how)
-    except FileNotFoundError:
-        raise DamagedTableError(path, "it is gone") from None
+        table = pd.read_csv(io.BytesIO(content), encoding="utf-8-sig", float_precision="round_trip", **how)
     except pd.errors.EmptyDataError:
         raise DamagedTableError(path, "it is empty") from None
     except (ValueError, pd.errors.ParserError) as error:  # not UTF-8 is one too

@@ -11,8 +11,16 @@ from pathlib import Path
 from experiments.measure.table import save_table
 from experiments.report.marked_text import read_block
 from experiments.report.study_tables import write_tables
-from experiments.report.summary import summary, tables_folder, tradeoff_tables
-from experiments.report.tables import DamagedTableError, read_about, read_csv, read_table
+from experiments.report.summary import read_measures, summary, tables_folder, tradeoff_tables
+from experiments.report.tables import (
+    COMPRESSED,
+    DamagedTableError,
+    long_table,
+    read_about,
+    read_content,
+    read_csv,
+    read_table,
+)
 from experiments.report.write_record import SPEED, packed_runs, page_block
 from experiments.store.packed import NotGatheredError, read_done, unpack
 from experiments.store.runs import Run, file_name, write_atomic
@@ -44,16 +52,18 @@ def verify_study(name: str, results: Path, page: Path, scratch: Path) -> tuple[l
             write_tables(study_folder, runs, read_table(speed), about["question"], about["overrides"])
             done, files = f"{len(runs)} packed runs", [*FROM_RUNS, *FROM_MEASURES]
         else:
-            _copy(record, study_folder, ("measures.csv", "runs.csv", "study.json"))
-            for table, content in tradeoff_tables(read_table(record / "measures.csv")).items():
+            for path in (long_table(record), record / "runs.csv", record / "study.json"):
+                _copy(path, tables_folder(study_folder) / path.name.removesuffix(COMPRESSED))
+            for table, content in tradeoff_tables(read_table(long_table(record))).items():
                 save_table(tables_folder(study_folder) / f"{table}.csv", content)
             done, files = "measures.csv alone, since no runs are packed", [*FROM_MEASURES]
             if runs:
                 done = f"measures.csv alone, since {len(lacking)} of {len(lacking) + len(runs)} runs are not packed"
         differences = []
         for table in files:
-            differences += compare_tables(record / f"{table}.csv", tables_folder(study_folder) / f"{table}.csv")
-        text = f"{summary(read_table(tables_folder(study_folder) / 'measures.csv'))}\n"
+            committed = long_table(record) if table == "measures" else record / f"{table}.csv"
+            differences += compare_tables(committed, tables_folder(study_folder) / f"{table}.csv")
+        text = f"{summary(read_measures(study_folder))}\n"
         differences += compare_texts(record / "summary.txt", (record / "summary.txt").read_text(encoding="utf-8"), text)
         differences += compare_block(page, f"results {name}", page_block(study_folder))
     except (DamagedTableError, OSError) as error:
@@ -83,15 +93,14 @@ def _unpack_runs(record: Path, results: Path, study_folder: Path) -> tuple[list[
     return runs, lacking
 
 
-def _copy(source: Path, study_folder: Path, names: tuple[str, ...]) -> None:
-    for name in names:
-        content = (source / name).read_bytes()
-        write_atomic(tables_folder(study_folder) / name, lambda file, content=content: file.write(content))
+def _copy(source: Path, target: Path) -> None:
+    content = read_content(source)
+    write_atomic(target, lambda file: file.write(content))
 
 
 def compare_tables(committed: Path, fresh: Path) -> list[str]:
     """Compare two tables cell by cell; returns a line on each difference, the first of many alone."""
-    theirs, ours = (list(csv.reader(io.StringIO(path.read_text(encoding="utf-8")))) for path in (committed, fresh))
+    theirs, ours = (list(csv.reader(io.StringIO(read_content(path).decode()))) for path in (committed, fresh))
     columns, wanted = (table[0] if table else [] for table in (theirs, ours))
     if columns != wanted:
         return [f"{committed}: has the columns {','.join(columns)}; the runs give {','.join(wanted)}"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,20 +22,21 @@ from experiments.report.summary import (
     summary,
     tables_folder,
 )
-from experiments.report.tables import read_about, read_csv
+from experiments.report.tables import COMPRESSED, LONG_TABLE, read_about, read_csv
 from experiments.store.packed import pack
 from experiments.store.runs import file_name, write_atomic
 
 PACKED = "runs"  # folder of the packed runs in a study's record
 PAGE = Path("docs", "index.md")  # page of a checkout with the tables of some studies
 SPEED = "speed.csv"  # times and memory of the architectures, which no run holds
-LARGEST_PICTURE = 1_500_000  # bytes; a figure with a larger file is left out, as ``make figures`` draws it again
+LARGEST_FIGURE = 1_000_000  # bytes of all its pages; a larger one is left out, as ``make figures`` draws it again
 
 
 def write_study_record(study_folder: Path, results: Path, page: Path) -> list[Path]:
     """Copy a study's tables and figures to the record, pack its runs, and write its accuracy table into a page.
 
-    A figure of which a file has more than ``LARGEST_PICTURE`` bytes is left out; one line says so.
+    The record stays small: its figures are PNGs, those of more than ``LARGEST_FIGURE`` bytes are left out and named,
+    and its long table is compressed.
 
     Args:
         study_folder: folder of the study in the run store.
@@ -47,13 +51,13 @@ def write_study_record(study_folder: Path, results: Path, page: Path) -> list[Pa
     """
     record, kept = results / study_folder.name, []
     figures = _small_enough(draw_figures(study_folder), record)
-    sources = [tables_folder(study_folder) / f"{table}.csv" for table in TABLES]
-    sources.append(tables_folder(study_folder) / "study.json")
-    for source in [path for path in (*sources, *figures) if path.is_file()]:
+    table, tables = read_measures(study_folder), tables_folder(study_folder)
+    sources = [tables / f"{name}.csv" for name in TABLES if name != "measures"]
+    for source in [path for path in (*sources, tables / "study.json", *figures) if path.is_file()]:
         target = record / source.name
         write_atomic(target, lambda file, source=source: file.write(source.read_bytes()))
         kept.append(target)
-    table = read_measures(study_folder)
+    kept.append(_compress(tables / LONG_TABLE, record))
     save_table(record / SPEED, speed_rows(table))
     write_atomic(record / "summary.txt", lambda file: file.write(f"{summary(table)}\n".encode()))
     kept += [record / SPEED, record / "summary.txt", *_keep_runs(study_folder, results)]
@@ -63,14 +67,32 @@ def write_study_record(study_folder: Path, results: Path, page: Path) -> list[Pa
 
 
 def _small_enough(pictures: list[Path], record: Path) -> list[Path]:
-    """Return the files of the figures that the record takes; removes the others from it, and names them in a line."""
-    large = {path.stem for path in pictures if path.stat().st_size > LARGEST_PICTURE}
-    for path in [path for path in pictures if path.stem in large]:
-        (record / path.name).unlink(missing_ok=True)
+    """Return the PNGs of the figures that the record takes; removes others from it, and names those that are large."""
+    pages = [path for path in pictures if path.suffix == ".png"]
+    sizes = Counter()
+    for page in pages:
+        sizes[_figure(page)] += page.stat().st_size
+    large = sorted(figure for figure, size in sizes.items() if size > LARGEST_FIGURE)
     if large:
-        size, names = f"{LARGEST_PICTURE / 1e6:.1f} MB", ", ".join(sorted(large))
-        print(f"left out of {record}, a file of over {size} each; make figures draws them: {names}")
-    return [path for path in pictures if path.stem not in large]
+        limit = LARGEST_FIGURE / 1e6
+        print(f"left out of {record}, over {limit:.0f} MB each; make figures draws them: {', '.join(large)}")
+    kept = [page for page in pages if _figure(page) not in large]
+    for stale in {*record.glob("*.png"), *record.glob("*.pdf")} - {record / page.name for page in kept}:
+        stale.unlink()
+    return kept
+
+
+def _figure(page: Path) -> str:
+    """Return the name of a page's figure: ``correlation`` of correlation-2.png."""
+    return re.sub(r"-\d+$", "", page.stem)
+
+
+def _compress(source: Path, record: Path) -> Path:
+    """Write a compressed copy of a table into the record, the same bytes on any day; returns its path."""
+    target = record / f"{source.name}{COMPRESSED}"
+    write_atomic(target, lambda file: file.write(gzip.compress(source.read_bytes(), mtime=0)))
+    (record / source.name).unlink(missing_ok=True)
+    return target
 
 
 def page_block(study_folder: Path) -> str:

@@ -115,7 +115,7 @@ def test_the_readme_has_the_verdicts_of_the_record():
 
 
 def test_the_readme_prints_what_the_record_gives_for_three_seeds():
-    table = read_table(ROOT / "results" / "quickstart" / "measures.csv")
+    table = read_table(ROOT / "results" / "quickstart" / "measures.csv.gz")
     printed = accuracy_lines(tradeoff_table(table[table["seed"].isna() | (table["seed"] < 3)]))
     (block,) = page("README.md").blocks("text")
     shown = [line for line in block.splitlines() if line.startswith(("variant ", "dense ", "groups-", "log-"))]

@@ -281,22 +281,23 @@ def test_results_are_kept_and_the_page_shows_them(tmp_path, monkeypatch, capsys)
     page.parent.mkdir()
     page.write_text("before\n<!-- results quickstart -->\nold\n<!-- end results quickstart -->\nafter\n")
     kept = trained.write_record(study.folder, tmp_path)
-    assert {path.name for path in kept} >= {"measures.csv", "runs.csv", "summary.txt", "filters.png", "index.md"}
+    assert {path.name for path in kept} >= {"measures.csv.gz", "runs.csv", "summary.txt", "filters.png", "index.md"}
     text = page.read_text()
     assert text.startswith("before\n")
     assert text.endswith("<!-- end results quickstart -->\nafter\n")
     assert "old" not in text
     accuracy = report.read_measures(study.folder).query("measure == 'test_accuracy'")["value"].item()
     assert f"| dense | {accuracy:.3f} | 1 |" in text
-    pictures = [tmp_path / name for name in ("filters.pdf", "filters.png", "tradeoff.pdf", "tradeoff.png")]
+    names = ("filters.png", "filters-2.png", "tradeoff.png", "tradeoff.pdf", "learning-curves.png")
+    pictures = [tmp_path / name for name in names]
     for path in pictures:
-        path.write_bytes(bytes(101 if path.name == "filters.pdf" else 100))
-    monkeypatch.setattr(write_record, "LARGEST_PICTURE", 100)
+        path.write_bytes(bytes(60))
+    monkeypatch.setattr(write_record, "LARGEST_FIGURE", 100)
     monkeypatch.setattr(write_record, "draw_figures", lambda folder: pictures)
     capsys.readouterr()
     trained.write_record(study.folder, tmp_path)
-    recorded = {path.name for path in (tmp_path / "results" / "quickstart").iterdir()}
-    assert {path.name for path in pictures} - recorded == {"filters.png", "filters.pdf"}
+    recorded = {path.name for path in (tmp_path / "results" / "quickstart").glob("*.p*")}
+    assert recorded == {"tradeoff.png", "learning-curves.png"}
     assert capsys.readouterr().out.endswith("make figures draws them: filters\n")
 
 

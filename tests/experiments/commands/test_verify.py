@@ -1,5 +1,6 @@
 """The record is recomputed from its packed runs, and what was edited by hand is named."""
 
+import gzip
 import shutil
 
 import pytest
@@ -38,13 +39,16 @@ def test_what_was_kept_is_what_the_packed_runs_give(home, capsys):
 
 def test_numbers_that_were_edited_by_hand_are_named_with_file_and_line(home, capsys):
     expected = set()
-    for name in ("measures", "runs", "curves", "layers", "tradeoff"):
-        path = home / "results" / NAME / f"{name}.csv"
-        head, first, *rest = path.read_text().splitlines()
+    for name in ("measures.csv.gz", "runs.csv", "curves.csv", "layers.csv", "tradeoff.csv"):
+        path = home / "results" / NAME / name
+        opened = gzip.open if path.suffix == ".gz" else open
+        with opened(path, "rt") as file:
+            head, first, *rest = file.read().splitlines()
         column, number = next((k, c) for k, c in enumerate(first.split(",")) if c.replace(".", "").isdigit())
         cells = first.split(",")
         cells[column] = "777"
-        path.write_text("\n".join([head, ",".join(cells), *rest]) + "\n")
+        with opened(path, "wt") as file:
+            file.write("\n".join([head, ",".join(cells), *rest]) + "\n")
         expected.add(f"error: {path}: line 2, {head.split(',')[column]}: 777; the runs give {number}")
     assert verify.main([NAME]) == 1
     assert expected <= set(capsys.readouterr().err.splitlines())

@@ -1,5 +1,7 @@
 """Tables that were changed from outside are named; a run without its metrics has those of its checkpoint."""
 
+import gzip
+
 import numpy as np
 import pytest
 
@@ -39,6 +41,20 @@ def test_a_damaged_table_is_one_line_that_says_how_to_make_it_again(tmp_path, co
         tables.read_table(path)
     assert str(error.value).startswith(f"{path}: damaged: ")
     assert str(error.value).endswith("make experiment NAME=mine")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("cut", [slice(20), slice(1, None), slice(0)])
+def test_a_damaged_compressed_table_is_one_line_too(tmp_path, cut):
+    path = tmp_path / "results" / "mine" / "measures.csv.gz"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(gzip.compress(GOOD.encode()))
+    assert tables.long_table(path.parent) == path
+    assert tables.read_table(path)["value"].tolist() == [0.5]
+    path.write_bytes(path.read_bytes()[cut])
+    with pytest.raises(UsageError, match="damaged: ") as error:
+        tables.read_table(path)
+    assert str(error.value).endswith("make results NAME=mine")
     assert "\n" not in str(error.value)
 
 
