@@ -124,4 +124,5 @@ def test_the_readme_prints_what_the_record_gives_for_three_seeds():
 
 
 def test_the_readme_is_short():
-    assert len(page("README.md").text.split()) <= 600
+    words = [word for word in page("README.md").text.split() if any(map(str.isalpha, word))]  # no numbers nor bars
+    assert len(words) <= 600
