@@ -1,6 +1,6 @@
 """The studies in ``configs/``: found and described without loading torch.
 
-In a checkout they lie at its top, where users edit them; an installed package brings them along.
+A checkout has them at its top, where users edit them; an installed package contains them.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from experiments.errors import UsageError
 from experiments.name_hints import hint
 from experiments.study.strict_yaml import place_of, read_yaml
 
-_INSTALLED = Path(__file__).parents[1] / "configs"  # by an installed package
+_INSTALLED = Path(__file__).parents[1] / "configs"  # their folder in an installed package
 CONFIGS = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[2] / "configs"
-HOME = Path.cwd() if _INSTALLED.is_dir() else CONFIGS.parent  # of the record: results/ and the README
+HOME = Path.cwd() if _INSTALLED.is_dir() else CONFIGS.parent  # folder of the record: results/, README.md, docs/
 TRAINED, GROUP_PARALLEL = KINDS = ("trained", "group-parallel")  # kinds of studies; the key ``kind`` of a file
 
 
