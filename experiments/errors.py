@@ -9,7 +9,7 @@ class RunFailedError(Exception):
     """A run ended without a result; the message gives the reason on one line, and other runs continue.
 
     Attributes:
-        lasting: whether the same run would fail again anywhere, so that it is not tried again.
+        lasting: True if the same run would fail again anywhere, so that it is not tried again.
     """
 
     def __init__(self, reason: str, lasting: bool = True) -> None:

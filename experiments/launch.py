@@ -86,7 +86,7 @@ def launch_ranks(study: Study, arguments: list[str]) -> int:
 
     Args:
         study: fully resolved.
-        arguments: of the command line of each process.
+        arguments: arguments of the command line of each process.
 
     Raises:
         UsageError: there are not as many devices, or a run cannot be trained on several.

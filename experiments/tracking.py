@@ -72,7 +72,7 @@ class Tracker:
             mode: online, offline, off, or auto.
             project, name, group: as wandb shows them; under an agent, project and group are the agent's.
             config: configuration of the run.
-            folder: of wandb's files.
+            folder: folder of wandb's files.
             kind: wandb's job type.
             identity: wandb's id of the run, where it must be the same each time.
         """
@@ -210,7 +210,7 @@ def log_results(
     Args:
         mode: online, offline, off, or auto.
         study: its name; the run is called ``<study> results``.
-        folder: of the study.
+        folder: folder of the study.
         tables, figures: files that exist; CSVs and PNGs are sent.
         config: the question, the overrides, the provenance.
     """

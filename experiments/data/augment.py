@@ -143,7 +143,7 @@ def cut_out(x_BCHW: Tensor, side: int, rows_B1: Tensor, columns_B1: Tensor) -> T
 
     Args:
         x_BCHW: images.
-        side: of the square in pixels.
+        side: side of the square in pixels.
         rows_B1, columns_B1: its centre in each image; the part outside the image is cut off.
     """
     spans = []

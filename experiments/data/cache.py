@@ -61,7 +61,7 @@ class Content:
     """Content of a folder's images.
 
     Attributes:
-        digest: of names and bytes, and of the rules of decoding where some image is decoded by newer ones.
+        digest: digest of names and bytes; also of the rules of decoding, if newer rules decode some image.
         same: test images whose bytes are among the training images too, as ``test file is training file``.
     """
 

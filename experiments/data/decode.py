@@ -53,7 +53,7 @@ class Picture:
     Attributes:
         pixels: uint8 (size, size, 3); None where it cannot be read.
         problem: why not, in a few words.
-        several: whether the file holds more pictures than this first one.
+        several: True if the file holds more pictures than this first one.
     """
 
     pixels: np.ndarray | None

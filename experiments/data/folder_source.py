@@ -30,7 +30,7 @@ def folder_source(path: Path, request: Request) -> Source:
     """Return the source of a tree ``train/<class>/*``, ``val/<class>/*`` or ``test/<class>/*``, by ``docs/images.md``.
 
     Args:
-        path: of the tree.
+        path: path of the tree.
         request: names the dataset in messages, and the folder of the cache.
 
     Raises:

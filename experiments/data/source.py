@@ -17,7 +17,7 @@ class Request:
     Attributes:
         spec: as the user wrote it: ``NAME`` or ``NAME:PLACE``.
         root: folder of downloads and of the cache.
-        download: whether to fetch missing files.
+        download: True to fetch missing files.
     """
 
     spec: str
@@ -36,7 +36,7 @@ class Source:
 
     Attributes:
         classes: names, in label order.
-        digest: of the content.
+        digest: digest of the content.
         count: images by split.
         decode: decodes one split at a size.
         base: folder in which the names of images are; None where there are no files.

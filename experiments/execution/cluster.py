@@ -128,8 +128,8 @@ def connected(folder: Path, cpus: int, device: str) -> Iterator[Cluster]:
     """Connect to the Ray cluster at ``RAY_ADDRESS``, or to that of this machine, and check all its nodes.
 
     Args:
-        folder: of the run store, which all nodes must see.
-        cpus: of a run.
+        folder: folder of the run store, which all nodes must see.
+        cpus: number of cores of a run.
         device: ``recipe.device``; where it is a GPU, or ``auto`` and the cluster has some, a run gets one.
 
     Raises:

@@ -94,7 +94,7 @@ def parse(name: str, flags: list[str], default: Any) -> tuple[Namespace, dict[st
     """Read the flags.
 
     Args:
-        name: of the model.
+        name: name of the model.
         flags: as typed.
         default: torchvision's own weights of the model, which define the sizes of images; None if it has none.
 

@@ -40,7 +40,7 @@ def load_images(path: Path, image_size: int, images: int) -> Dataset:
     Args:
         path: the folder.
         image_size: height and width in pixels; other shapes are resized by the shorter side and centre-cropped.
-        images: how many of each split at most.
+        images: greatest number of images of each split.
 
     Raises:
         UsageError: there is no such folder, no image in it, or none that can be read.
@@ -83,7 +83,7 @@ def with_outputs(dataset: Dataset, outputs: int, names: Sequence[str]) -> Datase
 
     Args:
         dataset: labels count its classes in the order of their names.
-        outputs: of the network.
+        outputs: number of outputs of the network.
         names: of the outputs, if they are known. Class folders of these names have their numbers; otherwise as many
             folders as outputs are numbered in the order of their names.
     """

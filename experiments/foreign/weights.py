@@ -146,7 +146,7 @@ def trained_and_untrained(
     Args:
         build: from a number of classes to the network, freshly initialised.
         checkpoint: the width of its last layer is the number of classes.
-        seed: of the untrained network.
+        seed: seed of the untrained network.
 
     Raises:
         ValueError: the weights are not those of the network; names the ones that differ.

@@ -45,9 +45,9 @@ def build_model(name: str, input_size: int | None = None, **arguments: Any) -> n
     """Build a model.
 
     Args:
-        name: of the model.
+        name: name of the model.
         input_size: height and width of the images, for the models whose layers depend on it.
-        arguments: of the model's function.
+        arguments: arguments of the model's function.
 
     Raises:
         UsageError: there is no model of this name, or it cannot be built, for instance because the groups cannot cut

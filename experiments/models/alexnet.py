@@ -27,7 +27,7 @@ def alexnet(
 
     Args:
         classes: number of outputs.
-        groups: how conv2, conv4 and conv5 are cut; 2 as published, 1 for the dense network.
+        groups: groups of conv2, conv4 and conv5; 2 as published, 1 for the dense network.
         norm: ``local`` response normalisation as published, ``batch`` normalisation after every convolution, or none.
         head: ``dense``, the published three fully connected layers, or ``average``: global average pooling and one.
         input_size: height and width of the images in pixels; 227 as published.

@@ -54,12 +54,12 @@ def lognet(
 
     Args:
         classes: number of outputs.
-        groups: how the three grouped convolutions are cut; 1 for the dense network.
-        shortcut: whether each grouped convolution has an identity shortcut.
+        groups: groups of the three grouped convolutions; 1 for the dense network.
+        shortcut: True if each grouped convolution has an identity shortcut.
         width: channels of the first stage, where ``equal`` is ``width``.
         equal: cost held equal between variants. ``parameters`` and ``macs`` choose the width at which the network
             costs what the reference costs: the same network of ``width`` cut as ``equal_to``.
-        equal_to: how the reference is cut; the dense network by default.
+        equal_to: groups of the reference; the dense network by default.
         budget: parameters or MACs to spend, in place of a reference.
         input_size: height and width of the images in pixels, at least 8; MACs depend on it.
 

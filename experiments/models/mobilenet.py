@@ -29,10 +29,10 @@ def mobilenet(
 
     Args:
         classes: number of outputs.
-        spatial: how the 3×3 convolutions are cut: ``depthwise``, or any partition. ``full`` replaces each pair by one
+        spatial: groups of the 3×3 convolutions: ``depthwise``, or any partition. ``full`` replaces each pair by one
             full 3×3 convolution (the paper's table 4).
-        pointwise: how the 1×1 convolutions are cut.
-        multiplier: of all widths, rounded to whole channels.
+        pointwise: groups of the 1×1 convolutions.
+        multiplier: factor of all widths, rounded to whole channels.
         stem: ``imagenet``: the first convolution has stride 2; ``cifar``: it has stride 1.
 
     Returns:

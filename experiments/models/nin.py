@@ -24,7 +24,7 @@ def nin(
         classes: number of outputs.
         variant: ``orig``, ``root-G``, ``tree-G`` or ``column-G``. G is a number of groups or ``log:n``, which a root
             follows with log:(n-1) and a tree with log:(n+1); in a column it is any partition.
-        groups: how conv2a and conv3a are cut, where ``variant`` has no word for it.
+        groups: groups of conv2a and conv3a, if ``variant`` does not give them.
         norm: ``none``, with biases, as the published counts have it; ``batch``, as the network is trained: each norm
             can be folded into its convolution afterwards, which then has the bias.
         width: filters of the stages, 192 as published. The first stage narrows to 5/6 and 1/2 of it.

@@ -55,13 +55,13 @@ def resnext(
 
     Args:
         classes: number of outputs.
-        cardinality: how the 3×3 convolutions are cut: a number of groups, or any partition of the bottleneck.
+        cardinality: groups of the 3×3 convolutions: their number, or any partition of the bottleneck.
         width: channels of a group in the first stage, the mean where groups are unequal (12.5 with ~4). By default that
             at which a block has as many weights as one with a single group of ``channels / 4``, as in the paper.
         blocks: bottlenecks per stage, each stage twice as wide at half the resolution; 3, 4, 6, 3 by default.
         stem: ``imagenet``: 7×7 convolution with stride 2 and max-pool; ``cifar``: 3×3 convolution.
         channels: that leave the first stage; 256 as published, the stem has a quarter of them.
-        shortcut: whether blocks are residual.
+        shortcut: True if blocks are residual.
 
     Returns:
         A module from (N, 3, H, W) to (N, classes).

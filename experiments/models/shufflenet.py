@@ -63,10 +63,10 @@ def shufflenet(
 
     Args:
         classes: number of outputs.
-        groups: how the 1×1 convolutions are cut, except the very first, whose inputs are few (section 3.2).
+        groups: groups of the 1×1 convolutions, except the very first, whose inputs are few (section 3.2).
         shuffle: between the 1×1 convolutions of a unit: the channel ``shuffle``, ``none``, or a ``random`` permutation,
             drawn from torch's seed, fixed and part of the weights.
-        scale: of all widths; the bottlenecks and the stem are rounded up to what the groups can cut.
+        scale: factor of all widths; the bottlenecks and the stem are rounded up to what the groups can cut.
         width: channels of the first stage before scaling; by default the published one for 1, 2, 3, 4 and 8 groups.
         stem: ``imagenet``: 3×3 convolution and max-pool, both with stride 2; ``cifar``: 3×3 convolution alone.
 

@@ -16,7 +16,7 @@ def small(classes: int = 10, groups: Groups = 1, width: int = 32) -> nn.Module:
 
     Args:
         classes: number of outputs.
-        groups: how conv2 and conv3 are cut.
+        groups: groups of conv2 and conv3.
         width: filters of conv1; conv2 and conv3 have twice as many.
 
     Returns:

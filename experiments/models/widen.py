@@ -21,7 +21,7 @@ def widen(classes: int = 10, replicas: int = 4, groups: Groups | None = None, wi
     Args:
         classes: number of outputs.
         replicas: R.
-        groups: how conv2 and conv3 are cut: by default into R groups, one per replica; 1 for the dense network of the
+        groups: groups of conv2 and conv3: by default R, one per replica; 1 for the dense network of the
             same width.
         width: filters of the module's first convolution, w.
 

@@ -44,7 +44,7 @@ class Holder:
         born: when the process started, in ticks of its machine, since process numbers are used again; 0 if unknown.
         since: when the lease was taken, by the holder's clock (ISO 8601); for people.
         beat: number of heartbeats.
-        released: whether it was given back.
+        released: True if the lease was given back.
     """
 
     host: str

@@ -37,7 +37,7 @@ def pack(folder: Path, target: Path, with_arrays: bool) -> None:
     """Pack a run that is done and measured.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         target: the file to write.
         with_arrays: whether its arrays are kept, in half precision: for the seed that is drawn.
     """

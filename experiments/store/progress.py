@@ -61,7 +61,7 @@ class Progress:
         Args:
             run: folder of checkpoints and metrics.
             learner: trains it.
-            index: of the run's network among those that the learner trains together.
+            index: place of the run's network among those that the learner trains together.
             together: number of these networks; they share the time.
         """
         self.history: list[dict[str, float]] = []
@@ -125,7 +125,7 @@ class Progress:
         """Add a whole epoch.
 
         Args:
-            metrics: of the epoch.
+            metrics: metrics of the epoch.
             last: save it in any case; otherwise if the time since the last checkpoint allows for another.
         """
         self.history.append(metrics)

@@ -93,7 +93,7 @@ class Run:
     Attributes:
         variant: name of the variant in its study.
         config: everything that decides the outcome, JSON types only.
-        folder: of its files.
+        folder: folder of its files.
         lease: by which this process holds it; after it was lost, no file is written.
     """
 

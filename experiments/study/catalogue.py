@@ -57,7 +57,7 @@ def study_kind(name: str) -> str:
     """Return the kind of a study, one of ``KINDS``; ``trained`` where its file names none.
 
     Args:
-        name: of a study in ``configs/``, or the path of a file.
+        name: name of a study in ``configs/``, or the path of a file.
 
     Raises:
         UsageError: no such study, a file that cannot be read, or an unknown kind.

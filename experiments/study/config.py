@@ -40,7 +40,7 @@ class Variant:
 
     Attributes:
         name: as in the study's file.
-        dataset: what ``experiments.data.datasets.load`` takes.
+        dataset: name of the dataset, as ``experiments.data.datasets.load`` takes it.
         views: how images become inputs.
         model: name and arguments of the network.
         recipe: how it is trained.
@@ -74,13 +74,13 @@ class Study:
     """A question with its variants.
 
     Attributes:
-        name: of the file in ``configs/``.
-        question: what the study asks.
+        name: name of the file in ``configs/``.
+        question: question of the study.
         variants: in the order of the file.
         seeds: runs of each variant, with seeds 0, 1, …
         measures: what is measured on each trained network.
         execution: its folders and devices.
-        overrides: what the command line changed about the study itself.
+        overrides: keys of the study that the command line changed, and their values.
     """
 
     name: str
@@ -103,7 +103,7 @@ def load_study(name: str, flags: list[str] | None = None) -> Study:
     A flag that sets what the variants differ in replaces them by one variant, named after the flag.
 
     Args:
-        name: of the file in ``configs/``, or the path of a file.
+        name: name of the file in ``configs/``, or the path of a file.
         flags: ``["--recipe.lr=0.05", …]``.
 
     Raises:

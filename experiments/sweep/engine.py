@@ -43,7 +43,7 @@ class Point:
 
     Attributes:
         number: in the order of suggestion, from 0.
-        values: of the parameters, by name.
+        values: values of the parameters, by name.
         state: running, done, stopped, diverged or failed.
         run: folder of its run.
         history: the epochs behind it.
@@ -144,9 +144,9 @@ class LocalSweep:
         Args:
             sweep: the file.
             place: where runs come from and go to.
-            flags: of the command line, for every run.
-            runs: how many points at most; None for all of a grid.
-            workers: how many run at a time.
+            flags: flags of the command line, for every run.
+            runs: greatest number of points; None for all of a grid.
+            workers: number of points trained at a time.
             begin: begins a worker; by default it is a process of this machine.
         """
         self.sweep, self.place, self.flags, self.runs = sweep, place, flags, runs

@@ -41,11 +41,11 @@ class SweepFile:
     """A checked sweep file.
 
     Attributes:
-        name: of the file, and of the folder that its results go to.
-        path: of the file.
+        name: name of the file, and of the folder of its results.
+        path: path of the file.
         content: as wandb reads it.
         study: whose runs it makes.
-        flags: of every run; None in the place of the parameters.
+        flags: flags of every run; None in the place of the parameters.
     """
 
     name: str

@@ -27,9 +27,9 @@ def lead_agents(sweep: SweepFile, folder: Path, runs: int | None, workers: int) 
 
     Args:
         sweep: the file.
-        folder: of the sweep in the run store; remembers which sweep of the server it is.
-        runs: how many the agents of this machine run; None for as many as the server hands out.
-        workers: how many agents.
+        folder: folder of the sweep in the run store; it keeps the identity of the sweep on the server.
+        runs: number of runs of the agents on this machine; None for as many as the server hands out.
+        workers: number of agents.
 
     Returns:
         The points of all machines, as the server knows them.

@@ -110,8 +110,8 @@ def save_best(sweep: SweepFile, best: Point, points: list[Point], study: Study, 
         best: the point.
         points: all of them.
         study: the one run of the best point.
-        seeds: of the study that the sweep varied.
-        folder: of the sweep.
+        seeds: number of seeds of the study that the sweep varied.
+        folder: folder of the sweep.
     """
     (variant,) = study.variants
     done = sum(point.state == "done" for point in points)
