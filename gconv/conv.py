@@ -248,11 +248,12 @@ def _whole(value: Any, name: str, least: int = 1) -> int:
 
 def _pair(value: _size_2_t, name: str, least: int = 1) -> tuple[int, int]:
     wrong = f"{name} must be one or two whole numbers of at least {least}, not {value!r}"
+    values = value if isinstance(value, list | tuple) else (value, value)
     try:
-        pair = tuple(map(index, value if isinstance(value, list | tuple) else (value, value)))
+        pair = tuple(map(index, values))
     except TypeError:
         raise TypeError(wrong) from None
-    if len(pair) != 2 or any(isinstance(v, bool) for v in (value, pair)) or min(pair) < least:
+    if len(pair) != 2 or any(isinstance(v, bool) for v in values) or min(pair) < least:
         raise ValueError(wrong)
     return pair
 

@@ -192,6 +192,7 @@ def test_vmap_over_the_batch_equals_the_batch():
         ({"padding": "same", "stride": 2}, ["same", "stride"]),
         ({"padding_mode": "mirror"}, ["mirror", "reflect"]),
         ({"kernel_size": 0}, ["kernel_size", "at least 1"]),
+        ({"kernel_size": [True, 3]}, ["kernel_size", "[True, 3]"]),
     ],
     ids=str,
 )
