@@ -124,13 +124,19 @@ def measure_effect(table: pd.DataFrame, metric: Metric, lost: Mapping[tuple[str,
     lost, names = lost or {}, _variants(metric)
     for name in names:
         of_name = {seed: why for (variant, seed), why in lost.items() if variant == name}
-        if of_name and not (table["variant"] == name).any():
+        if (table["variant"] == name).any():
+            continue
+        if of_name:
             raise NotMeasuredError(f"no run of {name} is evidence: seed {min(of_name)} {of_name[min(of_name)]}")
+        raise NotMeasuredError(f"no variant {name}")
+    table = table[table["variant"].isin(names)]
+    trained = {name: set(table.loc[table["variant"] == name, "seed"].dropna().astype(int)) for name in names}
+    table = table[table["measure"].isin(_measures(metric)) & np.isfinite(table["value"])]
+    table = table.assign(null=table["null"].fillna(""), layer=table["layer"].fillna(""))
     if not metric.per_seed:
         values = [float(_per_seed(_without_seeds(corner), metric).iloc[0]) for corner in _corners(table, metric)]
         return Effect(np.array(values[:1]), min(values), max(values))
     by_seed = _per_seed(table, metric)
-    trained = {name: set(table.loc[table["variant"] == name, "seed"].dropna().astype(int)) for name in names}
     tried = [trained[name] | {seed for variant, seed in lost if variant == name} for name in names]
     missing = set.intersection(*tried) - set(by_seed.index)
     untrained = set.union(*tried) - set.intersection(*tried)
@@ -151,6 +157,12 @@ def _variants(metric: Metric) -> list[str]:
     """Return the variants that an effect compares."""
     terms = (*metric.of, *metric.minus)
     return list(dict.fromkeys(n for term in terms for v in term.variants for n in _filled(v, metric.over)))
+
+
+def _measures(metric: Metric) -> set[str]:
+    """Return the measures that an effect is computed from, with the quartiles of timings."""
+    names = {term.measure for term in (*metric.of, *metric.minus)}
+    return {f"{name}{end}" for name in names for end in ("", "_lower", "_upper")} | {metric.by}
 
 
 def _per_seed(table: pd.DataFrame, metric: Metric) -> pd.Series:
@@ -205,19 +217,16 @@ def _values(table: pd.DataFrame, term: Term) -> pd.Series:
         rows = _rows(table, replace(term, variants=(variant,)))
         layer = rows["layer"] if term.layer == EACH else ""
         by_variant.append(rows.assign(layer=layer).groupby(["seed", "layer"], dropna=False)["value"].mean())
-    return _joined(by_variant).mean(axis=1)
+    return by_variant[0] if len(by_variant) == 1 else _joined(by_variant).mean(axis=1)
 
 
 def _rows(table: pd.DataFrame, term: Term) -> pd.DataFrame:
-    """Return the rows of a term of one variant whose value is defined."""
+    """Return the rows of a term of one variant."""
     (variant,) = term.variants
-    rows = table[table["variant"] == variant]
-    if rows.empty:
-        raise NotMeasuredError(f"no variant {variant}")
-    rows = rows[(rows["measure"] == term.measure) & (rows["null"].fillna("") == term.against)]
+    wanted = (table["variant"] == variant) & (table["measure"] == term.measure) & (table["null"] == term.against)
     if term.layer != EACH:
-        rows = rows[rows["layer"].fillna("") == term.layer]
-    rows = rows[np.isfinite(rows["value"])]
+        wanted &= table["layer"] == term.layer
+    rows = table[wanted]
     if rows.empty:
         raise NotMeasuredError(f"no {term}")
     return rows

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from analysis.effects import Metric
-from analysis.stats import binomial_test
+from analysis.stats import proportion_interval
 
 FEW_LEARNED = 0.5  # share of the first layer's filters; below it most are still the noise that they began as
 FEWEST_CLASSES, FEWEST_IMAGES = 2, 100  # assumed of a record that does not say how many it has
@@ -71,13 +71,13 @@ def sort_evidence(table: pd.DataFrame, runs: pd.DataFrame, missing: pd.DataFrame
     for _, row in missing.iterrows():
         if row["status"] == "diverged":
             lost[row["variant"], int(row["seed"])] = "diverged"
-    for _, row in table[(table["measure"] == "test_accuracy") & table["seed"].notna()].iterrows():
-        variant, accuracy = row["variant"], float(row["value"])
-        classes = _recorded(runs, variant, "classes", FEWEST_CLASSES)
-        images = _recorded(runs, variant, "test_images", FEWEST_IMAGES)
-        bound = binomial_test(round(accuracy * images), images).low if 0 <= accuracy <= 1 else None
-        if bound is not None and bound <= 1 / classes:
-            lost[variant, int(row["seed"])] = f"at chance (accuracy {accuracy:.3f}, {classes} classes)"
+    classes, images = (_recorded(runs, column) for column in ("classes", "test_images"))
+    tested = table[(table["measure"] == "test_accuracy") & table["seed"].notna() & table["value"].between(0, 1)]
+    for variant, seed, accuracy in zip(tested["variant"], tested["seed"], tested["value"], strict=True):
+        of_all, of_images = classes.get(variant, FEWEST_CLASSES), images.get(variant, FEWEST_IMAGES)
+        least, _ = proportion_interval(round(accuracy * of_images), of_images)
+        if least <= 1 / of_all:
+            lost[variant, int(seed)] = f"at chance (accuracy {accuracy:.3f}, {of_all} classes)"
     learned = table[(table["measure"] == "learned_filters") & (table["null"].fillna("") == "")]
     for _, row in learned[learned["value"] < FEW_LEARNED].iterrows():
         unlearned[row["variant"], int(row["seed"])] = f"learned {row['value']:.0%} of its first filters"
@@ -86,11 +86,12 @@ def sort_evidence(table: pd.DataFrame, runs: pd.DataFrame, missing: pd.DataFrame
     return lost, unlearned, refused
 
 
-def _recorded(runs: pd.DataFrame, variant: str, column: str, otherwise: int) -> int:
+def _recorded(runs: pd.DataFrame, column: str) -> dict[str, int]:
+    """Return the first number that a column has for each variant."""
     if column not in runs:
-        return otherwise
-    values = runs.loc[runs["variant"] == variant, column].dropna()
-    return int(float(values.iloc[0])) if len(values) else otherwise
+        return {}
+    first = runs.dropna(subset=column).drop_duplicates("variant")
+    return {variant: int(float(number)) for variant, number in zip(first["variant"], first[column], strict=True)}
 
 
 def _without(table: pd.DataFrame, lost: Lost) -> pd.DataFrame:

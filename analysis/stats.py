@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special, stats
 
 Side = Literal["two-sided", "greater", "less"]
 
@@ -84,21 +84,18 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> Estimate:
     return Estimate(mean, mean - half, mean + half, int(x.size))
 
 
-def binomial_test(
-    successes: int, trials: int, chance: float = 0.5, side: Side = "two-sided", level: float = 0.95
-) -> Inference:
-    """Exact binomial test of a proportion, with the two-sided interval of Clopper & Pearson (1934).
+def proportion_interval(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
+    """Return the two-sided interval of a proportion of Clopper & Pearson (1934), from the quantiles of the beta.
 
     Raises:
         ValueError: no trial, or more successes than trials.
     """
     if not 0 <= successes <= trials or trials < 1:
         raise ValueError(f"{successes} successes of {trials} trials: 0 ≤ successes ≤ trials and a trial are needed")
-    interval = stats.binomtest(successes, trials).proportion_ci(level, method="exact")
-    p = stats.binomtest(successes, trials, chance, side).pvalue
-    floor = min(float(stats.binomtest(k, trials, chance, side).pvalue) for k in (0, trials))
-    note = _floor_note(floor, level)
-    return Inference(successes / trials, float(interval.low), float(interval.high), trials, float(p), note)
+    tail, failures = (1 - level) / 2, trials - successes
+    low = special.betaincinv(successes, failures + 1, tail) if successes else 0.0
+    high = special.betaincinv(successes + 1, failures, 1 - tail) if failures else 1.0
+    return float(low), float(high)
 
 
 def permutation_p(observed: float, null: ArrayLike) -> float:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import special, stats
 
 from analysis.effects import Effect, Metric
-from analysis.stats import EXACT_SEEDS, SignFlips, binomial_test, seeds_needed
+from analysis.stats import EXACT_SEEDS, SignFlips, proportion_interval, seeds_needed
 
 Direction = Literal["greater", "less", "within", "no_greater"]
 Verdict = Literal["supported", "contradicted", "inconclusive", "not run", "holds by construction"]
@@ -208,8 +208,8 @@ class _Share:
         return cls(int(x.sum()), int(x.sum()) + lost, len(x) + lost)
 
     def interval(self) -> tuple[float | None, float | None]:
-        low, high = (binomial_test(k, self.n, level=1 - ALPHA) for k in (self.low, self.high))
-        return low.low, high.high
+        (low, _), (_, high) = (proportion_interval(k, self.n, level=1 - ALPHA) for k in (self.low, self.high))
+        return low, high
 
     def p_above(self, centre: float) -> float:
         return float(stats.binom.sf(self.low - 1, self.n, centre))

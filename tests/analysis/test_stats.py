@@ -9,7 +9,6 @@ from scipy import stats as scipy_stats
 
 from analysis.stats import (
     Inference,
-    binomial_test,
     equivalence_test,
     false_discovery_rates,
     label_permutation_test,
@@ -17,6 +16,7 @@ from analysis.stats import (
     null_p,
     permutation_p,
     permuted_labels,
+    proportion_interval,
     seeds_needed,
     sign_flip_test,
     smallest_p,
@@ -25,8 +25,8 @@ from analysis.stats import (
 TESTS_OF_VALUES = [mean_interval, sign_flip_test, lambda values: equivalence_test(values, 1.0)]
 
 
-def covers(interval, truth):
-    return interval.low <= truth <= interval.high
+def covers(found, truth):
+    return found.low <= truth <= found.high
 
 
 def uniform(p):
@@ -94,11 +94,11 @@ def test_sign_flips_of_three_seeds_by_hand():
 
 def test_the_interval_of_sign_flips_by_hand():
     """The means of the subsets of 1, 2, 4 are 1, 1.5, 2, 7/3, 2.5, 3, 4; at level 3/4 one is left out at either end."""
-    result = sign_flip_test([1, 2, 4], level=0.75)
-    assert (result.low, result.high) == pytest.approx((1, 4))
-    result = sign_flip_test([1, 2, 4], level=0.5)
-    assert (result.low, result.high) == pytest.approx((1.5, 3))
-    assert result.value == pytest.approx(7 / 3)
+    found = sign_flip_test([1, 2, 4], level=0.75)
+    assert (found.low, found.high) == pytest.approx((1, 4))
+    found = sign_flip_test([1, 2, 4], level=0.5)
+    assert (found.low, found.high) == pytest.approx((1.5, 3))
+    assert found.value == pytest.approx(7 / 3)
 
 
 differences = st.lists(st.integers(-20, 20), min_size=2, max_size=7)
@@ -121,9 +121,9 @@ def test_the_interval_of_sign_flips_holds_what_the_test_does_not_reject(seed, n,
 
 
 def test_few_seeds_cannot_be_significant_and_say_so():
-    result = sign_flip_test([1, 2, 3, 4, 5])
-    assert (result.p, result.low, result.high) == (pytest.approx(0.0625), None, None)
-    assert result.note == "p cannot fall below 0.0625; 5 seeds have no 95% interval"
+    found = sign_flip_test([1, 2, 3, 4, 5])
+    assert (found.p, found.low, found.high) == (pytest.approx(0.0625), None, None)
+    assert found.note == "p cannot fall below 0.0625; 5 seeds have no 95% interval"
     assert sign_flip_test([1, 2, 3, 4, 5], "greater").note == "5 seeds have no 95% interval"
     six = sign_flip_test([1, 2, 3, 4, 5, 6])
     assert (six.p, six.low, six.high, six.note) == (pytest.approx(2 / 64), 1, 6, "")
@@ -146,14 +146,14 @@ def test_the_floor_of_the_sign_flip_test():
     ],
 )
 def test_constants_and_one_seed_are_said(values, p, note):
-    result = sign_flip_test(values)
-    assert (result.p, result.low, result.high, result.note) == (pytest.approx(p), None, None, note)
+    found = sign_flip_test(values)
+    assert (found.p, found.low, found.high, found.note) == (pytest.approx(p), None, None, note)
 
 
 def test_differences_of_zero_raise_the_floor():
-    result = sign_flip_test([1, 2, 3, 4, 0, 0, 0, 0])
-    assert result.p == pytest.approx(2 * 16 / 256)
-    assert result.note == "4 of 8 differences are zero; p cannot fall below 0.125"
+    found = sign_flip_test([1, 2, 3, 4, 0, 0, 0, 0])
+    assert found.p == pytest.approx(2 * 16 / 256)
+    assert found.note == "4 of 8 differences are zero; p cannot fall below 0.125"
 
 
 def test_sign_flip_p_is_uniform_without_an_effect():
@@ -179,9 +179,9 @@ def group_difference(values):
 
 def test_relabelings_of_four_items_by_hand():
     """The pair 3, 5 has the largest sum of the six pairs of 1, 2, 3, 5; the pair 2, 5 the next."""
-    result = label_permutation_test([0, 0, 1, 1], group_difference([1, 2, 3, 5]))
-    assert (result.value, result.p, result.n) == (pytest.approx(2.5), pytest.approx(1 / 6), 4)
-    assert result.note == "p cannot fall below 0.167"
+    found = label_permutation_test([0, 0, 1, 1], group_difference([1, 2, 3, 5]))
+    assert (found.value, found.p, found.n) == (pytest.approx(2.5), pytest.approx(1 / 6), 4)
+    assert found.note == "p cannot fall below 0.167"
     assert label_permutation_test([0, 1, 0, 1], group_difference([1, 2, 3, 5])).p == pytest.approx(2 / 6)
     assert label_permutation_test([0, 0, 1, 1], group_difference([1, 2, 3, 5]), "less").p == 1
     assert label_permutation_test([0, 0, 1, 1], group_difference([1, 2, 3, 5]), "two-sided").p == pytest.approx(2 / 6)
@@ -237,50 +237,49 @@ def test_labels_with_nothing_to_permute_are_said():
         label_permutation_test([], lambda _: 0.0)
 
 
-def test_the_exact_binomial_by_hand():
-    result = binomial_test(6, 6)
-    assert result.p == pytest.approx(2 / 64)
-    assert (result.value, result.high, result.note) == (1, 1, "")
-    assert result.low == pytest.approx(0.025 ** (1 / 6))  # where six of six have a chance of 2.5%
-    assert binomial_test(7, 8, side="greater").p == pytest.approx(9 / 256)
-    few = binomial_test(1, 3, chance=0.9, side="less")
-    assert (few.p, few.note) == (pytest.approx(0.1**3 + 3 * 0.9 * 0.1**2), "")  # none of three would have p = 0.001
+def test_the_exact_interval_of_a_proportion_by_hand():
+    low, high = proportion_interval(6, 6)
+    assert (low, high) == (pytest.approx(0.025 ** (1 / 6)), 1)  # where six of six have a chance of 2.5%
+    assert proportion_interval(0, 6) == (0, pytest.approx(1 - low))
+    assert proportion_interval(1, 1, level=0.9) == (pytest.approx(0.05), 1)
 
 
-def test_few_trials_say_what_they_cannot_show():
-    assert binomial_test(4, 4).note == "p cannot fall below 0.125"
-    one = binomial_test(1, 1)
-    assert (one.p, one.low, one.note) == (1, pytest.approx(0.025), "p cannot fall below 1")
+@pytest.mark.parametrize(("successes", "trials"), [(1, 3), (7, 8), (5000, 10_000)])
+def test_at_the_ends_of_the_interval_a_proportion_has_a_chance_of_half_the_rest(successes, trials):
+    low, high = proportion_interval(successes, trials)
+    assert scipy_stats.binom.sf(successes - 1, trials, low) == pytest.approx(0.025)
+    assert scipy_stats.binom.cdf(successes, trials, high) == pytest.approx(0.025)
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 0), (3, 2), (-1, 4)])
 def test_proportions_that_are_none_are_refused(successes, trials):
     with pytest.raises(ValueError, match=f"{successes} successes of {trials} trials"):
-        binomial_test(successes, trials)
+        proportion_interval(successes, trials)
 
 
-def test_binomial_intervals_cover_at_least_as_often_as_they_say():
+def test_intervals_of_proportions_cover_at_least_as_often_as_they_say():
+    intervals = [proportion_interval(k, 12) for k in range(13)]
     for truth in (0.1, 0.5, 0.83):
         chance = scipy_stats.binom.pmf(np.arange(13), 12, truth)
-        assert sum(chance[k] for k in range(13) if covers(binomial_test(k, 12), truth)) >= 0.95
+        assert sum(p for p, (low, high) in zip(chance, intervals, strict=True) if low <= truth <= high) >= 0.95
 
 
 def test_equivalence_is_two_one_sided_t_tests():
     x = [0.010, -0.004, 0.007, 0.002, -0.001, 0.004]
     above = scipy_stats.ttest_1samp(x, -0.01, alternative="greater")[1]
     below = scipy_stats.ttest_1samp(x, 0.01, alternative="less")[1]
-    result, mirrored = equivalence_test(x, 0.01), equivalence_test(-np.array(x), 0.01)
-    assert result.p == mirrored.p == pytest.approx(np.max([above, below]))
+    found, mirrored = equivalence_test(x, 0.01), equivalence_test(-np.array(x), 0.01)
+    assert found.p == mirrored.p == pytest.approx(np.max([above, below]))
     interval = mean_interval(x, 0.90)
-    assert (result.value, result.low, result.high) == (interval.mean, interval.low, interval.high)
+    assert (found.value, found.low, found.high) == (interval.mean, interval.low, interval.high)
 
 
 @settings(max_examples=60)
 @given(st.integers(0, 10_000), st.integers(2, 9), st.floats(0.1, 3))
 def test_what_is_equivalent_has_its_interval_within_the_margin(seed, n, margin):
-    result = equivalence_test(np.random.default_rng(seed).normal(0.2, 1, size=n), margin)
-    assert result.p is not None and result.low is not None and result.high is not None
-    assert (result.p <= 0.05) == (-margin <= result.low and result.high <= margin)
+    found = equivalence_test(np.random.default_rng(seed).normal(0.2, 1, size=n), margin)
+    assert found.p is not None and found.low is not None and found.high is not None
+    assert (found.p <= 0.05) == (-margin <= found.low and found.high <= margin)
 
 
 def test_at_the_margin_equivalence_errs_no_more_often_than_alpha():
@@ -293,8 +292,8 @@ def test_at_the_margin_equivalence_errs_no_more_often_than_alpha():
 
 def test_the_sign_flip_interval_errs_no_more_often_than_alpha_at_the_margin():
     draws = np.random.default_rng(10).laplace(0.5, 0.2, size=(2000, 8))
-    results = [sign_flip_test(row, level=0.90) for row in draws]
-    inside = [each.low > -0.5 and each.high < 0.5 for each in results if each.low is not None and each.high is not None]
+    found = [sign_flip_test(row, level=0.90) for row in draws]
+    inside = [each.low > -0.5 and each.high < 0.5 for each in found if each.low is not None and each.high is not None]
     assert len(inside) == 2000
     assert np.mean(inside) == pytest.approx(12 / 256, abs=0.015)  # 12 of 255 subset means are left out at either end
 
