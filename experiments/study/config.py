@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, _loaders_dumpers
+from jsonargparse import ArgumentParser, Namespace, _loaders_dumpers
 
 from experiments.data.augment import Views
 from experiments.errors import UsageError
@@ -225,6 +225,12 @@ def _parser(model: str) -> ArgumentParser:
     return parser
 
 
+@lru_cache(maxsize=32)
+def _defaults(model: str) -> Namespace:
+    """Return the values of keys that nothing sets, which the parser would work out anew for every variant."""
+    return _parser(model).get_defaults()
+
+
 def study_help(name: str) -> str:
     """Return every flag of a study, by its name or the path of its file, with its type and meaning."""
     path = locate_study(name)[1]
@@ -289,7 +295,7 @@ def _parse(flat: dict[str, Any], place: str) -> dict[str, Any]:
             raise UsageError(f"{place}: {group}={flat[group]}: must be a group of keys, such as {{key: value}}")
     parser = _parser(flat["model.name"])
     try:
-        settled = parser.parse_object(_nest(flat, place))
+        settled = parser.parse_object(_nest(flat, place), _defaults(flat["model.name"]).clone(), defaults=False)
         instantiated = parser.instantiate(settled)
     except ArgumentError as error:
         raise UsageError(f"{place}: {parser_error(error, parser)}") from None
