@@ -84,9 +84,10 @@ def resolve(name: str, content: dict[str, Any], place: str, flags: Sequence[str]
         case = Case(variant, **{key: settled[key] for key in ("model", "input_size", "batch_size", "devices", "way")})
         if case.way == "data" and case.batch_size < case.devices:
             raise UsageError(f"{where}: batch_size={case.batch_size}: {case.devices} devices need an image each")
-        _check(case, where)
         cases.append(case)
     device = device_for(settled["device"], max(case.devices for case in cases))
+    for case in cases:
+        _check(case, f"{place}: variants.{case.name}")
     folder = Path(settled["runs_root"]).expanduser() / name
     return GroupParallel(
         name, settled["question"], tuple(cases), settled["repeats"], device, settled["timeout"], folder
