@@ -61,17 +61,17 @@ CLEAR = [2.0, 2.1, 1.9, 2.2, 1.8, 2.05, 1.95, 2.15]
 
 def test_a_claim_is_supported_only_if_each_part_is_and_the_weakest_part_is_shown():
     weak = [0.1, 2.1, 1.9, 2.2, 1.8, -0.5, 1.95, 2.15]
-    found = judge(CLEAR, weak)
-    assert (found.verdict, found.number) == ("supported", 2)
-    assert found.part is not None and found.part.effect == pytest.approx(np.mean(weak))
-    assert "part 2 of 2 decides" in found.note
+    finding = judge(CLEAR, weak)
+    assert (finding.verdict, finding.number) == ("supported", 2)
+    assert finding.part is not None and finding.part.effect == pytest.approx(np.mean(weak))
+    assert "part 2 of 2 decides" in finding.note
     assert judge(CLEAR, [-0.5, 2.1, -1.9, 2.2, 1.8, -0.5, 0.5, 2.15]).verdict == "inconclusive"
 
 
 def test_one_contradicted_part_contradicts_the_claim_even_where_another_was_not_measured():
     assert judge(CLEAR, [-x for x in CLEAR]).verdict == "contradicted"
-    (found,) = judge_claims([claim(3)], [record(CLEAR, [-x for x in CLEAR])])
-    assert (found.verdict, found.number) == ("contradicted", 2)
+    (finding,) = judge_claims([claim(3)], [record(CLEAR, [-x for x in CLEAR])])
+    assert (finding.verdict, finding.number) == ("contradicted", 2)
     (missing,) = judge_claims([claim(3)], [record(CLEAR, CLEAR)])
     assert (missing.verdict, missing.p, missing.part) == ("not run", None, None)
     assert "runs/study has no gain2(grouped)" in missing.note
@@ -80,9 +80,9 @@ def test_one_contradicted_part_contradicts_the_claim_even_where_another_was_not_
 def test_the_p_of_a_contradiction_is_multiplied_by_the_number_of_parts():
     # Only the empty set and {1.2} of all 256 subsets have a mean of 1 or more: p = 2 / 256 on this side.
     x = [1.2, 0.7, 0.7, 0.6, 0.6, -3.0, -3.1, -3.2]
-    found = [judge(x, *[CLEAR] * more) for more in range(4)]
-    assert [f.verdict for f in found] == ["contradicted", "contradicted", "contradicted", "inconclusive"]
-    assert [f.p for f in found[:3]] == pytest.approx([2 * parts * 2 / 256 for parts in (1, 2, 3)])
+    findings = [judge(x, *[CLEAR] * more) for more in range(4)]
+    assert [f.verdict for f in findings] == ["contradicted", "contradicted", "contradicted", "inconclusive"]
+    assert [f.p for f in findings[:3]] == pytest.approx([2 * parts * 2 / 256 for parts in (1, 2, 3)])
 
 
 # Simulated parts with nothing planted, and with what matters planted.
@@ -103,11 +103,11 @@ def rate(verdict, effects, test=GAIN, noise="normal", seeds=8, lost=0, spread=1.
     """Return how often a claim with these true effects of its parts gets a verdict, judged alone."""
     rng = np.random.default_rng(len(effects) + seeds)
     one = claim(len(effects), test)
-    found = 0
+    count = 0
     for _ in range(SIMULATIONS):
         values = np.array(effects)[:, None] + spread * NOISE[noise](rng, (len(effects), seeds))
-        found += decide_claims([one], [answer_of(one, values[:, : seeds - lost], lost)])[0].verdict == verdict
-    return found / SIMULATIONS
+        count += decide_claims([one], [answer_of(one, values[:, : seeds - lost], lost)])[0].verdict == verdict
+    return count / SIMULATIONS
 
 
 def answer_of(one, values, lost=0):
@@ -187,9 +187,9 @@ def test_more_than_a_quarter_of_the_seeds_lost_decides_nothing():
 
 def test_where_every_run_is_lost_the_reason_is_given():
     lost = {("grouped", seed): "at chance (accuracy 0.100, 10 classes)" for seed in range(8)}
-    found = judge(CLEAR, lost=lost)
-    assert found.verdict == "not run"
-    assert "no run of grouped is evidence: seed 0 at chance (accuracy 0.100, 10 classes)" in found.note
+    finding = judge(CLEAR, lost=lost)
+    assert finding.verdict == "not run"
+    assert "no run of grouped is evidence: seed 0 at chance (accuracy 0.100, 10 classes)" in finding.note
 
 
 # The whole ledger.
@@ -209,8 +209,8 @@ def test_of_the_claims_called_supported_at_most_a_twentieth_are_false(shared):
     rng = np.random.default_rng(5)
     false = []
     for _ in range(150):
-        found = ledger([0.0] * 15 + [3.0] * 5, rng, shared=shared)
-        supported = [k for k, f in enumerate(found) if f.verdict == "supported"]
+        findings = ledger([0.0] * 15 + [3.0] * 5, rng, shared=shared)
+        supported = [k for k, f in enumerate(findings) if f.verdict == "supported"]
         false.append(sum(k < 15 for k in supported) / max(1, len(supported)))
     assert np.mean(false) <= 0.05
 
@@ -253,10 +253,10 @@ def test_no_verdict_contradicts_the_numbers_printed_with_it():
 def test_only_claims_that_were_tested_are_corrected_for():
     few, clear = record(CLEAR[:5], study="few"), record(CLEAR, study="study")
     claims = [claim(), claim(number=2, studies=("few",)), claim(number=3, studies=("none",))]
-    found = judge_claims(claims, [few, clear])
-    assert [f.verdict for f in found] == ["supported", "inconclusive", "not run"]
-    assert found[0].q == found[0].p == pytest.approx(2 / 256)
-    assert found[2].note == "none has not been run"
+    findings = judge_claims(claims, [few, clear])
+    assert [f.verdict for f in findings] == ["supported", "inconclusive", "not run"]
+    assert findings[0].q == findings[0].p == pytest.approx(2 / 256)
+    assert findings[2].note == "none has not been run"
 
 
 # Construction.
@@ -264,19 +264,19 @@ def test_only_claims_that_were_tested_are_corrected_for():
 
 def test_what_holds_by_construction_is_no_support_and_is_not_corrected_for():
     built = replace(GAIN, construction="they share their inputs")
-    found = judge_claims([claim(test=built), claim(number=2)], [record(CLEAR)])
-    assert [f.verdict for f in found] == ["holds by construction", "supported"]
-    assert found[0].note == "they share their inputs"
-    assert found[1].q == pytest.approx(2 / 256)
+    findings = judge_claims([claim(test=built), claim(number=2)], [record(CLEAR)])
+    assert [f.verdict for f in findings] == ["holds by construction", "supported"]
+    assert findings[0].note == "they share their inputs"
+    assert findings[1].q == pytest.approx(2 / 256)
     assert judge([2.0], test=built).verdict == "holds by construction"
     assert judge_claims([claim(test=built)], [])[0].verdict == "not run"
 
 
 def test_arithmetic_that_fails_contradicts():
     counted = Metric("difference", (Term("gain", ("grouped",)),), per_seed=False)
-    found = judge([0.0], test=Test(counted, "greater", 1.0, construction="it is counted"))
-    assert (found.verdict, found.p, found.q) == ("contradicted", None, None)
-    assert "it is counted" in found.note
+    finding = judge([0.0], test=Test(counted, "greater", 1.0, construction="it is counted"))
+    assert (finding.verdict, finding.p, finding.q) == ("contradicted", None, None)
+    assert "it is counted" in finding.note
 
 
 # Several studies.
@@ -285,9 +285,9 @@ def test_arithmetic_that_fails_contradicts():
 def test_the_first_study_with_enough_seeds_decides_whatever_it_says_and_the_others_are_shown():
     both = claim(studies=("first", "second"))
     few, against = record(CLEAR[:3], study="first"), record([-x for x in CLEAR], study="second")
-    (found,) = judge_claims([both], [few, against])
-    assert (found.verdict, found.record and found.record.study) == ("contradicted", "second")
-    assert [s.record.study for s in found.others] == ["first"]
+    (finding,) = judge_claims([both], [few, against])
+    assert (finding.verdict, finding.record and finding.record.study) == ("contradicted", "second")
+    assert [s.record.study for s in finding.others] == ["first"]
     (alone,) = judge_claims([both], [few])
     assert (alone.verdict, alone.n, alone.others) == ("inconclusive", 3, ())
     (able,) = judge_claims([both], [replace(few, table=few.table.iloc[:0]), against])
@@ -296,8 +296,8 @@ def test_the_first_study_with_enough_seeds_decides_whatever_it_says_and_the_othe
 
 def test_of_two_records_of_a_study_the_one_with_more_seeds_counts():
     runs, results = record(CLEAR[:2]), record(CLEAR[:3], place="results")
-    (found,) = judge_claims([claim()], [runs, results])
-    assert (found.n, found.record and found.record.place) == (3, "results")
+    (finding,) = judge_claims([claim()], [runs, results])
+    assert (finding.n, finding.record and finding.record.place) == (3, "results")
     (equal,) = judge_claims([claim()], [record(CLEAR), record(CLEAR, place="results")])
     assert equal.record is not None and equal.record.place == "runs"
 
@@ -307,18 +307,18 @@ def test_where_every_study_counts_one_that_contradicts_is_enough():
     every = claim(test=Test(counted, "greater", 1.0), studies=("first", "second"), decides="every")
     fast, slow = record([2.0], study="first"), record([0.1], study="second")
     assert judge_claims([every], [fast])[0].verdict == "supported"
-    (found,) = judge_claims([every], [fast, slow])
-    assert (found.verdict, found.record and found.record.study) == ("contradicted", "second")
-    assert [s.record.study for s in found.answers] == ["first", "second"]
+    (finding,) = judge_claims([every], [fast, slow])
+    assert (finding.verdict, finding.record and finding.record.study) == ("contradicted", "second")
+    assert [s.record.study for s in finding.answers] == ["first", "second"]
     (first,) = judge_claims([replace(every, decides="first")], [fast, slow])
     assert first.verdict == "supported"
 
 
 def test_a_refused_record_is_no_evidence_and_the_reason_is_given():
     refused = record(CLEAR, refused="a trial (--recipe.epochs=1)")
-    (found,) = judge_claims([claim()], [refused])
-    assert found.verdict == "not run"
-    assert found.note == "runs/study is no evidence: a trial (--recipe.epochs=1)"
+    (finding,) = judge_claims([claim()], [refused])
+    assert finding.verdict == "not run"
+    assert finding.note == "runs/study is no evidence: a trial (--recipe.epochs=1)"
     (kept,) = judge_claims([claim()], [refused, record([-x for x in CLEAR], place="results")])
     assert (kept.verdict, kept.record and kept.record.place) == ("contradicted", "results")
     assert "runs/study is no evidence" in kept.note

@@ -120,23 +120,23 @@ PATTERN = np.outer([1, 2, 1], [-1, 0, 1])
     ids=str,
 )
 def test_the_colour_axis_of_a_filter_by_hand(rgb, angle):
-    found = first_colour(filter_of(rgb, PATTERN)[None])
-    assert found.angle == pytest.approx([angle])
-    assert found.explained == pytest.approx([1])
+    colour_axes = first_colour(filter_of(rgb, PATTERN)[None])
+    assert colour_axes.angle == pytest.approx([angle])
+    assert colour_axes.explained == pytest.approx([1])
 
 
 def test_a_second_colour_takes_its_share_of_the_energy():
     across, along = filter_of([1, -1, 0], PATTERN), filter_of([1, 1, -2], PATTERN.T)
-    found = first_colour((2 * across / np.sqrt(2) + along / np.sqrt(6))[None])
-    assert found.angle == pytest.approx([0])
-    assert found.explained == pytest.approx([4 / 5])
-    assert found.planes[0] == pytest.approx(2 * PATTERN)
+    colour_axes = first_colour((2 * across / np.sqrt(2) + along / np.sqrt(6))[None])
+    assert colour_axes.angle == pytest.approx([0])
+    assert colour_axes.explained == pytest.approx([4 / 5])
+    assert colour_axes.planes[0] == pytest.approx(2 * PATTERN)
 
 
 def test_the_first_colour_is_the_first_singular_vector_off_the_grey_axis():
     filters = np.random.default_rng(3).normal(size=(50, 3, 5, 5))
-    found = first_colour(filters)
-    for weights, angle, explained in zip(filters, found.angle, found.explained, strict=True):
+    colour_axes = first_colour(filters)
+    for weights, angle, explained in zip(filters, colour_axes.angle, colour_axes.explained, strict=True):
         vectors, sizes, _ = np.linalg.svd((weights - weights.mean(0)).reshape(3, -1))
         turn = np.radians(angle)
         axis = np.cos(turn) * np.array([1, -1, 0]) / np.sqrt(2) + np.sin(turn) * np.array([1, 1, -2]) / np.sqrt(6)
@@ -146,18 +146,18 @@ def test_the_first_colour_is_the_first_singular_vector_off_the_grey_axis():
 
 def test_grey_filters_are_marked_and_hold_no_nan():
     grey = filter_of([0.1, 0.1, 0.1], PATTERN).astype(np.float32)
-    found = first_colour(np.stack([grey, 0 * grey, filter_of([1, 1, 1.001], PATTERN)]))
-    assert found.coloured.tolist() == [False, False, True]
-    assert found.angle[:2].tolist() == found.explained[:2].tolist() == [0, 0]
-    assert not found.planes[:2].any()
+    colour_axes = first_colour(np.stack([grey, 0 * grey, filter_of([1, 1, 1.001], PATTERN)]))
+    assert colour_axes.coloured.tolist() == [False, False, True]
+    assert colour_axes.angle[:2].tolist() == colour_axes.explained[:2].tolist() == [0, 0]
+    assert not colour_axes.planes[:2].any()
 
 
 def test_energy_is_luminance_and_colour():
     filters = np.random.default_rng(4).normal(size=(20, 3, 7, 7))
     energy = (filters**2).sum((1, 2, 3))
-    found = first_colour(filters)
-    grey, first = (luminance(filters) ** 2).sum((1, 2)), (found.planes**2).sum((1, 2))
-    assert grey + first / found.explained == pytest.approx(energy)
+    colour_axes = first_colour(filters)
+    grey, first = (luminance(filters) ** 2).sum((1, 2)), (colour_axes.planes**2).sum((1, 2))
+    assert grey + first / colour_axes.explained == pytest.approx(energy)
     assert colour_index(filters) == pytest.approx(1 - grey / energy)
     assert not luminance(filter_of([1, -1, 0], PATTERN)[None]).any()
 
@@ -201,10 +201,10 @@ def test_a_grey_version_is_grey_and_an_image(seed):
 
 
 def test_the_selectivity_index_by_hand():
-    found = selectivity_index([[4, 2, 0], [1, 1, 0], [-1, 0, 0]], [[1, 3, 9], [-5, 0.5, 0], [1, 1, 1]])
-    assert found.index == pytest.approx([1 - 4 / 6, 1 - 0.5 / 2, np.nan], nan_ok=True)
-    assert found.clipped == pytest.approx([(0.75 + 0) / 2, (1 + 0.5) / 2, np.nan], nan_ok=True)
-    assert found.silent == 1
+    selectivity = selectivity_index([[4, 2, 0], [1, 1, 0], [-1, 0, 0]], [[1, 3, 9], [-5, 0.5, 0], [1, 1, 1]])
+    assert selectivity.index == pytest.approx([1 - 4 / 6, 1 - 0.5 / 2, np.nan], nan_ok=True)
+    assert selectivity.clipped == pytest.approx([(0.75 + 0) / 2, (1 + 0.5) / 2, np.nan], nan_ok=True)
+    assert selectivity.silent == 1
 
 
 @pytest.mark.parametrize("grey", [[[1.0, 2.0]], [[np.nan]]], ids=["shape", "nan"])
@@ -217,10 +217,10 @@ def test_the_top_responses_are_those_of_all_images_however_they_are_batched():
     x = torch.randint(0, 9, (40, 5, 3, 4), generator=torch.Generator().manual_seed(0)).double()  # many ties
     peaks = x.flatten(2).amax(2).T.numpy()
     for size in (1, 7, 40):
-        found = TopResponses(6)
+        top_responses = TopResponses(6)
         for part in x.split(size):
-            found.add(part)
-        top = found.top
+            top_responses.add(part)
+        top = top_responses.top
         assert (top.image == np.argsort(-peaks, axis=1, kind="stable")[:, :6]).all()
         assert (top.response == np.take_along_axis(peaks, top.image, 1)).all()
         filters = np.arange(5)[:, None]
@@ -228,9 +228,9 @@ def test_the_top_responses_are_those_of_all_images_however_they_are_batched():
 
 
 def test_fewer_images_than_crops_give_as_many_as_there_are():
-    found = TopResponses(10)
-    found.add(torch.ones(3, 2, 1, 1))
-    assert found.top.response.shape == (2, 3)
+    top_responses = TopResponses(10)
+    top_responses.add(torch.ones(3, 2, 1, 1))
+    assert top_responses.top.response.shape == (2, 3)
     with pytest.raises(ValueError, match="no responses"):
         _ = TopResponses(1).top
     with pytest.raises(ValueError, match="count=0"):
@@ -255,10 +255,10 @@ def alexnet_trunk():
 
 def test_the_receptive_fields_of_alexnet():
     layers = alexnet_trunk()
-    found = [receptive_field(list(layers.values())[: depth + 1]) for depth in range(len(layers))]
-    assert [field.size for field in found] == [11, 19, 51, 67, 99, 131, 163, 195]
-    assert [field.stride for field in found] == [4, 8, 8, 16, 16, 16, 16, 32]
-    assert [field.padding for field in found] == [0, 0, 16, 16, 32, 48, 64, 64]
+    fields = [receptive_field(list(layers.values())[: depth + 1]) for depth in range(len(layers))]
+    assert [field.size for field in fields] == [11, 19, 51, 67, 99, 131, 163, 195]
+    assert [field.stride for field in fields] == [4, 8, 8, 16, 16, 16, 16, 32]
+    assert [field.padding for field in fields] == [0, 0, 16, 16, 32, 48, 64, 64]
 
 
 @pytest.mark.parametrize(
@@ -302,10 +302,10 @@ def taken(images):
 
 
 def run_index(respond, images, field, count=4):
-    found = TopResponses(count)
+    top_responses = TopResponses(count)
     for part in images.split(3):
-        found.add(respond(part))
-    return colour_selectivity(respond, taken(images), found.top, field, batch=5)
+        top_responses.add(respond(part))
+    return colour_selectivity(respond, taken(images), top_responses.top, field, batch=5)
 
 
 def test_a_brightness_filter_has_index_0_and_an_opponent_filter_1():
@@ -325,16 +325,18 @@ def test_filters_of_one_pixel_have_the_index_of_their_colour():
     # One pixel has no component to vary along: its grey version is its brightness, a third of a pure red.
     respond = network(np.array([[1, 0, 0], [1, 1, 1], [2, 1, 0], [0, 1, 0]])[:, :, None, None])
     red = torch.tensor([1.0, 0, 0], dtype=torch.double)[:, None, None].expand(2, 3, 4, 4)
-    found = run_index(respond, red, ReceptiveField(1, 1, 0))
-    assert found.index == pytest.approx([2 / 3, 0, 1 / 2, np.nan], nan_ok=True)
-    assert found.silent == 1
+    selectivity = run_index(respond, red, ReceptiveField(1, 1, 0))
+    assert selectivity.index == pytest.approx([2 / 3, 0, 1 / 2, np.nan], nan_ok=True)
+    assert selectivity.silent == 1
 
 
 def test_the_index_agrees_with_one_computed_crop_by_crop():
     rng = np.random.default_rng(6)
     filters, images = rng.normal(size=(3, 3, 3, 3)), rng.uniform(size=(8, 3, 7, 7))
-    found = run_index(network(filters, stride=2, padding=1), torch.from_numpy(images.copy()), ReceptiveField(3, 2, 1))
-    for weights, index in zip(filters, found.index, strict=True):
+    selectivity = run_index(
+        network(filters, stride=2, padding=1), torch.from_numpy(images.copy()), ReceptiveField(3, 2, 1)
+    )
+    for weights, index in zip(filters, selectivity.index, strict=True):
         best = []
         for image in images:
             units = []
@@ -360,10 +362,10 @@ def test_the_learned_part_is_what_is_left_without_the_initialisation():
     other -= (other * start[1]).sum() / (start[1] ** 2).sum() * start[1]
     other *= np.sqrt((start[1] ** 2).sum() / (other**2).sum())
     end = np.stack([7 * start[0], 3 * start[1] + 4 * other, np.ones((3, 5, 5)), np.zeros((3, 5, 5))])
-    found = learned_part(end, start)
-    np.testing.assert_allclose(found.energy[:3], [0, 16 / 25, 1], atol=1e-12)
-    assert np.isnan(found.energy[3])
-    np.testing.assert_allclose(found.filters[1], 4 * other, atol=1e-12)
+    part = learned_part(end, start)
+    np.testing.assert_allclose(part.energy[:3], [0, 16 / 25, 1], atol=1e-12)
+    assert np.isnan(part.energy[3])
+    np.testing.assert_allclose(part.filters[1], 4 * other, atol=1e-12)
     with pytest.raises(ValueError, match="same layer"):
         learned_part(end, start[:2])
 

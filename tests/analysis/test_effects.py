@@ -26,14 +26,14 @@ def effect(table, *args, **kwargs):
 
 def test_a_difference_of_differences_is_paired_by_seed():
     table = accuracies(a=[5, 9, 2], b=[1, 1, 1], c=[3, 4, 0], d=[1, 2, 2])
-    found = effect(table, "difference", (accuracy("a"), accuracy("d")), (accuracy("b"), accuracy("c")))
-    assert found.values.tolist() == [5 + 1 - 1 - 3, 9 + 2 - 1 - 4, 2 + 2 - 1 - 0]
-    assert (found.low, found.high, found.note) == (None, None, "")
+    measured = effect(table, "difference", (accuracy("a"), accuracy("d")), (accuracy("b"), accuracy("c")))
+    assert measured.values.tolist() == [5 + 1 - 1 - 3, 9 + 2 - 1 - 4, 2 + 2 - 1 - 0]
+    assert (measured.low, measured.high, measured.note) == (None, None, "")
 
 
 def test_several_variants_of_a_term_are_averaged():
-    found = effect(accuracies(a=[4, 8], b=[2, 2], c=[1, 1]), "difference", (accuracy("a", "b"),), (accuracy("c"),))
-    assert found.values.tolist() == [2, 4]
+    measured = effect(accuracies(a=[4, 8], b=[2, 2], c=[1, 1]), "difference", (accuracy("a", "b"),), (accuracy("c"),))
+    assert measured.values.tolist() == [2, 4]
 
 
 def test_layers_are_paired_by_name_and_those_of_one_side_alone_are_left_out():
@@ -42,8 +42,8 @@ def test_layers_are_paired_by_name_and_those_of_one_side_alone_are_left_out():
         ("dense", s, layer, "mean", "", x) for s in (0, 1) for layer, x in (("conv1", 100), ("conv2", 3), ("conv3", 8))
     ]
     of, minus = (Term(m, (v,), "each") for m, v in (("between", "grouped"), ("mean", "dense")))
-    found = effect(long_table(*rows), "difference", (of,), (minus,))
-    assert found.values.tolist() == [(-2 - 6) / 2, (-1 - 5) / 2]
+    measured = effect(long_table(*rows), "difference", (of,), (minus,))
+    assert measured.values.tolist() == [(-2 - 6) / 2, (-1 - 5) / 2]
 
 
 def test_the_null_is_another_row():
@@ -59,9 +59,9 @@ def test_a_layer_that_one_seed_lacks_is_left_out_of_all():
 
 
 def test_a_trained_seed_without_a_value_is_lost_and_one_not_yet_trained_is_not():
-    found = effect(accuracies(a=[5, np.nan, 7], b=[1, 1, 1]), "difference", (accuracy("a"),), (accuracy("b"),))
-    assert (found.values.tolist(), found.lost) == ([4, 6], 1)
-    assert found.note == "1 of 3 seeds lost (value undefined in 1)"
+    measured = effect(accuracies(a=[5, np.nan, 7], b=[1, 1, 1]), "difference", (accuracy("a"),), (accuracy("b"),))
+    assert (measured.values.tolist(), measured.lost) == ([4, 6], 1)
+    assert measured.note == "1 of 3 seeds lost (value undefined in 1)"
     begun = effect(accuracies(a=[5, 6, 7], b=[1, 1]), "difference", (accuracy("a"),), (accuracy("b"),))
     assert (begun.values.tolist(), begun.lost) == ([4, 5], 0)
     assert begun.note == "seeds not yet trained in every variant: 1"
@@ -71,9 +71,9 @@ def test_a_lost_run_is_counted_with_its_reason():
     of, minus = (accuracy("a"),), (accuracy("b"),)
     table = accuracies(a=[5, 6, 7], b=[1, 1])
     metric = Metric("difference", of, minus)
-    found = measure_effect(table, metric, {("b", 2): "diverged", ("c", 0): "diverged"})
-    assert (found.values.tolist(), found.lost) == ([4, 5], 1)
-    assert found.note == "1 of 3 seeds lost (b diverged)"
+    measured = measure_effect(table, metric, {("b", 2): "diverged", ("c", 0): "diverged"})
+    assert (measured.values.tolist(), measured.lost) == ([4, 5], 1)
+    assert measured.note == "1 of 3 seeds lost (b diverged)"
     with pytest.raises(NotMeasuredError, match="no run of b is evidence: seed 0 diverged"):
         measure_effect(accuracies(a=[5, 6]), metric, {("b", 0): "diverged", ("b", 1): "diverged"})
 
@@ -83,14 +83,14 @@ def test_a_slope_is_that_of_least_squares():
     y = rng.normal(size=(4, 3))
     table = accuracies(**{f"v{k}": row for k, row in enumerate(y)})
     at = {"v0": 0.0, "v1": 1.0, "v2": 2.0, "v3": 5.0}
-    found = effect(table, "slope", (accuracy("{}"),), over=at)
-    np.testing.assert_allclose(found.values, np.polyfit(list(at.values()), y, 1)[0])
+    measured = effect(table, "slope", (accuracy("{}"),), over=at)
+    np.testing.assert_allclose(measured.values, np.polyfit(list(at.values()), y, 1)[0])
 
 
 def test_a_slope_in_logarithms_is_the_exponent_of_a_power_law():
     table = accuracies(w2=[4 * 3, 4 * 5], w4=[16 * 3, 16 * 5], w8=[64 * 3, 64 * 5])
-    found = effect(table, "slope", (accuracy("{}"),), over={"w2": 2, "w4": 4, "w8": 8}, log=True)
-    np.testing.assert_allclose(found.values, [2, 2])
+    measured = effect(table, "slope", (accuracy("{}"),), over={"w2": 2, "w4": 4, "w8": 8}, log=True)
+    np.testing.assert_allclose(measured.values, [2, 2])
     with pytest.raises(ValueError, match="above 0"):
         effect(accuracies(w2=[0], w4=[1]), "slope", (accuracy("{}"),), over={"w2": 2, "w4": 4}, log=True)
 
@@ -109,8 +109,8 @@ def test_a_share_is_of_zeros_and_ones():
 
 def test_a_count_is_its_own_interval():
     table = accuracies(a=[30, 30], b=[90, 90])
-    found = effect(table, "ratio", (accuracy("a"),), (accuracy("b"),), per_seed=False)
-    assert (found.values.tolist(), found.low, found.high) == ([1 / 3], 1 / 3, 1 / 3)
+    measured = effect(table, "ratio", (accuracy("a"),), (accuracy("b"),), per_seed=False)
+    assert (measured.values.tolist(), measured.low, measured.high) == ([1 / 3], 1 / 3, 1 / 3)
 
 
 def test_a_timing_has_the_quartiles_of_its_repeats_in_their_worst_combination():
@@ -120,23 +120,25 @@ def test_a_timing_has_the_quartiles_of_its_repeats_in_their_worst_combination():
         for m, x in zip(("time_lower", "time", "time_upper"), values, strict=True)
     ]
     of, minus = (Term("time", (v,)) for v in ("grouped", "dense"))
-    found = effect(long_table(*rows), "ratio", (of,), (minus,), per_seed=False)
-    assert (found.values.tolist(), found.low, found.high) == ([0.5], 3 / 10, 5 / 7)
+    measured = effect(long_table(*rows), "ratio", (of,), (minus,), per_seed=False)
+    assert (measured.values.tolist(), measured.low, measured.high) == ([0.5], 3 / 10, 5 / 7)
 
 
 def test_a_saving_that_wholly_becomes_time_has_the_exponent_one():
     rows = [(f"g{g}", np.nan, "", "time", "", 60 / g) for g in (1, 2, 4)]
     rows += [(f"g{g}", seed, "", "macs", "", 1000 / g) for g in (1, 2, 4) for seed in (0, 1)]
     over = dict.fromkeys(("g1", "g2", "g4"), np.nan)
-    found = effect(long_table(*rows), "slope", (Term("time", ("{}",)),), over=over, by="macs", log=True, per_seed=False)
-    assert found.low == pytest.approx(1)
+    measured = effect(
+        long_table(*rows), "slope", (Term("time", ("{}",)),), over=over, by="macs", log=True, per_seed=False
+    )
+    assert measured.low == pytest.approx(1)
 
 
 def test_families_are_compared_at_equal_cost():
     table = accuracies(a1=[1.0], a4=[3.0], b2=[1.5])
     costs = long_table(*((v, 0, "", "macs", "", c) for v, c in (("a1", 1), ("a4", 4), ("b2", 2))))
-    found = effect(pd.concat([table, costs]), "equal_cost", (accuracy("a1", "a4"),), (accuracy("b2"),), by="macs")
-    assert found.values.tolist() == [pytest.approx(2.0 - 1.5)]  # half way between 1 and 4 in the logarithm
+    measured = effect(pd.concat([table, costs]), "equal_cost", (accuracy("a1", "a4"),), (accuracy("b2"),), by="macs")
+    assert measured.values.tolist() == [pytest.approx(2.0 - 1.5)]  # half way between 1 and 4 in the logarithm
 
 
 @pytest.mark.parametrize(

@@ -18,20 +18,20 @@ def gabor(frequency, direction, width, size=41):
 @pytest.mark.parametrize("direction", [0, 30, 45, 90, 135, 170])
 @pytest.mark.parametrize(("frequency", "width"), [(0.25, 5), (0.125, 6), (0.2, 3)])
 def test_a_gabor_has_the_frequency_and_orientation_it_was_made_with(frequency, width, direction):
-    found = tuning(gabor(frequency, direction, width)[None, None])
+    tuned = tuning(gabor(frequency, direction, width)[None, None])
     # Its power is normal about its frequency: the distance from zero is Rice, and E cos 2θ has a closed form.
     spread = 1 / (2 * np.sqrt(2) * np.pi * width)
-    assert found.centroid == pytest.approx([stats.rice.mean(frequency / spread, scale=spread)], rel=1e-3)
+    assert tuned.centroid == pytest.approx([stats.rice.mean(frequency / spread, scale=spread)], rel=1e-3)
     ratio = spread**2 / frequency**2
-    assert found.selectivity == pytest.approx([1 - 2 * ratio * (1 - np.exp(-1 / (2 * ratio)))], abs=1e-3)
-    assert (found.direction[0] - direction + 90) % 180 - 90 == pytest.approx(0, abs=0.05)
+    assert tuned.selectivity == pytest.approx([1 - 2 * ratio * (1 - np.exp(-1 / (2 * ratio)))], abs=1e-3)
+    assert (tuned.direction[0] - direction + 90) % 180 - 90 == pytest.approx(0, abs=0.05)
 
 
 def test_white_noise_has_its_theoretical_centroid_and_no_orientation():
     noise = np.random.default_rng(0).normal(size=(400, 3, 11, 11))
-    found = tuning(noise)
-    assert found.centroid.mean() == pytest.approx(WHITE_CENTROID, abs=0.002)
-    assert found.selectivity.mean() < 0.15
+    tuned = tuning(noise)
+    assert tuned.centroid.mean() == pytest.approx(WHITE_CENTROID, abs=0.002)
+    assert tuned.selectivity.mean() < 0.15
 
 
 def test_the_white_centroid_is_the_mean_distance_in_a_square():
@@ -42,9 +42,9 @@ def test_the_white_centroid_is_the_mean_distance_in_a_square():
 def test_a_single_pixel_passes_all_frequencies_alike():
     pixel = np.zeros((1, 1, 5, 5))
     pixel[0, 0, 1, 3] = -2
-    found = tuning(pixel)
-    assert found.centroid == pytest.approx([WHITE_CENTROID], abs=1e-4)
-    assert found.selectivity == pytest.approx([0], abs=1e-9)
+    tuned = tuning(pixel)
+    assert tuned.centroid == pytest.approx([WHITE_CENTROID], abs=1e-4)
+    assert tuned.selectivity == pytest.approx([0], abs=1e-9)
 
 
 def test_stripes_of_either_way_do_not_prefer_one():
@@ -54,19 +54,19 @@ def test_stripes_of_either_way_do_not_prefer_one():
 
 def test_the_mean_of_a_filter_is_power_at_frequency_zero():
     blob, edge = np.ones((9, 9)), np.tile([1.0] * 4 + [0] + [-1] * 4, (9, 1))
-    found = tuning(np.stack([blob, edge])[:, None])
-    assert found.centroid[0] < found.centroid[1] < WHITE_CENTROID
-    assert found.direction[1] == pytest.approx(0, abs=1e-6)  # the edge is vertical: it changes to the right
+    tuned = tuning(np.stack([blob, edge])[:, None])
+    assert tuned.centroid[0] < tuned.centroid[1] < WHITE_CENTROID
+    assert tuned.direction[1] == pytest.approx(0, abs=1e-6)  # the edge is vertical: it changes to the right
 
 
 @settings(max_examples=20)
 @given(st.integers(0, 2**32 - 1), st.floats(0.01, 100))
 def test_turning_a_filter_turns_its_direction_and_scaling_it_changes_nothing(seed, scale):
     planes = np.random.default_rng(seed).normal(size=(2, 2, 5, 5))
-    found, turned = tuning(planes), tuning(scale * np.rot90(planes, axes=(2, 3)))
-    assert turned.centroid == pytest.approx(found.centroid)
-    assert turned.selectivity == pytest.approx(found.selectivity)
-    assert np.cos(np.radians(2 * (turned.direction - found.direction))) == pytest.approx(-np.ones(2), abs=1e-6)
+    tuned, turned = tuning(planes), tuning(scale * np.rot90(planes, axes=(2, 3)))
+    assert turned.centroid == pytest.approx(tuned.centroid)
+    assert turned.selectivity == pytest.approx(tuned.selectivity)
+    assert np.cos(np.radians(2 * (turned.direction - tuned.direction))) == pytest.approx(-np.ones(2), abs=1e-6)
 
 
 def test_filters_of_another_shape_are_refused():

@@ -34,30 +34,30 @@ def sweep_table(runs=40, seed=0):
 
 
 def test_what_was_planted_is_found():
-    found = parameter_importance(sweep_table(), list(SCALES), "test_accuracy").set_index("parameter")
-    assert list(found.index)[:2] == ["recipe.lr", "model.groups"]
-    assert found.loc["recipe.lr", "importance"] > 0.5
-    assert abs(found.loc["recipe.momentum", "importance"]) < 0.1
-    assert (found["low"] <= found["importance"]).all()
-    assert (found["importance"] <= found["high"]).all()
-    assert (found["n"] == 40).all()
-    assert found["explained"].iloc[0] > 0.5
-    assert np.isnan(found.loc["model.groups", "correlation"]), "categories have no ranks"
+    importance = parameter_importance(sweep_table(), list(SCALES), "test_accuracy").set_index("parameter")
+    assert list(importance.index)[:2] == ["recipe.lr", "model.groups"]
+    assert importance.loc["recipe.lr", "importance"] > 0.5
+    assert abs(importance.loc["recipe.momentum", "importance"]) < 0.1
+    assert (importance["low"] <= importance["importance"]).all()
+    assert (importance["importance"] <= importance["high"]).all()
+    assert (importance["n"] == 40).all()
+    assert importance["explained"].iloc[0] > 0.5
+    assert np.isnan(importance.loc["model.groups", "correlation"]), "categories have no ranks"
 
 
 def test_rank_correlation_is_one_for_any_rising_function():
     table = sweep_table(12)
     table["test_accuracy"] = np.exp(table["recipe.lr"])
-    found = parameter_importance(table, ["recipe.lr"], "test_accuracy")
-    assert found["correlation"].item() == pytest.approx(1)
+    importance = parameter_importance(table, ["recipe.lr"], "test_accuracy")
+    assert importance["correlation"].item() == pytest.approx(1)
 
 
 def test_noise_is_not_explained():
     table = sweep_table(30)
     table["test_accuracy"] = np.random.default_rng(1).normal(size=30)
-    found = parameter_importance(table, list(SCALES), "test_accuracy")
-    assert found["explained"].iloc[0] < 0.2
-    assert found["importance"].abs().max() < 0.6
+    importance = parameter_importance(table, list(SCALES), "test_accuracy")
+    assert importance["explained"].iloc[0] < 0.2
+    assert importance["importance"].abs().max() < 0.6
 
 
 @pytest.mark.parametrize(

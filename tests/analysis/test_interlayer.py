@@ -22,9 +22,9 @@ def test_a_rotated_layer_whitens_to_the_rotation():
     """X₂ = Q X₁: Σ^-½ (Σ Qᵀ) (Q Σ Qᵀ)^-½ = Qᵀ, whatever Σ."""
     rng = np.random.default_rng(0)
     cov, rotation = covariance_of(rng, 5), ortho_group.rvs(5, random_state=1)
-    found = whitened_covariance(cov, rotation @ cov @ rotation.T, cov @ rotation.T, 100, standardise=False)
-    np.testing.assert_allclose(found.matrix, rotation.T, atol=1e-9)
-    assert (found.ranks, found.dead, found.dependent) == ((5, 5), (0, 0), (0, 0))
+    covariance = whitened_covariance(cov, rotation @ cov @ rotation.T, cov @ rotation.T, 100, standardise=False)
+    np.testing.assert_allclose(covariance.matrix, rotation.T, atol=1e-9)
+    assert (covariance.ranks, covariance.dead, covariance.dependent) == ((5, 5), (0, 0), (0, 0))
 
 
 def test_it_is_the_formula_of_the_thesis_on_the_samples_themselves():
@@ -34,8 +34,8 @@ def test_it_is_the_formula_of_the_thesis_on_the_samples_themselves():
     joint = np.cov(np.vstack([x, y]))
     centred = [side - side.mean(1, keepdims=True) for side in (x, y)]
     white = [np.linalg.inv(np.real(sqrtm(np.cov(side)))) @ side for side in centred]
-    found = whitened_covariance(joint[:4, :4], joint[4:, 4:], joint[:4, 4:], 300, standardise=False).matrix
-    np.testing.assert_allclose(found, white[0] @ white[1].T / 299, atol=1e-9)
+    matrix = whitened_covariance(joint[:4, :4], joint[4:, 4:], joint[:4, 4:], 300, standardise=False).matrix
+    np.testing.assert_allclose(matrix, white[0] @ white[1].T / 299, atol=1e-9)
 
 
 def test_its_singular_values_are_the_canonical_correlations():
@@ -44,9 +44,9 @@ def test_its_singular_values_are_the_canonical_correlations():
     y = x[:, :3] @ rng.normal(size=(3, 5)) + rng.normal(size=(200, 5))
     of = moments(np.hstack([x, y]))
     cov = of.covariance
-    found = whitened_covariance(cov[:4, :4], cov[4:, 4:], cov[:4, 4:], 200).matrix
+    matrix = whitened_covariance(cov[:4, :4], cov[4:, 4:], cov[:4, 4:], 200).matrix
     expected = canonical_correlations(of, np.arange(4), np.arange(4, 9)).correlations
-    np.testing.assert_allclose(np.linalg.svd(found, compute_uv=False), expected, atol=1e-9)
+    np.testing.assert_allclose(np.linalg.svd(matrix, compute_uv=False), expected, atol=1e-9)
 
 
 def test_dead_and_dependent_filters_are_counted_and_not_inflated():
@@ -56,10 +56,10 @@ def test_dead_and_dependent_filters_are_counted_and_not_inflated():
     second = np.diag([1.0, 9.0])
     cross = np.zeros((4, 2))
     cross[0, 0], cross[1, 0], cross[2, 1] = 1, 2, 9
-    found = whitened_covariance(first, second, cross, 50, standardise=False)
-    assert (found.ranks, found.dead, found.dependent) == ((2, 2), (1, 0), (1, 0))
+    covariance = whitened_covariance(first, second, cross, 50, standardise=False)
+    assert (covariance.ranks, covariance.dead, covariance.dependent) == ((2, 2), (1, 0), (1, 0))
     expected = [[1 / 5**0.5, 0], [2 / 5**0.5, 0], [0, 1], [np.nan, np.nan]]
-    np.testing.assert_allclose(found.matrix, expected, atol=1e-12)
+    np.testing.assert_allclose(covariance.matrix, expected, atol=1e-12)
 
 
 def test_too_few_samples_are_refused_with_what_they_make_unreliable():
@@ -92,13 +92,13 @@ def test_planted_blocks_are_found_with_the_energy_that_theory_gives():
     """
     model, x = planted_network(), torch.randn(400, 8, 8, 8)
     pair = collect_pairs(model, x.split(100), [("0", "2")])["0", "2"]
-    found = whitened_covariance(
+    covariance = whitened_covariance(
         pair.first.covariance, pair.second.covariance, pair.cross_covariance, pair.distinct
     ).matrix
     labels = np.repeat([0, 1], 4)
-    energy = block_energy(found, labels, labels)
-    np.testing.assert_allclose(np.linalg.svd(found, compute_uv=False), 0.5, atol=0.02)
-    assert (found**2).sum() == pytest.approx(2, rel=0.03)
+    energy = block_energy(covariance, labels, labels)
+    np.testing.assert_allclose(np.linalg.svd(covariance, compute_uv=False), 0.5, atol=0.02)
+    assert (covariance**2).sum() == pytest.approx(2, rel=0.03)
     assert energy.squared == pytest.approx(1, abs=0.005)
     assert energy.chance == 0.5
     assert energy.test.p == pytest.approx(1 / 70)  # the best of 8! / (4! 4!) ways to deal the labels
@@ -166,5 +166,5 @@ def test_the_scale_of_a_filter_moves_no_energy():
 @pytest.mark.parametrize(("groups", "energy", "share"), [(2, 0.750, 0.5), (4, 0.630, 0.5067), (8, 0.570, 0.5086)])
 def test_the_share_beyond_chance_has_no_ceiling_that_depends_on_the_number_of_groups(groups, energy, share):
     """Energies of the thesis; the shares by hand: (.63 − .25) / .75 = .5067."""
-    found = BlockEnergy(energy, energy, 1 / groups, (0, 0), Inference(energy, None, None, 1, None))
-    assert found.share == pytest.approx(share, abs=1e-4)
+    block = BlockEnergy(energy, energy, 1 / groups, (0, 0), Inference(energy, None, None, 1, None))
+    assert block.share == pytest.approx(share, abs=1e-4)

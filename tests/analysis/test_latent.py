@@ -44,15 +44,17 @@ def test_coupling_sums_absolute_weights():
 
 def test_planted_factors_are_recovered_whatever_the_strength_of_the_filters():
     matrix, (x1, x2), (y1, y2) = planted(np.random.default_rng(0))
-    found = factors(matrix, 3)
-    assert found.explained == pytest.approx([0.8, 0.2, 0])
+    recovered = factors(matrix, 3)
+    assert recovered.explained == pytest.approx([0.8, 0.2, 0])
     for factor, of_readers, of_read in ((0, x1, y1), (1, x2, y2)):
-        assert abs(np.corrcoef(found.readers[factor], of_readers)[0, 1]) == pytest.approx(1)
-        assert abs(np.corrcoef(found.read[factor], of_read)[0, 1]) == pytest.approx(1)
-        sign = np.sign(found.read[factor] @ of_read)
-        assert np.corrcoef(found.readers[factor], sign * of_readers)[0, 1] == pytest.approx(1)  # a pair has one sign
-        assert found.read[factor, np.abs(found.read[factor]).argmax()] > 0
-    assert not found.read[2].any()
+        assert abs(np.corrcoef(recovered.readers[factor], of_readers)[0, 1]) == pytest.approx(1)
+        assert abs(np.corrcoef(recovered.read[factor], of_read)[0, 1]) == pytest.approx(1)
+        sign = np.sign(recovered.read[factor] @ of_read)
+        assert np.corrcoef(recovered.readers[factor], sign * of_readers)[0, 1] == pytest.approx(
+            1
+        )  # a pair has one sign
+        assert recovered.read[factor, np.abs(recovered.read[factor]).argmax()] > 0
+    assert not recovered.read[2].any()
 
 
 def test_the_raw_singular_vector_tells_only_the_strength_of_the_filters():
@@ -65,10 +67,10 @@ def test_the_raw_singular_vector_tells_only_the_strength_of_the_filters():
 def test_unconnected_filters_have_no_coordinate():
     matrix, _, _ = planted(np.random.default_rng(2))
     holed = np.insert(np.insert(matrix, 4, 0, axis=0), 0, 0, axis=1)
-    found, whole = factors(holed), factors(matrix)
-    assert np.isnan(found.readers[:, 4]).all() and np.isnan(found.read[:, 0]).all()
-    assert found.read[:, 1:] == pytest.approx(whole.read)
-    assert found.explained == pytest.approx(whole.explained)
+    recovered, whole = factors(holed), factors(matrix)
+    assert np.isnan(recovered.readers[:, 4]).all() and np.isnan(recovered.read[:, 0]).all()
+    assert recovered.read[:, 1:] == pytest.approx(whole.read)
+    assert recovered.explained == pytest.approx(whole.explained)
 
 
 @pytest.mark.parametrize(
@@ -123,13 +125,13 @@ def test_imposed_groups_are_found_as_spectral_groups(sizes):
     weight = (
         rng.normal(size=(readers.size, read.size, 3, 3)) * np.where(readers[:, None] == read, 1, 0.1)[..., None, None]
     )
-    found = spectral_groups(coupling(weight), len(sizes))
-    for labels, imposed in zip(found, (readers, read), strict=True):
+    groups_of_both = spectral_groups(coupling(weight), len(sizes))
+    for labels, imposed in zip(groups_of_both, (readers, read), strict=True):
         result = agreement(labels, imposed)
         assert result.value == pytest.approx(1)
         assert result.p is not None and result.p < 0.001
-    names = dict(zip(found[1], read, strict=True))
-    assert [names[label] for label in found[0]] == readers.tolist()  # group k reads group k
+    names = dict(zip(groups_of_both[1], read, strict=True))
+    assert [names[label] for label in groups_of_both[0]] == readers.tolist()  # group k reads group k
 
 
 def test_spectral_groups_are_the_same_every_time_and_leave_out_the_unconnected():

@@ -7,9 +7,9 @@ from analysis.correlation import correlation_matrix, group_contrast
 from analysis.partitions import null_partitions, sized_spectral_partition, spectral_partition
 
 
-def same_cut(found, expected):
+def same_cut(labels, expected):
     """Return True if two labellings are the same but for the names of the groups."""
-    return np.array_equal(found[:, None] == found, np.asarray(expected)[:, None] == np.asarray(expected))
+    return np.array_equal(labels[:, None] == labels, np.asarray(expected)[:, None] == np.asarray(expected))
 
 
 def planted(sizes, seed=0, within=0.6, between=0.1):
@@ -26,9 +26,9 @@ def planted(sizes, seed=0, within=0.6, between=0.1):
 def test_planted_groups_are_found(sizes):
     corr, labels = planted(sizes)
     assert same_cut(spectral_partition(corr, len(sizes)), labels)
-    found = sized_spectral_partition(corr, sizes)
-    assert same_cut(found, labels)
-    assert np.bincount(found).tolist() == list(sizes)
+    labels_of_clusters = sized_spectral_partition(corr, sizes)
+    assert same_cut(labels_of_clusters, labels)
+    assert np.bincount(labels_of_clusters).tolist() == list(sizes)
 
 
 def test_a_graph_in_pieces_is_cut_into_them():
@@ -39,25 +39,25 @@ def test_a_graph_in_pieces_is_cut_into_them():
 
 def test_every_null_has_the_contrast_that_theory_gives():
     corr, _ = planted((4, 4))
-    found = null_partitions(corr, [4, 4], draws=2000)
+    nulls = null_partitions(corr, [4, 4], draws=2000)
     overall = (2 * 6 * 0.6 + 16 * 0.1) / 28  # a pair is as often within as between, whatever its |r|
-    random = found["arbitrary partition"]
+    random = nulls["arbitrary partition"]
     assert random.labels.shape == (2000, 8)
     assert random.contrast.within == pytest.approx(overall, abs=0.008)
     assert random.contrast.between == pytest.approx(overall, abs=0.008)
     for name in ("spectral partition", "spectral partition, sizes kept"):
-        assert found[name].contrast.within == pytest.approx(0.6)
-        assert found[name].contrast.between == pytest.approx(0.1)
-        assert found[name].note == ""
-    contiguous = found["contiguous partition"]
+        assert nulls[name].contrast.within == pytest.approx(0.6)
+        assert nulls[name].contrast.between == pytest.approx(0.1)
+        assert nulls[name].note == ""
+    contiguous = nulls["contiguous partition"]
     assert contiguous.labels.tolist() == [[0, 0, 0, 0, 1, 1, 1, 1]]
     assert contiguous.contrast == group_contrast(corr, [0, 0, 0, 0, 1, 1, 1, 1])
 
 
 def test_spectral_sizes_that_differ_are_said_and_kept_on_demand():
     corr, labels = planted((9, 3))
-    found = null_partitions(corr, [6, 6], draws=2)
-    free, kept = found["spectral partition"], found["spectral partition, sizes kept"]
+    nulls = null_partitions(corr, [6, 6], draws=2)
+    free, kept = nulls["spectral partition"], nulls["spectral partition, sizes kept"]
     assert same_cut(free.labels[0], labels)
     assert "instead of [6, 6]" in free.note
     assert np.bincount(kept.labels[0]).tolist() == [6, 6]
@@ -77,17 +77,17 @@ def test_sizes_are_kept_whatever_the_correlations(sizes, seed, dead):
     corr = correlation_matrix(np.cov(x))
     assert np.bincount(sized_spectral_partition(corr, sizes), minlength=len(sizes)).tolist() == sizes
     for cut in ("arbitrary partition", "contiguous partition", "spectral partition, sizes kept"):
-        found = null_partitions(corr, sizes, draws=3)[cut]
-        assert all(np.bincount(row, minlength=len(sizes)).tolist() == sizes for row in found.labels)
-        assert (found.contrast.filters, found.contrast.dead) == (count - dead, dead)
+        null = null_partitions(corr, sizes, draws=3)[cut]
+        assert all(np.bincount(row, minlength=len(sizes)).tolist() == sizes for row in null.labels)
+        assert (null.contrast.filters, null.contrast.dead) == (count - dead, dead)
 
 
 def test_dead_filters_are_in_no_spectral_group():
     corr, labels = planted((5, 5))
     corr[3] = corr[:, 3] = np.nan
-    found = spectral_partition(corr, 2)
-    assert found[3] == -1
-    assert same_cut(np.delete(found, 3), np.delete(labels, 3))
+    labels_of_clusters = spectral_partition(corr, 2)
+    assert labels_of_clusters[3] == -1
+    assert same_cut(np.delete(labels_of_clusters, 3), np.delete(labels, 3))
 
 
 def test_what_cannot_be_cut_is_refused():

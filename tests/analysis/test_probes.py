@@ -26,24 +26,24 @@ def grating(frequency, degrees, side=64):
     ids=["red", "green", "blue", "yellow", "pale red"],
 )
 def test_the_hue_and_chroma_of_a_uniform_image(rgb, degrees, chroma):
-    found = image_targets([uniform_image(*rgb)])
+    targets = image_targets([uniform_image(*rgb)])
     angle = np.radians(degrees)
-    np.testing.assert_allclose(found["hue"], [[np.cos(angle), np.sin(angle)]], atol=1e-6)
-    np.testing.assert_allclose(found["chroma"], [[chroma]], atol=1e-6)
+    np.testing.assert_allclose(targets["hue"], [[np.cos(angle), np.sin(angle)]], atol=1e-6)
+    np.testing.assert_allclose(targets["chroma"], [[chroma]], atol=1e-6)
 
 
 def test_opposite_colours_have_chroma_and_no_hue():
     both = torch.cat([uniform_image(1, 0, 0), uniform_image(0, 1, 1)], 3)
-    found = image_targets([both])
-    assert np.isnan(found["hue"]).all()
-    assert found["chroma"] == pytest.approx(1)
+    targets = image_targets([both])
+    assert np.isnan(targets["hue"]).all()
+    assert targets["chroma"] == pytest.approx(1)
 
 
 @pytest.mark.parametrize("degrees", [0, 30, 45, 90, 135])
 def test_the_orientation_of_a_grating(degrees):
     twice = np.radians(2 * degrees)
-    found = image_targets([grating(1 / 16, degrees)])["orientation"][0]
-    np.testing.assert_allclose(found, [np.cos(twice), np.sin(twice)], atol=0.02)
+    orientation = image_targets([grating(1 / 16, degrees)])["orientation"][0]
+    np.testing.assert_allclose(orientation, [np.cos(twice), np.sin(twice)], atol=0.02)
 
 
 @pytest.mark.parametrize("frequency", [1 / 16, 1 / 8, 1 / 4])
@@ -60,9 +60,9 @@ def test_white_noise_has_the_frequency_that_theory_gives():
 
 
 def test_what_an_image_does_not_have_is_not_made_up():
-    found = image_targets([uniform_image(0.5, 0.5, 0.5)])
-    assert all(np.isnan(found[name]).all() for name in ("hue", "orientation", "frequency"))
-    assert found["chroma"] == pytest.approx(0, abs=1e-6)
+    targets = image_targets([uniform_image(0.5, 0.5, 0.5)])
+    assert all(np.isnan(targets[name]).all() for name in ("hue", "orientation", "frequency"))
+    assert targets["chroma"] == pytest.approx(0, abs=1e-6)
 
 
 def test_targets_do_not_depend_on_the_batches():
@@ -132,11 +132,11 @@ def planted(images=400):
 
 
 def test_planted_knowledge_is_found_beside_the_null_of_its_size():
-    found = {(p.group, p.target): p for p in group_probes(*planted(), draws=20)}
+    probes = {(p.group, p.target): p for p in group_probes(*planted(), draws=20)}
     for group, knows, does_not in ((0, "hue", "frequency"), (1, "frequency", "hue")):
-        probe = found[group, knows]
+        probe = probes[group, knows]
         assert probe.score == pytest.approx(0.8, abs=0.05)  # 1 / (1 + 1/4)
-        assert found[group, does_not].score == pytest.approx(0, abs=0.05)
+        assert probes[group, does_not].score == pytest.approx(0, abs=0.05)
         assert (probe.metric, probe.chance, probe.filters, probe.dead) == ("R²", 0.0, 4, 0)
         # Of four filters drawn from eight, m know with the odds of a hypergeometric law: Σ P(m) m / (m + 1).
         expected = (16 * 1 / 2 + 36 * 2 / 3 + 16 * 3 / 4 + 1 * 4 / 5) / 70

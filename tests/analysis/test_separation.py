@@ -15,30 +15,30 @@ NAMES = ["difference", "eta_squared", "auc", "information"]
 
 
 def found_in(values, labels, **arguments):
-    found = separation(values, labels, **{"permutations": 199, **arguments})
-    return {name: getattr(found, name) for name in NAMES}
+    separated = separation(values, labels, **{"permutations": 199, **arguments})
+    return {name: getattr(separated, name) for name in NAMES}
 
 
 def test_a_perfect_split_by_hand():
-    found = separation([1, 2, 3, 4, 5, 6], [0, 0, 0, 1, 1, 1])
-    assert (found.sizes, found.means) == ({0: 3, 1: 3}, {0: 2, 1: 5})
-    assert found.difference.value == pytest.approx(3)
-    assert found.eta_squared.value == pytest.approx(13.5 / 17.5)
-    assert found.auc.value == pytest.approx(1)
-    assert found.information.value == pytest.approx(1)
+    separated = separation([1, 2, 3, 4, 5, 6], [0, 0, 0, 1, 1, 1])
+    assert (separated.sizes, separated.means) == ({0: 3, 1: 3}, {0: 2, 1: 5})
+    assert separated.difference.value == pytest.approx(3)
+    assert separated.eta_squared.value == pytest.approx(13.5 / 17.5)
+    assert separated.auc.value == pytest.approx(1)
+    assert separated.information.value == pytest.approx(1)
     for name in NAMES:  # two of the 20 ways to deal six filters are as extreme
-        assert getattr(found, name).p == pytest.approx(0.1, abs=0.01)
-        assert getattr(found, name).note == "p cannot fall below 0.1"
+        assert getattr(separated, name).p == pytest.approx(0.1, abs=0.01)
+        assert getattr(separated, name).note == "p cannot fall below 0.1"
 
 
 def test_several_groups_by_hand():
-    found = found_in([0, 1, 1, 3, 2, 4], [2, 2, 0, 0, 1, 1])
+    statistics = found_in([0, 1, 1, 3, 2, 4], [2, 2, 0, 0, 1, 1])
     # Means 0.5, 2, 3 about 11/6; pairs of groups: 3.5 of 4, 4 of 4, and 3 of 4 filters of one beat the other's.
-    assert found["difference"].value == pytest.approx(2.5)
+    assert statistics["difference"].value == pytest.approx(2.5)
     grand = 11 / 6
     between = 2 * ((0.5 - grand) ** 2 + (2 - grand) ** 2 + (3 - grand) ** 2)
-    assert found["eta_squared"].value == pytest.approx(between / (31 - 6 * grand**2))
-    assert found["auc"].value == pytest.approx((3.5 / 4 + 1 + 3 / 4) / 3)
+    assert statistics["eta_squared"].value == pytest.approx(between / (31 - 6 * grand**2))
+    assert statistics["auc"].value == pytest.approx((3.5 / 4 + 1 + 3 / 4) / 3)
 
 
 @given(st.integers(0, 2**32 - 1), st.booleans())
@@ -46,18 +46,18 @@ def test_the_statistics_agree_with_independent_ones(seed, ties):
     rng = np.random.default_rng(seed)
     labels = np.repeat([0, 1], [9, 14])
     values = rng.integers(0, 5, 23).astype(float) if ties else rng.normal(size=23)
-    found = found_in(values, labels, permutations=1)
+    statistics = found_in(values, labels, permutations=1)
     if np.ptp(values) == 0:
         return
-    assert found["difference"].value == pytest.approx(abs(values[labels == 0].mean() - values[labels == 1].mean()))
+    assert statistics["difference"].value == pytest.approx(abs(values[labels == 0].mean() - values[labels == 1].mean()))
     area = float(roc_auc_score(labels, values))
-    assert found["auc"].value == pytest.approx(max(area, 1 - area))
-    eta = found["eta_squared"].value
+    assert statistics["auc"].value == pytest.approx(max(area, 1 - area))
+    eta = statistics["eta_squared"].value
     f = stats.f_oneway(values[labels == 0], values[labels == 1]).statistic
     assert eta / ((1 - eta) / 21) == pytest.approx(f)
     if not ties:
         information = normalized_mutual_info_score(labels, values >= np.median(values))
-        assert found["information"].value == pytest.approx(information, abs=1e-12)
+        assert statistics["information"].value == pytest.approx(information, abs=1e-12)
 
 
 def test_three_groups_are_binned_in_three():
@@ -100,12 +100,12 @@ def planted(rng):
 def test_planted_colours_and_frequencies_are_recovered():
     filters, labels = planted(np.random.default_rng(2))
     index, kept = colour_index(filters), learned(filters)
-    found = separation(index, labels, kept)
-    assert found.sizes == {0: 16, 1: 16}
-    assert found.means == pytest.approx({0: 0, 1: 1})
-    assert [getattr(found, name).value for name in NAMES] == pytest.approx([1, 1, 1, 1])
-    assert found.difference.p == pytest.approx(1 / 10_000)
-    assert found.difference.note == "of 40 filters left out: 8 by rule"
+    separated = separation(index, labels, kept)
+    assert separated.sizes == {0: 16, 1: 16}
+    assert separated.means == pytest.approx({0: 0, 1: 1})
+    assert [getattr(separated, name).value for name in NAMES] == pytest.approx([1, 1, 1, 1])
+    assert separated.difference.p == pytest.approx(1 / 10_000)
+    assert separated.difference.note == "of 40 filters left out: 8 by rule"
     frequency = separation(tuning(filters).centroid, labels, kept)
     assert frequency.auc.value == 1
     assert frequency.means[0] == pytest.approx(0.125, abs=0.02)
@@ -123,17 +123,17 @@ def test_planted_colours_and_frequencies_are_recovered():
     ids=["none", "one group", "one known group", "single filters", "equal"],
 )
 def test_what_cannot_be_tested_says_why(values, labels, why):
-    for found in found_in(values, labels).values():
-        assert found.p is None
-        assert why in found.note
-        assert math.isnan(found.value) == ("took part" in why)
+    for inference in found_in(values, labels).values():
+        assert inference.p is None
+        assert why in inference.note
+        assert math.isnan(inference.value) == ("took part" in why)
 
 
 def test_what_was_left_out_is_counted():
-    found = separation([1, math.nan, 3, 4, 5, 6], [0, 0, 1, 1, -1, 1], kept=[1, 1, 1, 1, 1, 0])
-    assert found.sizes == {0: 1, 1: 2}
+    separated = separation([1, math.nan, 3, 4, 5, 6], [0, 0, 1, 1, -1, 1], kept=[1, 1, 1, 1, 1, 0])
+    assert separated.sizes == {0: 1, 1: 2}
     note = "of 6 filters left out: 1 by rule, 1 of no one group, 1 without the attribute"
-    assert found.auc.note == f"group 1: one filter; p cannot fall below 0.333; {note}"
+    assert separated.auc.note == f"group 1: one filter; p cannot fall below 0.333; {note}"
 
 
 def test_values_and_labels_must_be_of_the_same_filters():

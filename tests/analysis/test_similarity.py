@@ -102,11 +102,11 @@ def test_streamed_moments_do_not_depend_on_the_batches():
     for part in x.split([1, 3, 16]):  # sorted: the first batch lies far from the mean
         statistics.add(part)
     samples = x.movedim(1, -1).flatten(0, -2).numpy()
-    found = statistics.moments
-    assert found.samples == statistics.responses.count == 120
-    np.testing.assert_allclose(found.covariance, np.cov(samples.T), rtol=1e-9)
+    streamed = statistics.moments
+    assert streamed.samples == statistics.responses.count == 120
+    np.testing.assert_allclose(streamed.covariance, np.cov(samples.T), rtol=1e-9)
     expected = [[gram_hsic(samples[:, [i]], samples[:, [j]]) for j in range(6)] for i in range(6)]
-    np.testing.assert_allclose(found.hsic, expected, rtol=1e-7)
+    np.testing.assert_allclose(streamed.hsic, expected, rtol=1e-7)
 
 
 def qr_cca(x, y):
@@ -120,13 +120,13 @@ def qr_cca(x, y):
 def test_canonical_correlations_are_those_of_the_qr_decomposition(p, q):
     x, y = correlated(np.random.default_rng(7), 200, p, q)
     rho, variates = qr_cca(x, y)
-    found = canonical_correlations(moments(np.hstack([x, y])), *columns(p, q))
-    np.testing.assert_allclose(found.correlations, rho, rtol=1e-8)
+    canonical = canonical_correlations(moments(np.hstack([x, y])), *columns(p, q))
+    np.testing.assert_allclose(canonical.correlations, rho, rtol=1e-8)
     alpha = np.abs(variates.T @ (x - x.mean(0))).sum(1)
-    np.testing.assert_allclose(found.weights, alpha / alpha.sum(), rtol=1e-6)
+    np.testing.assert_allclose(canonical.weights, alpha / alpha.sum(), rtol=1e-6)
     assert compare(mean_cca, x, y) == pytest.approx(rho.mean())
     assert compare(pwcca, x, y) == pytest.approx((alpha * rho).sum() / alpha.sum())
-    assert (found.ranks, found.dead, found.dependent) == ((p, q), (0, 0), (0, 0))
+    assert (canonical.ranks, canonical.dead, canonical.dependent) == ((p, q), (0, 0), (0, 0))
 
 
 def test_procrustes_is_scipys():
@@ -215,9 +215,9 @@ def test_canonical_correlations_of_too_few_samples_are_refused():
 def test_dead_and_dependent_features_are_left_out_and_counted():
     x, y = correlated(np.random.default_rng(13), 100, 3, 4)
     worse = np.hstack([x, np.full((100, 2), 7.0), x[:, :1] + x[:, 1:2]])
-    found = canonical_correlations(moments(np.hstack([worse, y])), *columns(6, 4))
-    assert (found.ranks, found.dead, found.dependent) == ((3, 4), (2, 0), (1, 0))
-    np.testing.assert_allclose(found.correlations, qr_cca(x, y)[0], rtol=1e-7)
+    canonical = canonical_correlations(moments(np.hstack([worse, y])), *columns(6, 4))
+    assert (canonical.ranks, canonical.dead, canonical.dependent) == ((3, 4), (2, 0), (1, 0))
+    np.testing.assert_allclose(canonical.correlations, qr_cca(x, y)[0], rtol=1e-7)
     dead = np.hstack([x, np.zeros((100, 2))])
     for measure in MEASURES:
         assert compare(measure, dead, y) == pytest.approx(compare(measure, x, y))
@@ -259,11 +259,11 @@ def test_groups_are_compared_two_by_two():
     rng = np.random.default_rng(16)
     x = rng.normal(size=(80, 9)) @ rng.normal(size=(9, 9))
     labels = np.array([4, 0, 0, 4, 2, -1, 2, 4, 0])
-    found = between_groups(moments(x), labels, pwcca)
-    assert found.shape == (3, 3)
-    np.testing.assert_allclose(np.diag(found), 1)
-    assert found[0, 2] == pytest.approx(compare(pwcca, x[:, labels == 0], x[:, labels == 4]))
-    assert found[2, 0] == pytest.approx(compare(pwcca, x[:, labels == 4], x[:, labels == 0]))
+    similarity = between_groups(moments(x), labels, pwcca)
+    assert similarity.shape == (3, 3)
+    np.testing.assert_allclose(np.diag(similarity), 1)
+    assert similarity[0, 2] == pytest.approx(compare(pwcca, x[:, labels == 0], x[:, labels == 4]))
+    assert similarity[2, 0] == pytest.approx(compare(pwcca, x[:, labels == 4], x[:, labels == 0]))
     with pytest.raises(ValueError, match="do not fit 9 features"):
         between_groups(moments(x), [0, 1], pwcca)
 

@@ -25,8 +25,8 @@ from analysis.stats import (
 TESTS_OF_VALUES = [mean_interval, sign_flip_test, lambda values: equivalence_test(values, 1.0)]
 
 
-def covers(found, truth):
-    return found.low <= truth <= found.high
+def covers(interval, truth):
+    return interval.low <= truth <= interval.high
 
 
 def uniform(p):
@@ -94,11 +94,11 @@ def test_sign_flips_of_three_seeds_by_hand():
 
 def test_the_interval_of_sign_flips_by_hand():
     """The means of the subsets of 1, 2, 4 are 1, 1.5, 2, 7/3, 2.5, 3, 4; at level 3/4 one is left out at either end."""
-    found = sign_flip_test([1, 2, 4], level=0.75)
-    assert (found.low, found.high) == pytest.approx((1, 4))
-    found = sign_flip_test([1, 2, 4], level=0.5)
-    assert (found.low, found.high) == pytest.approx((1.5, 3))
-    assert found.value == pytest.approx(7 / 3)
+    result = sign_flip_test([1, 2, 4], level=0.75)
+    assert (result.low, result.high) == pytest.approx((1, 4))
+    result = sign_flip_test([1, 2, 4], level=0.5)
+    assert (result.low, result.high) == pytest.approx((1.5, 3))
+    assert result.value == pytest.approx(7 / 3)
 
 
 differences = st.lists(st.integers(-20, 20), min_size=2, max_size=7)
@@ -121,9 +121,9 @@ def test_the_interval_of_sign_flips_holds_what_the_test_does_not_reject(seed, n,
 
 
 def test_few_seeds_cannot_be_significant_and_say_so():
-    found = sign_flip_test([1, 2, 3, 4, 5])
-    assert (found.p, found.low, found.high) == (pytest.approx(0.0625), None, None)
-    assert found.note == "p cannot fall below 0.0625; 5 seeds have no 95% interval"
+    result = sign_flip_test([1, 2, 3, 4, 5])
+    assert (result.p, result.low, result.high) == (pytest.approx(0.0625), None, None)
+    assert result.note == "p cannot fall below 0.0625; 5 seeds have no 95% interval"
     assert sign_flip_test([1, 2, 3, 4, 5], "greater").note == "5 seeds have no 95% interval"
     six = sign_flip_test([1, 2, 3, 4, 5, 6])
     assert (six.p, six.low, six.high, six.note) == (pytest.approx(2 / 64), 1, 6, "")
@@ -146,14 +146,14 @@ def test_the_floor_of_the_sign_flip_test():
     ],
 )
 def test_constants_and_one_seed_are_said(values, p, note):
-    found = sign_flip_test(values)
-    assert (found.p, found.low, found.high, found.note) == (pytest.approx(p), None, None, note)
+    result = sign_flip_test(values)
+    assert (result.p, result.low, result.high, result.note) == (pytest.approx(p), None, None, note)
 
 
 def test_differences_of_zero_raise_the_floor():
-    found = sign_flip_test([1, 2, 3, 4, 0, 0, 0, 0])
-    assert found.p == pytest.approx(2 * 16 / 256)
-    assert found.note == "4 of 8 differences are zero; p cannot fall below 0.125"
+    result = sign_flip_test([1, 2, 3, 4, 0, 0, 0, 0])
+    assert result.p == pytest.approx(2 * 16 / 256)
+    assert result.note == "4 of 8 differences are zero; p cannot fall below 0.125"
 
 
 def test_sign_flip_p_is_uniform_without_an_effect():
@@ -179,9 +179,9 @@ def group_difference(values):
 
 def test_relabelings_of_four_items_by_hand():
     """The pair 3, 5 has the largest sum of the six pairs of 1, 2, 3, 5; the pair 2, 5 the next."""
-    found = label_permutation_test([0, 0, 1, 1], group_difference([1, 2, 3, 5]))
-    assert (found.value, found.p, found.n) == (pytest.approx(2.5), pytest.approx(1 / 6), 4)
-    assert found.note == "p cannot fall below 0.167"
+    result = label_permutation_test([0, 0, 1, 1], group_difference([1, 2, 3, 5]))
+    assert (result.value, result.p, result.n) == (pytest.approx(2.5), pytest.approx(1 / 6), 4)
+    assert result.note == "p cannot fall below 0.167"
     assert label_permutation_test([0, 1, 0, 1], group_difference([1, 2, 3, 5])).p == pytest.approx(2 / 6)
     assert label_permutation_test([0, 0, 1, 1], group_difference([1, 2, 3, 5]), "less").p == 1
     assert label_permutation_test([0, 0, 1, 1], group_difference([1, 2, 3, 5]), "two-sided").p == pytest.approx(2 / 6)
@@ -268,18 +268,18 @@ def test_equivalence_is_two_one_sided_t_tests():
     x = [0.010, -0.004, 0.007, 0.002, -0.001, 0.004]
     above = scipy_stats.ttest_1samp(x, -0.01, alternative="greater")[1]
     below = scipy_stats.ttest_1samp(x, 0.01, alternative="less")[1]
-    found, mirrored = equivalence_test(x, 0.01), equivalence_test(-np.array(x), 0.01)
-    assert found.p == mirrored.p == pytest.approx(np.max([above, below]))
+    result, mirrored = equivalence_test(x, 0.01), equivalence_test(-np.array(x), 0.01)
+    assert result.p == mirrored.p == pytest.approx(np.max([above, below]))
     interval = mean_interval(x, 0.90)
-    assert (found.value, found.low, found.high) == (interval.mean, interval.low, interval.high)
+    assert (result.value, result.low, result.high) == (interval.mean, interval.low, interval.high)
 
 
 @settings(max_examples=60)
 @given(st.integers(0, 10_000), st.integers(2, 9), st.floats(0.1, 3))
 def test_what_is_equivalent_has_its_interval_within_the_margin(seed, n, margin):
-    found = equivalence_test(np.random.default_rng(seed).normal(0.2, 1, size=n), margin)
-    assert found.p is not None and found.low is not None and found.high is not None
-    assert (found.p <= 0.05) == (-margin <= found.low and found.high <= margin)
+    result = equivalence_test(np.random.default_rng(seed).normal(0.2, 1, size=n), margin)
+    assert result.p is not None and result.low is not None and result.high is not None
+    assert (result.p <= 0.05) == (-margin <= result.low and result.high <= margin)
 
 
 def test_at_the_margin_equivalence_errs_no_more_often_than_alpha():
@@ -292,8 +292,8 @@ def test_at_the_margin_equivalence_errs_no_more_often_than_alpha():
 
 def test_the_sign_flip_interval_errs_no_more_often_than_alpha_at_the_margin():
     draws = np.random.default_rng(10).laplace(0.5, 0.2, size=(2000, 8))
-    found = [sign_flip_test(row, level=0.90) for row in draws]
-    inside = [each.low > -0.5 and each.high < 0.5 for each in found if each.low is not None and each.high is not None]
+    results = [sign_flip_test(row, level=0.90) for row in draws]
+    inside = [each.low > -0.5 and each.high < 0.5 for each in results if each.low is not None and each.high is not None]
     assert len(inside) == 2000
     assert np.mean(inside) == pytest.approx(12 / 256, abs=0.015)  # 12 of 255 subset means are left out at either end
 

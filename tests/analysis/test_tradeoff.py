@@ -76,17 +76,17 @@ def test_what_is_off_the_front_is_dominated_by_something_on_it(points):
 def test_the_probability_of_the_front_is_that_of_drawing_seeds_again():
     # grouped is cheaper. dense beats it where the mean difference of two drawn seeds is above 0: of the four draws from
     # (+.02, -.01) only (-.01, -.01) is not: 3/4.
-    found = front_probability(long_table(dense=[0.82, 0.79], grouped=[0.80, 0.80]), "macs").set_index("variant")
-    assert list(found.index) == ["grouped", "dense"]
-    assert found.loc["grouped", "probability"] == 1
-    assert found.loc["dense", "probability"] == pytest.approx(0.75, abs=0.03)
-    assert found["on_front"].tolist() == [True, True]
+    front = front_probability(long_table(dense=[0.82, 0.79], grouped=[0.80, 0.80]), "macs").set_index("variant")
+    assert list(front.index) == ["grouped", "dense"]
+    assert front.loc["grouped", "probability"] == 1
+    assert front.loc["dense", "probability"] == pytest.approx(0.75, abs=0.03)
+    assert front["on_front"].tolist() == [True, True]
 
 
 def test_one_seed_has_no_probability_and_seeds_of_some_variants_are_left_out():
-    found = front_probability(long_table(dense=[0.82, 0.8], grouped=[0.80]), "macs")
-    assert found["probability"].isna().all()
-    assert (found["note"] == "seeds left out, which not all variants have: 1; one seed: no probability").all()
+    front = front_probability(long_table(dense=[0.82, 0.8], grouped=[0.80]), "macs")
+    assert front["probability"].isna().all()
+    assert (front["note"] == "seeds left out, which not all variants have: 1; one seed: no probability").all()
     assert front_probability(long_table(dense=[0.8]), "energy").empty
 
 
@@ -105,7 +105,7 @@ def test_pairs_at_equal_groups_and_at_equal_parameters_are_different_pairs():
     cut = {"dense": (0, "1"), "uniform": (0, "4"), "log": (0, "log:4"), "widened": (0, "9,8,8,8")}
     table = pd.concat([runs, rows_of("parameters", sizes), rows_of("dead_filters", cut, "conv2")])
     by_groups, by_parameters = (equal_pairs(table, by, margin=0.01) for by in ("groups", "parameters"))
-    pairs = [set(zip(found["variant"], found["baseline"], strict=True)) for found in (by_groups, by_parameters)]
+    pairs = [set(zip(frame["variant"], frame["baseline"], strict=True)) for frame in (by_groups, by_parameters)]
     assert pairs == [{("log", "uniform"), ("widened", "uniform"), ("widened", "log")}, {("widened", "log")}]
     row = by_groups.set_index(["variant", "baseline"]).loc[("log", "uniform")]
     assert (row["difference"], row["n"]) == (pytest.approx(0.015), 2)
@@ -129,8 +129,8 @@ def test_at_equal_cost_the_gap_between_two_straight_lines_is_their_distance():
             rows_of("parameters", {v: (2.0 ** int(v[1]), "") for v in accuracy}),
         ]
     )
-    found = difference_at_equal_cost(table, ["a4", "a0", "a2"], ["b1", "b3"], "parameters")
-    assert found.tolist() == [pytest.approx(1), pytest.approx(1)]
+    difference = difference_at_equal_cost(table, ["a4", "a0", "a2"], ["b1", "b3"], "parameters")
+    assert difference.tolist() == [pytest.approx(1), pytest.approx(1)]
     assert difference_at_equal_cost(table, ["a0"], ["b1", "b3"], "parameters").empty, "nothing is extrapolated"
     assert difference_at_equal_cost(table, ["a0"], ["c"], "parameters").empty
     assert difference_at_equal_cost(table, ["a2"], ["b1", "b3"], "parameters").tolist() == [pytest.approx(1)] * 2
@@ -159,17 +159,17 @@ def test_a_time_that_was_disturbed_puts_no_variant_surely_on_the_front():
     quiet = timed(table, dense=(0.060, 0.061, 0.062), grouped=(0.54, 0.55, 0.56))
     assert disturbed(loud) == ["dense", "grouped"]
     assert disturbed(quiet) == []
-    found = front_probability(loud, "latency").set_index("variant")
-    assert 0.3 < found.loc["dense", "probability"] < 0.7
-    assert found.loc["grouped", "probability"] == pytest.approx(1 - found.loc["dense", "probability"])
+    front = front_probability(loud, "latency").set_index("variant")
+    assert 0.3 < front.loc["dense", "probability"] < 0.7
+    assert front.loc["grouped", "probability"] == pytest.approx(1 - front.loc["dense", "probability"])
     assert front_probability(quiet, "latency").set_index("variant").loc["dense", "probability"] == 1
 
 
 def test_drawn_times_have_the_quartiles_that_were_measured():
     table = timed(long_table(dense=[0.8, 0.8], grouped=[0.8, 0.8]), dense=(0.5, 0.6, 1.2), grouped=(1.2, 1.2, 1.2))
     # Dense is dearer than 1.2, its upper quartile, in a quarter of the drawings.
-    found = front_probability(table, "latency").set_index("variant")
-    assert found.loc["dense", "probability"] == pytest.approx(0.75, abs=0.03)
+    front = front_probability(table, "latency").set_index("variant")
+    assert front.loc["dense", "probability"] == pytest.approx(0.75, abs=0.03)
     assert tradeoff_table(table).loc[0, "latency_upper"] == 1.2
 
 

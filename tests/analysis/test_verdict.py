@@ -81,9 +81,9 @@ def test_where_there_are_too_many_seeds_for_all_flips_it_is_students_t():
     x = np.random.default_rng(2).normal(0.8, 1, 30)
     t = x.mean() / (x.std(ddof=1) / math.sqrt(30))
     interval = scipy_stats.ttest_1samp(x, 0).confidence_interval(0.95)
-    found = over(x)
-    assert found.support == pytest.approx(scipy_stats.t.sf(t, 29))
-    assert (found.low, found.high) == (pytest.approx(interval.low), pytest.approx(interval.high))
+    part = over(x)
+    assert part.support == pytest.approx(scipy_stats.t.sf(t, 29))
+    assert (part.low, part.high) == (pytest.approx(interval.low), pytest.approx(interval.high))
 
 
 @pytest.mark.parametrize("test", [GAIN, EQUAL, NO_GAIN, replace(GAIN, direction="less", matters=0.4)])
@@ -91,12 +91,12 @@ def test_where_there_are_too_many_seeds_for_all_flips_it_is_students_t():
 def test_p_is_small_exactly_where_the_interval_says_so(test, seeds):
     rng = np.random.default_rng(3)
     for x in rng.normal(rng.choice([-0.8, 0, 0.8]), 1, (150, seeds)):
-        found = over(x, test)
-        assert found.low is not None and found.high is not None
-        assert found.support is not None and found.oppose is not None
-        verdict = interval_verdict(found.low, found.high, test)
-        assert (found.support <= 0.025) == (verdict == "supported")
-        assert (found.oppose <= 0.025) == (verdict == "contradicted")
+        part = over(x, test)
+        assert part.low is not None and part.high is not None
+        assert part.support is not None and part.oppose is not None
+        verdict = interval_verdict(part.low, part.high, test)
+        assert (part.support <= 0.025) == (verdict == "supported")
+        assert (part.oppose <= 0.025) == (verdict == "contradicted")
 
 
 @given(
@@ -121,13 +121,13 @@ def test_p_depends_neither_on_the_unit_nor_on_the_sign_convention(values, than, 
 
 @pytest.mark.parametrize(("split", "seeds"), [(17, 17), (16, 17), (14, 14), (8, 12)])
 def test_a_share_is_judged_by_its_exact_interval(split, seeds):
-    found = over([1.0] * split + [0.0] * (seeds - split), EVERY_RUN)
+    part = over([1.0] * split + [0.0] * (seeds - split), EVERY_RUN)
     low = scipy_stats.beta.ppf(0.025, split, seeds - split + 1)
-    assert (found.effect, found.low) == (split / seeds, pytest.approx(low))
+    assert (part.effect, part.low) == (split / seeds, pytest.approx(low))
     # .8^17 = .0225: all of 17 seeds are the fewest whose lower bound exceeds .8
-    assert found.support is not None
-    assert (found.support <= 0.025) == (split == seeds == 17)
-    assert (found.oppose is not None and found.oppose <= 0.025) == ((split, seeds) == (8, 12))
+    assert part.support is not None
+    assert (part.support <= 0.025) == (split == seeds == 17)
+    assert (part.oppose is not None and part.oppose <= 0.025) == ((split, seeds) == (8, 12))
 
 
 def test_every_run_needs_41_seeds():
@@ -145,8 +145,8 @@ def test_every_run_needs_41_seeds():
 def test_uniform_p_in_every_run_is_not_called_a_split_in_every_run():
     rng = np.random.default_rng(0)
     for row in rng.uniform(size=(200, 8)) < 0.05:
-        found = over(row.astype(float), EVERY_RUN)
-        assert found.oppose is not None and found.oppose <= 0.025
+        part = over(row.astype(float), EVERY_RUN)
+        assert part.oppose is not None and part.oppose <= 0.025
 
 
 # Power: what "needs" promises.
@@ -154,8 +154,8 @@ def test_uniform_p_in_every_run_is_not_called_a_split_in_every_run():
 
 def supported(effect, spread, seeds, test, simulations=400):
     rng = np.random.default_rng(11)
-    found = [over(effect + spread * rng.normal(size=seeds), test).support for _ in range(simulations)]
-    return np.mean([p is not None and p <= 0.025 for p in found])
+    p_values = [over(effect + spread * rng.normal(size=seeds), test).support for _ in range(simulations)]
+    return np.mean([p is not None and p <= 0.025 for p in p_values])
 
 
 @pytest.mark.parametrize("test", [GAIN, EQUAL, NO_GAIN], ids=["gain", "equal", "no gain"])
@@ -186,9 +186,9 @@ def test_more_spread_and_a_stricter_p_need_more_seeds():
 
 
 def test_fewer_than_six_seeds_are_inconclusive_however_clear_they_look():
-    found = over([5.0, 5.1, 4.9, 5.05, 4.95])
-    assert (found.decided, found.support, found.oppose) == ("inconclusive", None, None)
-    assert "5 seeds: at least 6 are needed" in found.note
+    part = over([5.0, 5.1, 4.9, 5.05, 4.95])
+    assert (part.decided, part.support, part.oppose) == ("inconclusive", None, None)
+    assert "5 seeds: at least 6 are needed" in part.note
     one = over([5.0])
     assert (one.decided, one.low, one.spread) == ("inconclusive", None, None)
     assert "1 seed:" in one.note
@@ -196,6 +196,6 @@ def test_fewer_than_six_seeds_are_inconclusive_however_clear_they_look():
 
 def test_equal_values_have_no_interval_and_say_so():
     for value in (0.0, 0.3):
-        found = over([value] * 8)
-        assert (found.decided, found.support) == ("inconclusive", None)
-        assert "all 8 values equal" in found.note
+        part = over([value] * 8)
+        assert (part.decided, part.support) == ("inconclusive", None)
+        assert "all 8 values equal" in part.note

@@ -66,9 +66,9 @@ def test_uneven_growth_is_that_of_whole_groups():
 
 
 def test_networks_of_one_seed_share_their_initialisation_and_nothing_else(data_root):
-    shown = MeasuredImages(context(data_root, "colour"), 22)
+    images = MeasuredImages(context(data_root, "colour"), 22)
     (first, start), (second, begin) = (
-        network_pair(lambda: thin_alexnet(2, 11), KINDS["shared"], 3, stream, shown) for stream in (0, 1)
+        network_pair(lambda: thin_alexnet(2, 11), KINDS["shared"], 3, stream, images) for stream in (0, 1)
     )
     assert torch.equal(start.conv1.weight, begin.conv1.weight)
     assert not torch.equal(first.conv1.weight, second.conv1.weight)
@@ -92,15 +92,15 @@ def test_resampled_effects_give_the_verdicts_of_the_ledger(claims, data_root, tm
     whole = pd.concat(made_up.values())
     judged = sorted({claim.number for claim, _, _ in simulated_parts(claims)})
     records = [Record(study, "simulated", of_study) for study, of_study in whole.groupby("study")]
-    found = {}
+    verdicts = {}
     for number in judged:
         (claim,) = (claim for claim in claims if claim.number == number)
         (finding,) = judge_claims([claim], records)
-        found[number] = float(finding.verdict == "supported")
+        verdicts[number] = float(finding.verdict == "supported")
     effects = simulate_effects(claims, "planted", 8, data_root, tmp_path)
     drawn = rates(claims, effects, 1, 8).groupby("claim")["alone"].first()
-    assert drawn.to_dict() == found
-    assert 0 < sum(found.values()) < len(found)
+    assert drawn.to_dict() == verdicts
+    assert 0 < sum(verdicts.values()) < len(verdicts)
 
 
 def test_power_is_that_of_the_effect_that_matters(claims):
@@ -130,19 +130,19 @@ def test_every_claim_that_filters_decide_is_simulated(claims, data_root):
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", NULLS)
 def test_nothing_planted_nothing_supported(claims, data_root, kind):
-    found = rates(claims, simulate_effects(claims, kind, RUNS, data_root), STUDIES, 8)
-    wrong = found[found["alone"] > 0.072]
+    table = rates(claims, simulate_effects(claims, kind, RUNS, data_root), STUDIES, 8)
+    wrong = table[table["alone"] > 0.072]
     assert wrong.empty, wrong.to_string()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_a_planted_effect_is_supported(claims, data_root):
-    found = rates(claims, simulate_effects(claims, "planted", RUNS, data_root), STUDIES, 8)
-    supported = found.groupby("claim")["alone"].first()
-    assert (supported[[2, 3, 6, 7, 10, 11, 22]] > 0.8).all(), found.to_string()
+    table = rates(claims, simulate_effects(claims, "planted", RUNS, data_root), STUDIES, 8)
+    supported = table.groupby("claim")["alone"].first()
+    assert (supported[[2, 3, 6, 7, 10, 11, 22]] > 0.8).all(), table.to_string()
 
 
 def test_accuracies_without_a_difference_support_nothing(claims):
-    found = rates(claims, accuracy_effects(claims), 300, 8)
-    assert (found["alone"] <= 0.05).all(), found.to_string()
+    table = rates(claims, accuracy_effects(claims), 300, 8)
+    assert (table["alone"] <= 0.05).all(), table.to_string()

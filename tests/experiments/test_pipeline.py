@@ -191,9 +191,9 @@ def test_a_damaged_table_is_named_and_made_again_from_the_run(tmp_path, capsys, 
         (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
         assert line.startswith(f"warning: {path}: damaged: ")
         assert line.endswith(again)
-        found = report.read_measures(study.folder)
-        pd.testing.assert_frame_equal(first[~timed], found[~timed])
-        assert found["value"].notna().equals(first["value"].notna())
+        measures = report.read_measures(study.folder)
+        pd.testing.assert_frame_equal(first[~timed], measures[~timed])
+        assert measures["value"].notna().equals(first["value"].notna())
 
 
 @pytest.mark.usefixtures("tiny")
@@ -322,15 +322,15 @@ def test_measured_values_are_those_of_the_trained_network(tmp_path):
 @pytest.mark.parametrize("images", [5, 6, 12, 99])
 def test_measured_images_are_spread_over_all_of_them(images):
     context = RunContext.of(tiny_dataset(), Views(12, 12), Recipe(device="cpu"))
-    shown = MeasuredImages(context, images)
-    inputs, labels = zip(*shown.labelled(), strict=True)
+    measured_images = MeasuredImages(context, images)
+    inputs, labels = zip(*measured_images.labelled(), strict=True)
     assert sum(map(len, inputs)) == len(torch.cat(labels)) == min(images, 12)
     assert any(
         torch.allclose(inputs[-1][-1], context.test_inputs(torch.tensor([k]))[0][0], atol=1e-5) for k in (9, 10, 11)
     )
     places = torch.tensor([3, 0, 4])
-    assert torch.equal(shown.normalised(shown.plain_at(places)), torch.cat(inputs)[places])
-    for part, grey in zip(shown.plain(), shown.grey().plain(), strict=True):
+    assert torch.equal(measured_images.normalised(measured_images.plain_at(places)), torch.cat(inputs)[places])
+    for part, grey in zip(measured_images.plain(), measured_images.grey().plain(), strict=True):
         assert 0 <= part.min() <= part.max() <= 1
         assert torch.equal(grey[:, 0], grey[:, 2])
         assert not torch.equal(part[:, 0], part[:, 2])

@@ -58,10 +58,10 @@ def assert_alike_in_training(plain, ours, batches=(4, 3, 5), call=None, toleranc
         torch.testing.assert_close(z, y, rtol=tolerance, atol=tolerance)
         dy = torch.randn_like(y)
         wanted = torch.autograd.grad(y, [x, *plain.parameters()], dy)
-        for found, gradient in zip(torch.autograd.grad(z, [again, *ours.parameters()], dy), wanted, strict=True):
-            torch.testing.assert_close(found, gradient, rtol=tolerance, atol=10 * tolerance)
-        for (name, found), value in zip(ours.named_buffers(), plain.buffers(), strict=True):
-            torch.testing.assert_close(found, value, rtol=tolerance, atol=tolerance, msg=name)
+        for result, gradient in zip(torch.autograd.grad(z, [again, *ours.parameters()], dy), wanted, strict=True):
+            torch.testing.assert_close(result, gradient, rtol=tolerance, atol=10 * tolerance)
+        for (name, result), value in zip(ours.named_buffers(), plain.buffers(), strict=True):
+            torch.testing.assert_close(result, value, rtol=tolerance, atol=tolerance, msg=name)
 
 
 @pytest.fixture
@@ -106,14 +106,14 @@ def test_training_compiled_ahead_of_time_is_that_of_the_modules(counted, request
 
 
 def way_of_compiled(ours):
-    found = []
+    ways = []
 
     def look(x):
-        found.append(way_of(x, *run_at(list(ours), 0)))
+        ways.append(way_of(x, *run_at(list(ours), 0)))
         return x + 1
 
     torch.compile(look, backend="eager")(images())
-    return found[0]
+    return ways[0]
 
 
 @pytest.mark.parametrize(("counted", "op"), [(False, ops.normalize.default), (True, ops.conv2d_statistics.default)])
@@ -155,10 +155,10 @@ def test_folded_evaluation_is_as_exact_as_the_modules(groups, norm, bias, relu, 
         run = run_at(list(ours), 0)
         if run is not None:
             assert way_of(x, *run) == ("modules" if norm == "not tracking" else "folded")
-        exact, theirs, found = copy.deepcopy(plain).double()(x.double()), plain(x), ours(x)
-    assert found.dtype == theirs.dtype and found.shape == theirs.shape and found.stride() == theirs.stride()
-    if found.numel():
-        error, yardstick = ((y.double() - exact).abs().max().item() for y in (found, theirs))
+        exact, theirs, result = copy.deepcopy(plain).double()(x.double()), plain(x), ours(x)
+    assert result.dtype == theirs.dtype and result.shape == theirs.shape and result.stride() == theirs.stride()
+    if result.numel():
+        error, yardstick = ((y.double() - exact).abs().max().item() for y in (result, theirs))
         assert error <= 2 * yardstick + 16 * torch.finfo(dtype).eps * exact.abs().max().item()
 
 
@@ -208,9 +208,9 @@ def test_autocast_reaches_into_blocks(mode, monkeypatch):
     plain.train(mode == "train"), ours.train(mode == "train")
     with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(mode == "train"):
         expected, compiled = plain(images()), torch.compile(ours, fullgraph=True, backend="eager")(images())
-        found = ours(images())
-    assert found.dtype == expected.dtype == compiled.dtype
-    for y in (found, compiled):
+        result = ours(images())
+    assert result.dtype == expected.dtype == compiled.dtype
+    for y in (result, compiled):
         torch.testing.assert_close(y.float(), expected.float(), rtol=0.05, atol=0.05)
 
 
@@ -272,8 +272,8 @@ def test_an_empty_batch_and_a_single_value_give_what_the_modules_give(compiled, 
     plain, ours = twins(shuffle=False)
     call = torch.compile(ours, backend="eager") if compiled else ours
     assert call(torch.empty(0, 8, 6, 6)).shape == plain(torch.empty(0, 8, 6, 6)).shape
-    for found, value in zip(ours.buffers(), plain.buffers(), strict=True):
-        torch.testing.assert_close(found, value)
+    for result, value in zip(ours.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(result, value)
     with pytest.raises(Exception, match="more than 1 value per channel"):
         call(torch.randn(1, 8, 1, 1))
 
@@ -343,7 +343,7 @@ def test_a_relu_inside_one_dnn_is_a_relu_after_for_modes_and_tangents_too(groups
         layer(x)
     assert counter.get_total_flops() == expected.get_total_flops() > 0
     with forward_ad.dual_level():
-        found = forward_ad.unpack_dual(relu(forward_ad.make_dual(x, tangent))).tangent
+        result = forward_ad.unpack_dual(relu(forward_ad.make_dual(x, tangent))).tangent
         expected = forward_ad.unpack_dual(layer(forward_ad.make_dual(x, tangent)).relu()).tangent
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(result, expected)
     torch.testing.assert_close(torch.vmap(relu)(x.unsqueeze(1)), relu(x).unsqueeze(1))

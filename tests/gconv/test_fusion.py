@@ -83,14 +83,14 @@ def vision():
 
 def conv_norm_pairs(model, x):
     """Convolutions whose output, the very tensor, a batch norm is called with: counted by hooks, not by a trace."""
-    outputs, found = {}, set()
+    outputs, pairs = {}, set()
 
     def remember(name):
         return lambda module, args, y: outputs.update({id(y): (name, y)})
 
     def look(module, args):
         if id(args[0]) in outputs:
-            found.add(outputs[id(args[0])][0])
+            pairs.add(outputs[id(args[0])][0])
 
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
@@ -98,7 +98,7 @@ def conv_norm_pairs(model, x):
         elif isinstance(module, nn.BatchNorm2d):
             module.register_forward_pre_hook(look)
     model(x)
-    return found
+    return pairs
 
 
 EXPECTED = {"resnet18": (20, 0), "resnet50": (53, 0), "mobilenet_v2": (52, 0), "densenet121": (59, 61)}
@@ -112,7 +112,7 @@ def test_runs_of_torchvisions_models_are_counted(vision, name):
     done = fuse(model)
     runs, skipped = EXPECTED[name]
     assert sum(map(len, done.blocks.values())) == len(pairs) == runs
-    assert {f"{owner}.{run[0]}".lstrip(".") for owner, found in done.blocks.items() for run in found} == pairs
+    assert {f"{owner}.{run[0]}".lstrip(".") for owner, fused in done.blocks.items() for run in fused} == pairs
     assert len(done.skipped) == skipped
     if name == "densenet121":
         assert set(done.skipped.values()) == {
@@ -146,10 +146,10 @@ def test_a_training_step_is_that_of_the_unfused_model(vision):
     for model in (plain, ours):
         assert model.training
         model(x).square().sum().backward()
-    for found, wanted in zip(ours.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(found.grad, wanted.grad, rtol=1e-10, atol=1e-10)
-    for found, wanted in zip(ours.buffers(), plain.buffers(), strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+    for result, wanted in zip(ours.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(result.grad, wanted.grad, rtol=1e-10, atol=1e-10)
+    for result, wanted in zip(ours.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(result, wanted, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
@@ -332,8 +332,8 @@ def test_hooks_see_what_they_saw(folding):
         x = images(dtype=torch.float64)
         plain(x), ours(x)
     assert len(seen[plain]) == len(seen[ours]) == 4
-    for found, wanted in zip(seen[ours], seen[plain], strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+    for result, wanted in zip(seen[ours], seen[plain], strict=True):
+        torch.testing.assert_close(result, wanted, rtol=1e-10, atol=1e-10)
 
 
 def test_hooks_for_all_modules_see_every_module(folding):

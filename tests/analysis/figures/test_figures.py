@@ -24,26 +24,26 @@ def style():
 
 def arrays(groups, filters=12, layers=("conv1",)):
     rng = np.random.default_rng(0)
-    found = {
+    saved_arrays = {
         "filters": rng.normal(size=(filters, 3, 5, 5)),
         "colour_index": rng.uniform(size=filters),
         "learned": rng.uniform(size=filters) < 0.7,
     }
-    found |= {f"correlation {layer}": np.corrcoef(rng.normal(size=(filters, 50))) for layer in layers}
+    saved_arrays |= {f"correlation {layer}": np.corrcoef(rng.normal(size=(filters, 50))) for layer in layers}
     if groups > 1:
         labels = np.arange(filters) % groups
-        found |= {"filter_groups": labels} | {f"groups {layer} read": labels for layer in layers}
-    return found
+        saved_arrays |= {"filter_groups": labels} | {f"groups {layer} read": labels for layer in layers}
+    return saved_arrays
 
 
 @given(st.lists(st.text("abc-.", min_size=1, max_size=40), unique=True, max_size=20), st.integers(8, 30))
 def test_short_names_fit_and_stay_apart(names, length):
-    shown = page.short_names(names, length)
-    assert list(shown) == names
-    assert len(set(shown.values())) == len(names)
-    assert all(len(text) <= length for text in shown.values())
+    short = page.short_names(names, length)
+    assert list(short) == names
+    assert len(set(short.values())) == len(names)
+    assert all(len(text) <= length for text in short.values())
     if all(len(name) <= length for name in names):
-        assert shown == {name: name for name in names}
+        assert short == {name: name for name in names}
 
 
 def test_long_names_lose_their_middle():
@@ -146,15 +146,17 @@ def test_matrices_fit_on_their_pages(variants, columns, parts):
 
 
 def test_groups_are_named_once_where_all_variants_have_the_same(tmp_path, monkeypatch):
-    shown = {}
-    monkeypatch.setattr(matrices, "draw", lambda variants, columns, found, *rest: shown.update(c=columns, m=found))
+    drawn = {}
+    monkeypatch.setattr(
+        matrices, "draw", lambda variants, columns, matrix_of, *rest: drawn.update(c=columns, m=matrix_of)
+    )
     computed = {**arrays(2), "groups conv1 computed": np.arange(12) % 2}
     correlation.draw(Saved(arrays={"dense": arrays(1), "a": arrays(2)}), tmp_path)
-    assert shown["c"] == ["conv1, read"]
-    assert {m.title for m in shown["m"].values()} == {()}
+    assert drawn["c"] == ["conv1, read"]
+    assert {m.title for m in drawn["m"].values()} == {()}
     correlation.draw(Saved(arrays={"dense": arrays(1), "a": arrays(2), "b": computed}), tmp_path)
-    assert shown["c"] == ["conv1"]
-    assert [m.title for m in shown["m"].values()] == [(), ("read",), ("computed",)]
+    assert drawn["c"] == ["conv1"]
+    assert [m.title for m in drawn["m"].values()] == [(), ("read",), ("computed",)]
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
@@ -246,9 +248,9 @@ def test_native_is_seen_where_another_way_takes_as_long(tmp_path, monkeypatch):
 def test_a_curve_is_the_mean_and_the_range_over_seeds():
     table = history(("a", "b"), 3).assign(test_accuracy=lambda t: t["test_accuracy"] + t["seed"] / 10)
     assert curves.by_epoch(table, "a", "train_loss").loc[2].tolist() == [1.5, 0.5, 2.5]
-    found = curves.by_epoch(table, "a", "test_accuracy")
-    assert found.index.tolist() == [2, 3], "epochs without evaluation are left out"
-    assert found.loc[2].tolist() == pytest.approx([0.6, 0.5, 0.7])
+    by_epoch = curves.by_epoch(table, "a", "test_accuracy")
+    assert by_epoch.index.tolist() == [2, 3], "epochs without evaluation are left out"
+    assert by_epoch.loc[2].tolist() == pytest.approx([0.6, 0.5, 0.7])
 
 
 def test_a_bare_figure_is_as_wide_as_asked_and_has_its_text_in_a_file(tmp_path, monkeypatch):

@@ -56,9 +56,9 @@ GAPS = table(
 
 
 def test_the_gap_is_within_minus_between_and_its_rise_is_paired_by_seed():
-    found = nulls.gaps(GAPS)
+    gap_table = nulls.gaps(GAPS)
     keys = ["variant", "seed", "layer", "side", "null"]
-    gaps = dict(zip(found[keys].itertuples(index=False, name=None), found["value"].round(12), strict=True))
+    gaps = dict(zip(gap_table[keys].itertuples(index=False, name=None), gap_table["value"].round(12), strict=True))
     assert gaps == {
         ("dense", 0, "conv2", "computed", "spectral partition"): 0.3,
         ("dense", 0, "conv1", "computed", "arbitrary partition"): 0,
@@ -69,26 +69,26 @@ def test_the_gap_is_within_minus_between_and_its_rise_is_paired_by_seed():
         ("g2", 1, "conv2", "computed", "untrained"): 0.2,
         ("g2", 2, "conv2", "computed", ""): 0.2,
     }, "a layer without between has no gap"
-    rises = nulls.rises(found)
+    rises = nulls.rises(gap_table)
     assert dict(zip(rises["seed"], rises["value"].round(12), strict=True)) == {0: 0.3, 1: 0.4}, "seed 2 has no null"
 
 
 def test_partitions_of_a_dense_layer_stand_with_the_groups_of_the_others():
-    found = nulls.gaps(GAPS)
-    by_variant = set(zip(found["variant"], nulls.columns_of(found), strict=True))
+    gap_table = nulls.gaps(GAPS)
+    by_variant = set(zip(gap_table["variant"], nulls.columns_of(gap_table), strict=True))
     assert by_variant == {
         ("dense", "conv2, computed"),
         ("dense", "conv1, read"),
         ("g2", "conv1, read"),
         ("g2", "conv2, computed"),
     }
-    alone = found[found["variant"] == "dense"]
+    alone = gap_table[gap_table["variant"] == "dense"]
     assert set(nulls.columns_of(alone)) == {"conv1, arbitrary groups", "conv2, arbitrary groups"}
 
 
 def test_partitions_into_several_numbers_of_parts_are_one_null_with_a_mark_each(tmp_path, monkeypatch):
     cells = []
-    monkeypatch.setattr(forest, "draw", lambda found, *rest: cells.append(found))
+    monkeypatch.setattr(forest, "draw", lambda cells_drawn, *rest: cells.append(cells_drawn))
     cuts = {"arbitrary partition": "2", "arbitrary partition, 4 groups": "4", "arbitrary partition, log:4": "log:4"}
     parts = [
         table(*gap_rows("dense", s, "conv1", "computed", null, 0.5 + s, 0.5)).assign(groups=groups)
@@ -199,11 +199,11 @@ def test_matrices_between_layers_are_sorted_by_the_groups_of_either_side(tmp_pat
     }
     checked(interlayer.draw(Saved(GAPS, {"g2": a}), tmp_path))
     assert interlayer.draw(Saved(GAPS, {"g2": {}}), tmp_path) == []
-    shown = {}
-    monkeypatch.setattr(matrices, "draw", lambda variants, columns, found, *rest: shown.update(found))
+    drawn = {}
+    monkeypatch.setattr(matrices, "draw", lambda variants, columns, matrix_of, *rest: drawn.update(matrix_of))
     interlayer.draw(Saved(GAPS, {"g2": a}), tmp_path)
-    assert list(shown) == [("g2", "block-1-block-2")], "labels are no matrices"
-    np.testing.assert_array_equal(matrices.in_blocks(shown["g2", "block-1-block-2"])[0], [[3, np.nan], [1, 2]])
+    assert list(drawn) == [("g2", "block-1-block-2")], "labels are no matrices"
+    np.testing.assert_array_equal(matrices.in_blocks(drawn["g2", "block-1-block-2"])[0], [[3, np.nan], [1, 2]])
 
 
 FILTERS = {
@@ -254,13 +254,13 @@ def test_lesions_are_read_from_the_names_of_their_measures():
         ("g2", 0, "", "lesion_colour_group_on_grey", "", 9.0),
     )
     rows.index = [7] * len(rows)  # tables are joined without a fresh index
-    found = lesions.drops(rows)
-    assert values(found, "replacement", "group", "series") == {
+    drops = lesions.drops(rows)
+    assert values(drops, "replacement", "group", "series") == {
         ("zero", 2, "group, colour images"): 0.5,
         ("zero", 2, "random sets, colour images"): 0.125,
         ("mean", 11, "group, grey images"): -0.5,
     }
-    looks = lesions.styles(found["series"])
+    looks = lesions.styles(drops["series"])
     assert list(looks) == ["group, colour images", "random sets, colour images", "group, grey images"]
     assert [mark.hollow for mark in looks.values()] == [False, True, False]
     assert lesions.draw(Saved(rows.iloc[-1:], {}), "unused") == []

@@ -49,35 +49,35 @@ def test_groups_that_read_grey_and_coloured_filters_are_a_colour_split():
 
     Less what the projection on an unrelated start takes: 1/75 of the energy on average.
     """
-    found, _ = measured([pattern(k >= 6, k % 2) * (1 + k / 9) for k in range(12)], 2)
-    assert found["learned_filters", ""] == 1
-    assert found["colour_difference", ""] == pytest.approx(1, abs=0.05)
-    assert found["separation_colour_auc", ""] == 1
-    assert found["colour_split", ""] == 1
-    assert found["separation_colour_auc", "labels permuted"] < 0.8
-    assert found["colour_difference", "labels permuted"] < 0.5
+    values, _ = measured([pattern(k >= 6, k % 2) * (1 + k / 9) for k in range(12)], 2)
+    assert values["learned_filters", ""] == 1
+    assert values["colour_difference", ""] == pytest.approx(1, abs=0.05)
+    assert values["separation_colour_auc", ""] == 1
+    assert values["colour_split", ""] == 1
+    assert values["separation_colour_auc", "labels permuted"] < 0.8
+    assert values["colour_difference", "labels permuted"] < 0.5
 
 
 def test_filters_that_kept_their_initialisation_are_no_colour_split():
     """Half of the filters grew from noise into grey. The others hardly left it: they are not learned."""
-    found, _ = measured([pattern(False, k % 2) * (9 if k < 6 else 0.1) for k in range(12)], 2, initial=1.0)
-    assert found["learned_filters", ""] == 0.5
-    assert found["colour_index", ""] < 0.1
-    assert ("colour_split", "") not in found
+    values, _ = measured([pattern(False, k % 2) * (9 if k < 6 else 0.1) for k in range(12)], 2, initial=1.0)
+    assert values["learned_filters", ""] == 0.5
+    assert values["colour_index", ""] < 0.1
+    assert ("colour_split", "") not in values
 
 
 def test_without_a_known_initialisation_filters_are_taken_as_they_are_and_a_note_says_so():
-    found, notes = measured([pattern(k >= 6, k % 2) * 9 for k in range(12)], 2, initial=1.0, known=False)
+    values, notes = measured([pattern(k >= 6, k % 2) * 9 for k in range(12)], 2, initial=1.0, known=False)
     assert "learned_energy" in set(notes["measure"])
-    assert ("learned_energy", "") not in found and ("correlation_with_initialisation", "") not in found
-    assert found["separation_colour_auc", ""] == 1
+    assert ("learned_energy", "") not in values and ("correlation_with_initialisation", "") not in values
+    assert values["separation_colour_auc", ""] == 1
 
 
 def test_a_dense_network_is_cut_in_contiguous_halves():
-    found, _ = measured([pattern(k >= 6, k % 2) for k in range(12)], 1)
-    assert found["colour_difference", "contiguous partition"] == pytest.approx(1, abs=0.05)
-    assert found["colour_split", "contiguous partition"] == 1
-    assert found["separation_colour_auc", "contiguous partition, labels permuted"] < 0.8
+    values, _ = measured([pattern(k >= 6, k % 2) for k in range(12)], 1)
+    assert values["colour_difference", "contiguous partition"] == pytest.approx(1, abs=0.05)
+    assert values["colour_split", "contiguous partition"] == 1
+    assert values["separation_colour_auc", "contiguous partition, labels permuted"] < 0.8
 
 
 def test_frequency_is_compared_inside_the_colour_halves():
@@ -96,5 +96,5 @@ def test_specialisation_is_the_squared_shift_less_what_groups_of_that_size_have_
     The largest group has mean 0, its shift is (¼)² = 1/16; the mean square of a random mean of 8 of 16 is
     3/16 / 8 · (16 − 8) / 15 = .0125. In variances: (1/16 − .0125) / (3/16) = .2667.
     """
-    found, _ = measured([pattern(k >= 12, k % 2) for k in range(16)], "log:3")
-    assert found["specialisation_largest_group", ""] == pytest.approx(0.2667, abs=0.05)
+    values, _ = measured([pattern(k >= 12, k % 2) for k in range(16)], "log:3")
+    assert values["specialisation_largest_group", ""] == pytest.approx(0.2667, abs=0.05)

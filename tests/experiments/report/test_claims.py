@@ -90,21 +90,25 @@ def ledger(capsys, *flags):
 @pytest.mark.parametrize(("loss", "verdict"), [(0.0, "supported"), (0.02, "contradicted")])
 def test_what_is_planted_in_the_tables_is_what_the_ledger_says(tmp_path, capsys, loss, verdict):
     planted_nin(tmp_path, loss)
-    found = ledger(capsys, f"--runs_root={tmp_path}")
-    assert (found[14]["verdict"], found[14]["n"], found[14]["study"]) == (verdict, 8, "nin-roots")
-    assert found[14]["read_from"] == str(tmp_path)
-    assert found[14]["effect"] == pytest.approx(-loss, abs=0.001)
-    assert "abacus" in found[14]["hardware"]
-    assert found[14]["q"] >= found[14]["p"]
-    assert found[5]["verdict"] == "not run"
-    assert "no variant root-4" in found[5]["note"]
+    ledger_rows = ledger(capsys, f"--runs_root={tmp_path}")
+    assert (ledger_rows[14]["verdict"], ledger_rows[14]["n"], ledger_rows[14]["study"]) == (
+        verdict,
+        8,
+        "nin-roots",
+    )
+    assert ledger_rows[14]["read_from"] == str(tmp_path)
+    assert ledger_rows[14]["effect"] == pytest.approx(-loss, abs=0.001)
+    assert "abacus" in ledger_rows[14]["hardware"]
+    assert ledger_rows[14]["q"] >= ledger_rows[14]["p"]
+    assert ledger_rows[5]["verdict"] == "not run"
+    assert "no variant root-4" in ledger_rows[5]["note"]
 
 
 def test_results_serve_where_there_are_no_runs(tmp_path, capsys):
-    found = ledger(capsys, f"--runs_root={tmp_path}")
-    assert {claim["read_from"] for claim in found.values() if claim["effect"] is not None} == {"results"}
-    assert found[14]["command"] == "make experiment NAME=nin-roots"
-    assert found[14]["note"] == "nin-roots has not been run"
+    ledger_rows = ledger(capsys, f"--runs_root={tmp_path}")
+    assert {claim["read_from"] for claim in ledger_rows.values() if claim["effect"] is not None} == {"results"}
+    assert ledger_rows[14]["command"] == "make experiment NAME=nin-roots"
+    assert ledger_rows[14]["note"] == "nin-roots has not been run"
     assert command.command(CLAIMS[25]) == "make experiment NAME=group-parallel"
     assert "configs/unwritten.yaml" in command.command(replace(CLAIMS[25], studies=("unwritten",)))
 
@@ -115,15 +119,15 @@ def test_the_ledger_fits_120_columns_and_counts_its_verdicts(tmp_path, capsys):
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 120
     table = text.split("\n\n")[0]
-    told = dict(re.findall(r"(?m)^ ?(\d+) (supported|contradicted|inconclusive|holds by|not run)", table))
-    assert len(told) == len(CLAIMS)
+    verdict_of = dict(re.findall(r"(?m)^ ?(\d+) (supported|contradicted|inconclusive|holds by|not run)", table))
+    assert len(verdict_of) == len(CLAIMS)
     verdicts = ("supported", "contradicted", "inconclusive", "holds by construction", "not run")
     counts = re.search(", ".join(rf"(\d+) {verdict}" for verdict in verdicts), text)
     assert counts is not None
     assert [int(n) for n in counts.groups()] == [
-        list(told.values()).count(v.removesuffix(" construction")) for v in verdicts
+        list(verdict_of.values()).count(v.removesuffix(" construction")) for v in verdicts
     ]
-    assert told["14"] == "contradicted"
+    assert verdict_of["14"] == "contradicted"
     assert "abacus" in text
     assert "make experiment NAME=resnext-cardinality" in text
 

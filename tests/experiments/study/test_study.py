@@ -27,33 +27,33 @@ def study(*flags, **changes):
 
 
 def test_variants_override_the_study_and_flags_override_both():
-    found = study("--recipe.lr=1e-3", "--seeds", "1", "--data.crop_size=28", "--model.width=64")
-    assert [v.name for v in found.variants] == ["dense", "log-4"]
-    assert [v.model["groups"] for v in found.variants] == [1, "log:4"]
-    assert {v.model["width"] for v in found.variants} == {64}
-    assert {(v.recipe.lr, v.recipe.epochs, v.views.crop_size) for v in found.variants} == {(1e-3, 2, 28)}
-    assert found.seeds == 1
+    resolved = study("--recipe.lr=1e-3", "--seeds", "1", "--data.crop_size=28", "--model.width=64")
+    assert [v.name for v in resolved.variants] == ["dense", "log-4"]
+    assert [v.model["groups"] for v in resolved.variants] == [1, "log:4"]
+    assert {v.model["width"] for v in resolved.variants} == {64}
+    assert {(v.recipe.lr, v.recipe.epochs, v.views.crop_size) for v in resolved.variants} == {(1e-3, 2, 28)}
+    assert resolved.seeds == 1
 
 
 def test_a_flag_for_what_the_variants_differ_in_replaces_them():
-    found = study("--model.groups=8", "--recipe.lr=0.2")
-    assert [v.name for v in found.variants] == ["model.groups=8"]
-    assert found.variants[0].model["groups"] == 8
+    resolved = study("--model.groups=8", "--recipe.lr=0.2")
+    assert [v.name for v in resolved.variants] == ["model.groups=8"]
+    assert resolved.variants[0].model["groups"] == 8
 
 
 def test_variants_may_be_written_nested_and_name_their_own_model():
-    found = study(
+    resolved = study(
         model={},
         variants={"a": {"model": {"name": "small", "groups": 2}}, "b": {"model.name": "alexnet", "model.norm": "none"}},
     )
-    assert [v.model["name"] for v in found.variants] == ["small", "alexnet"]
-    assert found.variants[0].model["groups"] == 2
-    assert found.variants[1].model["norm"] == "none"
+    assert [v.model["name"] for v in resolved.variants] == ["small", "alexnet"]
+    assert resolved.variants[0].model["groups"] == 2
+    assert resolved.variants[1].model["norm"] == "none"
 
 
 def test_overrides_of_the_study_are_remembered_and_places_are_not():
-    found = study("--recipe.lr=0.2", "--runs_root=/somewhere", "--wandb=off")
-    assert found.overrides == {"recipe.lr": 0.2}
+    resolved = study("--recipe.lr=0.2", "--runs_root=/somewhere", "--wandb=off")
+    assert resolved.overrides == {"recipe.lr": 0.2}
 
 
 def test_labels_are_part_of_a_run_only_where_they_are_permuted():
@@ -75,8 +75,8 @@ def test_only_picks_variants():
 
 def test_every_shipped_study_resolves_and_its_head_is_complete():
     for name in catalogue.trained_studies():
-        found = load_study(name)
-        assert found.question
+        resolved = load_study(name)
+        assert resolved.question
         head = catalogue.study_file(name).read_text().split("\nquestion:")[0]
         for part in ("# Question:", "# Command:", "# Time:", "# Result:"):
             assert part in head, f"{name} lacks {part}"
@@ -190,8 +190,8 @@ def test_listing_loads_neither_torch_nor_pandas(tmp_path):
 )
 def test_a_runs_hash_does_not_move(name, hashes):
     """Hashes as they were at commit a9ecd47: folders of runs made then go on."""
-    found = [config_hash(v.run_config("key", 0)) for v in load_study(name).variants]
-    assert found[:3] == hashes
+    computed = [config_hash(v.run_config("key", 0)) for v in load_study(name).variants]
+    assert computed[:3] == hashes
 
 
 PROFILED = """

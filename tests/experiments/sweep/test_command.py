@@ -104,12 +104,12 @@ def points(tmp_path):
 @pytest.mark.usefixtures("threads")
 def test_a_grid_is_trained_whole_and_ends_with_table_best_and_figures(tmp_path, capsys, monkeypatch):
     assert run(file(tmp_path, GRID), tmp_path) == 0
-    found = points(tmp_path)
-    assert [p.state for p in found] == ["done"] * 6
+    sweep_points = points(tmp_path)
+    assert [p.state for p in sweep_points] == ["done"] * 6
     wanted = {(groups, lr) for groups in (1, 2, "log:2") for lr in (0.1, 0.2)}
-    assert {(p.values["model.groups"], p.values["recipe.lr"]) for p in found} == wanted
+    assert {(p.values["model.groups"], p.values["recipe.lr"]) for p in sweep_points} == wanted
     folder = tmp_path / "runs/sweeps/example"
-    for p in found:
+    for p in sweep_points:
         result = json.loads((folder / p.run / "result.json").read_text())
         assert result["test_accuracy"] == p.metric("test_accuracy")
         config = json.loads((folder / p.run / "config.json").read_text())
@@ -204,7 +204,7 @@ def test_hyperband_stops_a_run_in_the_middle_and_it_is_recorded(tmp_path, capsys
 def test_stops_are_those_of_hyperband_by_hand(tmp_path):
     """With min_iter 1 and eta 2 the first look is at the second value; of three runs the two better ones pass it."""
     body = RANDOM + "early_terminate: {type: hyperband, min_iter: 1, eta: 2}\n"
-    found = read_sweep(file(tmp_path, body))
+    sweep = read_sweep(file(tmp_path, body))
 
     def point(number, state, *values):
         return Point(
@@ -215,10 +215,10 @@ def test_stops_are_those_of_hyperband_by_hand(tmp_path):
         )
 
     ended = [point(0, "done", 0.1, 0.8, 0.9), point(1, "stopped", 0.1, 0.2)]
-    assert to_stop(found, [*ended, point(2, "running", 0.1, 0.15)]) == {2}
-    assert to_stop(found, [*ended, point(2, "running", 0.1, 0.3)]) == set()
-    assert to_stop(found, [*ended, point(2, "running", 0.25, 0.15)]) == set(), "its best so far counts"
-    assert to_stop(found, [*ended, point(2, "running", 0.1)]) == set(), "too early to tell"
+    assert to_stop(sweep, [*ended, point(2, "running", 0.1, 0.15)]) == {2}
+    assert to_stop(sweep, [*ended, point(2, "running", 0.1, 0.3)]) == set()
+    assert to_stop(sweep, [*ended, point(2, "running", 0.25, 0.15)]) == set(), "its best so far counts"
+    assert to_stop(sweep, [*ended, point(2, "running", 0.1)]) == set(), "too early to tell"
 
 
 @pytest.mark.slow
@@ -238,10 +238,10 @@ def test_several_workers_train_each_point_once(tmp_path, monkeypatch):
     for name in ("plan_one", "train_one"):
         monkeypatch.setattr(sweep_worker, name, exclusive(getattr(sweep_worker, name)))
     assert run(file(tmp_path, GRID), tmp_path, "--workers=3") == 0
-    found = points(tmp_path)
-    assert sorted(p.number for p in found) == list(range(6))
-    assert len({p.run for p in found}) == 6
-    assert {p.state for p in found} == {"done"}
+    sweep_points = points(tmp_path)
+    assert sorted(p.number for p in sweep_points) == list(range(6))
+    assert len({p.run for p in sweep_points}) == 6
+    assert {p.state for p in sweep_points} == {"done"}
 
 
 @pytest.mark.usefixtures("threads", "no_figures")
@@ -310,11 +310,11 @@ def test_a_sweep_in_other_hands_is_left_to_them(tmp_path):
 
 def test_bayes_learns_from_runs_and_seeds_make_it_repeatable(tmp_path):
     body = "method: bayes\nparameters:\n  recipe.lr: {min: 0.0, max: 1.0}\n".replace("0.0", "0.01")
-    found = read_sweep(file(tmp_path, body))
+    sweep = read_sweep(file(tmp_path, body))
     history = []
     for number in range(12):
-        values = suggest(found, history)
-        assert values == suggest(found, history)
+        values = suggest(sweep, history)
+        assert values == suggest(sweep, history)
         reached = 1 - (values["recipe.lr"] - 0.7) ** 2  # best at 0.7
         history.append(Point(number, values, "done", history=[{"epoch": 1, "test_accuracy": reached}]))
     assert type(values["recipe.lr"]) is float
@@ -324,8 +324,8 @@ def test_bayes_learns_from_runs_and_seeds_make_it_repeatable(tmp_path):
 
 def test_a_worker_that_dies_takes_one_point_with_it(tmp_path, capsys):
     """The leading process notes the failure and gives the next point to a new worker."""
-    found = read_sweep(file(tmp_path, RANDOM))
-    local = LocalSweep(found, SweepContext("example", "quickstart", tmp_path), [], 4, 1)
+    sweep = read_sweep(file(tmp_path, RANDOM))
+    local = LocalSweep(sweep, SweepContext("example", "quickstart", tmp_path), [], 4, 1)
     link, theirs = Pipe()
     worker = Worker(ThreadProcess(lambda: None), link, Point(0, {"recipe.lr": 0.1, "model.groups": 1}))
     local.points, local._workers = [worker.point], [worker]

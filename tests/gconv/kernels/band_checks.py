@@ -203,11 +203,11 @@ def test_rows_that_share_what_they_read_are_as_exact_as_aten(case, batch, wide):
     exact = by_aten(layer, x, weight, bias, dy, torch.float64)
     blocking = Blocking(16, 16, 32, 16, 1, rows=True)
     with mock.patch.object(correlate, "is_wide", lambda *images: wide), poisoned():
-        found = (
+        result = (
             *band.conv2d_statistics(x, weight, bias, layer, blocking=blocking),
             band.input_gradient(dy, weight, layer, size, blocking=blocking),
         )
-    y, mean, var, dx = (part.double() for part in found)
+    y, mean, var, dx = (part.double() for part in result)
     for ours, true in ((y, exact[0]), (dx, exact[1])):
         torch.testing.assert_close(ours, true, rtol=1e-5, atol=1e-5)
     expected, center = torch.var_mean(y, (0, 2, 3), correction=0)
@@ -389,8 +389,8 @@ def test_a_nan_stays_in_the_bands_that_hold_it():
     x[:, 40:] = float("nan")
     dy[:, 40:] = float("nan")
     y, dx, dweight = by_band(layer, x, weight, bias, dy)
-    for found in (y, dx):
-        assert found[:, :40].isfinite().all() and found[:, 40:].isnan().all()
+    for result in (y, dx):
+        assert result[:, :40].isfinite().all() and result[:, 40:].isnan().all()
     assert dweight[:40].isfinite().all() and dweight[40:].isnan().all()
 
 
@@ -453,11 +453,11 @@ def test_a_compiled_block_that_counts_is_that_of_its_modules(monkeypatch):
     monkeypatch.setattr(band, "conv2d_statistics", lambda *given: used.append(1) or counted(*given))
     dispatch._named.cache_clear()
     with forced_kernel("band"):
-        found = torch.compile(ours, fullgraph=True, backend="aot_eager")(x)
-        gradients = torch.autograd.grad(found.square().sum(), [*ours.parameters()])
+        result = torch.compile(ours, fullgraph=True, backend="aot_eager")(x)
+        gradients = torch.autograd.grad(result.square().sum(), [*ours.parameters()])
     dispatch._named.cache_clear()
     assert used
-    torch.testing.assert_close(found, plain(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(result, plain(x), rtol=1e-4, atol=1e-5)
     expected = torch.autograd.grad(plain(x).square().sum(), [*plain.parameters()])
     for ours_, theirs in zip(gradients, expected, strict=True):
         torch.testing.assert_close(ours_, theirs, rtol=1e-3, atol=1e-3)

@@ -331,19 +331,19 @@ def test_explain_names_kernel_reason_and_floor(own_table):
     rows = {kind_of(op): {"masked": 0.8, "loop": 1.2, "dense": 1.0} for op in (*OPS, "step")}
     table.write(own_table, this_machine(CPU), rows)
     dispatch.forget()
-    found = explain(layer, (64, 64, 32, 32))
+    explanation = explain(layer, (64, 64, 32, 32))
     links = 32 * 32 + 16 * 16 + 2 * 8 * 8
-    assert found.share == links / 64**2 == 0.34375
-    assert [op.op for op in found.ops] == [*OPS, "step"]
-    for op in found.ops[:3]:
+    assert explanation.share == links / 64**2 == 0.34375
+    assert [op.op for op in explanation.ops] == [*OPS, "step"]
+    for op in explanation.ops[:3]:
         assert op.kernel == "masked"
         assert op.macs == 64 * 32 * 32 * 9 * links
         assert op.bytes == 4 * (2 * 64 * 64 * 32 * 32 + 9 * links)
         assert op.of_dense == pytest.approx(0.8)
         assert op.floor is None  # nobody knows the peaks of this CPU
-    assert found.ops[3].kernel == "apart"
-    assert found.ops[3].macs == 3 * found.ops[0].macs
-    text = str(found)
+    assert explanation.ops[3].kernel == "apart"
+    assert explanation.ops[3].macs == 3 * explanation.ops[0].macs
+    text = str(explanation)
     for words in (
         "log:4",
         "each op by its own kernel",

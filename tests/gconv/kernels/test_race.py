@@ -36,43 +36,43 @@ class Clock:
 
 
 def test_what_is_far_slower_is_never_timed_in_a_round():
-    found = Clock().race(fast=1.0, slow=2.5)
-    assert found.seconds == pytest.approx({"fast": 1.0, "slow": 2.5})
-    assert found.rounds == {"fast": racing.ROUNDS_TO_DROP, "slow": 0}
-    assert found.certain
+    result = Clock().race(fast=1.0, slow=2.5)
+    assert result.seconds == pytest.approx({"fast": 1.0, "slow": 2.5})
+    assert result.rounds == {"fast": racing.ROUNDS_TO_DROP, "slow": 0}
+    assert result.certain
 
 
 def test_one_disturbed_measurement_drops_nobody():
     """Warm-up, a disturbed call, the call that is made again."""
-    found = Clock().race(fast=1.0, disturbed=[0.5, 5.0, 0.5, 0.5, 0.5])
-    assert min(found.seconds, key=found.seconds.get) == "disturbed"
-    assert found.rounds["disturbed"] >= racing.ROUNDS_TO_DROP
+    result = Clock().race(fast=1.0, disturbed=[0.5, 5.0, 0.5, 0.5, 0.5])
+    assert min(result.seconds, key=result.seconds.get) == "disturbed"
+    assert result.rounds["disturbed"] >= racing.ROUNDS_TO_DROP
 
 
 def test_what_is_clearly_slower_drops_out_after_a_few_rounds():
-    found = Clock().race(fast=1.0, slower=1.5, close=1.05)
-    assert found.rounds == {
+    result = Clock().race(fast=1.0, slower=1.5, close=1.05)
+    assert result.rounds == {
         "fast": racing.ROUNDS_TO_ORDER,
         "slower": racing.ROUNDS_TO_DROP,
         "close": racing.ROUNDS_TO_ORDER,
     }
-    assert found.seconds == pytest.approx({"fast": 1.0, "slower": 1.5, "close": 1.05})
-    assert found.certain
+    assert result.seconds == pytest.approx({"fast": 1.0, "slower": 1.5, "close": 1.05})
+    assert result.certain
 
 
 def test_alike_ways_are_not_timed_for_ever_and_changing_ones_as_long_as_allowed():
     assert Clock().race(one=1.0, other=1.01).rounds == {"one": racing.ROUNDS_TO_ORDER, "other": racing.ROUNDS_TO_ORDER}
     clock = Clock()
-    found = clock.race(one=[1.0, 1.0, 1.2, 0.9, 1.1], other=[1.05, 1.05, 0.9, 1.2, 1.15, 1.0, 1.1])
-    assert set(found.rounds.values()) == {racing.MAX_ROUNDS}
+    result = clock.race(one=[1.0, 1.0, 1.2, 0.9, 1.1], other=[1.05, 1.05, 0.9, 1.2, 1.15, 1.0, 1.1])
+    assert set(result.rounds.values()) == {racing.MAX_ROUNDS}
 
 
 def test_it_ends_when_time_is_up_and_says_that_nothing_is_certain():
     clock = Clock()
-    found = clock.race(until=7.0, one=1.0, other=1.3)
+    result = clock.race(until=7.0, one=1.0, other=1.3)
     assert clock.now == pytest.approx(2 * 2.3 + 2 * 2.3)  # two calls each whatever the time, then the rounds begun
-    assert found.rounds == {"one": 2, "other": 2}
-    assert not found.certain
+    assert result.rounds == {"one": 2, "other": 2}
+    assert not result.certain
 
 
 def test_each_round_begins_with_another_way():
@@ -84,9 +84,9 @@ def test_each_round_begins_with_another_way():
 
 def test_what_takes_no_time_is_repeated_within_a_measurement():
     clock = Clock()
-    found = clock.race(one=racing.SHORT_S / 10, other=racing.SHORT_S / 5)
-    assert clock.calls.count("one") == 2 + 10 * found.rounds["one"]
-    assert found.seconds["one"] == pytest.approx(racing.SHORT_S / 10)
+    result = clock.race(one=racing.SHORT_S / 10, other=racing.SHORT_S / 5)
+    assert clock.calls.count("one") == 2 + 10 * result.rounds["one"]
+    assert result.seconds["one"] == pytest.approx(racing.SHORT_S / 10)
 
 
 def test_a_way_that_fails_stops_no_other():
@@ -95,7 +95,7 @@ def test_a_way_that_fails_stops_no_other():
     def fail():
         raise RuntimeError("out of\n memory")
 
-    found = race({"one": clock.way("one", 1.0), "bad": fail}, CPU, clock=clock)
-    assert found.seconds == {"one": 1.0}
-    assert found.failed == {"bad": "out of memory"}
+    result = race({"one": clock.way("one", 1.0), "bad": fail}, CPU, clock=clock)
+    assert result.seconds == {"one": 1.0}
+    assert result.failed == {"bad": "out of memory"}
     assert race({"bad": fail}, CPU, clock=clock).seconds == {}

@@ -46,17 +46,17 @@ def image():
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_unequal_groups_are_one_call_and_norm_and_relu_fuse_after_it():
-    found = calls(code_of(block("log:3"), image()))
-    assert [name for name in found if "fused" not in name] == ["torch.ops.gconv.conv2d.default"]
-    (fused,) = [name for name in found if "fused" in name]
+    called = calls(code_of(block("log:3"), image()))
+    assert [name for name in called if "fused" not in name] == ["torch.ops.gconv.conv2d.default"]
+    (fused,) = [name for name in called if "fused" in name]
     assert "batch_norm" in fused and "relu" in fused
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_equal_groups_are_torchs_own_convolution():
-    found = calls(code_of(block(4), image()))
-    assert "torch.ops.gconv.conv2d.default" not in found
-    (convolution,) = [name for name in found if "fused" not in name]
+    called = calls(code_of(block(4), image()))
+    assert "torch.ops.gconv.conv2d.default" not in called
+    (convolution,) = [name for name in called if "fused" not in name]
     assert convolution.endswith("convolution")
 
 
@@ -73,12 +73,12 @@ def one_candidate(monkeypatch):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_an_inlined_kernel_fuses_its_concatenation_with_norm_and_relu_and_leaves_convolutions_calls(one_candidate):
     one_candidate("merged")
-    found = calls(code_of(block("log:3"), image()))
-    convolutions = [name for name in found if "convolution" in name]
+    called = calls(code_of(block("log:3"), image()))
+    convolutions = [name for name in called if "convolution" in name]
     assert len(convolutions) == 2, "8 channels alone, twice 4 channels as equal groups"
-    assert "gconv" not in " ".join(found)
-    assert "batch_norm" in found[-1] and "relu" in found[-1], "the last kernel reads what the convolutions wrote"
-    assert not any("cat" in name for name in found), "no kernel copies what they wrote once more"
+    assert "gconv" not in " ".join(called)
+    assert "batch_norm" in called[-1] and "relu" in called[-1], "the last kernel reads what the convolutions wrote"
+    assert not any("cat" in name for name in called), "no kernel copies what they wrote once more"
 
 
 def statistics_of(layer):
@@ -98,11 +98,11 @@ def test_statistics_of_an_inlined_kernel_fuse_with_the_normalisation(one_candida
     layer = GroupedConv2d(16, 16, 3, padding=1, groups="log:3").requires_grad_(False)
     forward, given = statistics_of(layer), (image(), layer.weight, layer.bias)
     code = get_code(torch.compile(forward), *given)[0]
-    found = calls(code)
-    assert "gconv" not in " ".join(found)
-    assert len([name for name in found if "convolution" in name]) == 2, found
-    assert "convolution" in found[-2], "one kernel follows: statistics and normalisation"
-    assert "conv2d_statistics" in found[-1] and "rsqrt" in found[-1]
+    called = calls(code)
+    assert "gconv" not in " ".join(called)
+    assert len([name for name in called if "convolution" in name]) == 2, called
+    assert "convolution" in called[-2], "one kernel follows: statistics and normalisation"
+    assert "conv2d_statistics" in called[-1] and "rsqrt" in called[-1]
     torch._dynamo.reset()
     torch.testing.assert_close(torch.compile(forward)(*given), forward(*given), rtol=1e-4, atol=1e-5)
 
@@ -110,8 +110,8 @@ def test_statistics_of_an_inlined_kernel_fuse_with_the_normalisation(one_candida
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_statistics_stay_one_call_where_no_kernel_is_inlined():
     layer = GroupedConv2d(16, 16, 3, padding=1, groups="log:3").requires_grad_(False)
-    found = calls(get_code(torch.compile(statistics_of(layer)), image(), layer.weight, layer.bias)[0])
-    assert found[0] == "torch.ops.gconv.conv2d_statistics.default"
+    called = calls(get_code(torch.compile(statistics_of(layer)), image(), layer.weight, layer.bias)[0])
+    assert called[0] == "torch.ops.gconv.conv2d_statistics.default"
 
 
 def test_candidates_are_kernels_that_can_compute_the_layer():
@@ -137,15 +137,15 @@ def test_an_implementation_for_inductor_equals_the_op(op):
     for kernel in ("loop", "merged"):
         way = inductor._implementation(op, kernel)
         if op == "conv2d":
-            found = way(x, weight, bias, activation="relu", **numbers)
+            result = way(x, weight, bias, activation="relu", **numbers)
             expected = reference.conv2d(x, weight, bias, layer.geometry, "relu")
         elif op == "input_gradient":
-            found = way(dy, weight, input_size=(9, 9), **numbers)
+            result = way(dy, weight, input_size=(9, 9), **numbers)
             expected = reference.input_gradient(dy, weight, layer.geometry, (9, 9))
         else:
-            found = way(dy, x, **numbers)
+            result = way(dy, x, **numbers)
             expected = reference.weight_gradient(dy, x, layer.geometry)
-        torch.testing.assert_close(found, expected.float(), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(result, expected.float(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -155,5 +155,5 @@ def test_a_step_tuned_by_inductor_has_the_gradients_of_eager():
     compiled = torch.compile(model, mode="max-autotune", fullgraph=True)
     wanted = [x, *model.parameters()]
     ours = torch.autograd.grad(compiled(x).square().sum(), wanted)
-    for found, expected in zip(ours, torch.autograd.grad(model(x).square().sum(), wanted), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    for gradient, expected in zip(ours, torch.autograd.grad(model(x).square().sum(), wanted), strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-3)

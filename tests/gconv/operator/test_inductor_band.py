@@ -136,8 +136,8 @@ def code_of(forward, *shapes, parameters=torch.bfloat16):
 def calls(code):
     """Return kernels and library calls in the order of the program, without the numbers of Inductor's."""
     name = r"(?:\w+ = )?(\w+?)(?:_\d+)?\.run\(|((?:extern_kernels|torch\.ops)\.[\w.]+)"
-    found = re.findall(rf"^\s*{name}", code[code.index("def call(") :], re.MULTILINE)
-    return [kernel or call for kernel, call in found]
+    names = re.findall(rf"^\s*{name}", code[code.index("def call(") :], re.MULTILINE)
+    return [kernel or call for kernel, call in names]
 
 
 def constants_of(program, code):
@@ -163,9 +163,9 @@ def test_programs_are_called_by_the_compiled_one_and_norm_and_relu_fuse_between_
         y = F.batch_norm(y, None, None, bias, bias, training=True).relu()
         return ops.conv2d(y, weight, None, *NUMBERS, "none") + x
 
-    found = calls(code_of(forward, IMAGE, WEIGHT, BIAS))
-    assert [name for name in found if "triton_" not in name] == ["gather", "correlate_rows"] * 2
-    between, last = found[2:-3], found[-1]
+    called = calls(code_of(forward, IMAGE, WEIGHT, BIAS))
+    assert [name for name in called if "triton_" not in name] == ["gather", "correlate_rows"] * 2
+    between, last = called[2:-3], called[-1]
     assert "batch_norm" in between[-1] and "relu" in between[-1], "one kernel normalises and applies the ReLU"
     assert all("batch_norm" in name for name in between) and len(between) <= 3, "the others count the statistics"
     assert last == "triton_poi_fused_add", "nothing fuses into a Triton program of ours"
@@ -186,11 +186,11 @@ def test_statistics_are_counted_by_the_program_and_one_kernel_normalises():
         return ((y - mean.view(-1, 1, 1)) * torch.rsqrt(var.view(-1, 1, 1) + 1e-5)).relu() + x
 
     code = code_of(forward, IMAGE, WEIGHT, BIAS)
-    found = calls(code)
-    assert found[:3] == ["gather", "correlate_rows", "merge_statistics"]
+    called = calls(code)
+    assert called[:3] == ["gather", "correlate_rows", "merge_statistics"]
     assert constants_of("correlate_rows", code)[0]["STATISTICS"]
-    assert all(word in found[-1] for word in ("rsqrt", "relu", "add"))
-    assert len(found) == 5, "between them the variance of the 64 channels"
+    assert all(word in called[-1] for word in ("rsqrt", "relu", "add"))
+    assert len(called) == 5, "between them the variance of the 64 channels"
 
 
 @pytest.mark.usefixtures("device", "built")
@@ -200,9 +200,9 @@ def test_both_gradients_read_one_tensor_that_the_derivative_of_the_relu_wrote():
         return ops.input_gradient(dy, weight, *NUMBERS, IMAGE[2:]), ops.weight_gradient(dy, x, *NUMBERS)
 
     code = code_of(backward, IMAGE, IMAGE, IMAGE, WEIGHT)
-    found = calls(code)
-    assert "threshold_backward" in found[0]
-    assert found[1:] == ["gather", "correlate_rows", "weight_partials", "add_partials"]
+    called = calls(code)
+    assert "threshold_backward" in called[0]
+    assert called[1:] == ["gather", "correlate_rows", "weight_partials", "add_partials"]
     images = re.findall(r"(\w+) = empty_strided_cuda\(\(8, 64, 16, 16\)", code)
     assert len(images) == 2, "the derivative and the gradient of the input"
 
@@ -217,8 +217,8 @@ def test_casts_of_mixed_precision_launch_nothing():
         dx = ops.input_gradient(dy, weight.bfloat16(), *NUMBERS, IMAGE[2:])
         return dx, ops.weight_gradient(dy, x, *NUMBERS).float()
 
-    found = calls(code_of(forward, IMAGE, WEIGHT, BIAS, parameters=torch.float32))
-    assert found[:4] == ["gather", "correlate_rows"] * 2 and not any("_to_copy" in name for name in found)
+    called = calls(code_of(forward, IMAGE, WEIGHT, BIAS, parameters=torch.float32))
+    assert called[:4] == ["gather", "correlate_rows"] * 2 and not any("_to_copy" in name for name in called)
     code = code_of(backward, IMAGE, IMAGE, WEIGHT, parameters=torch.float32)
     assert calls(code) == ["gather", "correlate_rows", "weight_partials", "add_partials"]
     assert re.search(r"empty_strided_cuda\(\(1536, 3, 3\), \(9, 3, 1\), torch\.float32\)", code)

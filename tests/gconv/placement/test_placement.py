@@ -47,20 +47,20 @@ def test_towers_are_spread_so_that_the_largest_rank_is_as_small_as_can_be(loads,
 @given(st.integers(1, 3).flatmap(lambda r: st.tuples(st.lists(st.integers(1, 30), min_size=r, max_size=7), st.just(r))))
 def test_no_other_way_to_spread_few_towers_has_a_smaller_largest_rank(case):
     loads, ranks = case
-    found, exact = spread(loads, ranks)
+    ranks_of_towers, exact = spread(loads, ranks)
     ways = (way for way in product(range(ranks), repeat=len(loads)) if len(set(way)) == ranks)
     assert exact
-    assert set(found) == set(range(ranks)), "no rank is empty"
-    assert largest(loads, found, ranks) == min(largest(loads, way, ranks) for way in ways)
+    assert set(ranks_of_towers) == set(range(ranks)), "no rank is empty"
+    assert largest(loads, ranks_of_towers, ranks) == min(largest(loads, way, ranks) for way in ways)
 
 
 @settings(max_examples=40)
 @given(st.lists(st.integers(1, 1000), min_size=13, max_size=40), st.integers(2, 6))
 def test_many_towers_are_spread_within_the_bound_of_graham(loads, ranks):
     """Bound of 1966, for any order: the mean of all ranks, and (1 − 1/ranks) of the largest tower."""
-    found, _ = spread(loads, ranks)
-    assert set(found) == set(range(ranks))
-    assert largest(loads, found, ranks) <= sum(loads) / ranks + (1 - 1 / ranks) * max(loads)
+    ranks_of_towers, _ = spread(loads, ranks)
+    assert set(ranks_of_towers) == set(range(ranks))
+    assert largest(loads, ranks_of_towers, ranks) <= sum(loads) / ranks + (1 - 1 / ranks) * max(loads)
 
 
 def test_many_unequal_towers_are_not_said_to_be_spread_in_the_best_way_unless_they_are():
@@ -92,25 +92,25 @@ def test_the_towers_of_alexnet_are_where_krizhevsky_had_them():
 def test_alexnet_sends_the_inputs_of_conv3_and_of_the_dense_layers_and_the_class_scores():
     """By hand, bytes of one image: each tensor goes once to the other rank, and its gradient comes back."""
     model = on_meta("alexnet", groups=2, norm="batch")
-    found = plan(model, (3, 227, 227), 2)
+    planned = plan(model, (3, 227, 227), 2)
     numbers = {"conv3": 256 * 13 * 13, "fc6": 256 * 6 * 6, "fc7": 4096, "classify": 4096}
     expected = {layer: 2 * 4 * number for layer, number in numbers.items()}
-    assert found.sent(1) == {**expected, "output": 4 * 1000}, "from the loss nothing comes back"
-    assert found.sent(32, training=False) == {**{k: 16 * v for k, v in expected.items()}, "output": 32 * 4 * 1000}
-    assert not any(exchange.grouped for exchange in found.exchanges)
+    assert planned.sent(1) == {**expected, "output": 4 * 1000}, "from the loss nothing comes back"
+    assert planned.sent(32, training=False) == {**{k: 16 * v for k, v in expected.items()}, "output": 32 * 4 * 1000}
+    assert not any(exchange.grouped for exchange in planned.exchanges)
     four = plan(on_meta("alexnet", groups=4, norm="batch"), (3, 227, 227), 4)
-    assert four.sent(1) == {layer: 3 * sent for layer, sent in found.sent(1).items()}, "to three others"
+    assert four.sent(1) == {layer: 3 * sent for layer, sent in planned.sent(1).items()}, "to three others"
 
 
 def test_normalisation_across_neighbouring_channels_has_to_be_sent_too():
-    found = plan(on_meta("alexnet", groups=2, norm="local"), (3, 227, 227), 2).sent(1)
-    assert list(found) == ["norm1", "norm2", "fc6", "fc7", "classify", "output"]
-    assert found["norm1"] == 2 * 4 * 96 * 55 * 55
+    sent = plan(on_meta("alexnet", groups=2, norm="local"), (3, 227, 227), 2).sent(1)
+    assert list(sent) == ["norm1", "norm2", "fc6", "fc7", "classify", "output"]
+    assert sent["norm1"] == 2 * 4 * 96 * 55 * 55
 
 
 def test_each_rank_sends_its_channels_forwards_and_those_of_others_backwards():
-    found = plan(on_meta("small", groups="4:2:1:1", width=16), (3, 32, 32), 3)
-    (head, output) = found.exchanges
+    planned = plan(on_meta("small", groups="4:2:1:1", width=16), (3, 32, 32), 3)
+    (head, output) = planned.exchanges
     assert (head.layer, head.owners, head.elements) == ("classify", blocks(16, 8, 8), 1)
     assert head.sent(3) == (2 * 16 + 16, 2 * 8 + 24, 2 * 8 + 24)
     assert head.sent(3, training=False) == (32, 16, 16)
