@@ -124,7 +124,8 @@ def measure_effect(table: pd.DataFrame, metric: Metric, lost: Mapping[tuple[str,
     lost, names = lost or {}, _variants(metric)
     for name in names:
         of_name = {seed: why for (variant, seed), why in lost.items() if variant == name}
-        if (table["variant"] == name).any():
+        seeds = table.loc[table["variant"] == name, "seed"]
+        if seeds.notna().any() or (len(seeds) and not (metric.per_seed and of_name)):  # times have no seed
             continue
         if of_name:
             raise NotMeasuredError(f"no run of {name} is evidence: seed {min(of_name)} {of_name[min(of_name)]}")

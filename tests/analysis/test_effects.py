@@ -74,8 +74,10 @@ def test_a_lost_run_is_counted_with_its_reason():
     measured = measure_effect(table, metric, {("b", 2): "diverged", ("c", 0): "diverged"})
     assert (measured.values.tolist(), measured.lost) == ([4, 5], 1)
     assert measured.note == "1 of 3 seeds lost (b diverged)"
-    with pytest.raises(NotMeasuredError, match="no run of b is evidence: seed 0 diverged"):
-        measure_effect(accuracies(a=[5, 6]), metric, {("b", 0): "diverged", ("b", 1): "diverged"})
+    timed = accuracies(b=[1]).assign(measure="latency", seed=np.nan)
+    for left in (accuracies(a=[5, 6]), pd.concat([accuracies(a=[5, 6]), timed])):
+        with pytest.raises(NotMeasuredError, match="no run of b is evidence: seed 0 diverged"):
+            measure_effect(left, metric, {("b", 0): "diverged", ("b", 1): "diverged"})
 
 
 def test_a_slope_is_that_of_least_squares():
