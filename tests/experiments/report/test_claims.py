@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -104,15 +105,28 @@ def test_what_is_planted_in_the_tables_is_what_the_ledger_says(tmp_path, capsys,
     assert "no variant root-4" in ledger_rows[5]["note"]
 
 
+@pytest.fixture
+def nothing_recorded(tmp_path, monkeypatch):
+    find = partial(command.find_records, results=tmp_path / "nothing")
+    monkeypatch.setattr(command, "find_records", find)
+
+
 def test_results_serve_where_there_are_no_runs(tmp_path, capsys):
     ledger_rows = ledger(capsys, f"--runs_root={tmp_path}")
     assert {claim["read_from"] for claim in ledger_rows.values() if claim["effect"] is not None} == {"results"}
+
+
+@pytest.mark.usefixtures("nothing_recorded")
+def test_a_claim_without_runs_and_results_names_the_command_that_tests_it(tmp_path, capsys):
+    ledger_rows = ledger(capsys, f"--runs_root={tmp_path}")
+    assert {claim["verdict"] for claim in ledger_rows.values()} == {"not run"}
     assert ledger_rows[14]["command"] == "make experiment NAME=nin-roots"
     assert ledger_rows[14]["note"] == "nin-roots has not been run"
     assert command.command(CLAIMS[25]) == "make experiment NAME=group-parallel"
     assert "configs/unwritten.yaml" in command.command(replace(CLAIMS[25], studies=("unwritten",)))
 
 
+@pytest.mark.usefixtures("nothing_recorded")
 def test_the_ledger_fits_120_columns_and_counts_its_verdicts(tmp_path, capsys):
     planted_nin(tmp_path, 0.02)
     print_claims([f"--runs_root={tmp_path}"])
