@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from experiments.errors import UsageError
-from experiments.measure.table import NOTE_COLUMNS
+from experiments.measure.table import NOTE_COLUMNS, save_table
 from experiments.report import summary as report
 from experiments.report.study_tables import COUNTS, is_tabled, kept_speed, write_tables
-from experiments.report.tables import DamagedTableError, read_about, read_csv, read_table
+from experiments.report.summary import tables_folder
+from experiments.report.tables import COMPRESSED, DamagedTableError, read_about, read_csv, read_table
+from experiments.report.write_record import SPEED
 from experiments.store.packed import MEASURED, WEIGHTS, NotGatheredError, is_packed, read_done, take, unpack
 from experiments.store.runs import Run, check_writable, config_hash
 from experiments.study.config import Study, Variant, load_study, profile_names
@@ -81,8 +83,16 @@ def gather_runs(name: str, source: Path, flags: list[str]) -> None:
     if not fitting:
         raise UsageError(f"--from={source}: no run of {name} there that is done ({len(left_out)} left out)")
     print(f"{taken} run{'s' * (taken != 1)} gathered into {study.folder}")
+    _take_times(source, study.folder)
     for path in draw(study, data):
         print(path)
+
+
+def _take_times(source: Path, study_folder: Path) -> None:
+    """Copy the times of a record in ``results/``, unless times of the study were measured here."""
+    if (source / SPEED).is_file() and kept_speed(study_folder).empty:
+        save_table(tables_folder(study_folder) / "speed-recorded.csv", read_table(source / SPEED))
+        print(f"times are those of {source / SPEED}")
 
 
 def find_runs(source: Path, scratch: Path) -> tuple[list[FoundRun], list[str]]:
@@ -118,7 +128,8 @@ def _folders(source: Path, scratch: Path, left_out: list[str]) -> Iterator[tuple
             yield str(source), source
             return
         for path in sorted(source.iterdir()):
-            if path.is_dir() or (path.suffix in (".zip", ".tar", ".tgz", ".gz", ".xz") and path.is_file()):
+            archive = path.suffix in (".zip", ".tar", ".tgz", ".gz", ".xz") and path.is_file()
+            if path.is_dir() or (archive and not path.name.endswith(f".csv{COMPRESSED}")):  # a record's table is none
                 yield from _folders(path, scratch / path.name, left_out)
         return
     inside = scratch / "unpacked"

@@ -86,7 +86,7 @@ def speed_rows(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def kept_speed(study_folder: Path) -> pd.DataFrame:
-    """Return the newest times that were measured of a study on this machine; an empty table without any."""
+    """Return the newest times of a study, measured here or taken from a record; an empty table without any."""
     files = sorted(tables_folder(study_folder).glob("speed-*.csv"), key=lambda path: path.stat().st_mtime)
     return read_table(files[-1]) if files else pd.DataFrame(columns=pd.Index(COLUMNS))
 

@@ -100,7 +100,7 @@ def _copy(source: Path, target: Path) -> None:
 
 def compare_tables(committed: Path, fresh: Path) -> list[str]:
     """Compare two tables cell by cell; returns a line on each difference, the first of many alone."""
-    theirs, ours = (list(csv.reader(io.StringIO(read_content(path).decode()))) for path in (committed, fresh))
+    theirs, ours = _cells(committed), _cells(fresh)
     columns, wanted = (table[0] if table else [] for table in (theirs, ours))
     if columns != wanted:
         return [f"{committed}: has the columns {','.join(columns)}; the runs give {','.join(wanted)}"]
@@ -112,6 +112,13 @@ def compare_tables(committed: Path, fresh: Path) -> list[str]:
             if not _same(cell, correct):
                 lines.append(f"{committed}: line {number}, {column}: {cell or '-'}; the runs give {correct or '-'}")
     return first_lines(committed, lines)
+
+
+def _cells(path: Path) -> list[list[str]]:
+    try:
+        return list(csv.reader(io.StringIO(read_content(path).decode())))
+    except UnicodeDecodeError as error:
+        raise DamagedTableError(path, str(error)) from None
 
 
 def compare_texts(path: Path, text: str, fresh: str, before: int = 0) -> list[str]:

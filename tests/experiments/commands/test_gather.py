@@ -13,6 +13,7 @@ from experiments.errors import UsageError
 from experiments.pipeline import run_study
 from experiments.report import summary as report
 from experiments.report.summary import tables_folder
+from experiments.report.write_record import write_study_record
 from experiments.store.packed import MARK, is_packed, pack
 from experiments.study.plan import plan
 from small_runs import NAME, SMALL, small
@@ -61,6 +62,18 @@ def test_what_is_gathered_gives_the_tables_of_where_it_was_trained(trained, tmp_
     assert values(there).equals(values(trained))
     ours, theirs = (np.load(tables_folder(folder) / "dense-seed0.npz") for folder in (there, trained))
     assert {name: ours[name].tobytes() for name in ours} == {name: theirs[name].tobytes() for name in theirs}
+
+
+def test_a_record_is_gathered_whole_with_its_times(trained, tmp_path, capsys):
+    write_study_record(trained, tmp_path / "results", tmp_path / "no.md")
+    capsys.readouterr()
+    record, there = tmp_path / "results" / NAME, tmp_path / "runs" / NAME
+    gathered(record, tmp_path / "runs")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"4 runs gathered into {there}", f"times are those of {record / 'speed.csv'}"]
+    assert report.read_measures(there).equals(report.read_measures(trained))
+    gathered(record, tmp_path / "runs")
+    assert "times" not in capsys.readouterr().out
 
 
 def test_a_study_goes_on_around_packed_runs(trained, tmp_path, capsys):

@@ -54,6 +54,13 @@ def test_numbers_that_were_edited_by_hand_are_named_with_file_and_line(home, cap
     assert expected <= set(capsys.readouterr().err.splitlines())
 
 
+def test_a_table_that_is_no_text_is_named(home, capsys):
+    path = home / "results" / NAME / "measures.csv.gz"
+    path.write_bytes(gzip.compress(b"study,\xff\n"))
+    assert verify.main([NAME]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {path}: damaged: 'utf-8' codec can't decode")
+
+
 def test_an_edited_text_is_named_with_its_line(home, capsys):
     change(home / PAGE, "| groups-2 | ", "| groups-2 | 9")
     change(home / "results" / NAME / "summary.txt", "n=2", "n=8")
