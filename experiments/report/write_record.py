@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import io
 import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from PIL import Image
 
 from experiments.measure.table import save_table
 from experiments.report.marked_text import replace_block
@@ -30,13 +33,16 @@ PACKED = "runs"  # folder of the packed runs in a study's record
 PAGE = Path("docs", "index.md")  # page of a checkout with the tables of some studies
 SPEED = "speed.csv"  # times and memory of the architectures, which no run holds
 LARGEST_FIGURE = 1_000_000  # bytes of all its pages; a larger one is left out, as ``make figures`` draws it again
+COLOURS = 256  # in a palette, which makes a picture about a third as large
+LARGEST_CHANGE = 16  # of 255: a pixel that a palette changes by more looks different
+CHANGED_PIXELS = 0.01  # share of such pixels above which a picture keeps all its colours
 
 
 def write_study_record(study_folder: Path, results: Path, page: Path) -> list[Path]:
     """Copy a study's tables and figures to the record, pack its runs, and write its accuracy table into a page.
 
-    The record stays small: its figures are PNGs, those of more than ``LARGEST_FIGURE`` bytes are left out and named,
-    and its long table is compressed.
+    The record stays small: its figures are PNGs with a palette where that cannot be seen, those of more than
+    ``LARGEST_FIGURE`` bytes are left out and named, and its long table is compressed.
 
     Args:
         study_folder: folder of the study in the run store.
@@ -55,7 +61,8 @@ def write_study_record(study_folder: Path, results: Path, page: Path) -> list[Pa
     sources = [tables / f"{name}.csv" for name in TABLES if name != "measures"]
     for source in [path for path in (*sources, tables / "study.json", *figures) if path.is_file()]:
         target = record / source.name
-        write_atomic(target, lambda file, source=source: file.write(source.read_bytes()))
+        content = small_png(source) if source.suffix == ".png" else source.read_bytes()
+        write_atomic(target, lambda file, content=content: file.write(content))
         kept.append(target)
     kept.append(_compress(tables / LONG_TABLE, record))
     save_table(record / SPEED, speed_rows(table))
@@ -80,6 +87,21 @@ def _small_enough(pictures: list[Path], record: Path) -> list[Path]:
     for stale in {*record.glob("*.png"), *record.glob("*.pdf")} - {record / page.name for page in kept}:
         stale.unlink()
     return kept
+
+
+def small_png(picture: Path) -> bytes:
+    """Return a PNG with a palette of ``COLOURS``, or the file itself if more than ``CHANGED_PIXELS`` look different.
+
+    Charts have few colours. Filters and other images have many, and keep them.
+    """
+    with Image.open(picture) as image:
+        full = image.convert("RGB")
+    paletted, content = full.quantize(COLOURS, dither=Image.Dither.NONE), io.BytesIO()
+    change = np.abs(np.asarray(full, int) - np.asarray(paletted.convert("RGB"), int)).max(axis=2)
+    if (change > LARGEST_CHANGE).mean() > CHANGED_PIXELS:
+        return picture.read_bytes()
+    paletted.save(content, "PNG", optimize=True)
+    return content.getvalue()
 
 
 def _figure(page: Path) -> str:
