@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import shlex
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +11,6 @@ from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image
 
 from analysis.claims import Claim, Finding, judge_claims
 from analysis.evidence import Record
@@ -23,6 +20,7 @@ from experiments.report.claims import command, interval
 from experiments.report.claims_page import claimed
 from experiments.report.ledger import LEDGER, read_claims
 from experiments.report.ledger_figure import draw_ledger
+from experiments.report.pictures import embedded, figure_name
 from experiments.report.records import RESULTS, find_records, read_record
 from experiments.report.summary import spread, tables_folder, time_of_image
 from experiments.report.tables import long_table, read_about, read_csv, read_table
@@ -32,6 +30,7 @@ from experiments.study.catalogue import study_names
 MOST_BYTES = 5_000_000  # greatest size of a page
 WIDTHS = (1400, 1000, 700)  # pixels of its figures: the widest with which it is small enough
 PAGE = "report.html"
+MAIN_FIGURES = ("overview", "separation", "nulls", "interlayer", "lesions", "tradeoff")  # all that the whole page shows
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ def read_section(name: str, tables: Path, figures: Path, whole: bool = True) -> 
         name: name of the study.
         tables: folder with the long table.
         figures: folder with its figures.
-        whole: True if every measure is shown, by variant and layer.
+        whole: True if every measure is shown, by variant and layer, and every figure.
     """
     measures = read_table(long_table(tables))
     about = read_about(tables / "study.json", ["question"])
@@ -116,11 +115,12 @@ def read_section(name: str, tables: Path, figures: Path, whole: bool = True) -> 
     tables_shown = [_accuracy(measures), _runs(runs), _notes(tables)]
     if whole:
         tables_shown.insert(1, _measures(measures))
+    drawn = [path for path in sorted(figures.glob("*.png")) if whole or figure_name(path) in MAIN_FIGURES]
     return Section(
         name,
         str(about["question"]),
         [table for table in tables_shown if table is not None and table.rows],
-        [(path.stem.replace("-", " "), path) for path in sorted(figures.glob("*.png"))],
+        [(path.stem.replace("-", " "), path) for path in drawn],
         list(_provenance(runs)),
         _commands(name, about.get("overrides") or {}),
     )
@@ -251,27 +251,15 @@ def _write(sections: Sequence[Section], records: Sequence[Record], target: Path,
     template = environment.get_template("page.html")
     with tempfile.TemporaryDirectory() as scratch:
         drawn = draw_ledger(claims, findings, Path(scratch))
-        forest = next((_picture(path, max(WIDTHS)) for path in drawn if path.suffix == ".png"), None)
+        forest = next((embedded(path, max(WIDTHS)) for path in drawn if path.suffix == ".png"), None)
     html = ""
     for width in WIDTHS:
-        pictures = {path: _picture(path, width) for section in sections for _, path in section.figures}
+        pictures = {path: embedded(path, width) for section in sections for _, path in section.figures}
         html = template.render(sections=sections, ledger=ledger, forest=forest, pictures=pictures, name=name)
         if len(html.encode()) <= MOST_BYTES:
             break
     write_atomic(target, lambda file: file.write(html.encode()))
     return target
-
-
-def _picture(path: Path, width: int) -> dict[str, Any]:
-    """Return a figure as WebP in a data URI, at most so many pixels wide."""
-    with Image.open(path) as image:
-        picture = image.convert("RGB")
-    if picture.width > width:
-        picture = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", quality=82, method=4)
-    text = base64.b64encode(buffer.getvalue()).decode()
-    return {"uri": f"data:image/webp;base64,{text}", "width": picture.width, "height": picture.height}
 
 
 def _number(value: float, digits: int) -> float | int | str:

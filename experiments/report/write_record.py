@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import gzip
-import io
-import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from PIL import Image
 
 from experiments.measure.table import save_table
 from experiments.report.marked_text import replace_block
+from experiments.report.pictures import figure_name, small_png
 from experiments.report.study_tables import is_tabled, speed_rows
 from experiments.report.summary import (
     SEED_DRAWN,
@@ -33,9 +30,6 @@ PACKED = "runs"  # folder of the packed runs in a study's record
 PAGE = Path("docs", "index.md")  # page of a checkout with the tables of some studies
 SPEED = "speed.csv"  # times and memory of the architectures, which no run holds
 LARGEST_FIGURE = 1_000_000  # bytes of all its pages; a larger one is left out, as ``make figures`` draws it again
-COLOURS = 256  # in a palette, which makes a picture about a third as large
-LARGEST_CHANGE = 16  # of 255: a pixel that a palette changes by more looks different
-CHANGED_PIXELS = 0.01  # share of such pixels above which a picture keeps all its colours
 
 
 def write_study_record(study_folder: Path, results: Path, page: Path) -> list[Path]:
@@ -78,35 +72,15 @@ def _small_enough(pictures: list[Path], record: Path) -> list[Path]:
     pages = [path for path in pictures if path.suffix == ".png"]
     sizes = Counter()
     for page in pages:
-        sizes[_figure(page)] += page.stat().st_size
+        sizes[figure_name(page)] += page.stat().st_size
     large = sorted(figure for figure, size in sizes.items() if size > LARGEST_FIGURE)
     if large:
         limit = LARGEST_FIGURE / 1e6
         print(f"left out of {record}, over {limit:.0f} MB each; make figures draws them: {', '.join(large)}")
-    kept = [page for page in pages if _figure(page) not in large]
+    kept = [page for page in pages if figure_name(page) not in large]
     for stale in {*record.glob("*.png"), *record.glob("*.pdf")} - {record / page.name for page in kept}:
         stale.unlink()
     return kept
-
-
-def small_png(picture: Path) -> bytes:
-    """Return a PNG with a palette of ``COLOURS``, or the file itself if more than ``CHANGED_PIXELS`` look different.
-
-    Charts have few colours. Filters and other images have many, and keep them.
-    """
-    with Image.open(picture) as image:
-        full = image.convert("RGB")
-    paletted, content = full.quantize(COLOURS, dither=Image.Dither.NONE), io.BytesIO()
-    change = np.abs(np.asarray(full, int) - np.asarray(paletted.convert("RGB"), int)).max(axis=2)
-    if (change > LARGEST_CHANGE).mean() > CHANGED_PIXELS:
-        return picture.read_bytes()
-    paletted.save(content, "PNG", optimize=True)
-    return content.getvalue()
-
-
-def _figure(page: Path) -> str:
-    """Return the name of a page's figure: ``correlation`` of correlation-2.png."""
-    return re.sub(r"-\d+$", "", page.stem)
 
 
 def _compress(source: Path, record: Path) -> Path:

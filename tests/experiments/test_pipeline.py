@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from experiments.commands import trained
 from experiments.data.augment import Views
@@ -291,8 +292,8 @@ def test_results_are_kept_and_the_page_shows_them(tmp_path, monkeypatch, capsys)
     names = ("filters.png", "filters-2.png", "tradeoff.png", "tradeoff.pdf", "learning-curves.png")
     pictures = [tmp_path / name for name in names]
     for path in pictures:
-        path.write_bytes(bytes(60))
-    monkeypatch.setattr(write_record, "LARGEST_FIGURE", 100)
+        Image.new("RGB", (8, 8)).save(path, path.suffix[1:])
+    monkeypatch.setattr(write_record, "LARGEST_FIGURE", 1.5 * pictures[0].stat().st_size)
     monkeypatch.setattr(write_record, "draw_figures", lambda folder: pictures)
     capsys.readouterr()
     trained.write_record(study.folder, tmp_path)

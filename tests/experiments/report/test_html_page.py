@@ -9,7 +9,8 @@ import pytest
 from browser import find_browser, open_page
 from experiments.commands import report
 from experiments.errors import UsageError
-from experiments.report.html_page import MOST_BYTES
+from experiments.report import html_page
+from experiments.report.html_page import MOST_BYTES, write_whole_page
 from experiments.report.records import RESULTS
 
 NAME = "quickstart"
@@ -53,6 +54,14 @@ def test_the_page_has_claims_figures_tables_provenance_and_commands(page):
     assert text.count("<img ") == 1 + len(list((RESULTS / NAME).glob("*.png")))
 
 
+def test_a_page_of_all_studies_has_their_main_figures(page, tmp_path, monkeypatch):
+    monkeypatch.setattr(html_page, "study_names", lambda: [NAME])
+    text = write_whole_page(tmp_path, tmp_path / "report.html").read_text(encoding="utf-8")
+    titles = re.findall(r'<img alt="([\w -]+) of quickstart"', text)
+    assert titles == ["interlayer", "lesions", "nulls", "separation", "tradeoff"]
+    assert f"make report NAME={NAME}" in text
+
+
 @pytest.mark.skipif(find_browser() is None, reason="no browser with its driver is installed")
 @pytest.mark.parametrize("width", [400, 1400])
 def test_in_a_browser_nothing_fails_overflows_or_is_requested(page, width):
@@ -88,6 +97,7 @@ def test_in_a_browser_tables_are_sorted_and_filtered(page):
     ("arguments", "words"),
     [(["nothing"], "NAME=nothing: no such study"), (["--all"], "unknown argument --all"), (["widen"], "no tables in")],
 )
-def test_bad_arguments_are_one_clear_line(tmp_path, arguments, words):
+def test_bad_arguments_are_one_clear_line(tmp_path, monkeypatch, arguments, words):
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
     with pytest.raises(UsageError, match=words):
         report.main([*arguments, f"--runs_root={tmp_path}"])
