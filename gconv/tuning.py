@@ -13,7 +13,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
@@ -291,7 +291,7 @@ def _calls(use: Use) -> dict[str, Callable[[], object]]:
 
         def step(name: str) -> object:
             increment_version(weight)  # as an optimizer does: nothing that was made of it holds
-            with nullcontext() if name == APART else dispatch.forced_kernel(name):
+            with dispatch.separate_ops() if name == APART else dispatch.forced_kernel(name):
                 return torch.autograd.grad(grouped_conv2d(x, weight, None, geometry), [x, weight], dy)
 
         return {name: lambda name=name: step(name) for name in _steps(use, names)}
@@ -319,8 +319,6 @@ def _steps(use: Use, names: Sequence[str]) -> list[str]:
 
     One kernel for all three ops, which torch differentiates; or one kernel for each op (``APART``), if they differ.
     """
-    tables.extend(this_machine(use.device), [(use.kind, {})])  # else ``APART`` would run the step chosen before
-    dispatch.forget()
     choices = [choose(op, *use.case) for op in OPS]
     seconds = [dict(choice.seconds) for choice in choices]
     best = sum(times.get(choice.kernel, math.inf) for choice, times in zip(choices, seconds, strict=True))
@@ -330,7 +328,9 @@ def _steps(use: Use, names: Sequence[str]) -> list[str]:
 
     worth = {use.by_rule, *(name for name in names if of_all(name) <= MAX_STEP_RATIO * best)}
     whole = [name for name in names if name in worth & DIFFERENTIABLE]
-    return whole if together(*use.case) is not None else [APART, *whole]  # apart would be one kernel for all three
+    names_chosen = {choice.kernel for choice in choices}
+    apart_is_one = len(names_chosen) == 1 and names_chosen <= DIFFERENTIABLE
+    return whole if apart_is_one else [APART, *whole]
 
 
 _lock = Lock()

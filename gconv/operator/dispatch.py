@@ -22,9 +22,10 @@ KERNEL_VARIABLE = "GCONV_KERNEL"  # environment variable: computes everything wi
 
 
 class _Forced(local):
-    """Kernel forced on all computations of a thread."""
+    """What is forced on all computations of a thread: a kernel, or a kernel of its own for each op."""
 
     name: str | None = os.environ.get(KERNEL_VARIABLE) or None
+    separate: bool = False
 
 
 _forced = _Forced()
@@ -50,6 +51,16 @@ def forced_kernel(name: str) -> Iterator[None]:
         yield
     finally:
         _forced.name = before
+
+
+@contextmanager
+def separate_ops() -> Iterator[None]:
+    """Compute each op of this thread inside the block with the kernel chosen for it, as no step were measured."""
+    before, _forced.separate = _forced.separate, True
+    try:
+        yield
+    finally:
+        _forced.separate = before
 
 
 def forced_name() -> str | None:
@@ -113,7 +124,8 @@ def kernels_for(x: Tensor, geometry: Geometry, input_size: Sequence[int]) -> Ker
         name = forced(geometry, x.dtype, x.device) or ""
         return _named((name,) * 3, name if name in DIFFERENTIABLE else None)
     bits = pixel_bits(x.shape[0], input_size[0], input_size[1])
-    return _chosen(geometry, x.dtype, x.device, is_channels_last(x), bits, torch.get_num_threads())
+    kernels = _chosen(geometry, x.dtype, x.device, is_channels_last(x), bits, torch.get_num_threads())
+    return kernels._replace(together=None) if _forced.separate else kernels
 
 
 def transformable_kernels(geometry: Geometry) -> Kernels:

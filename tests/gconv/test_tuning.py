@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -176,6 +177,20 @@ def test_of_steps_the_rules_is_timed_and_those_that_may_win(clock):
     tune(network(), X, 1000, clock)
     (steps,) = [times for kind, times in table.own(this_machine(CPU)).items() if kind.op == "step"]
     assert steps == pytest.approx({"apart": 2.5, "merged": 3.0})
+
+
+def test_a_step_of_three_kernels_is_timed_whatever_was_measured_of_steps_before(monkeypatch):
+    """One kernel for a whole step, in the row of this layer or of one near it, does not hide the three."""
+    clock = Clock(monkeypatch, loop=3.0, merged=3.0, packed=0.5, nested=4.0, masked=4.0, tails=4.0, widened=5.0)
+    use = tuning.Use("step", network()[3].geometry, torch.float32, CPU, True, 2, 8, 8)
+    for pixels in (use.kind.pixels, use.kind.pixels + 1):
+        table.write(table.own_path(this_machine(CPU)), this_machine(CPU), {})
+        table.extend(this_machine(CPU), [(replace(use.kind, pixels=pixels), {"merged": 9.0})])
+        dispatch.forget()
+        for op in (*OPS, "step"):
+            raced = tuning.measure(use._replace(op=op), 1000, clock)
+        assert raced.seconds == pytest.approx({"apart": 1.5, "merged": 3.0})
+        assert use.chosen == "apart"
 
 
 PROGRAM = """
