@@ -13,6 +13,7 @@ from textwrap import wrap
 from typing import Any, get_args
 
 from analysis.claims import RULE, Claim, Finding, StudyAnswer, judge_claims
+from analysis.effects import Metric
 from analysis.verdict import ALPHA, Part, Verdict
 from experiments.errors import UsageError
 from experiments.report.claims_page import EVERY, claimed, planned, read_rates, write_page
@@ -24,6 +25,29 @@ from experiments.study.catalogue import HOME, study_names
 
 RATES = RESULTS / "null-studies" / "rates.csv"
 FLAGS = "--json, --explain, --figure, --markdown, --readme, --trials, --runs_root=DIR"
+QUANTITIES = {  # of measures whose name does not say it
+    "test_accuracy": "accuracy",
+    "clean_train_accuracy": "accuracy",
+    "lesion_interaction": "accuracy",
+    "lesion_interaction_any_split": "accuracy",
+    "within_computed": "mean \\|r\\|",
+    "between_computed": "mean \\|r\\|",
+    "within_input_of_dense": "mean \\|r\\|",
+    "between_input_of_dense": "mean \\|r\\|",
+    "mean_abs_correlation": "mean \\|r\\|",
+    "latent_colour_correlation": "r",
+    "colour_difference": "colour index",
+    "separation_colour_auc": "AUC",
+    "separation_frequency_auc_within_colour": "AUC",
+    "cka_between": "CKA",
+    "on_block_share": "share of energy",
+    "specialisation_smallest_group": "variances of a filter",
+    "specialisation_largest_group": "variances of a filter",
+    "macs": "MACs",
+    "latency": "time",
+    "memory_per_device": "memory",
+    "sent_into_grouped": "share of bytes",
+}
 README, BLOCK = HOME / "README.md", "verdicts"  # the block of the README that ``--readme`` writes
 WIDTH = 120
 CLAIM, RIGHT = 40, 62  # widths of the columns of the ledger: the claim, and the finding
@@ -90,11 +114,12 @@ def recorded_verdicts() -> str:
     studies = dict.fromkeys(study for claim in claims for study in claim.studies)
     records = [read_record(study, "results", RESULTS / study) for study in studies]
     findings = judge_claims(claims, [record for record in records if record is not None])
-    lines = ["| | claim | verdict | effect | n |", "|---|---|---|---|---|"]
+    lines = ["| | claim | verdict | effect | in | n |", "|---|---|---|---|---|---|"]
     for claim, finding in zip(claims, findings, strict=True):
         if finding.part is not None and finding.verdict not in OPEN:
             n = "" if finding.n is None else finding.n
-            lines.append(f"|{claim.number}|{claim.short}|{finding.verdict}|{interval(finding.part)}|{n}|")
+            effect = f"{interval(finding.part)}|{quantity(finding.part.test.metric)}"
+            lines.append(f"|{claim.number}|{claim.short}|{finding.verdict}|{effect}|{n}|")
     counts = Counter(finding.verdict for finding in findings)
     return "\n".join([*lines, "", f"Open: {', '.join(f'{counts[verdict]} {verdict}' for verdict in OPEN)}."])
 
@@ -195,6 +220,15 @@ def interval(part: Part) -> str:
     if part.low is None or part.high is None or part.low == part.high:
         return value
     return f"{value} [{part.low:+.2g}, {part.high:+.2g}]"
+
+
+def quantity(metric: Metric) -> str:
+    """Return what an effect is measured in, in plain words: ``accuracy``, ``exponent of MACs``, ``share of seeds``."""
+    measure = metric.of[0].measure
+    name = QUANTITIES.get(measure, measure.replace("_", " "))
+    if metric.kind == "slope":
+        return f"exponent of {name}" if metric.log else f"{name} per step"
+    return {"share": "share of seeds", "ratio": f"ratio of {name}"}.get(metric.kind, name)
 
 
 def _explanation(claim: Claim, finding: Finding) -> str:

@@ -12,9 +12,10 @@ import pytest
 import yaml
 from scipy import stats
 
+from analysis.effects import Metric, Term
 from experiments.errors import UsageError
 from experiments.report import claims as command
-from experiments.report.claims import print_claims
+from experiments.report.claims import print_claims, quantity
 from experiments.report.claims_page import read_rates, write_page
 from experiments.report.ledger import LEDGER, read_claims
 from experiments.report.tables import read_table
@@ -330,3 +331,18 @@ def test_the_command_takes_no_ledger_that_cannot_be_read(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "LEDGER", tmp_path / "claims.yaml")
     with pytest.raises(UsageError, match=r"claims\.yaml: cannot be read"):
         print_claims([])
+
+
+@pytest.mark.parametrize(
+    ("metric", "text"),
+    [
+        (Metric("difference", (Term("test_accuracy", ("a",)),)), "accuracy"),
+        (Metric("difference", (Term("colour_split", ("a",)),)), "colour split"),
+        (Metric("slope", (Term("macs", ("{}",)),), over={"a": 1, "b": 2}, log=True), "exponent of MACs"),
+        (Metric("slope", (Term("test_accuracy", ("{}",)),), over={"a": 1, "b": 2}), "accuracy per step"),
+        (Metric("ratio", (Term("latency", ("a",)),), (Term("latency", ("b",)),)), "ratio of time"),
+        (Metric("share", (Term("colour_split", ("a",)),)), "share of seeds"),
+    ],
+)
+def test_an_effect_says_what_it_is_measured_in(metric, text):
+    assert quantity(metric) == text
