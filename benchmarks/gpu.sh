@@ -78,7 +78,7 @@ case $PART in
 3)
 	if [ -n "$STANDIN" ]; then
 		DATASET=${DATASET:-photos}
-		blocks="--layers=8@4 --partitions=log:3 --batch=2 --repeats=2 --modes=evaluation --cudnn=deterministic,benchmark"
+		blocks="--layers=8@4 --partitions=log:3 --batch=2 --repeats=2 --modes=evaluation --cudnn=benchmark"
 		steps="--nets=lognet:2 --ways=ours,loop --cudnn=deterministic,benchmark --batch=2 --repeats=2"
 		training="--groups=1 --seeds=1,2 --batch=2 --steps=1 --blocks=1"
 		study="--only=dense --seeds=1 --recipe.epochs=1 --model.width=4 --recipe.device=cpu"
