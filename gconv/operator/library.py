@@ -24,6 +24,7 @@ from torch.utils.flop_counter import register_flop_formula
 from gconv.kernels.aten import is_channels_last
 from gconv.kernels.geometry import Geometry, geometry_of
 from gconv.operator import autograd, dispatch
+from gconv.operator.autocast import cast
 
 _cut = "int[] in_sizes, int[] out_sizes, int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation"
 definitions = torch.library.Library("gconv", "DEF")
@@ -181,15 +182,6 @@ def _keep_for_input_gradient(ctx: Any, inputs: tuple, output: Tensor) -> None:
 def _keep_for_weight_gradient(ctx: Any, inputs: tuple, output: Tensor) -> None:
     dy, x, *rest = inputs
     autograd.save(ctx, (dy, x), _geometry(rest))
-
-
-def cast(*tensors: Tensor | None) -> list[Any]:
-    """Cast to the dtype of autocast if it is on, as for ``F.conv2d``: float64 and integers stay."""
-    device = next(t.device.type for t in tensors if t is not None)
-    if device == "meta" or not torch.is_autocast_enabled(device):
-        return list(tensors)
-    dtype = torch.get_autocast_dtype(device)
-    return [t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors]
 
 
 def _autocast(op: Callable[..., Any]) -> Callable[..., Any]:

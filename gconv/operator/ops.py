@@ -23,9 +23,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.compiler import is_compiling, is_exporting
 
-from gconv.kernels import native
 from gconv.kernels.geometry import Geometry
 from gconv.operator import autograd, dispatch, inductor, library
+from gconv.operator.autocast import cast
 from gconv.operator.dispatch import forced_kernel, kernels_for, transformable_kernels
 from gconv.operator.library import InputError
 from gconv.operator.sharding import is_distributed, register_sharding_rules
@@ -59,13 +59,8 @@ def grouped_conv2d(
     if is_compiling():
         return _traced(x_NCHW, weight, bias, geometry, activation)
     if torch._C._is_any_autocast_enabled():
-        (x_NCHW,) = library.cast(x_NCHW)
-        dispatch.show_layer(x_NCHW, weight, geometry)
-        if _left_to_autocast(x_NCHW, weight, geometry):
-            return as_aten_convolutions(x_NCHW, weight, bias, geometry, activation)
-        weight, bias = library.cast(weight, bias)
-    else:
-        dispatch.show_layer(x_NCHW, weight, geometry)
+        x_NCHW, weight, bias = cast(x_NCHW, weight, bias, once=True)
+    dispatch.show_layer(x_NCHW, weight, geometry)
     if x_NCHW.dtype != weight.dtype or (bias is not None and bias.dtype != weight.dtype):
         raise InputError(library.argument_error(x_NCHW, weight, bias, geometry))
     if is_distributed(weight):
@@ -78,15 +73,6 @@ def grouped_conv2d(
         if argument_error is None:
             raise
         raise InputError(argument_error) from error
-
-
-def _left_to_autocast(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
-    """Return True if ATen computes the layer: autocast then casts its weight once for all calls in a block."""
-    if not (geometry.is_uniform and weight.requires_grad and torch.is_grad_enabled()):
-        return False
-    if x.dim() != 4 or not x.is_floating_point() or x.shape[1] != geometry.in_groups.channels:
-        return False
-    return kernels_for(x, geometry, x.shape[2:]).together is native.conv2d
 
 
 def as_aten_convolutions(
@@ -115,7 +101,7 @@ def _traced(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, 
     exported = is_exporting() and dispatch.forced_name() != "band"
     if exported or torch._C._are_functorch_transforms_active():
         return as_aten_convolutions(x, weight, bias, geometry, activation)
-    x, weight, bias = library.cast(x, weight, bias)
+    x, weight, bias = cast(x, weight, bias)
     if geometry.is_uniform and dispatch.is_left_to_compiler(geometry, x.dtype, x.device):
         return as_aten_convolutions(x, weight, bias, geometry, activation)
     inductor.register_if_loaded()
@@ -134,7 +120,7 @@ def conv2d_statistics(
         y (N, O, H', W') as in ``grouped_conv2d``; mean and variance (O,) over N, H' and W', float32 or float64, NaN
         for an empty batch. All are differentiable.
     """
-    x_NCHW, weight, bias = library.cast(x_NCHW, weight, bias)
+    x_NCHW, weight, bias = cast(x_NCHW, weight, bias)
     return library.conv2d_statistics(x_NCHW, weight, bias, geometry)
 
 

@@ -2,15 +2,19 @@
 
 import threading
 from collections import Counter
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from gconv import GroupedConv2d, forced_kernel
-from gconv.operator import dispatch, library
+from gconv.kernels import CANDIDATES
+from gconv.operator import autocast, dispatch, library
 
 GROUPS = [2, "log:3", "5,2,1"]
 
@@ -88,28 +92,107 @@ def test_autocast_leaves_float64_alone_in_eager_and_compiled(groups):
 
 
 class Casts(TorchDispatchMode):
+    """Casts of tensors, by shape."""
+
     def __init__(self):
         super().__init__()
         self.count = Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count[func] += 1
+        if func is torch.ops.aten._to_copy.default:
+            self.count[tuple(args[0].shape)] += 1
         return func(*args, **(kwargs or {}))
 
 
-def test_autocast_casts_as_often_as_for_nn_conv2d(monkeypatch):
-    def casts(kind):
-        model = nn.Sequential(*(kind(8, 8, 3, padding=1, groups=4) for _ in range(2)))
-        x = torch.randn(2, 8, 6, 6)
-        with Casts() as mode, torch.autocast("cpu", torch.bfloat16):
-            (model(x).float().sum() + model(x).float().sum()).backward()
-        return mode.count[torch.ops.aten._to_copy.default]
+@pytest.fixture
+def bf16_is_computed(monkeypatch):
+    """Pretend that the CPU computes in bf16: else the operator casts to fp32 inside."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    dispatch.forget()
+    yield
+    dispatch.forget()
 
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)  # else fp32 inside casts once more
-    dispatch.forget()
-    with forced_kernel("native"):
-        assert casts(GroupedConv2d) == casts(nn.Conv2d)
-    dispatch.forget()
+
+def casts(layer, mode, x):
+    """Return the number of casts of two calls in one block of autocast, then of one call in another."""
+    with Casts() as counted, torch.set_grad_enabled(mode == "step"):
+        for calls in (2, 1):
+            with torch.autocast("cpu", torch.bfloat16):
+                results = [layer(x).float().sum() for _ in range(calls)]
+            if mode == "step":
+                sum(results).backward()
+    return sum(counted.count.values())
+
+
+@pytest.mark.usefixtures("bf16_is_computed")
+@pytest.mark.parametrize("mode", ["forward", "step"])
+@pytest.mark.parametrize(
+    ("kernel", "groups"),
+    [("native", 4), (None, 4), (None, "5,2,1")]
+    + [(name, "5,2,1") for name in CANDIDATES if name not in ("native", "widened", "band")],
+    ids=str,
+)
+def test_autocast_casts_as_often_as_for_nn_conv2d(kernel, groups, mode):
+    x = torch.randn(2, 8, 6, 6)
+    with forced_kernel(kernel) if kernel else nullcontext():
+        assert casts(GroupedConv2d(8, 8, 3, groups=groups), mode, x) == casts(nn.Conv2d(8, 8, 3), mode, x)
+
+
+@pytest.mark.usefixtures("bf16_is_computed")
+@pytest.mark.parametrize("groups", GROUPS, ids=str)
+def test_a_cast_is_kept_while_the_parameter_is_unchanged_and_the_block_lasts(groups):
+    layer, x = GroupedConv2d(8, 8, 3, groups=groups), torch.randn(2, 8, 6, 6)
+
+    def cast_again(change, **options):
+        with Casts() as counted, torch.autocast("cpu", torch.bfloat16, **options):
+            first = layer(x)
+            change()
+            second = layer(x)
+        return counted.count[layer.weight.shape] == 2, torch.equal(first, second)
+
+    with torch.no_grad():
+        assert cast_again(lambda: None) == (False, True)
+        assert cast_again(lambda: None, cache_enabled=False) == (True, True)
+        assert cast_again(lambda: layer.weight.mul_(2)) == (True, False)
+        assert cast_again(lambda: setattr(layer.weight, "data", layer.weight * 2)) == (True, False)
+    assert not autocast._casts, "freed with the block"
+
+
+@pytest.mark.usefixtures("bf16_is_computed")
+@pytest.mark.parametrize("first", [torch.no_grad, torch.inference_mode])
+def test_a_cast_without_gradients_is_not_taken_for_training(first):
+    layer, x = GroupedConv2d(8, 8, 3, groups="log:3"), torch.randn(2, 8, 6, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        with first():
+            expected = layer(x)
+        result = layer(x)
+        with first():
+            assert torch.equal(layer(x), expected)
+    result.float().sum().backward()
+    assert torch.equal(result, expected) and layer.weight.grad is not None
+
+
+@pytest.mark.parametrize("reentrant", [False, True], ids=["hooks", "reentrant"])
+@pytest.mark.parametrize("groups", GROUPS, ids=str)
+def test_a_checkpoint_computes_again_in_a_block_of_its_own(groups, reentrant):
+    layer, x = GroupedConv2d(8, 8, 3, groups=groups), torch.randn(2, 8, 6, 6, requires_grad=True)
+
+    def gradient(again):
+        layer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            y = layer(x).float().square() + again(x).float().square()
+        y.sum().backward()
+        return layer.weight.grad.clone()
+
+    ours = gradient(lambda x: checkpoint(layer, x, use_reentrant=reentrant))
+    torch.testing.assert_close(ours, gradient(layer), rtol=0.02, atol=0.02)
+
+
+def test_a_trace_leaves_no_cast_to_the_calls_after_it():
+    layer, x = GroupedConv2d(8, 8, 3, groups="log:3"), torch.randn(2, 8, 6, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        make_fx(layer, tracing_mode="fake", _allow_non_fake_inputs=True)(x)
+        assert type(layer(x)) is torch.Tensor
 
 
 def test_a_forced_kernel_is_forced_on_its_own_thread_alone():
