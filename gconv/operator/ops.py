@@ -8,8 +8,8 @@ The kernels are called in three ways:
   (``inductor.py``). Equal groups that ATen computes anyway become ATen's convolution, which compilers optimise.
 
 An exported program contains ATen's convolutions only, and does not need this package. With the band kernel forced,
-which is not in ATen, it contains the ops of the library. ``torch.func`` gets ATen's convolutions, which it can
-transform.
+which is not in ATen, it contains the ops of the library, which choose their kernel where the program runs.
+``torch.func`` gets ATen's convolutions, which it can transform.
 """
 
 from __future__ import annotations
@@ -98,11 +98,12 @@ def as_aten_convolutions(
 def _traced(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str) -> Tensor:
     """Return the layer as a compiler or an exporter traces it."""
     # A compiler cannot transform the library's op.
-    exported = is_exporting() and dispatch.forced_name() != "band"
-    if exported or torch._C._are_functorch_transforms_active():
+    exported = is_exporting()
+    if (exported and dispatch.forced_name() != "band") or torch._C._are_functorch_transforms_active():
         return as_aten_convolutions(x, weight, bias, geometry, activation)
     x, weight, bias = cast(x, weight, bias)
-    if geometry.is_uniform and dispatch.is_left_to_compiler(geometry, x.dtype, x.device):
+    # An exported program runs elsewhere: no kernel is chosen for it here.
+    if not exported and geometry.is_uniform and dispatch.is_left_to_compiler(geometry, x.dtype, x.device):
         return as_aten_convolutions(x, weight, bias, geometry, activation)
     inductor.register_if_loaded()
     return library.conv2d(x, weight, bias, geometry, activation)

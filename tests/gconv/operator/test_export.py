@@ -1,6 +1,8 @@
 """Layers of this package in the programs that torch exports and traces, against nn.Conv2d and loops in float64."""
 
 import copy
+import io
+from unittest import mock
 
 import pytest
 import torch
@@ -19,6 +21,8 @@ from gconv import (
     fuse,
     grouped_conv2d,
 )
+from gconv.kernels import NAMES, masked
+from gconv.operator import dispatch
 
 GROUPS = [4, "log:3", "5,2,1"]
 EQUAL_AND_UNEQUAL = [4, pytest.param("log:3", marks=pytest.mark.slow), "5,2,1"]  # where each takes a second
@@ -56,14 +60,40 @@ def test_an_exported_program_has_operators_of_torch_alone_and_takes_any_size(gro
     assert "aten.convolution.default" in operators(program.run_decompositions())
 
 
+def loaded(program):
+    """Save and load a program."""
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    return torch.export.load(file)
+
+
+@pytest.mark.parametrize("kernel", [name for name in NAMES if name != "band"])
+def test_an_exported_program_is_the_same_whichever_of_torchs_kernels_is_forced(kernel):
+    for groups, convolutions in ((4, 1), ("5,2,1", 3)):
+        layer, x = GroupedConv2d(8, 8, 3, groups=groups).eval(), torch.randn(2, 8, 7, 9)
+        with forced_kernel(kernel):
+            program = torch.export.export(layer, (x,))
+        targets = [str(node.target) for node in program.graph.nodes]
+        assert targets.count("aten.conv2d.default") == convolutions and not program.constants
+        torch.testing.assert_close(program.module()(x).double(), by_loop(layer, x), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "traced"])
-def test_an_exported_program_has_our_operator_where_the_band_kernel_is_forced(strict):
+@pytest.mark.parametrize("groups", [4, "log:3"], ids=str)
+def test_under_a_forced_band_kernel_a_program_has_our_operator_which_chooses_its_kernel_where_it_runs(groups, strict):
     torch._dynamo.reset()
-    layer, x = GroupedConv2d(8, 8, 3, padding=1, groups="log:3").eval(), torch.randn(2, 8, 7, 9)
-    with forced_kernel("band"):
+    layer, x = GroupedConv2d(8, 8, 3, padding=1, groups=groups).eval(), torch.randn(2, 8, 7, 9)
+    with forced_kernel("band"):  # which cannot run here
         program = torch.export.export(layer, (x,), strict=strict)
-    assert operators(program) == {"gconv.conv2d.default"}
+    program = loaded(program)
+    assert operators(program) == {"gconv.conv2d.default"} and not program.constants
     torch.testing.assert_close(program.module()(x).double(), by_loop(layer, x), rtol=1e-5, atol=1e-5)
+    with forced_kernel("masked"), mock.patch.object(masked, "conv2d", side_effect=masked.conv2d) as called:
+        dispatch.forget()
+        program.module()(x)
+    dispatch.forget()
+    assert called.call_count == 1
 
 
 @pytest.mark.parametrize("groups", GROUPS, ids=str)

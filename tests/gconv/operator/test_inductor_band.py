@@ -1,6 +1,7 @@
 """The band kernel in code that Inductor generates for CUDA, which is read, not run: without a GPU one is pretended."""
 
 import ast
+import copy
 import re
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -115,8 +116,11 @@ def built(monkeypatch):
     return names
 
 
-def code_of(forward, *shapes, parameters=torch.bfloat16):
-    """Return the code that Inductor makes of a function of images in bf16 and channels_last, and of parameters."""
+def code_of(forward, *shapes, parameters=torch.bfloat16, kernel="band"):
+    """Return the code that Inductor makes of a function of images in bf16 and channels_last, and of parameters.
+
+    One kernel is forced; by None the operator chooses.
+    """
     mode = FakeTensorMode(shape_env=ShapeEnv())
     with mode:
         dtypes = [torch.bfloat16 if len(shape) == 4 else parameters for shape in shapes]
@@ -129,7 +133,7 @@ def code_of(forward, *shapes, parameters=torch.bfloat16):
 
     # Folding would compute on the device.
     settings = {"force_disable_caches": True, "compile_threads": 1, "joint_graph_constant_folding": False}
-    with config.patch(settings), forced_kernel("band"):
+    with config.patch(settings), forced_kernel(kernel) if kernel else nullcontext():
         return get_code(run)[0]
 
 
@@ -229,6 +233,19 @@ def test_tables_are_constants_of_the_program_and_nothing_copies_them():
     code = code_of(with_relu, IMAGE, WEIGHT, BIAS)
     launches = re.findall(r"^\s*(?:gather|correlate)\w*\.run\((.*)\)", code, re.MULTILINE)
     assert [launch.count("_tensor_constant") for launch in launches] == [1, 1]
+
+
+@pytest.mark.usefixtures("device", "built")
+def test_an_exported_program_gets_the_kernel_of_the_device_that_compiles_it(monkeypatch):
+    """Exported on a CPU for the band kernel, which cannot run there."""
+    with forced_kernel("band"):
+        program = torch.export.export(copy.deepcopy(LAYER).bfloat16().eval(), (torch.randn(IMAGE).bfloat16(),))
+    given = program.graph_module, WEIGHT, BIAS, IMAGE
+    assert calls(code_of(*given)) == ["gather", "correlate_rows"]
+    chosen, candidates = [], inductor.candidates
+    monkeypatch.setattr(inductor, "candidates", lambda *case: chosen.append(candidates(*case)) or ())
+    code_of(*given, kernel=None)
+    assert chosen == [("packed",)], "by the rule for a GPU without measured times"
 
 
 @pytest.mark.usefixtures("device")
