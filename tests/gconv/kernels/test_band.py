@@ -265,6 +265,25 @@ def test_odd_channels_spill_no_registers(sizes, dtype, monkeypatch):
             assert code.spilled == 0 and code.registers < 255, name
 
 
+@with_triton
+@uninterpreted
+@pytest.mark.parametrize("kernel", [(3, 3), (1, 1)], ids=["rows", "single"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_one_launch_for_wide_and_narrow_groups_spills_no_registers_and_fits_any_device(dtype, kernel, monkeypatch):
+    layer = geometry((64, 32, 16, 16), kernel)
+    together = band.configs(layer, dtype)[-1]
+    assert together.narrow == together.wide and together.rows == (kernel == (3, 3))
+    found = launches(layer, dtype, monkeypatch, size=(32, 32), blocking=together)
+    main = [launch for name, *launch in found if name in (*CORRELATIONS, "weight_partials")]
+    assert len(main) == 3, "one for each op"
+    for launch in main:
+        code, shared = machine_code(*launch), compiled(*launch).metadata.shared
+        assert code.spilled == 0 and code.registers <= 128, "room for four programs"
+        assert shared <= min(99 * 1024, together.shared_bytes(dtype.itemsize))
+        if dtype == torch.bfloat16:
+            assert instructions(*launch)["tensor core"] > 0 and set(instructions(*launch)["copies"]) == {16}
+
+
 AMPERE, HOPPER = (86, 99 * 1024), (90, 227 * 1024)  # and the bytes of shared memory that a program may have
 
 
