@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gconv.kernels.aten import mean_and_variance
 from gconv.kernels.band.launch import programs
@@ -37,8 +38,13 @@ def refuses(geometry: Geometry, dtype: torch.dtype, device: torch.device | str) 
 def _no_triton(device: torch.device) -> str | None:
     if find_spec("triton") is None:
         return "it needs Triton, which is not installed"
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
-        return "it needs compute capability 8.0, not {}.{}".format(*torch.cuda.get_device_capability(device))
+    if device.type == "cuda":
+        try:
+            capability = torch.cuda.get_device_capability(device)
+        except (RuntimeError, AssertionError) as error:  # torch without CUDA, a computer without this device
+            return f"torch finds no device {device}: {error}"
+        if capability < (8, 0):
+            return "it needs compute capability 8.0, not {}.{}".format(*capability)
     if device.type == "cpu" and not programs().INTERPRETED:
         return "on the CPU it needs TRITON_INTERPRET=1 before Triton is first imported"
     return None
@@ -104,6 +110,7 @@ def or_the_next_kernel(op: Callable[..., Any]) -> Callable[..., Any]:
             f"kernel 'band' for {geometry}: {failures[geometry, dtype, device]}; another is used", stacklevel=2
         )
         forget()
+        arguments = tuple(given.to(dtype) if isinstance(given, Tensor) else given for given in arguments)
         result = getattr(kernel_for(name, geometry, dtype, x, input_size), name)(*arguments)
         result = result.to(options.get("dtype", result.dtype))
         return result if name == op.__name__ else (result, *mean_and_variance(result))
@@ -111,12 +118,17 @@ def or_the_next_kernel(op: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+# Words in errors of Triton that have no class of their own: no C compiler, no driver, a pass of the compiler failed.
+NOT_BUILT = ("C compiler", "libcuda.so", "active drivers", "PassManager::run failed", "kernel image")
+
+
 def _cannot_build(error: Exception) -> bool:
-    """Return True if an error is Triton's while it compiles, or of the C compiler that it calls."""
+    """Return True if an error is Triton's while it is imported or compiles, or of the C compiler that it calls."""
+    if isinstance(error, ImportError | OSError | subprocess.CalledProcessError):
+        return True
     from triton.errors import TritonError
 
-    no_compiler = isinstance(error, RuntimeError) and "C compiler" in str(error)
-    return no_compiler or isinstance(error, TritonError | subprocess.CalledProcessError | OSError)
+    return isinstance(error, TritonError) or any(words in str(error) for words in NOT_BUILT)
 
 
 def _out_of_resources(error: Exception) -> bool:

@@ -57,12 +57,17 @@ def tables(
         geometry, blocking, transposed: as in ``tile_table``.
         device: device of the tables.
         weight_strides: of the weight that ``index`` is for, which is read as it lies; contiguous where not given.
+
+    Raises:
+        ValueError: too many packed weights, or a weight that lies too far apart.
     """
     table = tile_table(geometry, blocking, transposed)
     index = weight_index(geometry, table, transposed)
     places = weight_places(index)
     if weight_strides is not None:
         offsets = _offsets(geometry.weight_shape, weight_strides)
+        if offsets[-1] >= 2**31:
+            raise ValueError(f"a weight of strides {weight_strides}: kernel 'band' takes offsets below 2^31; copy it")
         index = torch.where(index >= 0, offsets[index.clamp(min=0).long()], -1).int()
     rows = (
         [(tile.start, tile.size, tile.band_start, tile.band_size, tile.weight_start) for tile in tile_set.tiles]

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gconv import Block, GroupedConv2d, Partition, block, forced_kernel
-from gconv.kernels import band
+from gconv.kernels import band, choose, loop
 from gconv.kernels.band import correlate, launch, support, tables, weights
 from gconv.kernels.band.tiles import Blocking
 from gconv.kernels.geometry import Geometry
@@ -251,6 +251,14 @@ def test_parameters_in_fp32_are_cast_as_they_are_gathered():
     assert dweight.dtype == F32 and torch.equal(dweight.half(), expected[2]) and not torch.equal(dweight, expected[2])
 
 
+def test_a_weight_beyond_32_bit_offsets_is_named():
+    layer = geometry([2], [2], kernel=(1, 1), padding=(0, 0))
+    x, *_ = numbers(layer)
+    far = torch.empty_strided((2, 2, 1, 1), (2**31, 1, 1, 1), device="meta")
+    with pytest.raises(ValueError, match=r"offsets below 2\^31"):
+        tables.tables(layer, band.configs(layer, F32)[0], False, x.device, far.stride())
+
+
 class Allocations(TorchDispatchMode):
     """Allocations of this thread, as a CUDA graph's pool sees them."""
 
@@ -278,11 +286,14 @@ def test_nothing_but_outputs_outlives_a_first_call():
     assert not [t.shape for t in left if t.untyped_storage().data_ptr() not in storages]
 
 
-def fails(error, monkeypatch, times=10**6):
-    """Have Triton fail to build the kernel that correlates, so many times."""
+CORRELATIONS = ("correlate", "correlate_rows")
+
+
+def fails(error, monkeypatch, times=10**6, names=CORRELATIONS):
+    """Have Triton fail to build the kernels of these names, so many times."""
     from gconv.kernels.band import programs
 
-    kernels = {name: getattr(programs, name) for name in ("correlate", "correlate_rows")}
+    kernels = {name: getattr(programs, name) for name in names}
     failures = []
 
     class Failing:
@@ -334,6 +345,79 @@ def test_a_kernel_that_cannot_be_built_makes_way_for_the_next_and_says_so_once(m
     assert "no such instruction" in (band.refuses(layer, F32, x.device) or "")
     with forced_kernel("band"), pytest.raises(ValueError, match=r"cannot compute.*no such instruction"):
         dispatch.conv2d(x, weight, bias, layer)
+
+
+@pytest.mark.usefixtures("no_failures")
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Failed to find C compiler. Please specify via CC environment variable"),
+        RuntimeError("PassManager::run failed"),
+        RuntimeError("0 active drivers ([]). There should only be one."),
+        AssertionError("libcuda.so cannot found!"),
+        ImportError("libtriton.so: cannot open shared object file"),
+        OSError("No space left on device"),
+    ],
+    ids=str,
+)
+def test_whatever_keeps_triton_from_building_makes_way_for_the_next_kernel(error, monkeypatch):
+    layer = geometry([8, 4], [4, 8])
+    x, weight, bias, dy = numbers(layer, batch=1)
+    fails(error, monkeypatch)
+    with pytest.warns(UserWarning, match="another is used"):
+        y = band.conv2d(x, weight, bias, layer)
+    torch.testing.assert_close(y.double(), by_aten(layer, x, weight, bias, dy, torch.float64)[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("no_failures")
+@pytest.mark.filterwarnings("ignore:kernel 'band'")
+def test_the_next_kernel_casts_parameters_in_fp32_too(monkeypatch):
+    from triton.errors import TritonError
+
+    layer = geometry([8, 4], [4, 8])
+    x, weight, bias, dy = numbers(layer, dtype=BF16)
+    y, dx, dweight = by_aten(layer, x, weight, bias, dy, BF16)
+    fails(TritonError("no"), monkeypatch, names=(*CORRELATIONS, "weight_partials"))
+    monkeypatch.setattr(support, "kernel_for", lambda *case: loop)
+    calls = (
+        (lambda: band.conv2d(x, weight.float(), bias.float(), layer), y),
+        (lambda: band.conv2d_statistics(x, weight.float(), bias.float(), layer)[0], y),
+        (lambda: band.input_gradient(dy, weight.float(), layer, x.shape[2:]), dx),
+        (lambda: band.weight_gradient(dy, x, layer, dtype=F32), dweight.float()),
+    )
+    for call, expected in calls:
+        support.failures.clear()
+        dispatch.forget()
+        torch.testing.assert_close(call(), expected, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.usefixtures("no_failures")
+@pytest.mark.parametrize("name", ["input_gradient", "weight_gradient"])
+def test_a_step_goes_on_if_one_of_its_gradients_cannot_be_built(name, monkeypatch):
+    """Where band is chosen, not forced; the next step is computed by the next kernel alone."""
+    from triton.errors import TritonError
+
+    def rule(op, layer, dtype, device, bits):
+        return choose.Choice("merged" if band.refuses(layer, dtype, device) else "band", "by this test")
+
+    monkeypatch.setattr(choose, "by_rule", rule)
+    monkeypatch.setattr(choose, "_nearest", lambda *case: None)
+    dispatch.forget()
+    conv = GroupedConv2d(12, 12, 3, padding=1, groups="8,4").to(DEVICE)
+    x, *_ = numbers(conv.geometry)
+    expected = by_aten(conv.geometry, x, conv.weight, conv.bias, torch.ones_like(x), torch.float64)
+    x.requires_grad_()
+    y = conv(x)
+    failing = CORRELATIONS if name == "input_gradient" else ("weight_partials",)
+    failures = fails(TritonError("no"), monkeypatch, names=failing)
+    with pytest.warns(UserWarning, match="another is used"):
+        first = torch.autograd.grad(y.sum(), [x, conv.weight])
+    y = conv(x)
+    second = torch.autograd.grad(y.sum(), [x, conv.weight])
+    assert len(failures) == 1
+    for gradients in (first, second):
+        for ours, true in zip((y, *gradients), expected, strict=True):
+            torch.testing.assert_close(ours.detach().double(), true, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.usefixtures("no_failures")

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from gconv import Partition
-from gconv.kernels import band
+from gconv.kernels import band, runnable
 from gconv.kernels.band import support
 from gconv.kernels.geometry import Geometry
 
@@ -325,6 +325,14 @@ def test_it_asks_for_the_capability_of_the_tensors_device(monkeypatch):
     assert "8.0, not 7.5" in (band.refuses(geometry((2, 3)), torch.float32, torch.device("cuda", 0)) or "")
     assert band.refuses(geometry((2, 3)), torch.float32, torch.device("cuda", 1)) is None
     support._no_triton.cache_clear()
+
+
+@with_triton
+def test_a_device_that_is_not_there_is_named():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert "torch finds no device cuda" in (band.refuses(geometry((2, 3)), torch.float32, "cuda") or "")
+    assert "band" not in runnable(geometry((2, 3)), torch.float32, "cuda")
 
 
 def test_it_says_so_where_triton_is_missing(monkeypatch):

@@ -268,6 +268,29 @@ def test_a_program_that_cannot_be_built_makes_way_for_the_next_blocking_then_for
         assert calls(code_of(with_relu, IMAGE, WEIGHT, BIAS)) == ["triton_poi_fused_conv2d_mul"]
 
 
+@pytest.mark.usefixtures("device")
+def test_the_next_kernel_gets_parameters_in_the_dtype_of_mixed_precision(monkeypatch):
+    from triton.errors import TritonError
+
+    def fail(program, *rest, **options):
+        raise TritonError("no")
+
+    dtypes = []
+
+    def next_kernel(x, weight, bias, *rest):
+        dtypes.extend(part.dtype for part in (x, weight, bias))
+        return x.relu()
+
+    monkeypatch.setattr(launch, "build", fail)
+    monkeypatch.setattr(support, "kernel_for", lambda *case: SimpleNamespace(conv2d=next_kernel))
+    code_of(
+        lambda x, weight, bias: ops.conv2d(x, weight.bfloat16(), bias.bfloat16(), *NUMBERS, "relu"),
+        *(IMAGE, WEIGHT, BIAS),
+        parameters=torch.float32,
+    )
+    assert set(dtypes) == {torch.bfloat16}
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the driver is pretended")
 @pytest.mark.usefixtures("device")
 def test_building_compiles_for_the_device_and_minds_its_memory(monkeypatch):
