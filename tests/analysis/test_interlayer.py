@@ -50,7 +50,7 @@ def test_its_singular_values_are_the_canonical_correlations():
 
 
 def test_dead_and_dependent_filters_are_counted_and_not_inflated():
-    """Filters a and 2a beside b: the pair has one direction, (1, 2)/√5, which is whitened to variance 1."""
+    """Filters a, 2a and b: the first pair has one direction, (1, 2)/√5, which is whitened to variance 1."""
     first = np.zeros((4, 4))
     first[:3, :3] = [[1, 2, 0], [2, 4, 0], [0, 0, 9]]
     second = np.diag([1.0, 9.0])

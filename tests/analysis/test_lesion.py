@@ -74,8 +74,8 @@ def test_the_mean_is_that_of_the_images_shown():
 def test_a_class_without_images_has_no_fall():
     model = colour_network()
     model[3].weight.data = torch.cat([model[3].weight.data, torch.full((1, 2), -9.0)])
-    found = lesions(model, "0", [0, 1], batches(COLOUR), batches(GREY), draws=0)
-    assert np.isnan(found[0].class_drop[2])
+    results = lesions(model, "0", [0, 1], batches(COLOUR), batches(GREY), draws=0)
+    assert np.isnan(results[0].class_drop[2])
 
 
 @pytest.mark.parametrize("inplace", [False, True], ids=["copy", "in place"])

@@ -109,8 +109,8 @@ def test_any_accumulator_gathers_inputs_and_outputs_in_one_pass():
         before = model[0](x)  # what the activation, in place, has not touched
         read = before.relu()
         for tap, expected in (("0", before), (Input("2"), read), ("2", model[2](read))):
-            found = torch.from_numpy(gathered[tap].moments.covariance)
-            torch.testing.assert_close(found, torch.cov(samples(expected)))
+            covariance = torch.from_numpy(gathered[tap].moments.covariance)
+            torch.testing.assert_close(covariance, torch.cov(samples(expected)))
 
 
 def test_inputs_of_a_grouped_layer_correlate_by_the_group_that_reads_them():
@@ -214,14 +214,14 @@ def test_other_filters_see_the_inputs_of_the_trained_network():
     trained = {name: value.clone() for name, value in model.state_dict().items()}
     x = torch.randn(400, 4, 8, 8)
     taps = [Refiltered("1", random_filters(model[1], seed)) for seed in (5, 6, 7)]
-    found = collect(model, x.split(100), {tap: ResponseStatistics() for tap in taps})
+    statistics = collect(model, x.split(100), {tap: ResponseStatistics() for tap in taps})
     assert all(torch.equal(trained[name], value) for name, value in model.state_dict().items())
     assert not model[1]._forward_pre_hooks
     for tap in taps:
         w = tap.filters.weight.detach().view(2, 3, 2).double()
         cosine = F.cosine_similarity(w[:, :, None], w[:, None], dim=-1)
         expected = torch.block_diag(*cosine).numpy()
-        np.testing.assert_allclose(correlation_matrix(found[tap].covariance), expected, atol=0.03)
+        np.testing.assert_allclose(correlation_matrix(statistics[tap].covariance), expected, atol=0.03)
 
 
 def test_a_response_of_any_size_kills_no_other_filter():

@@ -146,11 +146,11 @@ def scheme_of(pairs):
 
 @given(pairs=st.sets(st.tuples(st.integers(0, 11), st.integers(0, 11)).filter(lambda pair: pair[0] < pair[1])))
 def test_buses_tell_exactly_who_reads_past_the_next_column(pairs):
-    found = buses(scheme_of(sorted(pairs)))
-    told = [(source, reader) for bus in found for source in bus.sources for reader in bus.readers if source < reader]
-    assert len(told) == len(set(told))
-    assert set(told) <= pairs
-    assert {(source, reader) for source, reader in pairs if reader > source + 1} <= set(told)
+    drawn = buses(scheme_of(sorted(pairs)))
+    read = [(source, reader) for bus in drawn for source in bus.sources for reader in bus.readers if source < reader]
+    assert len(read) == len(set(read))
+    assert set(read) <= pairs
+    assert {(source, reader) for source, reader in pairs if reader > source + 1} <= set(read)
 
 
 def test_a_stream_of_residual_sums_is_one_bus():

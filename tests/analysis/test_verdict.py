@@ -182,7 +182,7 @@ def test_more_spread_and_a_stricter_p_need_more_seeds():
     assert seeds_to_find(GAIN, None) is None
 
 
-# What cannot be told is said.
+# What cannot be decided is reported.
 
 
 def test_fewer_than_six_seeds_are_inconclusive_however_clear_they_look():

@@ -71,14 +71,14 @@ def test_a_diagram_keeps_its_pixels():
 
 
 def test_channels_take_the_colour_of_the_group_that_computes_or_reads_them():
-    shown = {d.title: connections._channel_colours(d) for d in diagrams()}
+    colours = {d.title: connections._channel_colours(d) for d in diagrams()}
     grey = {connections.NEUTRAL}
-    first, second = shown["3×3, 2 groups"][0][0], shown["3×3, 2 groups"][0][-1]
+    first, second = colours["3×3, 2 groups"][0][0], colours["3×3, 2 groups"][0][-1]
     assert first != second
-    assert shown["1×1, 2 groups, shuffle"][2] == [first, second] * 4
-    assert shown["ResNeXt, 2 groups"][1:3] == [[first, first, second, second]] * 2, "read, then computed"
-    assert set(shown["ResNeXt, 2 groups"][3]) == grey
-    assert set(shown["3×3, depthwise"][1]) == grey
+    assert colours["1×1, 2 groups, shuffle"][2] == [first, second] * 4
+    assert colours["ResNeXt, 2 groups"][1:3] == [[first, first, second, second]] * 2, "read, then computed"
+    assert set(colours["ResNeXt, 2 groups"][3]) == grey
+    assert set(colours["3×3, depthwise"][1]) == grey
 
 
 def test_layers_are_drawn_with_every_link(tmp_path, monkeypatch):

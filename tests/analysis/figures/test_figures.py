@@ -1,4 +1,4 @@
-"""Names and marks that stay apart, and the figures of filters, matrices, cost and learning at paper width."""
+"""Names and marks that stay distinct, and the figures of filters, matrices, cost and learning at paper width."""
 
 from itertools import pairwise
 
@@ -62,7 +62,7 @@ def test_names_break_after_dots_hyphens_and_spaces():
 def test_variants_differ_by_marker_or_line_where_colours_repeat():
     styles = list(page.variant_styles([str(k) for k in range(98)]).values())
     assert len({(s.colour, s.marker) for s in styles}) == 98
-    assert len({(s.colour, s.line) for s in styles[:14]}) == 14, "told apart without markers too"
+    assert len({(s.colour, s.line) for s in styles[:14]}) == 14, "distinct without markers too"
     assert len({s.colour for s in styles[:7]}) == 7
 
 
