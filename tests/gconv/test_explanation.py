@@ -33,13 +33,13 @@ def test_padding_that_the_layer_does_beforehand_counts():
 @pytest.mark.parametrize("wrap", [lambda m: m, torch.compile, nn.DataParallel], ids=["plain", "compiled", "parallel"])
 def test_a_model_is_a_table_of_the_layers_that_it_calls(wrap):
     model = net()
-    found = explain(wrap(model), torch.zeros(4, 3, 17, 19))
+    explanation = explain(wrap(model), torch.zeros(4, 3, 17, 19))
     # (17 - 3) // 2 + 1 = 8 and (19 - 3) // 2 + 1 = 9, which padding 1 keeps.
-    assert {name: e.input_shape for name, e in found.layers.items()} == {"1.0": (4, 8, 8, 9), "2": (4, 8, 8, 9)}
-    assert [e.share for e in found.layers.values()] == [1 / 4, (1 / 4 + 2 / 16)]
-    assert found.layers["2"] == explain(model[2], (4, 8, 8, 9), channels_last=False)
-    assert found.others == 1
-    lines = str(found).splitlines()
+    assert {name: e.input_shape for name, e in explanation.layers.items()} == {"1.0": (4, 8, 8, 9), "2": (4, 8, 8, 9)}
+    assert [e.share for e in explanation.layers.values()] == [1 / 4, (1 / 4 + 2 / 16)]
+    assert explanation.layers["2"] == explain(model[2], (4, 8, 8, 9), channels_last=False)
+    assert explanation.others == 1
+    lines = str(explanation).splitlines()
     assert [line.split()[:3] for line in lines[1:3]] == [["1.0", "4", "4×8×8×9"], ["2", "log:3", "4×8×8×9"]]
     assert lines[3] == "1 other convolution: torch's own"
     with forced_kernel("loop"):

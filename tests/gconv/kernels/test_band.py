@@ -62,14 +62,14 @@ def launches(layer, dtype, monkeypatch, statistics=False, size=(8, 8), blocking=
 
     blocking = blocking or band.configs(layer, dtype)[0]
 
-    found = []
+    recorded = []
 
     class Recorder:
         def __init__(self, name):
             self.name, self.kernel = name, getattr(programs, name)
 
         def __getitem__(self, grid):
-            return lambda *arguments, **options: found.append((self.name, self.kernel, arguments, options))
+            return lambda *arguments, **options: recorded.append((self.name, self.kernel, arguments, options))
 
     with monkeypatch.context() as patch:
         for name in ("gather", *CORRELATIONS, "weight_partials", "add_partials", "merge_statistics"):
@@ -79,11 +79,11 @@ def launches(layer, dtype, monkeypatch, statistics=False, size=(8, 8), blocking=
         weight = torch.zeros(layer.weight_shape, dtype=dtype)
         if statistics:
             band.conv2d_statistics(x, weight, None, layer, blocking=blocking)
-            return found
+            return recorded
         band.conv2d(x, weight, torch.zeros(dy.shape[1], dtype=dtype), layer, "relu", blocking=blocking)
         band.input_gradient(dy, weight, layer, size, blocking=blocking)
         band.weight_gradient(dy, x, layer, blocking=blocking)
-    return found
+    return recorded
 
 
 POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int32: "*i32"}

@@ -140,8 +140,8 @@ def test_wide_tiles_leave_the_least_room_empty(sizes, wide):
 
 
 def test_blockings_are_different():
-    found = blockings(geometry((64, 32), (64, 32)), 4)
-    assert len(set(found)) == len(found) > 1
+    choices = blockings(geometry((64, 32), (64, 32)), 4)
+    assert len(set(choices)) == len(choices) > 1
 
 
 def test_too_many_weights_are_refused_in_words():

@@ -154,7 +154,7 @@ def test_the_ops_are_registered_as_torch_asks(sizes, activation):
 
 
 @pytest.fixture
-def apart(monkeypatch):
+def separate_kernels(monkeypatch):
     """No kernel computes a whole step: autograd functions join three."""
     monkeypatch.setattr(dispatch, "together", lambda *case: None)
     dispatch._chosen.cache_clear()
@@ -174,7 +174,7 @@ def differentiable_ways():
     ("way", "ours"), differentiable_ways(), ids=lambda value: value if isinstance(value, str) else ""
 )
 @pytest.mark.parametrize("sizes", [((2, 1), (1, 2)), ((2, 2), (1, 1))], ids=["uneven", "uniform"])
-def test_each_op_is_differentiable_twice(way, ours, sizes, apart):
+def test_each_op_is_differentiable_twice(way, ours, sizes, separate_kernels):
     geometry = geometry_of(*sizes, kernel=(2, 2), stride=(2, 1))
     make = {"dtype": torch.float64, "requires_grad": True}
     x, weight = torch.randn(1, geometry.in_groups.channels, 3, 2, **make), torch.randn(geometry.weight_shape, **make)
@@ -190,7 +190,7 @@ def test_each_op_is_differentiable_twice(way, ours, sizes, apart):
         assert gradgradcheck(call, inputs)
 
 
-def test_ops_with_kernels_of_their_own_are_joined_and_agree_with_torch(apart, monkeypatch):
+def test_ops_with_kernels_of_their_own_are_joined_and_agree_with_torch(separate_kernels, monkeypatch):
     """The gradients of three kernels are those of one that torch differentiates, first and second."""
     layer = GroupedConv2d(16, 16, 3, padding=1, groups="log:3")
     x = torch.randn(2, 16, 6, 6, requires_grad=True)
@@ -204,7 +204,7 @@ def test_ops_with_kernels_of_their_own_are_joined_and_agree_with_torch(apart, mo
         assert "_Conv2d" not in type(layer(x).grad_fn).__name__
         expected = gradients()
     names = dict(zip(OPS, ("packed", "nested", "masked"), strict=True))
-    monkeypatch.setattr(dispatch, "choose", lambda op, *case: Choice(names[op], "told so"))
+    monkeypatch.setattr(dispatch, "choose", lambda op, *case: Choice(names[op], "for this test"))
     assert "_Conv2d" in type(layer(x).grad_fn).__name__
     for ours, theirs in zip(gradients(), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)

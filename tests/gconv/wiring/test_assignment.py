@@ -69,8 +69,8 @@ def test_hidden_blocks_are_found_exactly(inputs, outputs, groups, noise):
     in_groups, out_groups = Partition.of(groups, inputs), Partition.of(groups, outputs)
     for seed in range(2):
         energy, planted = hidden_blocks(in_groups, out_groups, noise, seed)
-        found = kept(energy, *assign_channels(energy, in_groups, out_groups), in_groups, out_groups)
-        assert found == pytest.approx(planted, rel=1e-9)
+        energy_kept = kept(energy, *assign_channels(energy, in_groups, out_groups), in_groups, out_groups)
+        assert energy_kept == pytest.approx(planted, rel=1e-9)
 
 
 def test_small_layers_without_any_structure_come_near_the_best_of_all_assignments():
@@ -82,9 +82,9 @@ def test_small_layers_without_any_structure_come_near_the_best_of_all_assignment
         ins, outs = ({tuple(p) for p in permutations(groups.labels)} for groups in (in_groups, out_groups))
         in_MCG, out_NOG = (F.one_hot(torch.tensor(sorted(labels)), 3).double() for labels in (ins, outs))
         best = torch.einsum("nog,oc,mcg->nm", out_NOG, energy, in_MCG).max().item()
-        found = kept(energy, *assign_channels(energy, in_groups, out_groups), in_groups, out_groups)
-        assert found <= best * (1 + 1e-12)
-        shortfalls.append(1 - found / best)
+        energy_kept = kept(energy, *assign_channels(energy, in_groups, out_groups), in_groups, out_groups)
+        assert energy_kept <= best * (1 + 1e-12)
+        shortfalls.append(1 - energy_kept / best)
     assert sum(shortfalls) / len(shortfalls) < 0.1
 
 

@@ -75,7 +75,7 @@ def moved_inputs(
     for name, module in modules.items():
         module.forward = stand_still(name)
     image = torch.randn(1, *shape, generator=generator, dtype=torch.float64)
-    found: list[dict[str, list[int]]] = []
+    readers: list[dict[str, list[int]]] = []
     try:
         with torch.no_grad():
             model(image)
@@ -84,11 +84,11 @@ def moved_inputs(
                 tried[:] = [(*one, bump) for one in some for bump in (BUMP, -BUMP)]
                 moved[:] = [{} for _ in some]
                 model(image.expand(1 + len(tried), -1, -1, -1))
-                found += [{name: sorted(channels) for name, channels in one.items()} for one in moved]
+                readers += [{name: sorted(channels) for name, channels in one.items()} for one in moved]
     finally:
         for module in modules.values():
             del module.forward
-    return found
+    return readers
 
 
 def convolutions(model: nn.Module) -> list[str]:
