@@ -74,9 +74,9 @@ def one_case(tmp_path, monkeypatch):
 def test_a_case_extends_the_table_by_what_training_uses_and_the_csv_by_both_settings(one_case):
     case, into, folder = one_case
     gpu.learn_case(case, into)
-    found = rows(folder / "kernels.csv")
-    assert {row["op"] for row in found} == {*OPS, "step"}
-    ways = {row["way"] for row in found if row["op"] == "conv2d"}
+    timed = rows(folder / "kernels.csv")
+    assert {row["op"] for row in timed} == {*OPS, "step"}
+    ways = {row["way"] for row in timed if row["op"] == "conv2d"}
     assert {"loop", "loop benchmark", "dense", "dense benchmark", "ours"} <= ways
     known = table.read(table.own_path(this_machine(case.device)))[1]
     assert {kind.op for kind in known} == {*OPS, "step"}

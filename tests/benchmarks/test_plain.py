@@ -49,8 +49,8 @@ def run(module, monkeypatch, path, *arguments):
 
 def test_steps_have_a_row_for_each_way_and_setting(tmp_path, monkeypatch):
     ways = f"--ways=loop,{plain.AUTOTUNED}"
-    found = run(steps, monkeypatch, tmp_path / "steps.csv", "--nets=small:2", ways, "--cudnn=deterministic,benchmark")
-    assert [(row["cudnn"], row["way"]) for row in found] == [
+    rows = run(steps, monkeypatch, tmp_path / "steps.csv", "--nets=small:2", ways, "--cudnn=deterministic,benchmark")
+    assert [(row["cudnn"], row["way"]) for row in rows] == [
         (setting, way) for setting in ("deterministic", "benchmark") for way in ("loop", plain.AUTOTUNED)
     ]
 
@@ -58,8 +58,8 @@ def test_steps_have_a_row_for_each_way_and_setting(tmp_path, monkeypatch):
 def test_blocks_have_a_row_for_each_way_and_setting(tmp_path, monkeypatch):
     monkeypatch.setattr(blocks, "WAYS", ("modules", "block", plain.AUTOTUNED))
     given = "--layers=8@4", "--partitions=log:3", "--modes=evaluation", "--cudnn=free,benchmark"
-    found = run(blocks, monkeypatch, tmp_path / "blocks.csv", *given)
-    assert [(row["cudnn"], row["way"]) for row in found] == [
+    rows = run(blocks, monkeypatch, tmp_path / "blocks.csv", *given)
+    assert [(row["cudnn"], row["way"]) for row in rows] == [
         (setting, way) for setting in ("free", "benchmark") for way in ("modules", "block")
     ]
 

@@ -45,7 +45,7 @@ def test_the_notebook_prints_what_it_shows():
         printed = io.StringIO()
         with redirect_stdout(printed):
             exec(compile("".join(cell["source"]), "tour.ipynb", "exec"), names)
-        shown = "".join("".join(output["text"]) for output in cell["outputs"] if output["output_type"] == "stream")
-        assert NUMBER.sub("#", printed.getvalue()) == NUMBER.sub("#", shown)
-        values = [[float(n.replace(",", "")) for n in NUMBER.findall(text)] for text in (printed.getvalue(), shown)]
+        saved = "".join("".join(output["text"]) for output in cell["outputs"] if output["output_type"] == "stream")
+        assert NUMBER.sub("#", printed.getvalue()) == NUMBER.sub("#", saved)
+        values = [[float(n.replace(",", "")) for n in NUMBER.findall(text)] for text in (printed.getvalue(), saved)]
         assert values[0] == pytest.approx(values[1], rel=0.05, abs=0.01)  # rounding differs between processors

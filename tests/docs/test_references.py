@@ -118,9 +118,9 @@ def test_the_readme_prints_what_the_record_gives_for_three_seeds():
     table = read_table(ROOT / "results" / "quickstart" / "measures.csv.gz")
     printed = accuracy_lines(tradeoff_table(table[table["seed"].isna() | (table["seed"] < 3)]))
     (block,) = page("README.md").blocks("text")
-    shown = [line for line in block.splitlines() if line.startswith(("variant ", "dense ", "groups-", "log-"))]
-    assert len(shown) == 4
-    assert set(shown) <= set(printed)
+    documented = [line for line in block.splitlines() if line.startswith(("variant ", "dense ", "groups-", "log-"))]
+    assert len(documented) == 4
+    assert set(documented) <= set(printed)
 
 
 def test_the_readme_is_short():

@@ -76,5 +76,5 @@ def test_search_finds_a_page_that_is_opened_as_a_file(site):
         field = window.find_element(By.CSS_SELECTOR, "input.md-search__input")
         field.click()
         field.send_keys("lesion")
-        found = WebDriverWait(window, 30).until(lambda w: w.find_elements(By.CSS_SELECTOR, ".md-search-result__link"))
-        assert any("results.html" in link.get_attribute("href") for link in found)
+        results = WebDriverWait(window, 30).until(lambda w: w.find_elements(By.CSS_SELECTOR, ".md-search-result__link"))
+        assert any("results.html" in link.get_attribute("href") for link in results)
