@@ -152,9 +152,9 @@ def uninterrupted(tmp_path_factory):
     return run.load_checkpoint()
 
 
-@pytest.mark.parametrize(("before", "told", "after"), [(2, 0, 1), (2, 1, 2), (1, 0, 2), (3, 2, 2)])
+@pytest.mark.parametrize(("before", "noticed", "after"), [(2, 0, 1), (2, 1, 2), (1, 0, 2), (3, 2, 2)])
 def test_a_notice_to_any_rank_stops_all_at_one_step_and_any_number_goes_on(
-    tmp_path, uninterrupted, before, told, after
+    tmp_path, uninterrupted, before, noticed, after
 ):
     run, given = a_run(tmp_path), context()
     job = partial(stopped_at, 4)
@@ -162,7 +162,7 @@ def test_a_notice_to_any_rank_stops_all_at_one_step_and_any_number_goes_on(
         child = fork(lambda: job(SINGLE_PROCESS, run, given, 0))
         assert wait(child) == 1  # KeyboardInterrupt
     else:
-        assert [wait(child) for child in begin(tmp_path, before, job, run, given, told)] == [NOTICED] * before
+        assert [wait(child) for child in begin(tmp_path, before, job, run, given, noticed)] == [NOTICED] * before
     part = run.load_checkpoint()
     assert part is not None
     assert len(part["history"]) == 1
@@ -171,10 +171,10 @@ def test_a_notice_to_any_rank_stops_all_at_one_step_and_any_number_goes_on(
         train_run(run, model(), given, SILENT)
     else:
         on_ranks(tmp_path, after, as_process_group, run, given)
-    found = run.load_checkpoint()
-    assert found is not None
-    assert_close(found["model"], uninterrupted["model"], 1e-3)
-    for ours, theirs in zip(found["history"], uninterrupted["history"], strict=True):
+    checkpoint = run.load_checkpoint()
+    assert checkpoint is not None
+    assert_close(checkpoint["model"], uninterrupted["model"], 1e-3)
+    for ours, theirs in zip(checkpoint["history"], uninterrupted["history"], strict=True):
         for key in ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "lr"):
             assert ours[key] == pytest.approx(theirs[key], rel=1e-3), key
 
@@ -184,8 +184,8 @@ def test_rank_0_alone_writes_and_what_it_writes_is_the_checkpoint_of_one_process
     on_ranks(tmp_path, 2, as_process_group, run, context())
     assert not (tmp_path / "of-rank-1").exists()
     assert [line["epoch"] for line in run.metrics()] == [1, 2, 3]
-    found = run.load_checkpoint()
-    assert found is not None
-    assert found.keys() == uninterrupted.keys()
-    assert found["model"].keys() == uninterrupted["model"].keys()
-    assert found["optimizer"]["param_groups"] == uninterrupted["optimizer"]["param_groups"]
+    checkpoint = run.load_checkpoint()
+    assert checkpoint is not None
+    assert checkpoint.keys() == uninterrupted.keys()
+    assert checkpoint["model"].keys() == uninterrupted["model"].keys()
+    assert checkpoint["optimizer"]["param_groups"] == uninterrupted["optimizer"]["param_groups"]

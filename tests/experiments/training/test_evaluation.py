@@ -25,8 +25,8 @@ def evaluated(process_group, images, path):
                 raise torch.OutOfMemoryError("out of memory")
             return self.inner(x)
 
-    found = evaluate(Small(), context(test=images), process_group=process_group)
-    (path / f"{images}-{process_group.rank}-of-{process_group.size}").write_text(json.dumps(found))
+    results = evaluate(Small(), context(test=images), process_group=process_group)
+    (path / f"{images}-{process_group.rank}-of-{process_group.size}").write_text(json.dumps(results))
 
 
 @pytest.mark.parametrize("images", [1, 11])

@@ -118,14 +118,14 @@ def test_a_checkpoint_is_what_the_run_alone_would_have_saved(tmp_path, known):
     runs = runs_in(tmp_path / "at once")
     at_once(runs, context())
     for run, other in zip(runs, known, strict=False):
-        found, expected = run.load_checkpoint(), other.load_checkpoint()
-        assert found.keys() == expected.keys()
-        assert found["schedule"] == expected["schedule"]
-        assert found["optimizer"]["param_groups"] == expected["optimizer"]["param_groups"]
+        checkpoint, expected = run.load_checkpoint(), other.load_checkpoint()
+        assert checkpoint.keys() == expected.keys()
+        assert checkpoint["schedule"] == expected["schedule"]
+        assert checkpoint["optimizer"]["param_groups"] == expected["optimizer"]["param_groups"]
         for number, of in expected["optimizer"]["state"].items():
-            mine = found["optimizer"]["state"][number]
+            mine = checkpoint["optimizer"]["state"][number]
             assert torch.allclose(mine["momentum_buffer"], of["momentum_buffer"], rtol=1e-3, atol=1e-4)
-        size = sum(v.untyped_storage().nbytes() for v in found["model"].values())
+        size = sum(v.untyped_storage().nbytes() for v in checkpoint["model"].values())
         assert size == sum(v.untyped_storage().nbytes() for v in expected["model"].values()), "not those of the others"
 
 

@@ -10,13 +10,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_half_as_many_are_tried_until_they_fit_and_pay():
     tried = []
 
-    def found(count):
+    def speedup(count):
         tried.append(count)
         if count == 8:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return {4: 1.05, 2: 1.3}[count]
 
-    assert largest_worthwhile(found, 8) == (2, 1.3)
+    assert largest_worthwhile(speedup, 8) == (2, 1.3)
     assert tried == [8, 4, 2]
     assert largest_worthwhile(lambda _: 1.09, 8) == (1, 1.0)
     with pytest.raises(RuntimeError, match="a bug"):

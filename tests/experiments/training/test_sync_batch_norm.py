@@ -38,7 +38,7 @@ def test_batch_normalisation_over_uneven_shares_is_torchs_on_the_whole_batch(tmp
     for place in (0, 1):  # outputs and gradients of images
         assert torch.allclose(torch.cat([r[place] for r in ranks]), alone[place], rtol=1e-9, atol=1e-9)
     for of_rank in ranks:
-        for found, expected in zip(of_rank[2], alone[2], strict=True):
-            assert torch.allclose(found, expected, rtol=1e-9, atol=1e-9)
+        for actual, expected in zip(of_rank[2], alone[2], strict=True):
+            assert torch.allclose(actual, expected, rtol=1e-9, atol=1e-9)
         assert list(of_rank[3]) == list(alone[3])
         assert_close(of_rank[3], alone[3], 1e-9)

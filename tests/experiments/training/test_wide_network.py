@@ -48,8 +48,8 @@ def networks(case):
 @pytest.mark.parametrize("case", NETS)
 def test_every_network_learns_as_it_does_alone(case):
     """In double precision, where what differs by rounding alone differs by far less than what is computed otherwise."""
-    alone, beside = networks(case), networks(case)
-    wide = WideNetwork(beside)
+    alone, joined = networks(case), networks(case)
+    wide = WideNetwork(joined)
     optimizers = [torch.optim.SGD(m.parameters(), 0.01, 0.9) for m in (wide, *alone)]
     torch.manual_seed(9)
     for _ in range(2):
@@ -63,30 +63,30 @@ def test_every_network_learns_as_it_does_alone(case):
         (expected * towards).sum().backward()
         for optimizer in optimizers:
             optimizer.step()
-    for found, known in zip(beside, alone, strict=True):
+    for ours, known in zip(joined, alone, strict=True):
         known_state = known.state_dict()
-        assert found.state_dict().keys() == known_state.keys()
-        for name, value in found.state_dict().items():  # weights and running statistics
+        assert ours.state_dict().keys() == known_state.keys()
+        for name, value in ours.state_dict().items():  # weights and running statistics
             assert torch.allclose(value, known_state[name], rtol=1e-8, atol=1e-8), name
 
 
 @pytest.mark.parametrize("case", [case for case, (name, _) in NETS.items() if name not in ("mobilenet", "shufflenet")])
 def test_parameters_are_named_ordered_and_laid_out_as_those_of_one_network(case):
-    (known, *_), beside = networks(case), networks(case)
-    wide = WideNetwork(beside)
+    (known, *_), joined = networks(case), networks(case)
+    wide = WideNetwork(joined)
     assert [n for n, _ in wide.layers.named_parameters()] == [n for n, _ in known.named_parameters()]
-    for (name, p), q in zip(beside[1].named_parameters(), known.parameters(), strict=True):
+    for (name, p), q in zip(joined[1].named_parameters(), known.parameters(), strict=True):
         assert p.shape == q.shape and p.stride() == q.stride(), name
         whole = wide.layers.get_parameter(name)
-        assert whole.dim() == p.dim(), "what decays is told by dimensions"
+        assert whole.dim() == p.dim(), "weights decay by their number of dimensions"
         assert p.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr(), "a view, not a copy"
 
 
 def test_values_loaded_into_a_network_are_those_that_it_goes_on_from():
-    beside = networks("a permutation of each network's own")
-    wide = WideNetwork(beside)
+    joined = networks("a permutation of each network's own")
+    wide = WideNetwork(joined)
     others = networks("a permutation of each network's own")
-    beside[2].load_state_dict(others[0].state_dict())
+    joined[2].load_state_dict(others[0].state_dict())
     x = torch.randn(4, 3, SIZE, SIZE, dtype=torch.double)
     y = wide([x, x, x])
     assert torch.allclose(y[2], y[0])
@@ -94,12 +94,12 @@ def test_values_loaded_into_a_network_are_those_that_it_goes_on_from():
 
 
 def test_a_network_that_is_not_finite_leaves_the_others_alone():
-    beside = networks("log groups, batch norm, shortcuts")
+    joined = networks("log groups, batch norm, shortcuts")
     x = torch.randn(4, 3, SIZE, SIZE, dtype=torch.double)
-    expected = [beside[k](x) for k in (0, 2)]
-    wide = WideNetwork(beside)
+    expected = [joined[k](x) for k in (0, 2)]
+    wide = WideNetwork(joined)
     with torch.no_grad():
-        beside[1].get_parameter("classify.bias").fill_(float("nan"))
+        joined[1].get_parameter("classify.bias").fill_(float("nan"))
     y = wide([x, x, x])
     y.sum().backward()
     assert y[1].isnan().all()
@@ -164,7 +164,7 @@ def test_dense_networks_side_by_side_have_the_choice_of_kernels():
     wide = WideNetwork(alone)
     dispatch._named.cache_clear()
     with mock.patch.object(packed, "conv2d", wraps=packed.conv2d) as computed, forced_kernel("packed"):
-        found = wide(xs)
+        outputs = wide(xs)
     dispatch._named.cache_clear()
     assert computed.call_count == 2
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(outputs, expected)
