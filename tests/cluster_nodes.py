@@ -22,18 +22,18 @@ def nodes(count):
     cluster = Cluster(initialize_head=True, head_node_args=SMALL)
     others = [cluster.add_node(wait=False, **SMALL) for _ in range(count - 1)]
     cluster.wait_for_nodes()
-    tell(cluster.address)
+    answer(cluster.address)
     for line in sys.stdin:
         if line.strip() == "kill":
             cluster.remove_node(others.pop(), allow_graceful=False)
         else:
             others.append(cluster.add_node(**SMALL))
-        tell(line.strip())
+        answer(line.strip())
     cluster.shutdown()
 
 
-def tell(text):
-    print("told", text, flush=True)
+def answer(text):
+    print("answer", text, flush=True)
 
 
 def lead(log, flags):

@@ -36,11 +36,13 @@ def test_what_cannot_work_with_several_processes_is_one_line(tmp_path, monkeypat
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("found", "told"), [(0, "0 CUDA devices; use --"), (1, "1 CUDA device; use gpus=1, or --")])
-def test_more_gpus_than_there_are_is_one_line_with_both_numbers_and_the_way_out(monkeypatch, found, told):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: found > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
-    with pytest.raises(UsageError, match=rf"gpus=4: this machine has {told}recipe.device=cpu") as error:
+@pytest.mark.parametrize(
+    ("present", "advice"), [(0, "0 CUDA devices; use --"), (1, "1 CUDA device; use gpus=1, or --")]
+)
+def test_more_gpus_than_there_are_is_one_line_with_both_numbers_and_the_way_out(monkeypatch, present, advice):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: present > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: present)
+    with pytest.raises(UsageError, match=rf"gpus=4: this machine has {advice}recipe.device=cpu") as error:
         launch.check_devices(["auto", "cpu"], 4)
     assert "\n" not in str(error.value)
     launch.check_devices(["cpu"], 4)

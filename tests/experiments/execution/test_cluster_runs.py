@@ -43,16 +43,16 @@ def test_a_run_gets_a_gpu_or_its_cpus(resources, cpus, device, needs, room):
 
 
 @pytest.mark.parametrize(
-    ("cpus", "device", "told"),
+    ("cpus", "device", "message"),
     [
         (3, "auto", "cpus_per_run=3, recipe.device=auto: no node of the cluster has 3 CPUs; the largest has 2"),
         (1, "cuda", "cpus_per_run=1, recipe.device=cuda: no node of the cluster has 1 CPUs and a GPU"),
     ],
 )
-def test_what_no_node_has_is_told_and_not_waited_for(cpus, device, told):
+def test_what_no_node_has_is_told_and_not_waited_for(cpus, device, message):
     with pytest.raises(UsageError) as error:
         nodes._resources([NODE, NODE], cpus, device)
-    assert str(error.value) == told
+    assert str(error.value) == message
 
 
 def test_where_a_study_is_trained_is_no_part_of_it():
@@ -65,7 +65,7 @@ def test_where_a_study_is_trained_is_no_part_of_it():
 # What cannot work
 
 
-def told(capsys, *arguments):
+def error_line(capsys, *arguments):
     """Return the one line that the command line prints for an error."""
     sys.argv = ["experiments", *arguments]
     assert command_line.entry() == 2
@@ -88,7 +88,7 @@ COMMANDS = [("run", "quickstart"), ("sweep", "photos-bayes")]
 def test_ray_that_is_missing_is_told_in_a_line(command, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.setitem(sys.modules, "ray._private.services", None)
-    line = told(capsys, *command, "--on=ray")
+    line = error_line(capsys, *command, "--on=ray")
     assert line == "error: on=ray: Ray is not installed here; pip install 'ray>=2.40' installs it"
 
 
@@ -101,7 +101,7 @@ def test_an_address_at_which_nobody_answers_is_told_at_once(command, monkeypatch
         address = f"127.0.0.1:{free.getsockname()[1]}"
         monkeypatch.setenv("RAY_ADDRESS", address)
         start = time.monotonic()
-        line = told(capsys, *command, "--on=ray")
+        line = error_line(capsys, *command, "--on=ray")
     assert time.monotonic() - start < 10
     assert line.startswith(
         f"error: RAY_ADDRESS={address}: no Ray cluster answers there (connection refused); `ray start"
@@ -115,7 +115,7 @@ def test_without_a_cluster_the_commands_that_start_one_are_told(monkeypatch, cap
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.setattr("ray._private.utils.read_ray_address", lambda *_: None)
     monkeypatch.setattr("ray._private.services.find_gcs_addresses", lambda: set())
-    line = told(capsys, "run", "quickstart", "--on=ray")
+    line = error_line(capsys, "run", "quickstart", "--on=ray")
     assert line.startswith("error: on=ray: no Ray cluster is running here; `ray start --head` starts one")
 
 
@@ -124,7 +124,7 @@ def test_without_a_cluster_the_commands_that_start_one_are_told(monkeypatch, cap
 @pytest.mark.parametrize("address", ["nonsense", "ray://there:10001"])
 def test_an_address_that_is_none_is_told_with_what_would_be_right(address, monkeypatch, capsys):
     monkeypatch.setenv("RAY_ADDRESS", address)
-    line = told(capsys, "run", "quickstart", "--on=ray")
+    line = error_line(capsys, "run", "quickstart", "--on=ray")
     assert line.startswith(f"error: RAY_ADDRESS={address}: must be HOST:PORT")
 
 
@@ -160,13 +160,13 @@ class Nodes:
             stdout=subprocess.PIPE,
             text=True,
         )
-        self.environment["RAY_ADDRESS"] = self._told()
+        self.environment["RAY_ADDRESS"] = self._answer()
 
     def say(self, word):
         """``kill`` or ``add``."""
         self._process.stdin.write(f"{word}\n")
         self._process.stdin.flush()
-        assert self._told() == word
+        assert self._answer() == word
 
     def lead(self, log, *flags):
         """A process that leads a study on the nodes."""
@@ -185,18 +185,18 @@ class Nodes:
     def end(self):
         self._process.communicate(timeout=60)
 
-    def _told(self):
+    def _answer(self):
         for line in self._process.stdout:
-            if line.startswith("told "):
+            if line.startswith("answer "):
                 return line.split()[1]
         raise AssertionError("the cluster has ended")
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    found = Nodes(3)
-    yield found
-    found.end()
+    running_nodes = Nodes(3)
+    yield running_nodes
+    running_nodes.end()
 
 
 @pytest.fixture

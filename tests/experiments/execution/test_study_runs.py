@@ -52,11 +52,11 @@ def test_a_whole_study_at_once_gives_the_tables_of_the_study_alone(tmp_path, mon
     assert len(trained) == 4
     assert any("dense, seed 0: accuracy" in line and line.endswith("(together with seed 1)") for line in trained)
     assert any("log-4, seed 1: accuracy" in line and line.endswith("(together with seed 0)") for line in trained)
-    known, found = (report.read_measures(study.folder) for study in studies)
+    known, measured = (report.read_measures(study.folder) for study in studies)
     names = [name for name in known.columns if name != "value"]
-    pd.testing.assert_frame_equal(known[names], found[names])
+    pd.testing.assert_frame_equal(known[names], measured[names])
     same = ~known["measure"].str.contains("second|time")
-    assert np.allclose(known["value"][same], found["value"][same], rtol=1e-3, atol=1e-3)
+    assert np.allclose(known["value"][same], measured["value"][same], rtol=1e-3, atol=1e-3)
     first, second = plan(studies[0]), plan(studies[1])
     for p, q in zip(first, second, strict=True):
         assert p.run.folder.name == q.run.folder.name, "no part of what a run is"

@@ -1,4 +1,4 @@
-"""Files that were cut, changed or made by strangers: found out, told in a line, and nothing in them executed."""
+"""Files that were cut, changed or made by strangers: detected, reported in a line, and nothing in them executed."""
 
 import os
 from pathlib import Path

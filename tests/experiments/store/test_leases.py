@@ -74,11 +74,11 @@ def test_one_holds_and_the_next_holds_what_was_given_back(tmp_path):
 
 def test_it_says_who_holds_what_since_when(tmp_path):
     lease = claim(tmp_path)
-    found = holder(tmp_path)
-    assert found is not None and lease is not None
-    assert found.pid == os.getpid()
-    assert found.alive() is True
-    assert found.since.startswith("20")
+    owner = holder(tmp_path)
+    assert owner is not None and lease is not None
+    assert owner.pid == os.getpid()
+    assert owner.alive() is True
+    assert owner.since.startswith("20")
     lease.release()
 
 

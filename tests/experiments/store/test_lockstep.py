@@ -17,11 +17,11 @@ def test_siblings_are_what_is_free_and_equally_far(tmp_path):
     done.finish("done", {}, "here")
     other = leases.claim(held.folder)
     others = dict(enumerate((free, ahead, done, held, spare)))
-    with hold_lockstep_runs(lead, others, 6) as found:
-        assert list(found) == [0, 4]
-        assert all(run.lease is not None and leases.claim(run.folder) is None for run in found.values())
+    with hold_lockstep_runs(lead, others, 6) as taken:
+        assert list(taken) == [0, 4]
+        assert all(run.lease is not None and leases.claim(run.folder) is None for run in taken.values())
         assert leases.claim(ahead.folder) is not None, "given back at once"
     assert leases.claim(free.folder) is not None
-    with hold_lockstep_runs(lead, {4: spare, 0: free}, 2) as found:
-        assert list(found) == [4]
+    with hold_lockstep_runs(lead, {4: spare, 0: free}, 2) as taken:
+        assert list(taken) == [4]
     other.release()

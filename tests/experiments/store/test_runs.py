@@ -80,7 +80,7 @@ def test_two_processes_do_not_train_the_same_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("commit", "shown"),
+    ("commit", "short"),
     [
         ("0123456789abcdef", "0123456789"),
         ("0123456789abcdef+changes", "0123456789 with uncommitted changes"),
@@ -88,6 +88,6 @@ def test_two_processes_do_not_train_the_same_run(tmp_path):
         ("unknown", "unknown"),
     ],
 )
-def test_a_commit_is_shown_short_and_says_so_if_files_differed_from_it(commit, shown):
+def test_a_commit_is_shown_short_and_says_so_if_files_differed_from_it(commit, short):
     """Older results have ``+changes``."""
-    assert short_commit(commit) == shown
+    assert short_commit(commit) == short
