@@ -1,4 +1,4 @@
-"""Out of memory: recognised on every device, told with what would fit, and no reason to give up an evaluation."""
+"""Out of memory: recognised on every device, reported with what would fit, and no reason to give up an evaluation."""
 
 import pytest
 import torch

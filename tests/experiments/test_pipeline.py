@@ -219,7 +219,7 @@ def test_a_run_that_diverges_does_not_stop_the_others_and_the_exit_code_tells(tm
     assert "groups-4, seed 0: diverged: the loss became nan" in out
     assert "dense, seed 0: accuracy" in out
     assert set(report.read_measures(study.folder)["variant"]) == {"dense"}
-    # It is known to diverge: told again, not trained again.
+    # It is known to diverge: reported again, not trained again.
     monkeypatch.setattr("experiments.execution.planned_run.train_run", lambda *_: pytest.fail("trained again"))
     assert run_study(study) == 1
 

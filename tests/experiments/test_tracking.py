@@ -154,7 +154,7 @@ def test_a_hanging_upload_does_not_hold_up_the_next_run(monkeypatch, tmp_path, c
     time.sleep(0.05)
     said = capsys.readouterr().err
     assert "did not finish" in said
-    assert said.count("\n") == 1, "what wandb raises afterwards is not told"
+    assert said.count("\n") == 1, "what wandb raises afterwards is not reported"
 
 
 def test_off_never_touches_wandb(monkeypatch, tmp_path):

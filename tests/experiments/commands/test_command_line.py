@@ -269,7 +269,7 @@ def test_a_rank_ends_with_its_own_code_whatever_libraries_do_at_the_very_end(lau
     program += "class Aborts:\n    def __del__(self): os.abort()\n"
     program += "held = Aborts()\natexit.register(print, 'registered')\nm.end(3)"
     environment = {**os.environ, **({"TORCHELASTIC_RUN_ID": "1"} if launched else {})}
-    found = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
     )
-    assert (found.returncode, found.stdout) == (code, "registered\n")
+    assert (completed.returncode, completed.stdout) == (code, "registered\n")

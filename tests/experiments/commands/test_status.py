@@ -1,4 +1,4 @@
-"""`status` tells what is done, running, failed and to do, whoever trains where."""
+"""`status` prints what is done, running, failed and to do, whoever trains where."""
 
 import json
 import re
@@ -61,9 +61,9 @@ def test_every_state_is_told_with_what_is_known_of_it(study, tmp_path, capsys):
     assert "from epoch 4 of 4" in lines[4]
     lease.release()
     assert "2 to do" in ask(capsys, tmp_path, "quickstart")
-    found = json.loads(ask(capsys, tmp_path, "quickstart", "--json"))[0]
-    assert found["counts"] == {"done": 1, "running": 0, "failed": 1, "to do": 2}
-    assert [run["state"] for run in found["runs"]] == ["done", "to do", "to do", "failed"]
+    result = json.loads(ask(capsys, tmp_path, "quickstart", "--json"))[0]
+    assert result["counts"] == {"done": 1, "running": 0, "failed": 1, "to do": 2}
+    assert [run["state"] for run in result["runs"]] == ["done", "to do", "to do", "failed"]
 
 
 def test_a_diverged_run_is_failed_for_good(study, tmp_path, capsys):
@@ -102,9 +102,9 @@ def test_a_clock_set_back_gives_no_negative_times(study, tmp_path, capsys, monke
     assert leases.claim(run.folder) is not None
     now = time.time
     monkeypatch.setattr(time, "time", lambda: now() - 1e6)
-    (found,) = json.loads(ask(capsys, tmp_path, "quickstart", "--json"))
-    assert found["runs"][0]["running_seconds"] == 0
-    assert found["runs"][0]["seconds_left"] == 20
+    (result,) = json.loads(ask(capsys, tmp_path, "quickstart", "--json"))
+    assert result["runs"][0]["running_seconds"] == 0
+    assert result["runs"][0]["seconds_left"] == 20
 
 
 def test_runs_of_other_configurations_and_damaged_folders_are_counted_apart(study, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""A cache of decoded images that was damaged is found out, told, and made again as it was."""
+"""A damaged cache of decoded images is detected, reported, and made again as it was."""
 
 import json
 

@@ -73,8 +73,8 @@ def test_a_deep_ramp_from_black_to_white_becomes_one_of_8_bits(tmp_path, values,
         file = tmp_path / "x.tif"
     else:
         file = saved(tmp_path, Image.fromarray(values), f"x.{ending}")
-    found = pixels(file).astype(float)
-    assert np.abs(found - (RAMP * 255)[..., None]).max() <= 0.51
+    decoded = pixels(file).astype(float)
+    assert np.abs(decoded - (RAMP * 255)[..., None]).max() <= 0.51
     assert not plain(file.read_bytes())
 
 

@@ -68,8 +68,8 @@ def table(folder):
 
 def value(folder, measure, null="", layer=""):
     rows = table(folder)
-    (found,) = rows[(rows["measure"] == measure) & (rows["null"] == null) & (rows["layer"] == layer)]["value"]
-    return found
+    (number,) = rows[(rows["measure"] == measure) & (rows["null"] == null) & (rows["layer"] == layer)]["value"]
+    return number
 
 
 def notes(folder):
@@ -327,12 +327,12 @@ WRONG = [
 
 @pytest.mark.parametrize(("arguments", "words"), WRONG, ids=[" ".join(arguments) for arguments, _ in WRONG])
 def test_wrong_usage_is_one_line_and_exit_code_2(run, tmp_path, weights, image_folder, arguments, words):
-    told = {argument.split("=")[0] for argument in arguments}
+    named = {argument.split("=")[0] for argument in arguments}
     given = (
         {"--checkpoint": weights, "--data": image_folder} if len(arguments) > 1 or "resnet18" in str(arguments) else {}
     )
     missing = any("is missing" in word for word in words)
-    flags = [] if missing else [f"{key}={place}" for key, place in given.items() if key not in told]
+    flags = [] if missing else [f"{key}={place}" for key, place in given.items() if key not in named]
     code, out, err = run(*arguments, *flags)
     assert code == 2
     assert out == ""

@@ -84,9 +84,9 @@ def test_the_untrained_network_is_the_one_that_its_seed_draws(tmp_path, weights)
 def test_safetensors_are_read_as_the_same_weights(tmp_path, weights):
     safetensors = pytest.importorskip("safetensors.torch")
     safetensors.save_file({k: v.contiguous() for k, v in weights.items()}, tmp_path / "net.safetensors")
-    found = read(tmp_path / "net.safetensors").weights
-    assert found.keys() == weights.keys()
-    assert all(torch.equal(found[name], weights[name]) for name in weights)
+    loaded = read(tmp_path / "net.safetensors").weights
+    assert loaded.keys() == weights.keys()
+    assert all(torch.equal(loaded[name], weights[name]) for name in weights)
 
 
 def test_without_safetensors_the_command_that_installs_it_is_told(tmp_path, monkeypatch):
@@ -281,9 +281,9 @@ def weights_of(tmp_path, content):
 
 
 def assert_read(tmp_path, content, expected):
-    found = weights_of(tmp_path, content)
-    assert set(found) == set(expected)
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    loaded = weights_of(tmp_path, content)
+    assert set(loaded) == set(expected)
+    assert all(torch.equal(loaded[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("first", ["", "module.", "_orig_mod.", "model.", "net.", "module._orig_mod.", "model.net."])
@@ -303,7 +303,7 @@ def test_an_averaged_model_as_torch_saves_it(tmp_path):
 
 def test_plain_values_beside_weights_are_no_code(tmp_path):
     weights = plain_network().state_dict()
-    beside = {
+    values = {
         "best": np.float64(0.3),
         "single": np.float32(0.3),
         "epoch": np.int64(7),
@@ -320,7 +320,7 @@ def test_plain_values_beside_weights_are_no_code(tmp_path):
         "version": torch.__version__,
         "classes": frozenset({"a"}),
     }
-    assert_read(tmp_path, {"state_dict": weights, **beside}, weights)
+    assert_read(tmp_path, {"state_dict": weights, **values}, weights)
 
 
 def named_class(monkeypatch, module, name, base=object):

@@ -83,9 +83,9 @@ def test_what_is_sent_is_what_the_formula_says_on_every_rank(seen, name):
 
 def test_bytes_of_alexnet_by_hand(seen):
     """67 pixels leave 15, 7, 3 and 1 after conv1 and its pools: conv3 reads 256 × 3 × 3, the head 256 features."""
-    found = seen["alexnet, towers on towers"]
-    assert sum(of_rank["sent"] for of_rank in found) == 6 * 4 * (2 * (256 * 9 + 256) + 8)
-    assert found[0]["in_all"] == {"conv3": 6 * 4 * 2 * 2304, "classify": 6 * 4 * 2 * 256, "output": 6 * 4 * 8}
+    ranks = seen["alexnet, towers on towers"]
+    assert sum(of_rank["sent"] for of_rank in ranks) == 6 * 4 * (2 * (256 * 9 + 256) + 8)
+    assert ranks[0]["in_all"] == {"conv3": 6 * 4 * 2 * 2304, "classify": 6 * 4 * 2 * 256, "output": 6 * 4 * 8}
 
 
 @pytest.mark.parametrize(

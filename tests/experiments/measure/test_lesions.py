@@ -40,8 +40,8 @@ def lesioned(model, images, colour_index, shown_as="colour"):
 
 def test_the_interaction_is_that_of_the_colour_group_less_that_of_the_grey_group():
     """Group 1 has the largest colour index, group 0 the smallest: (.30 − .10) − (.12 − .15) = .23."""
-    found = [lesion(0, 0.12, 0.15), lesion(1, 0.30, 0.10), lesion(2, 0.5, 0.0)]
-    assert _interaction(found, {0: 0.1, 1: 0.6, 2: 0.3}) == pytest.approx(0.23)
+    lesions = [lesion(0, 0.12, 0.15), lesion(1, 0.30, 0.10), lesion(2, 0.5, 0.0)]
+    assert _interaction(lesions, {0: 0.1, 1: 0.6, 2: 0.3}) == pytest.approx(0.23)
 
 
 @pytest.mark.parametrize("kept", [(0.9, 0.9, 0.9, 0.9, 0.1, 0.1, 0.1, 0.1), (0.9, 0.1, 0.9, 0.1, 0.9, 0.1, 0.9, 0.2)])
@@ -79,7 +79,7 @@ class ColourReader(nn.Module):
 
 @pytest.mark.parametrize("shown_as", ["colour", "grey"])
 def test_a_network_trained_on_grey_images_is_lesioned_on_colour_ones_too(shown_as):
-    """All 12 images are told right by colour, and half of them without it; grey ones are all called red."""
+    """All 12 images are classified correctly by colour, and half of them without it; grey ones are all called red."""
     hardly_any_split = (0.01, 0.02, 0.03, 0.02)
     table = lesioned(ColourReader().eval(), 12, hardly_any_split, shown_as)
     assert table["lesion_colour_group_on_colour", ""] == 0.5

@@ -53,15 +53,15 @@ def decides(module):
 
 def deciding_sources():
     """Sources that decide measured values: the measures, and what they import of ``DECIDING``, and so on."""
-    found, open_modules = {}, list(START)
+    trees, open_modules = {}, list(START)
     while open_modules:
         module = open_modules.pop()
         path = source_of(module)
-        if path is None or path in found or module in NO_VALUES:
+        if path is None or path in trees or module in NO_VALUES:
             continue
-        found[path] = ast.parse(path.read_text(encoding="utf-8"))
-        open_modules += filter(decides, imported_by(found[path]))
-    return {str(path.relative_to(ROOT)): found[path] for path in sorted(found)}
+        trees[path] = ast.parse(path.read_text(encoding="utf-8"))
+        open_modules += filter(decides, imported_by(trees[path]))
+    return {str(path.relative_to(ROOT)): trees[path] for path in sorted(trees)}
 
 
 def form(node):

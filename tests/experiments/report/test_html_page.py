@@ -29,10 +29,10 @@ class Links(HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.found = []
+        self.addresses = []
 
     def handle_starttag(self, _tag, attrs):
-        self.found += [value for key, value in attrs if key in ("src", "href", "srcset", "action", "data")]
+        self.addresses += [value for key, value in attrs if key in ("src", "href", "srcset", "action", "data")]
 
 
 def test_the_page_is_small_and_fetches_nothing(page):
@@ -40,8 +40,8 @@ def test_the_page_is_small_and_fetches_nothing(page):
     assert len(text.encode()) <= MOST_BYTES
     links = Links()
     links.feed(text)
-    assert links.found
-    assert all(link.startswith(("data:", "#")) for link in links.found)
+    assert links.addresses
+    assert all(link.startswith(("data:", "#")) for link in links.addresses)
     assert not re.search(r"@import|url\(|fetch\(|XMLHttp", text)
 
 

@@ -29,9 +29,9 @@ def tables(folder, seeds, overrides):
 )
 def test_a_trial_does_not_replace_the_record(tmp_path, seeds, overrides, words):
     record = tables(tmp_path / "results", {"dense": 3, "groups-2": 3}, {})
-    with pytest.raises(UsageError, match=words) as told:
+    with pytest.raises(UsageError, match=words) as error:
         check_replaces(tables(tmp_path / "runs" / "tables", seeds, overrides), record)
-    assert "--replace" in str(told.value)
+    assert "--replace" in str(error.value)
 
 
 def test_as_many_seeds_of_the_same_study_replace_the_record(tmp_path):

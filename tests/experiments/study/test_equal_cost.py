@@ -1,4 +1,4 @@
-"""Variants that claims compare at equal MACs have equal MACs, as their files stand."""
+"""Variants that claims compare at equal MACs have equal MACs, as shipped."""
 
 import pytest
 import torch

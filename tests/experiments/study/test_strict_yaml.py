@@ -1,4 +1,4 @@
-"""Keys that stand twice, merge keys, and the names that messages give a file."""
+"""Duplicate keys, merge keys, and the names that messages give a file."""
 
 from pathlib import Path
 

@@ -224,7 +224,7 @@ def test_stops_are_those_of_hyperband_by_hand(tmp_path):
 @pytest.mark.slow
 @pytest.mark.usefixtures("threads", "no_figures")
 def test_several_workers_train_each_point_once(tmp_path, monkeypatch):
-    """Threads of one process can neither listen nor trace apart: nothing is reported, and one works at a time."""
+    """Threads of one process cannot listen or trace separately: nothing is reported, and one works at a time."""
     monkeypatch.setattr("experiments.tracking.listening", lambda _listener: nullcontext())
     alone = threading.Lock()
 

@@ -37,15 +37,15 @@ def written(tmp_path, text):
 
 @pytest.mark.parametrize("name", sweep_names())
 def test_every_shipped_sweep_is_wandbs_own_schema_and_makes_one_run_of_its_study(name):
-    found = read_sweep(sweep_path(name))
-    content = yaml.safe_load(found.path.read_text())
+    sweep = read_sweep(sweep_path(name))
+    content = yaml.safe_load(sweep.path.read_text())
     content.pop("run_cap", None)  # the server's, which came after the engine's schema
     assert not import_engine().schema_violations_from_proposed_config(content)
-    values = suggest(found, [])
+    values = suggest(sweep, [])
     assert values is not None
-    study = load_study(found.study, found.of_one_run(values, []))
+    study = load_study(sweep.study, sweep.of_one_run(values, []))
     assert len(study.variants) * study.seeds == 1
-    head = found.path.read_text().split("\nname:")[0]
+    head = sweep.path.read_text().split("\nname:")[0]
     for part in ("# Question:", "# Command:  make sweep NAME=" + name, "# Time:", "# Result:"):
         assert part in head
 
@@ -71,11 +71,11 @@ def wandb_launch(monkeypatch):
 def test_flags_are_those_that_a_wandb_agent_passes(tmp_path):
     from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
-    found = read_sweep(written(tmp_path, GOOD))
+    sweep = read_sweep(written(tmp_path, GOOD))
     values = {"recipe.lr": 1e-05, "model.groups": None, "data.flip": False, "recipe.epochs": 3, "dataset": "photos"}
     theirs = create_sweep_command_args({"args": {name: {"value": value} for name, value in values.items()}})["args"]
     assert "--model.groups=None" in theirs
-    ours = found.of_one_run(values, ["--recipe.lr=2"])
+    ours = sweep.of_one_run(values, ["--recipe.lr=2"])
     assert ours == ["--only=dense", "--seeds=1", "--recipe.lr=2", *sweep_file.from_agent(theirs)]
     assert "--model.groups=null" in ours
     (variant,) = load_study("quickstart", [f for f in ours if "model" not in f]).variants

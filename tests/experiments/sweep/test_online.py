@@ -67,10 +67,10 @@ def sweep_file(tmp_path, method="grid", more="", epochs=2):
 
 @pytest.mark.usefixtures("user")
 def test_the_real_wandb_sweep_takes_a_shipped_file_as_it_is(server):
-    found = read_sweep(sweep_path("photos-bayes"))
-    path = sweep_online._create(found)
+    sweep = read_sweep(sweep_path("photos-bayes"))
+    path = sweep_online._create(sweep)
     assert path == f"{ENTITY}/{PROJECT}/sweep0"
-    assert {key: server.sweeps["sweep0"][key] for key in found.content} == found.content
+    assert {key: server.sweeps["sweep0"][key] for key in sweep.content} == sweep.content
     assert not server.unknown
 
 
@@ -78,10 +78,10 @@ def test_the_real_wandb_sweep_takes_a_shipped_file_as_it_is(server):
 @pytest.mark.usefixtures("user")
 @pytest.mark.parametrize("name", sweep_names())
 def test_the_real_wandb_sweep_takes_every_shipped_file(server, name):
-    found = read_sweep(sweep_path(name))
-    assert sweep_online._create(found).endswith("/sweep0")
+    sweep = read_sweep(sweep_path(name))
+    assert sweep_online._create(sweep).endswith("/sweep0")
     sent = server.sweeps["sweep0"]["parameters"]
-    assert {key: sent[key].get("values") for key in sent} == {k: p.get("values") for k, p in found.parameters.items()}
+    assert {key: sent[key].get("values") for key in sent} == {k: p.get("values") for k, p in sweep.parameters.items()}
 
 
 @pytest.mark.usefixtures("user")
