@@ -56,7 +56,9 @@ def pages() -> list[Page]:
 def commands() -> list[str]:
     """Commands of the pages' shell blocks and of the heads of studies and sweeps, without comments, each once."""
     lines = [line for one in pages() for block in one.blocks("sh") for line in block.splitlines()]
-    found = [re.sub(r"\s#.*$|^#.*$", "", line).strip() for line in lines]
+    shell_lines = [re.sub(r"\s#.*$|^#.*$", "", line).strip() for line in lines]
     for path in (ROOT / "configs").rglob("*.yaml"):
-        found += re.findall(r"^# (?:Command:)? +(make .*?)(?: {3}.*| > .*)?$", path.read_text("utf-8"), re.MULTILINE)
-    return sorted(filter(None, set(found)))
+        shell_lines += re.findall(
+            r"^# (?:Command:)? +(make .*?)(?: {3}.*| > .*)?$", path.read_text("utf-8"), re.MULTILINE
+        )
+    return sorted(filter(None, set(shell_lines)))

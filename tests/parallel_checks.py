@@ -73,7 +73,7 @@ def largest_of_layers(gradients):
 
 
 def compare(rank, cases):
-    """Each network whole and in parts, on as many ranks as its case says: differences, and bytes beside the formula."""
+    """Each network whole and in parts, on as many ranks as its case says: differences, bytes against the formula."""
     groups = {ranks: dist.new_group(list(range(ranks))) for ranks in sorted({case[2] for case in cases})}
     return [_compare(rank, *case, groups[case[2]]) if rank < case[2] else None for case in cases]
 

@@ -58,8 +58,8 @@ def a_run(folder, name="run"):
     return Run.of(Path(folder) / name, "tiny", {"seed": 0, "data": "tiny"})
 
 
-def assert_close(found, expected, tolerance):
-    assert found.keys() == expected.keys()
+def assert_close(actual, expected, tolerance):
+    assert actual.keys() == expected.keys()
     for name, value in expected.items():
-        difference = (found[name].double() - value.double()).abs().max()
+        difference = (actual[name].double() - value.double()).abs().max()
         assert difference <= tolerance * max(1.0, value.abs().max().item()), name

@@ -1,4 +1,4 @@
-"""A dataset that takes no time: two classes of small noise images, told apart by their colour."""
+"""A dataset that takes no time: two classes of small noise images that differ in colour."""
 
 import torch
 
