@@ -12,7 +12,9 @@ group reads nothing else. So compare it with the untrained network, and with oth
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -103,14 +105,19 @@ class BlockEnergy:
         left_out: number of filters of each layer that are left out, because they are dead or not in exactly one group.
         share: (squared − chance) / (1 − chance), the share beyond chance: 0 without blocks and 1 if all energy is on
             them, for any number of groups.
-        test: ``squared`` and its p against permuted labels of the first layer, sizes kept.
+        permute: function that returns ``test``, which takes longer than all the rest.
     """
 
     squared: float
     absolute: float
     chance: float
     left_out: tuple[int, int]
-    test: Inference
+    permute: Callable[[], Inference] = field(repr=False, compare=False)
+
+    @cached_property
+    def test(self) -> Inference:
+        """``squared`` and its p against permuted labels of the first layer, sizes kept; computed at the first use."""
+        return self.permute()
 
     @property
     def share(self) -> float:
@@ -161,7 +168,7 @@ def block_energy(
         absolute=float(part[linked].sum() / part.sum()),
         chance=float(linked.mean()),
         left_out=(int((~rows).sum()), int((~columns).sum())),
-        test=label_permutation_test(first, share, "greater", seed),
+        permute=partial(label_permutation_test, first, share, "greater", seed),
     )
 
 

@@ -9,7 +9,6 @@ from torch import nn
 from analysis.interlayer import BlockEnergy, block_energy, whitened_covariance
 from analysis.responses import collect_pairs
 from analysis.similarity import canonical_correlations, moments
-from analysis.stats import Inference
 from gconv import GroupedConv2d
 
 
@@ -166,5 +165,5 @@ def test_the_scale_of_a_filter_moves_no_energy():
 @pytest.mark.parametrize(("groups", "energy", "share"), [(2, 0.750, 0.5), (4, 0.630, 0.5067), (8, 0.570, 0.5086)])
 def test_the_share_beyond_chance_has_no_ceiling_that_depends_on_the_number_of_groups(groups, energy, share):
     """Energies of the thesis; the shares by hand: (.63 − .25) / .75 = .5067."""
-    block = BlockEnergy(energy, energy, 1 / groups, (0, 0), Inference(energy, None, None, 1, None))
+    block = BlockEnergy(energy, energy, 1 / groups, (0, 0), lambda: pytest.fail("permuted"))
     assert block.share == pytest.approx(share, abs=1e-4)
