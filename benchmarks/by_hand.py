@@ -10,7 +10,7 @@ forward pass and both gradients.
 
 ``shipped`` chooses as the operator does after installation, ``rule`` without any table, ``tuned`` after ``gconv.tune``,
 whose times are forgotten again. A partition ``depthwise`` has a group per channel. ``--cpu-time`` counts the seconds of
-the thread in place of those of the clock, for one thread beside other work. Each case is added to the CSV as soon as
+the thread in place of those of the clock, for one thread while others work. Each case is added to the CSV as soon as
 it is measured; what the file holds already is not measured again.
 """
 

@@ -7,7 +7,7 @@ layers.
     python -m benchmarks.learn [--layers=64@32,128@16] [--partitions=2,log:4] [--dtypes=float32,bfloat16]
         [--layouts=channels_last,contiguous] [--batches=16,1] [--seconds=110] [--cpu-time]
 
-``--cpu-time`` counts the seconds of the thread in place of those of the clock, for one thread beside other work.
+``--cpu-time`` counts the seconds of the thread in place of those of the clock, for one thread while others work.
 """
 
 from __future__ import annotations

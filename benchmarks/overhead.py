@@ -53,7 +53,7 @@ PARTS: dict[str, Sequence[tuple[Any, str]]] = {
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description="What keeping a run costs beside its training.")
+    parser = argparse.ArgumentParser(description="Cost of keeping a run, relative to its training.")
     parser.add_argument("--rate", type=float, default=20.0, help="steps a second")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--steps", type=int, default=25, help="of an epoch")

@@ -37,7 +37,7 @@ REFERENCE = "loop"  # denominator of the ratios
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description="Whole training steps, our choice of kernels beside ATen's ways.")
+    parser = argparse.ArgumentParser(description="Whole training steps, our choice of kernels against ATen's ways.")
     parser.add_argument("--nets", default="lognet:log:3,lognet:log:4,lognet:log:5,alexnet:2,alexnet:4,alexnet:log:3")
     parser.add_argument("--ways", default=f"dense,ours,loop,packed,masked,{AUTOTUNED}")
     parser.add_argument("--cudnn", help="settings of cuDNN: deterministic, free, benchmark; on a GPU all of them")

@@ -37,8 +37,8 @@ NULLS = {
     "cka_between": ("similarity of groups (CKA)", ARBITRARY_PARTITION),
     "clusters_are_groups_computed": ("clusters are the groups (ARI)", None),
     "on_block_share": ("between layers, beyond chance", ROTATED_FILTERS),
-    "separation_colour_auc": ("groups told by colour (AUC)", LABELS_PERMUTED),
-    "separation_frequency_auc": ("groups told by frequency (AUC)", LABELS_PERMUTED),
+    "separation_colour_auc": ("separation by colour (AUC)", LABELS_PERMUTED),
+    "separation_frequency_auc": ("separation by frequency (AUC)", LABELS_PERMUTED),
     "latent_colour_correlation": ("colour in the second layer", LABELS_PERMUTED),
 }
 
