@@ -15,7 +15,7 @@ from experiments.measure.table import COLUMNS, NOTE_COLUMNS, save_arrays, save_t
 from experiments.models import build_model
 from experiments.report.summary import SEED_DRAWN, tables_folder, tradeoff_tables
 from experiments.report.tables import DamagedTableError, read_about, read_arrays, read_csv, read_table
-from experiments.store.packed import in_half_precision
+from experiments.store.packed import for_pictures
 from experiments.store.runs import Run, file_name, public, write_json
 from gconv.cost import count_cost
 
@@ -67,7 +67,7 @@ def write_tables(
         stale.unlink()
     for run in runs:
         if run.seed == SEED_DRAWN and (run.folder / "arrays.npz").is_file():
-            arrays = in_half_precision(read_arrays(run.folder / "arrays.npz"))  # as a packed run has them
+            arrays = for_pictures(read_arrays(run.folder / "arrays.npz"))  # as a packed run has them
             save_arrays(folder / f"{file_name(run.variant)}-seed{run.seed}.npz", arrays)
 
 

@@ -26,6 +26,7 @@ RECORDS = ("config.json", "result.json", "metrics.jsonl")  # of every run that i
 MEASURED = ("measured.json", "measures.csv", "notes.csv")  # of every run that was measured
 ARRAYS = "arrays.npz"
 WEIGHTS = "checkpoint.pt"
+COLOURS = 128  # that a picture shows of a matrix, at most
 ANY_DATE = (1980, 1, 1, 0, 0, 0)  # of every file in a packed run: the same content gives the same bytes
 
 
@@ -39,7 +40,7 @@ def pack(folder: Path, target: Path, with_arrays: bool) -> None:
     Args:
         folder: folder of the run.
         target: the file to write.
-        with_arrays: whether its arrays are kept, in half precision: for the seed that is drawn.
+        with_arrays: whether its arrays are kept, as precise as a picture shows them: for the seed that is drawn.
     """
     contents = {MARK: _json({"schema": SCHEMA})}
     contents |= {name: (folder / name).read_bytes() for name in (*RECORDS, *MEASURED)}
@@ -47,7 +48,7 @@ def pack(folder: Path, target: Path, with_arrays: bool) -> None:
     if with_arrays and (folder / ARRAYS).is_file():
         with np.load(folder / ARRAYS) as file:
             buffer = io.BytesIO()
-            np.savez_compressed(buffer, **in_half_precision(dict(file)))  # type: ignore[arg-type]
+            np.savez_compressed(buffer, **for_pictures(dict(file)))  # type: ignore[arg-type]
             contents[ARRAYS] = buffer.getvalue()
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
@@ -57,9 +58,23 @@ def pack(folder: Path, target: Path, with_arrays: bool) -> None:
     write_atomic(target, lambda file: file.write(packed.getvalue()))
 
 
-def in_half_precision(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the arrays with their single-precision numbers in half precision, which a picture does not show."""
-    return {name: x.astype(np.float16) if x.dtype == np.float32 else x for name, x in arrays.items()}
+def for_pictures(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the arrays as precise as a picture shows them, which makes them small.
+
+    Numbers of single precision get half precision. Square matrices, which are drawn in colours, are rounded to steps.
+    """
+    return {name: _coarse(x).astype(np.float16) if x.dtype == np.float32 else x for name, x in arrays.items()}
+
+
+def _coarse(x: np.ndarray) -> np.ndarray:
+    """Round a square matrix to a power of two, at most 1/``COLOURS`` of its 99th percentile; keep other arrays."""
+    if x.ndim != 2 or x.shape[0] != x.shape[1] or not np.isfinite(x).any():
+        return x
+    large = float(np.nanquantile(np.abs(x), 0.99))
+    if not 0 < large < np.inf:
+        return x
+    step = 2.0 ** np.floor(np.log2(large / COLOURS))
+    return np.round(x / step) * step
 
 
 def is_packed(path: Path) -> bool:

@@ -1,0 +1,39 @@
+"""Arrays of a packed run: small, and to the eye those of the run."""
+
+import io
+
+import numpy as np
+
+from experiments.store.packed import for_pictures
+
+
+def _bytes(arrays):
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    return len(file.getvalue())
+
+
+def test_matrices_are_rounded_to_less_than_a_colour_and_take_fewer_bytes():
+    filters = np.random.default_rng(0).normal(size=(200, 50)).astype(np.float32)
+    matrix = np.corrcoef(filters).astype(np.float32)
+    packed = for_pictures({"matrix": matrix})["matrix"]
+    assert packed.dtype == np.float16
+    off_diagonal = np.quantile(np.abs(matrix), 0.99)
+    assert np.abs(packed - matrix).max() <= off_diagonal / 128 / 2 + 1e-3  # half a step, and 1 in half precision
+    assert _bytes({"matrix": packed}) < 0.8 * _bytes({"matrix": matrix.astype(np.float16)})
+    np.testing.assert_array_equal(for_pictures({"matrix": packed.astype(np.float32)})["matrix"], packed)
+
+
+def test_what_is_no_square_matrix_keeps_its_values():
+    numbers = np.linspace(-1, 1, 7, dtype=np.float32)
+    arrays = {
+        "filters": np.ones((2, 3, 5, 5), np.float32) / 3,
+        "index": numbers.astype(np.float64) / 3,
+        "labels": np.arange(4),
+        "zero": np.zeros((3, 3), np.float32),
+        "unknown": np.full((3, 3), np.nan, np.float32),
+    }
+    packed = for_pictures(arrays)
+    for name, x in arrays.items():
+        expected = x.astype(np.float16) if x.dtype == np.float32 else x
+        np.testing.assert_array_equal(packed[name], expected)
