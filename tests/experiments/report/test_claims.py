@@ -89,6 +89,7 @@ def ledger(capsys, *flags):
     return {claim["number"]: claim for claim in json.loads(capsys.readouterr().out)}
 
 
+@pytest.mark.usefixtures("nothing_recorded")
 @pytest.mark.parametrize(("loss", "verdict"), [(0.0, "supported"), (0.02, "contradicted")])
 def test_what_is_planted_in_the_tables_is_what_the_ledger_says(tmp_path, capsys, loss, verdict):
     planted_nin(tmp_path, loss)
