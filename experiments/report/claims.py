@@ -30,11 +30,11 @@ QUANTITIES = {  # of measures whose name does not say it
     "clean_train_accuracy": "accuracy",
     "lesion_interaction": "accuracy",
     "lesion_interaction_any_split": "accuracy",
-    "within_computed": "mean \\|r\\|",
-    "between_computed": "mean \\|r\\|",
-    "within_input_of_dense": "mean \\|r\\|",
-    "between_input_of_dense": "mean \\|r\\|",
-    "mean_abs_correlation": "mean \\|r\\|",
+    "within_computed": "mean |r|",
+    "between_computed": "mean |r|",
+    "within_input_of_dense": "mean |r|",
+    "between_input_of_dense": "mean |r|",
+    "mean_abs_correlation": "mean |r|",
     "latent_colour_correlation": "r",
     "colour_difference": "colour index",
     "separation_colour_auc": "AUC",
@@ -118,7 +118,8 @@ def recorded_verdicts() -> str:
     for claim, finding in zip(claims, findings, strict=True):
         if finding.part is not None and finding.verdict not in OPEN:
             n = "" if finding.n is None else finding.n
-            effect = f"{interval(finding.part)}|{quantity(finding.part.test.metric)}"
+            measured_in = quantity(finding.part.test.metric).replace("|", r"\|")  # | ends a cell
+            effect = f"{interval(finding.part)}|{measured_in}"
             lines.append(f"|{claim.number}|{claim.short}|{finding.verdict}|{effect}|{n}|")
     counts = Counter(finding.verdict for finding in findings)
     return "\n".join([*lines, "", f"Open: {', '.join(f'{counts[verdict]} {verdict}' for verdict in OPEN)}."])

@@ -1,4 +1,4 @@
-"""Pictures of a record and of a report page: as few bytes as do not show."""
+"""Pictures of a record and of a report page, as small as they can be without a visible change."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def for_pictures(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _coarse(x: np.ndarray) -> np.ndarray:
-    """Round a square matrix to a power of two, at most 1/``COLOURS`` of its 99th percentile; keep other arrays."""
+    """Round a square matrix to multiples of a power of two, at most its 99th percentile / ``COLOURS``; keep others."""
     if x.ndim != 2 or x.shape[0] != x.shape[1] or not np.isfinite(x).any():
         return x
     large = float(np.nanquantile(np.abs(x), 0.99))

@@ -55,7 +55,7 @@ def forced_kernel(name: str) -> Iterator[None]:
 
 @contextmanager
 def separate_ops() -> Iterator[None]:
-    """Compute each op of this thread inside the block with the kernel chosen for it, as no step were measured."""
+    """Compute each op of this thread inside the block with the kernel chosen for it, whatever was measured of steps."""
     before, _forced.separate = _forced.separate, True
     try:
         yield

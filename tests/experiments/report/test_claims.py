@@ -339,6 +339,7 @@ def test_the_command_takes_no_ledger_that_cannot_be_read(tmp_path, monkeypatch):
     [
         (Metric("difference", (Term("test_accuracy", ("a",)),)), "accuracy"),
         (Metric("difference", (Term("colour_split", ("a",)),)), "colour split"),
+        (Metric("difference", (Term("within_computed", ("a",)),)), "mean |r|"),
         (Metric("slope", (Term("macs", ("{}",)),), over={"a": 1, "b": 2}, log=True), "exponent of MACs"),
         (Metric("slope", (Term("test_accuracy", ("{}",)),), over={"a": 1, "b": 2}), "accuracy per step"),
         (Metric("ratio", (Term("latency", ("a",)),), (Term("latency", ("b",)),)), "ratio of time"),
