@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
+import lzma
 import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from experiments.measure.table import COLUMNS
 from experiments.study.invocation import typed
 
 LONG_TABLE = "measures.csv"
-COMPRESSED = ".gz"  # suffix of a table in the record that is large
+COMPRESSED = ".xz"  # suffix of a table in the record that is large
 SWEEPS = ("sweep", "importance")  # tables of a sweep
 RECORD = "results"
 
@@ -50,10 +49,10 @@ def read_content(path: Path) -> bytes:
     """
     try:
         content = path.read_bytes()
-        return gzip.decompress(content) if path.suffix == COMPRESSED else content
+        return lzma.decompress(content) if path.suffix == COMPRESSED else content
     except FileNotFoundError:
         raise DamagedTableError(path, "it is gone") from None
-    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+    except lzma.LZMAError as error:
         raise DamagedTableError(path, " ".join(str(error).split())) from None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
+import lzma
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,9 +84,9 @@ def _small_enough(pictures: list[Path], record: Path) -> list[Path]:
 
 
 def _compress(source: Path, record: Path) -> Path:
-    """Write a compressed copy of a table into the record, the same bytes on any day; returns its path."""
+    """Write a compressed copy of a table into the record; returns its path."""
     target = record / f"{source.name}{COMPRESSED}"
-    write_atomic(target, lambda file: file.write(gzip.compress(source.read_bytes(), mtime=0)))
+    write_atomic(target, lambda file: file.write(lzma.compress(source.read_bytes())))
     (record / source.name).unlink(missing_ok=True)
     return target
 

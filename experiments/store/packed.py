@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import shutil
 import zipfile
@@ -20,11 +21,13 @@ import numpy as np
 
 from experiments.store.runs import Run, config_hash, public, write_atomic, write_json
 
-SCHEMA = 1
+SCHEMA = 2
+READABLE = (1, SCHEMA)  # in the first, symmetric matrices are whole
 MARK = "packed.json"
 RECORDS = ("config.json", "result.json", "metrics.jsonl")  # of every run that is done
 MEASURED = ("measured.json", "measures.csv", "notes.csv")  # of every run that was measured
 ARRAYS = "arrays.npz"
+TRIANGLE = " (upper triangle)"  # ends the name of a packed matrix that is symmetric
 WEIGHTS = "checkpoint.pt"
 COLOURS = 128  # that a picture shows of a matrix, at most
 ANY_DATE = (1980, 1, 1, 0, 0, 0)  # of every file in a packed run: the same content gives the same bytes
@@ -48,7 +51,7 @@ def pack(folder: Path, target: Path, with_arrays: bool) -> None:
     if with_arrays and (folder / ARRAYS).is_file():
         with np.load(folder / ARRAYS) as file:
             buffer = io.BytesIO()
-            np.savez_compressed(buffer, **for_pictures(dict(file)))  # type: ignore[arg-type]
+            np.savez_compressed(buffer, **_halved(for_pictures(dict(file))))  # type: ignore[arg-type]
             contents[ARRAYS] = buffer.getvalue()
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
@@ -77,6 +80,32 @@ def _coarse(x: np.ndarray) -> np.ndarray:
     return np.round(x / step) * step
 
 
+def _halved(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the arrays with the upper triangle alone, row by row, of each matrix that is symmetric."""
+    kept = {}
+    for name, x in arrays.items():
+        if x.ndim == 2 and x.shape[0] == x.shape[1] and np.array_equal(x, x.T, equal_nan=True):
+            kept[name + TRIANGLE] = x[np.triu_indices(len(x))]
+        else:
+            kept[name] = x
+    return kept
+
+
+def _made_whole(packed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the arrays with whole matrices in place of their triangles: undoes ``_halved``."""
+    arrays = {}
+    for name, x in packed.items():
+        if name.endswith(TRIANGLE):
+            size = (math.isqrt(8 * x.size + 1) - 1) // 2
+            matrix = np.empty((size, size), x.dtype)
+            matrix[np.triu_indices(size)] = x
+            matrix.T[np.triu_indices(size)] = x
+            arrays[name.removesuffix(TRIANGLE)] = matrix
+        else:
+            arrays[name] = x
+    return arrays
+
+
 def is_packed(path: Path) -> bool:
     """Tell if a file is a packed run, of any schema."""
     try:
@@ -95,12 +124,16 @@ def unpack(path: Path, folder: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             schema = json.loads(archive.read(MARK)).get("schema")
-            if schema != SCHEMA:
-                raise NotGatheredError(f"packed with schema {schema}; this version reads schema {SCHEMA}")
+            if schema not in READABLE:
+                readable = " and ".join(map(str, READABLE))
+                raise NotGatheredError(f"packed with schema {schema}; this version reads schemas {readable}")
             folder.mkdir(parents=True)
-            for name in (MARK, *RECORDS, *MEASURED, ARRAYS):
+            for name in (MARK, *RECORDS, *MEASURED):
                 if name in archive.namelist():
                     (folder / name).write_bytes(archive.read(name))
+            if ARRAYS in archive.namelist():
+                with np.load(io.BytesIO(archive.read(ARRAYS))) as file:
+                    np.savez_compressed(folder / ARRAYS, **_made_whole(dict(file)))  # type: ignore[arg-type]
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, AttributeError) as error:
         raise NotGatheredError(f"damaged: {' '.join(str(error).split()) or type(error).__name__}") from None
 

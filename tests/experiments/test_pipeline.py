@@ -284,7 +284,7 @@ def test_results_are_kept_and_the_page_shows_them(tmp_path, monkeypatch, capsys)
     page.parent.mkdir()
     page.write_text("before\n<!-- results quickstart -->\nold\n<!-- end results quickstart -->\nafter\n")
     kept = trained.write_record(study.folder, tmp_path)
-    assert {path.name for path in kept} >= {"measures.csv.gz", "runs.csv", "summary.txt", "filters.png", "index.md"}
+    assert {path.name for path in kept} >= {"measures.csv.xz", "runs.csv", "summary.txt", "filters.png", "index.md"}
     text = page.read_text()
     assert text.startswith("before\n")
     assert text.endswith("<!-- end results quickstart -->\nafter\n")

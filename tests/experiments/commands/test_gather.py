@@ -122,7 +122,7 @@ def test_what_cannot_be_taken_is_said_in_a_line_each(trained, tmp_path, capsys):
     for words in (
         f"{second}: damaged: ",
         f"{third}: neither a zip nor a tar archive, or damaged",
-        f"{fourth}: packed with schema 99; this version reads schema 1",
+        f"{fourth}: packed with schema 99; this version reads schemas 1 and 2",
         f"{foreign}: damaged: config.json is not the configuration",
         f"{first}: doubled: ",
     ):

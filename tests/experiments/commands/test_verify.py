@@ -1,6 +1,6 @@
 """The record is recomputed from its packed runs, and what was edited by hand is named."""
 
-import gzip
+import lzma
 import shutil
 
 import pytest
@@ -39,9 +39,9 @@ def test_what_was_kept_is_what_the_packed_runs_give(home, capsys):
 
 def test_numbers_that_were_edited_by_hand_are_named_with_file_and_line(home, capsys):
     expected = set()
-    for name in ("measures.csv.gz", "runs.csv", "curves.csv", "layers.csv", "tradeoff.csv"):
+    for name in ("measures.csv.xz", "runs.csv", "curves.csv", "layers.csv", "tradeoff.csv"):
         path = home / "results" / NAME / name
-        opened = gzip.open if path.suffix == ".gz" else open
+        opened = lzma.open if path.suffix == ".xz" else open
         with opened(path, "rt") as file:
             head, first, *rest = file.read().splitlines()
         column, number = next((k, c) for k, c in enumerate(first.split(",")) if c.replace(".", "").isdigit())
@@ -55,8 +55,8 @@ def test_numbers_that_were_edited_by_hand_are_named_with_file_and_line(home, cap
 
 
 def test_a_table_that_is_no_text_is_named(home, capsys):
-    path = home / "results" / NAME / "measures.csv.gz"
-    path.write_bytes(gzip.compress(b"study,\xff\n"))
+    path = home / "results" / NAME / "measures.csv.xz"
+    path.write_bytes(lzma.compress(b"study,\xff\n"))
     assert verify.main([NAME]) == 1
     assert capsys.readouterr().err.startswith(f"error: {path}: damaged: 'utf-8' codec can't decode")
 

@@ -51,7 +51,7 @@ def test_every_variant_of_a_claim_is_one_of_its_studies_or_the_study_is_announce
 
 
 def test_every_measure_of_a_claim_is_taken_today_or_announced_with_its_meaning():
-    table = read_table(CONFIGS.parent / "results" / "quickstart" / "measures.csv.gz")
+    table = read_table(CONFIGS.parent / "results" / "quickstart" / "measures.csv.xz")
     head = LEDGER.read_text().split("\nclaims:")[0]
     for claim in CLAIMS:
         for test in claim.tests:

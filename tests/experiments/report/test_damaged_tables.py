@@ -1,6 +1,6 @@
 """Tables that were changed from outside are named; a run without its metrics has those of its checkpoint."""
 
-import gzip
+import lzma
 
 import numpy as np
 import pytest
@@ -46,9 +46,9 @@ def test_a_damaged_table_is_one_line_that_says_how_to_make_it_again(tmp_path, co
 
 @pytest.mark.parametrize("cut", [slice(20), slice(1, None), slice(0)])
 def test_a_damaged_compressed_table_is_one_line_too(tmp_path, cut):
-    path = tmp_path / "results" / "mine" / "measures.csv.gz"
+    path = tmp_path / "results" / "mine" / "measures.csv.xz"
     path.parent.mkdir(parents=True)
-    path.write_bytes(gzip.compress(GOOD.encode()))
+    path.write_bytes(lzma.compress(GOOD.encode()))
     assert tables.long_table(path.parent) == path
     assert tables.read_table(path)["value"].tolist() == [0.5]
     path.write_bytes(path.read_bytes()[cut])

@@ -1,10 +1,11 @@
 """Arrays of a packed run: small, and to the eye those of the run."""
 
 import io
+import zipfile
 
 import numpy as np
 
-from experiments.store.packed import for_pictures
+from experiments.store.packed import ARRAYS, MEASURED, RECORDS, for_pictures, pack, unpack
 
 
 def _bytes(arrays):
@@ -37,3 +38,24 @@ def test_what_is_no_square_matrix_keeps_its_values():
     for name, x in arrays.items():
         expected = x.astype(np.float16) if x.dtype == np.float32 else x
         np.testing.assert_array_equal(packed[name], expected)
+
+
+def test_a_symmetric_matrix_is_packed_as_one_triangle_and_comes_back_whole(tmp_path):
+    for name in (*RECORDS, *MEASURED):
+        (tmp_path / name).write_text("{}")
+    arrays = {
+        "correlation conv1": np.array([[1, 0.5, np.nan], [0.5, 1, 0.25], [np.nan, 0.25, 1]]),
+        "whitened conv1-conv2": np.array([[1, 2.0], [3, 4]]),
+        "one": np.array([[7.0]]),
+    }
+    np.savez(tmp_path / ARRAYS, **arrays)
+    pack(tmp_path, tmp_path / "run.zip", with_arrays=True)
+    with zipfile.ZipFile(tmp_path / "run.zip") as archive, np.load(io.BytesIO(archive.read(ARRAYS))) as packed:
+        triangle = packed["correlation conv1 (upper triangle)"]
+        np.testing.assert_array_equal(triangle, [1, 0.5, np.nan, 1, 0.25, 1])
+        assert set(packed) == {"correlation conv1 (upper triangle)", "whitened conv1-conv2", "one (upper triangle)"}
+    unpack(tmp_path / "run.zip", tmp_path / "unpacked")
+    with np.load(tmp_path / "unpacked" / ARRAYS) as whole:
+        assert set(whole) == set(arrays)
+        for name, x in arrays.items():
+            np.testing.assert_array_equal(whole[name], x)
