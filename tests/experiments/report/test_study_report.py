@@ -1,5 +1,6 @@
 """The text at the end of a study fits one screen and says what is next."""
 
+import re
 from dataclasses import replace
 
 import pandas as pd
@@ -51,10 +52,20 @@ def test_a_study_of_many_variants_with_many_remarks_fits_one_screen(record, tmp_
 
 def test_it_says_what_was_found_and_what_would_settle_the_rest(record):
     text = study_report(NAME, "Why?", record.table, record, seconds(record), [], {"seeds": 8})
-    assert "dense                 0.907 [0.902, 0.912]      8" in text
-    assert "contradicted: 2 Training widens that gap: -0.033 [-0.04, -0.026], q 0.023" in text
-    # 3 seeds of 4 variants, a minute each
-    assert "3 more seeds for claim 4, 12 min: make experiment NAME=quickstart ARGS=--seeds=11" in text
+    rows = record.table.query("variant == 'dense' and measure == 'test_accuracy'")
+    assert re.search(rf"^dense  +{rows['value'].mean():.3f} \[0\.\d+, 0\.\d+\] +8 ", text, re.MULTILINE)
+    assert re.search(
+        r"^contradicted: 2 Training widens that gap: -0\.\d+ \[-0\.\d+, -0\.\d+\], q 0\.\d+$", text, re.MULTILINE
+    )
+    six = replace(record, table=record.table[~(record.table["seed"] >= 6)])
+    text = study_report(NAME, "Why?", six.table, six, seconds(six), [], {"seeds": 6})
+    more, minutes, seeds = re.search(
+        r"^(\d+) more seeds? for claims? [\d, ]+, (\d+) min: make experiment NAME=quickstart ARGS=--seeds=(\d+)",
+        text,
+        re.MULTILINE,
+    ).groups()
+    assert int(minutes) == 4 * int(more)  # 4 variants, a minute each
+    assert int(seeds) == 6 + int(more)
 
 
 def test_a_sentence_has_the_effect_its_interval_and_its_nulls():
