@@ -27,6 +27,9 @@ MORE_COSTS = {
     "energy": "energy per image (J)",  # where the hardware has a meter
 }
 FRONT_COLUMNS = ["variant", "at", "value", "on_front", "probability", "n", "note", "cost"]
+EQUALITIES = ("groups", "parameters", "macs")  # of ``equal_pairs``
+EQUAL_WITHIN = 0.01  # accuracy: the margin of an equality, one point
+EQUAL_COST = 0.03  # relative difference of two costs that are equal; widths are whole channels
 RESAMPLINGS = 4000
 DISTURBED = 0.25  # greatest range of the middle half of the timed calls, relative to their median
 NORMAL_QUARTILE = 0.6745  # standard deviations
@@ -177,7 +180,9 @@ def _drawn_costs(
     return costs * np.exp(np.where(normal < 0, -below, above) / NORMAL_QUARTILE * normal)
 
 
-def equal_pairs(table: pd.DataFrame, by: str, margin: float, tolerance: float = 0.02) -> pd.DataFrame:
+def equal_pairs(
+    table: pd.DataFrame, by: str, margin: float = EQUAL_WITHIN, tolerance: float = EQUAL_COST
+) -> pd.DataFrame:
     """Return all pairs of variants that are equal in number of groups, in parameters or in MACs, compared seed by seed.
 
     Args:
@@ -208,6 +213,26 @@ def equal_pairs(table: pd.DataFrame, by: str, margin: float, tolerance: float = 
         rows[-1] += ("; ".join(dict.fromkeys(filter(None, (flipped.note, same.note)))),)
     columns = ["variant", "baseline", "difference", "low", "high", "least", "most", "n", "p", "p_equivalent", "note"]
     return pd.DataFrame(rows, columns=pd.Index(columns)).astype({"p": float, "p_equivalent": float})
+
+
+def partition_kinds(table: pd.DataFrame) -> dict[str, str]:
+    """Return the kind of partition of each variant with groups: ``uniform``, ``logarithmic`` or ``other``.
+
+    Groups are uniform if they differ by one channel at most. ``other`` is also a variant whose layers differ in kind.
+    """
+    kinds: dict[str, str] = {}
+    for variant, text in _partitions(table):
+        if text != "1":
+            kind = _kind(text)
+            kinds[variant] = kind if kinds.get(variant, kind) == kind else "other"
+    return kinds
+
+
+def _kind(text: str) -> str:
+    if text.startswith("log:"):
+        return "logarithmic"
+    sizes = [int(size) for size in text.split(",")]
+    return "uniform" if max(sizes) - min(sizes) <= 1 else "other"
 
 
 def difference_at_equal_cost(
@@ -264,12 +289,17 @@ def _differences(table: pd.DataFrame, measure: str, variant: str, baseline: str)
 def _groups(table: pd.DataFrame) -> dict[str, int]:
     """Return the largest number of groups of any layer, by variant, from the texts of ``gconv.Partition``."""
     groups_of: dict[str, int] = {}
-    built = table[table["null"].fillna("") == ""] if "null" in table else table  # a null may cut a layer otherwise
-    for variant, text in built[["variant", "groups"]].drop_duplicates().fillna("").itertuples(index=False):
-        if text:
-            groups = text.count(",") + 1 if "," in text else int(text.removeprefix("log:"))
-            groups_of[variant] = max(groups, groups_of.get(variant, 1))
+    for variant, text in _partitions(table):
+        groups = text.count(",") + 1 if "," in text else int(text.removeprefix("log:"))
+        groups_of[variant] = max(groups, groups_of.get(variant, 1))
     return groups_of
+
+
+def _partitions(table: pd.DataFrame) -> list[tuple[str, str]]:
+    """Return every variant with every partition of its layers, as texts of ``gconv.Partition``."""
+    built = table[table["null"].fillna("") == ""] if "null" in table else table  # a null may cut a layer otherwise
+    pairs = built[["variant", "groups"]].drop_duplicates().fillna("")
+    return [(str(variant), str(text)) for variant, text in pairs.itertuples(index=False) if text]
 
 
 def _rows(table: pd.DataFrame, measure: str, layer: str) -> pd.DataFrame:

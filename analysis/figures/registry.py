@@ -7,6 +7,7 @@ from pathlib import Path
 from analysis.figures import (
     correlation,
     curves,
+    equal_cost,
     filters,
     interlayer,
     lesions,
@@ -31,6 +32,7 @@ FIGURES: tuple[Figure, ...] = (
     Figure(lesions.draw, ("measures", "arrays")),
     Figure(probes.draw, ("measures",)),
     Figure(tradeoff.draw, ("measures", "fronts")),
+    Figure(equal_cost.draw, ("measures", "runs")),
     Figure(curves.draw, ("curves",)),
 )
 

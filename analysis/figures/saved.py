@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import pandas as pd
 from numpy.typing import NDArray
 
-Part = Literal["measures", "arrays", "curves", "fronts"]
+Part = Literal["measures", "arrays", "curves", "fronts", "runs"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,12 +22,15 @@ class Saved:
         arrays: arrays of the first seed of each variant, by name.
         curves: one row per variant, seed and epoch; None for a network trained elsewhere.
         fronts: ``analysis.tradeoff.front_table``; None for a network trained elsewhere.
+        runs: one row per run; ``family`` is the same where only groups and widths differ. None for a network trained
+            elsewhere.
     """
 
     measures: pd.DataFrame = field(default_factory=pd.DataFrame)
     arrays: Mapping[str, Mapping[str, NDArray]] = field(default_factory=dict)
     curves: pd.DataFrame | None = None
     fronts: pd.DataFrame | None = None
+    runs: pd.DataFrame | None = None
 
 
 class Figure(NamedTuple):

@@ -69,8 +69,7 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
             fontsize=7,
         )
         panel.margins(y=0.12)
-        largest = [float(summary[column].max()) for column in (cost, f"{cost}_upper") if column in summary]
-        panel.set_xlim(0, 1.1 * max(largest))
+        panel.set_xlim(_ends(summary, cost))
         panel.xaxis.set_major_locator(MaxNLocator(4))
         panel.xaxis.set_major_formatter(FuncFormatter(_megabytes if "bytes" in SHOWN[cost] else _short))
     for row in grid:
@@ -87,6 +86,14 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
         text += f" Other work disturbed the timing of {', '.join(loud)}."
     page.caption(figure, " ".join([text, *dict.fromkeys(notes)]))
     return page.save(figure, folder, "tradeoff")
+
+
+def _ends(summary: pd.DataFrame, cost: str) -> tuple[float, float]:
+    """Return the ends of the axis of a cost: from zero, unless more than half of the axis were empty."""
+    columns = [column for column in (cost, f"{cost}_lower", f"{cost}_upper") if column in summary]
+    least, most = float(summary[columns].min().min()), float(summary[columns].max().max())
+    room = 0.1 * (most - least)
+    return (0.0, 1.1 * most) if least <= most / 2 or not room else (least - room, most + room)
 
 
 def _seeds(summary: pd.DataFrame) -> str:

@@ -30,7 +30,8 @@ from experiments.study.catalogue import study_names
 MOST_BYTES = 5_000_000  # greatest size of a page
 WIDTHS = (1400, 1000, 700)  # pixels of its figures: the widest with which it is small enough
 PAGE = "report.html"
-MAIN_FIGURES = ("overview", "separation", "nulls", "interlayer", "lesions", "tradeoff")  # all that the whole page shows
+# All that the page of all studies shows.
+MAIN_FIGURES = ("overview", "separation", "nulls", "interlayer", "lesions", "tradeoff", "equal-cost")
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ from experiments.models import build_model
 from experiments.report.summary import SEED_DRAWN, tables_folder, tradeoff_tables
 from experiments.report.tables import DamagedTableError, read_about, read_arrays, read_csv, read_table
 from experiments.store.packed import for_pictures
-from experiments.store.runs import Run, file_name, public, write_json
+from experiments.store.runs import Run, config_hash, file_name, public, write_json
 from gconv.cost import count_cost
 
 COUNTS = ("classes", "test_images")  # counts of a run's images, noted when the run is measured
+OF_GROUPS = ("groups", "width", "equal", "equal_to", "budget")  # keys of a model that set its groups and widths
 
 
 def write_tables(
@@ -59,7 +60,8 @@ def write_tables(
     save_table(folder / "layers.csv", _layer_costs(runs, counts))
     save_table(folder / "notes.csv", pd.concat(notes, ignore_index=True))
     results = [
-        {"variant": run.variant, **public(run.result or {}), **count} for run, count in zip(runs, counts, strict=True)
+        {"variant": run.variant, **public(run.result or {}), "family": _family(run.config), **count}
+        for run, count in zip(runs, counts, strict=True)
     ]
     save_table(folder / "runs.csv", pd.DataFrame(results))
     write_json(folder / "study.json", {"question": question, "overrides": public(overrides)})
@@ -69,6 +71,12 @@ def write_tables(
         if run.seed == SEED_DRAWN and (run.folder / "arrays.npz").is_file():
             arrays = for_pictures(read_arrays(run.folder / "arrays.npz"))  # as a packed run has them
             save_arrays(folder / f"{file_name(run.variant)}-seed{run.seed}.npz", arrays)
+
+
+def _family(config: dict[str, Any]) -> str:
+    """Return a hash of a run's configuration without its groups and widths, which is that of other seeds too."""
+    model = {key: value for key, value in config["model"].items() if key not in OF_GROUPS}
+    return config_hash({**config, "model": model, "variant": None, "seed": None})
 
 
 def is_tabled(folder: Path) -> bool:

@@ -12,6 +12,8 @@ from analysis.intervals import SEEDS_FOR_INTERVAL, UNBOUNDED, Bounds, measure_bo
 from analysis.nulls import ARBITRARY_PARTITION, LABELS_PERMUTED, ROTATED_FILTERS, UNTRAINED
 from analysis.tradeoff import (
     COSTS,
+    EQUAL_WITHIN,
+    EQUALITIES,
     FRONT_COLUMNS,
     MORE_COSTS,
     disturbed,
@@ -27,7 +29,6 @@ from experiments.study.invocation import typed
 
 LINES = 24  # most lines of one table of the summary
 FRONT_AT_LEAST = 0.05  # share of resamplings from which a variant is named as on a front
-EQUAL_WITHIN = 0.01  # accuracy: the margin of an equality, one point
 SEED_DRAWN = 0  # the seed whose filters and matrices are drawn: the first, never the prettiest
 
 TABLES = ("measures", "notes", "curves", "layers", "runs", "missing", "tradeoff", "fronts", "equal_cost")
@@ -68,7 +69,8 @@ def draw_figures(study_folder: Path) -> list[Path]:
             arrays[variant] = read_arrays(path)
     curves = read_csv(tables / "curves.csv", ["variant", "seed", "epoch"])
     fronts = read_csv(tables / "fronts.csv", FRONT_COLUMNS)
-    return draw_all(Saved(table, arrays, curves, fronts), study_folder / "figures")
+    runs = read_csv(tables / "runs.csv", ["variant"], dtype=str)
+    return draw_all(Saved(table, arrays, curves, fronts, runs), study_folder / "figures")
 
 
 def draw_measured(table: pd.DataFrame, arrays: dict[str, dict[str, np.ndarray]], folder: Path) -> list[Path]:
@@ -187,8 +189,8 @@ def _front_lines(table: pd.DataFrame) -> str:
 def _equal_cost_lines(table: pd.DataFrame) -> str:
     """Return differences of accuracy between variants with equal groups, parameters or MACs; each names which."""
     rows = []
-    for by in ("groups", "parameters", "macs"):
-        for _, pair in equal_pairs(table, by, EQUAL_WITHIN).iterrows():
+    for by in EQUALITIES:
+        for _, pair in equal_pairs(table, by).iterrows():
             interval = spread(pair, form="+.3f")
             tested = [value if pair["n"] > 1 else np.nan for value in (pair["p"], pair["p_equivalent"])]
             p, same = ("-" if pd.isna(value) else f"{value:.3f}" for value in tested)
@@ -206,7 +208,7 @@ def _equal_cost_lines(table: pd.DataFrame) -> str:
 
 def tradeoff_tables(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Return the tables of accuracy against cost by file name: per variant, Pareto fronts, and at equal cost."""
-    equal = [equal_pairs(table, by, EQUAL_WITHIN).assign(equal=by) for by in ("groups", "parameters", "macs")]
+    equal = [equal_pairs(table, by).assign(equal=by) for by in EQUALITIES]
     return {
         "tradeoff": tradeoff_table(table),
         "fronts": front_table(table),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from analysis.figures import correlation, curves, filters, matrices, page, speed, tradeoff
+from analysis.figures import correlation, curves, equal_cost, filters, matrices, page, speed, tradeoff
 from analysis.figures.matrices import Matrix
 from analysis.figures.saved import Saved
 from analysis.tradeoff import front_table
@@ -186,6 +186,44 @@ def history(variants, seeds):
         for s in range(seeds)
         for e in (1, 2, 3)
     )
+
+
+def paired(groups, sizes, families):
+    """Return a study of variants ``v0``, ``v1``, … whose accuracy rises by .01 from one to the next, in two seeds."""
+    rows = [
+        row
+        for k, (cut, size) in enumerate(zip(groups, sizes, strict=True))
+        for seed in (0, 1)
+        for row in (
+            (f"v{k}", seed, "", "test_accuracy", "", 0.5 + 0.01 * k + 0.2 * seed),
+            (f"v{k}", seed, "", "parameters", "", size),
+            (f"v{k}", seed, "conv2", "dead_filters", cut, 0.0),
+        )
+    ]
+    table = pd.DataFrame(rows, columns=["variant", "seed", "layer", "measure", "groups", "value"])
+    runs = pd.DataFrame({"variant": [f"v{k}" for k in range(len(groups))], "family": families})
+    return Saved(table.assign(null="", unit=""), runs=runs)
+
+
+def test_pairs_are_logarithmic_less_uniform_of_one_family():
+    # v3 is uniform as far as whole channels allow; v4 and v5 are neither; v6 is of another family.
+    groups = ["4", "log:4", "1", "9,8,8,8", "5,3,2", "7,1,1,1", "4"]
+    saved = paired(groups, [100, 200, 300, 202, 400, 200, 200], [*["a"] * 6, "b"])
+    pairs = equal_cost.logarithmic_against_uniform(saved.measures, dict(saved.runs.values))
+    assert list(zip(pairs["equal"], pairs["pair"], strict=True)) == [
+        ("groups", "v1 − v0"),
+        ("groups", "v1 − v3"),
+        ("parameters", "v1 − v3"),
+    ]
+    np.testing.assert_allclose(pairs["mean"], [0.01, -0.02, -0.02])
+    np.testing.assert_allclose(pairs["seeds"].iloc[0], [0.01, 0.01])
+
+
+def test_pairs_at_equal_cost_fit_on_a_page(tmp_path):
+    count = 12
+    many = paired([["4", "log:4"][k % 2] for k in range(count)], [100] * count, ["a"] * count)
+    checked(equal_cost.draw(many, tmp_path))
+    assert equal_cost.draw(paired(["4", "log:4"], [1, 1], ["a", "b"]), tmp_path) == []
 
 
 def test_many_variants_with_long_names_stay_on_the_page(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from analysis.claims import judge_claims
 from experiments.report.claims import print_claims
 from experiments.report.ledger import LEDGER, read_claims
-from experiments.report.records import find_records
+from experiments.report.records import RESULTS, find_records
 from experiments.store.runs import config_hash
 from experiments.study.config import load_study
 
@@ -161,3 +161,15 @@ def test_a_damaged_record_is_named_and_the_ledger_goes_on_with_the_others(tmp_pa
         (place / name).write_bytes(whole)
     assert len(records(tmp_path)) == 2
     assert not capsys.readouterr().err
+
+
+def test_runs_of_one_family_differ_in_groups_and_widths_alone():
+    runs = pd.read_csv(RESULTS / "log-groups" / "runs.csv")
+    families = {frozenset(of["variant"]) for _, of in runs.groupby("family")}
+    cut = {f"{kind}-{groups}" for groups in (3, 4, 5) for kind in ("uniform", "log")}
+    widened = {f"uniform-{groups}-as-log-{groups}" for groups in (3, 4, 5)}
+    assert families == {
+        frozenset(cut | widened),
+        frozenset({"uniform-4-no-shortcut", "log-4-no-shortcut"}),
+        frozenset({"log-4-grey"}),
+    }
