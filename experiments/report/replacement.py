@@ -15,11 +15,13 @@ from experiments.report.tables import long_table, read_about, read_csv
 def check_replaces(tables: Path, record: Path) -> None:
     """Raise if a study's tables must not replace those of the record.
 
+    Without tables there is nothing to compare; writing the record says so.
+
     Raises:
         UsageError: the study ran with overridden keys and the record did not, or the record has more seeds of a
             variant.
     """
-    if not long_table(record).is_file():
+    if not (long_table(record).is_file() and long_table(tables).is_file()):
         return
     ours, theirs = (_overrides(folder / "study.json") for folder in (tables, record))
     asked = "results --replace takes it nevertheless"

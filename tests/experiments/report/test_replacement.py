@@ -5,6 +5,7 @@ import json
 import pandas as pd
 import pytest
 
+from experiments.commands import results
 from experiments.errors import UsageError
 from experiments.report.replacement import check_replaces
 
@@ -46,3 +47,10 @@ def test_more_seeds_than_the_record_are_no_override_and_fewer_are_refused(tmp_pa
     check_replaces(tables(tmp_path / "more" / "tables", {"dense": 5}, {"seeds": 5}), record)
     with pytest.raises(UsageError, match="has 3 seeds of dense"):
         check_replaces(tables(tmp_path / "fewer" / "tables", {"dense": 2}, {"seeds": 2}), record)
+
+
+def test_a_study_without_tables_is_told_to_be_run_and_not_to_have_fewer_seeds(tmp_path):
+    with pytest.raises(UsageError) as error:
+        results.main(["quickstart", f"--runs_root={tmp_path}"])
+    tables_there = tmp_path / "quickstart" / "tables"
+    assert str(error.value).startswith(f"{tables_there} has no measures.csv: run the study first")
