@@ -5,14 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from gconv.kernels import aten
+from gconv.kernels import aten, inference_weights
 from gconv.kernels.geometry import Geometry
+
+KEPT_BYTES = 1 << 19  # least size of a weight that is kept in the layout of oneDNN; a small one is converted at once
 
 
 def conv2d(x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str = "none") -> Tensor:
-    """Compute the forward pass by one ``F.conv2d`` with ``groups=G``."""
+    """Compute the forward pass by one ``F.conv2d`` with ``groups=G``.
+
+    In inference on one image a large weight is kept in the layout of oneDNN, which ATen would convert it to in each
+    pass. The bits are the same.
+    """
+    if type(weight) is nn.Parameter and weight.nbytes >= KEPT_BYTES and geometry.groups > 1:
+        weight = _in_layout_of_onednn(x_NCHW, weight, bias, geometry)
     return aten.convolve(x_NCHW, weight, bias, geometry, geometry.groups, activation)
 
 
@@ -24,6 +32,21 @@ def input_gradient(dy_NOHW: Tensor, weight: Tensor, geometry: Geometry, input_si
 def weight_gradient(dy_NOHW: Tensor, x_NCHW: Tensor, geometry: Geometry) -> Tensor:
     """Compute the gradient of the weight."""
     return aten.weight_gradient(dy_NOHW, x_NCHW, geometry, geometry.groups, geometry.weight_shape)
+
+
+def _in_layout_of_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """Return the weight in the layout of oneDNN, if it may be kept and ATen would use oneDNN; else as it is."""
+    if not (inference_weights.may_be_kept(weight, x, bias, geometry) and aten.is_channels_last(x)):
+        return weight
+    size = (x.shape[0], x.shape[2], x.shape[3])
+    if aten.use_of_onednn(geometry, geometry.groups, tuple(weight.shape), x.dtype, size) != "by ATen":
+        return weight
+
+    def make(keep: bool) -> inference_weights.Weights:
+        return (aten.pack(weight, geometry, geometry.groups, size) if keep else weight,)
+
+    (kept,) = inference_weights.kept(weight, ("native", geometry), make)
+    return kept
 
 
 def refuses(geometry: Geometry, dtype: torch.dtype, device: torch.device | str) -> str | None:

@@ -187,6 +187,21 @@ def test_kept_weights_are_bounded_and_change_no_bits(kernel):
     assert 0 < len(inference_weights._kept[layer.weight].forms) <= inference_weights.MAX_FORMS
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_large_weight_of_equal_groups_is_kept_for_one_image_and_has_the_bits_of_torch(made, dtype):
+    layer = GroupedConv2d(256, 256, 3, padding=1, groups=2).to(dtype=dtype, memory_format=torch.channels_last)
+    plain = nn.Conv2d(256, 256, 3, padding=1, groups=2).to(dtype=dtype, memory_format=torch.channels_last)
+    images = [torch.randn(n, 256, 8, 8, dtype=dtype).to(memory_format=torch.channels_last) for n in (1, 2)]
+    with torch.no_grad(), forced_kernel("native"):
+        for _ in range(2):  # before and after the parameter changes
+            plain.load_state_dict(layer.state_dict())
+            for x in (*images, *images, images[0]):
+                assert torch.equal(layer(x), plain(x))
+            layer.weight.mul_(2)
+    by_onednn = dtype == torch.float32 and aten.ONEDNN is not None
+    assert [weight.is_mkldnn for weight in made] == 2 * [False, False, by_onednn, False, by_onednn]
+
+
 def test_the_storage_of_a_kept_weight_can_be_resized():
     layer, x = GroupedConv2d(16, 16, 3, groups="log:4"), torch.randn(1, 16, 5, 5)
     with torch.no_grad(), forced_kernel("packed"):
