@@ -63,7 +63,7 @@ cost: $(READY) ## count parameters, MACs and activations: MODEL=alexnet | torchv
 measure: $(READY) ## measure a network trained elsewhere: MODEL=resnet18 CHECKPOINT=file DATA=folder [ARGS=…]
 	@$(RUN) -m experiments measure $(if $(MODEL),--model=$(call quoted,MODEL)) $(if $(CHECKPOINT),--checkpoint=$(call quoted,CHECKPOINT)) $(if $(DATA),--data=$(call quoted,DATA)) $(ARGS)
 
-figures: $(READY) ## draw the figures of a study again: NAME=quickstart; or NAME=connections [ARGS="--model=…"]
+figures: $(READY) ## draw figures again: NAME=quickstart; of all recorded studies without NAME; NAME=connections [ARGS="--model=…"]
 	@$(RUN) -m experiments figures $(call quoted,NAME) $(ARGS)
 
 results: $(READY) ## copy a study's tables, figures and packed runs to results/ and the docs: NAME=quickstart

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from difflib import get_close_matches
+from multiprocessing import get_context
 from pathlib import Path
 
 from experiments.commands.arguments import name_and_flags, runs_root, study_folder
@@ -10,19 +17,28 @@ from experiments.commands.help import CONNECTIONS
 from experiments.commands.kinds import kind_of
 from experiments.errors import UsageError
 from experiments.report.figure_flags import apply_figure_flags
-from experiments.study.catalogue import study_names, sweep_names
+from experiments.report.tables import long_table
+from experiments.study.catalogue import HOME, study_names, sweep_names
 
 MEASURED = "measured.json"  # file in every folder that ``measure`` wrote
+OF_RECORD = "figures"  # folder in the run store for figures of the record
 
 
 def main(arguments: list[str]) -> int:
     """Draw figures from saved tables, and print the paths of the files written; returns the exit code.
 
+    Without a name, those of all studies in the record.
+
     Raises:
         UsageError: there are no figures of that name, or a flag is unknown.
     """
-    name, flags = name_and_flags(arguments, "figures NAME")
-    print(*_draw(name, apply_figure_flags(flags)), sep="\n")
+    if arguments and not arguments[0].startswith("-"):
+        name, flags = name_and_flags(arguments, "figures NAME")
+        print(*_draw(name, apply_figure_flags(flags)), sep="\n")
+        return 0
+    root = runs_root(apply_figure_flags(arguments), "figures")
+    for files in _draw_record([name for name in study_names() if _is_recorded(name)], root):
+        print(*files, sep="\n", flush=True)
     return 0
 
 
@@ -42,6 +58,9 @@ def _draw(name: str, flags: list[str]) -> list[Path]:
         from experiments.report.latex import write_latex
 
         folder = study_folder([name, *flags], "figures")
+        if not long_table(folder / "tables").is_file() and _is_recorded(name):
+            print(f"{folder} has no tables: drawn from the record, {HOME / 'results' / name}", file=sys.stderr)
+            return next(_draw_record([name], folder.parent))
         return [*kind_of(name).draw(folder), *write_latex(folder / "tables")]
     if name in sweep_names():
         from experiments.sweep.report import draw_figures
@@ -51,3 +70,39 @@ def _draw(name: str, flags: list[str]) -> list[Path]:
     near = get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]}? There are: " if near else "; there are: "
     raise UsageError(f"NAME={name}: no such figures{hint}{', '.join(known)}")
+
+
+def _is_recorded(name: str) -> bool:
+    return long_table(HOME / "results" / name).is_file()
+
+
+def _draw_record(names: Sequence[str], root: Path) -> Iterator[list[Path]]:
+    """Draw recorded studies side by side, one process per core; yields the files of each, in order."""
+    from analysis.figures import page
+
+    output = page.FORMATS, page.WIDTH, page.BARE
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if len(names) == 1:
+        yield _draw_one(names[0], root, output)
+        return
+    with ProcessPoolExecutor(min(cores, len(names)), get_context("spawn")) as pool:
+        yield from [future.result() for future in [pool.submit(_draw_one, name, root, output) for name in names]]
+
+
+def _draw_one(name: str, root: Path, output: tuple[Sequence[str], float, bool]) -> list[Path]:
+    """Draw one recorded study into the run store; returns the files written."""
+    from analysis.figures import page
+    from experiments.report.latex import write_latex
+
+    page.set_output(*output)
+    target = root / OF_RECORD / name
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / name
+        try:
+            kind_of(name).restore(name, HOME, folder)
+            written = [*kind_of(name).draw(folder), *write_latex(folder / "tables")]
+        except UsageError as error:
+            raise UsageError(str(error)) from None  # which another process can be sent
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        return [Path(shutil.copy(path, target / path.name)) for path in written]

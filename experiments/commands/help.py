@@ -31,9 +31,10 @@ USAGES = {
   cost MODEL [--key=value …]        parameters, MACs and activations of a model of the suite, of torchvision or of timm
 """,
     "figures": """\
-  figures NAME [--runs_root=DIR] [--format=pdf,svg] [--width=column|page|CM] [--bare]
-                                    draw the figures of a study or sweep again from its saved tables,
-                                    and write its LaTeX tables
+  figures [NAME] [--runs_root=DIR] [--format=pdf,svg] [--width=column|page|CM] [--bare]
+                                    draw the figures of a study or sweep again from its saved tables, and
+                                    write its LaTeX tables; a study that was not run here, or all without a
+                                    name: from results/, into runs/figures
   figures FOLDER                    draw the figures of a folder that measure wrote again
   figures connections [--key=value …]
                                     draw the connections of layers, and the wiring of a network

@@ -27,6 +27,10 @@ class Kind(Protocol):
         """Draw the figures of a study's folder from its saved tables; return the files written."""
         ...
 
+    def restore(self, name: str, home: Path, folder: Path) -> None:
+        """Make the tables of a study's folder, which is empty, again from its record in ``home``."""
+        ...
+
     def write_record(self, folder: Path, home: Path) -> list[Path]:
         """Copy the results of a study's folder to the record in ``home``; return the files written."""
         ...

@@ -8,6 +8,7 @@ from typing import Any
 
 from experiments.launch import is_rank, launch_ranks, run_as_rank
 from experiments.pipeline import run_study
+from experiments.report.restore import restore_tables
 from experiments.report.retrain import retrain
 from experiments.report.summary import draw_figures
 from experiments.report.verify import verify_study
@@ -34,6 +35,11 @@ def status(name: str, flags: list[str]) -> dict[str, Any]:
 def draw(folder: Path) -> list[Path]:
     """Draw the figures of a study's folder from its saved tables; returns the files written."""
     return draw_figures(folder)
+
+
+def restore(name: str, home: Path, folder: Path) -> None:
+    """Make the tables of a study's folder again from its record in ``home``."""
+    restore_tables(name, home / "results", folder)
 
 
 def write_record(folder: Path, home: Path) -> list[Path]:

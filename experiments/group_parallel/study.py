@@ -110,6 +110,13 @@ def draw(folder: Path) -> list[Path]:
     return figure.draw(read_measures(folder), folder / "figures")
 
 
+def restore(name: str, home: Path, folder: Path) -> None:
+    """Copy the tables of the record in ``home`` to a study's folder."""
+    for source in (home / "results" / name).glob("*.csv"):
+        content = source.read_bytes()
+        write_atomic(tables_folder(folder) / source.name, lambda file, content=content: file.write(content))
+
+
 def write_record(folder: Path, home: Path) -> list[Path]:
     """Copy tables, figure and summary to ``results/`` in ``home``; returns the files written.
 

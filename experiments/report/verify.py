@@ -8,25 +8,12 @@ import math
 from itertools import zip_longest
 from pathlib import Path
 
-from experiments.measure.table import save_table
 from experiments.report.marked_text import read_block
-from experiments.report.study_tables import write_tables
-from experiments.report.summary import read_measures, summary, tables_folder, tradeoff_tables
-from experiments.report.tables import (
-    COMPRESSED,
-    DamagedTableError,
-    long_table,
-    read_about,
-    read_content,
-    read_csv,
-    read_table,
-)
-from experiments.report.write_record import SPEED, packed_runs, page_block
-from experiments.store.packed import NotGatheredError, read_done, unpack
-from experiments.store.runs import Run, file_name, write_atomic
+from experiments.report.restore import restore_tables
+from experiments.report.summary import read_measures, summary, tables_folder
+from experiments.report.tables import DamagedTableError, long_table, read_content
+from experiments.report.write_record import page_block
 
-FROM_RUNS = ("measures", "runs", "notes", "curves", "layers")  # tables that need the runs
-FROM_MEASURES = ("tradeoff", "fronts", "equal_cost")
 SAME = 1e-9  # relative difference of two numbers that is the last bits of another library
 SHOWN = 5  # differences of one file
 
@@ -45,20 +32,7 @@ def verify_study(name: str, results: Path, page: Path, scratch: Path) -> tuple[l
     """
     record, study_folder = results / name, scratch / name
     try:
-        runs, lacking = _unpack_runs(record, results, study_folder)
-        speed = record / SPEED
-        if runs and not lacking:
-            about = read_about(record / "study.json", ["question", "overrides"])
-            write_tables(study_folder, runs, read_table(speed), about["question"], about["overrides"])
-            done, files = f"{len(runs)} packed runs", [*FROM_RUNS, *FROM_MEASURES]
-        else:
-            for path in (long_table(record), record / "runs.csv", record / "study.json"):
-                _copy(path, tables_folder(study_folder) / path.name.removesuffix(COMPRESSED))
-            for table, content in tradeoff_tables(read_table(long_table(record))).items():
-                save_table(tables_folder(study_folder) / f"{table}.csv", content)
-            done, files = "measures.csv alone, since no runs are packed", [*FROM_MEASURES]
-            if runs:
-                done = f"measures.csv alone, since {len(lacking)} of {len(lacking) + len(runs)} runs are not packed"
+        files, done = restore_tables(name, results, study_folder)
         differences = []
         for table in files:
             committed = long_table(record) if table == "measures" else record / f"{table}.csv"
@@ -69,33 +43,6 @@ def verify_study(name: str, results: Path, page: Path, scratch: Path) -> tuple[l
     except (DamagedTableError, OSError) as error:
         return [error.damage if isinstance(error, DamagedTableError) else f"{error.filename}: {error.strerror}"], ""
     return differences, done
-
-
-def _unpack_runs(record: Path, results: Path, study_folder: Path) -> tuple[list[Run], list[str]]:
-    """Unpack the runs of a record's table; returns them, and the hashes of those that are not packed."""
-    runs, lacking = [], []
-    table = read_csv(record / "runs.csv", ["variant", "seed"], dtype=str)
-    if "config_hash" not in table:
-        return [], list(table["seed"])
-    for _, row in table.iterrows():
-        paths = packed_runs(results, row["config_hash"])
-        paths = [path for path in paths if path.parent.parent == record] or paths
-        if not paths:
-            lacking.append(row["config_hash"])
-            continue
-        folder = study_folder / f"{file_name(row['variant'])}-seed{row['seed']}-{row['config_hash']}"
-        try:
-            unpack(paths[0], folder)
-            config, _ = read_done(folder)
-        except NotGatheredError as error:
-            raise DamagedTableError(paths[0], str(error).removeprefix("damaged: ")) from None
-        runs.append(Run(row["variant"], config, folder))
-    return runs, lacking
-
-
-def _copy(source: Path, target: Path) -> None:
-    content = read_content(source)
-    write_atomic(target, lambda file: file.write(content))
 
 
 def compare_tables(committed: Path, fresh: Path) -> list[str]:

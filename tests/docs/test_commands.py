@@ -36,6 +36,7 @@ def elsewhere(tmp_path_factory):
 @pytest.mark.parametrize("command", OF_MAKE)
 def test_a_make_command_is_understood(command, elsewhere, monkeypatch, capsys):
     monkeypatch.chdir(elsewhere)  # nothing is written to the checkout
+    monkeypatch.setattr("experiments.commands.figures._draw_record", lambda *_: iter([[]]))  # it takes a minute
     for module, *arguments in started(command):
         if module == "experiments":
             understood(arguments)
@@ -43,7 +44,7 @@ def test_a_make_command_is_understood(command, elsewhere, monkeypatch, capsys):
 
 def understood(arguments: list[str]) -> None:
     name, *rest = arguments
-    if "--help" in rest or name in CHEAP or rest[0] == "connections":
+    if "--help" in rest or name in CHEAP or name == "figures":
         assert main([argument for argument in arguments if argument != "--measure"]) == 0  # nothing is timed
     elif name == "run":
         if not rest[0].startswith(MADE_LATER):
@@ -57,10 +58,10 @@ def understood(arguments: list[str]) -> None:
             main(arguments)
     elif name == "verify":
         assert main([name, "--help"]) == 0  # it takes minutes
-    elif name in ("figures", "results", "gather", "report"):
+    elif name in ("results", "gather", "report"):
         with pytest.raises((UsageError, FileNotFoundError)) as error:
             main(arguments)
-        assert "unknown" not in str(error.value) and "no such figures" not in str(error.value)
+        assert "unknown" not in str(error.value)
     else:
         raise AssertionError(f"a command without a check: {name}")
 

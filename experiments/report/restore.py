@@ -1,0 +1,79 @@
+"""A study's tables, made again from its record: from the packed runs, or from the tables where runs are not packed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from experiments.measure.table import save_table
+from experiments.report.study_tables import write_tables
+from experiments.report.summary import tables_folder, tradeoff_tables
+from experiments.report.tables import (
+    COMPRESSED,
+    DamagedTableError,
+    long_table,
+    read_about,
+    read_content,
+    read_csv,
+    read_table,
+)
+from experiments.report.write_record import SPEED, packed_runs
+from experiments.store.packed import NotGatheredError, read_done, unpack
+from experiments.store.runs import Run, file_name, write_atomic
+
+FROM_RUNS = ("measures", "runs", "notes", "curves", "layers")  # tables that need the runs
+FROM_MEASURES = ("tradeoff", "fronts", "equal_cost")
+
+
+def restore_tables(name: str, results: Path, study_folder: Path) -> tuple[list[str], str]:
+    """Make the tables of a study again in an empty folder.
+
+    Args:
+        name: name of the study.
+        results: folder of the record.
+        study_folder: the folder, as in the run store.
+
+    Returns:
+        The names of the tables that were computed, and in words what from.
+
+    Raises:
+        DamagedTableError: names the file of the record that is damaged.
+    """
+    record = results / name
+    runs, lacking = _unpack_runs(record, results, study_folder)
+    if runs and not lacking:
+        about = read_about(record / "study.json", ["question", "overrides"])
+        write_tables(study_folder, runs, read_table(record / SPEED), about["question"], about["overrides"])
+        return [*FROM_RUNS, *FROM_MEASURES], f"{len(runs)} packed runs"
+    for path in (long_table(record), *sorted(record.glob("*.csv")), record / "study.json"):
+        _copy(path, tables_folder(study_folder) / path.name.removesuffix(COMPRESSED))
+    for table, content in tradeoff_tables(read_table(long_table(record))).items():
+        save_table(tables_folder(study_folder) / f"{table}.csv", content)
+    why = f"{len(lacking)} of {len(lacking) + len(runs)} runs are not packed" if runs else "no runs are packed"
+    return [*FROM_MEASURES], f"measures.csv alone, since {why}"
+
+
+def _unpack_runs(record: Path, results: Path, study_folder: Path) -> tuple[list[Run], list[str]]:
+    """Unpack the runs of a record's table; returns them, and the hashes of those that are not packed."""
+    runs, lacking = [], []
+    table = read_csv(record / "runs.csv", ["variant", "seed"], dtype=str)
+    if "config_hash" not in table:
+        return [], list(table["seed"])
+    for _, row in table.iterrows():
+        paths = packed_runs(results, row["config_hash"])
+        paths = [path for path in paths if path.parent.parent == record] or paths
+        if not paths:
+            lacking.append(row["config_hash"])
+            continue
+        folder = study_folder / f"{file_name(row['variant'])}-seed{row['seed']}-{row['config_hash']}"
+        try:
+            unpack(paths[0], folder)
+            config, _ = read_done(folder)
+        except NotGatheredError as error:
+            raise DamagedTableError(paths[0], str(error).removeprefix("damaged: ")) from None
+        runs.append(Run(row["variant"], config, folder))
+    return runs, lacking
+
+
+def _copy(source: Path, target: Path) -> None:
+    content = read_content(source)
+    write_atomic(target, lambda file: file.write(content))
