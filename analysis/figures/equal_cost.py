@@ -43,7 +43,8 @@ def logarithmic_against_uniform(table: pd.DataFrame, families: dict[str, str]) -
     for by in EQUALITIES:
         for _, pair in equal_pairs(table, by).iterrows():
             two = sorted((pair["variant"], pair["baseline"]), key=lambda variant: kinds.get(variant, ""))
-            if {kinds.get(variant) for variant in two} != KINDS or len({families.get(variant) for variant in two}) > 1:
+            one_family = two[0] in families and families[two[0]] == families.get(two[1])
+            if {kinds.get(variant) for variant in two} != KINDS or not one_family:
                 continue
             estimate = paired_difference(table, "test_accuracy", *two)
             if estimate is not None:
@@ -64,7 +65,7 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
     """
     if saved.runs is None or "family" not in saved.runs:
         return []
-    families = dict(saved.runs[["variant", "family"]].itertuples(index=False))
+    families = dict(saved.runs[["variant", "family"]].dropna().itertuples(index=False))
     whole = logarithmic_against_uniform(saved.measures, families)
     if whole.empty:
         return []

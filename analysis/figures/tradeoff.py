@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import Formatter, MaxNLocator
 
 from analysis.figures import page
 from analysis.figures.page import Style
@@ -40,6 +40,8 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
     if summary.empty or saved.fronts is None:
         return []
     costs = costs_shown(summary)
+    if not costs:
+        return []
     styles = page.variant_styles(list(summary["variant"]))
     wide = 2 if len(costs) == 4 else min(COLUMNS, max(1, len(costs)))
     deep = -(-len(costs) // wide)
@@ -71,7 +73,7 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
         panel.margins(y=0.12)
         panel.set_xlim(_ends(summary, cost))
         panel.xaxis.set_major_locator(MaxNLocator(4))
-        panel.xaxis.set_major_formatter(FuncFormatter(_megabytes if "bytes" in SHOWN[cost] else _short))
+        panel.xaxis.set_major_formatter(_Short(1e-6 if "bytes" in SHOWN[cost] else 1.0))
     for row in grid:
         row[0].set_ylabel("test accuracy")
     page.title(figure, f"Accuracy against cost ({_seeds(summary)})")
@@ -142,13 +144,21 @@ def draw_variant(panel: Axes, row: pd.Series, cost: str, seeds: pd.Series, style
     panel.errorbar(x, row["accuracy"], error, across, label=row["variant"], zorder=3, **mark)
 
 
-def _megabytes(value: float, _position: int) -> str:
-    return f"{value / 1e6:.3g}"
+class _Short(Formatter):
+    """Ticks as ``1.2M`` for 1,200,000, in the fewest digits, from three on, in which they differ."""
+
+    def __init__(self, factor: float) -> None:
+        self._factor = factor
+
+    def __call__(self, value: float, _position: int | None = None) -> str:
+        """Return the label of one tick among ``locs``."""
+        locs = [float(loc) * self._factor for loc in self.locs]
+        digits = next((d for d in range(3, 10) if len({_short(loc, d) for loc in locs}) == len(set(locs))), 10)
+        return _short(value * self._factor, digits)
 
 
-def _short(value: float, _position: int) -> str:
-    """Return ``1.2M`` for 1,200,000."""
+def _short(value: float, digits: int) -> str:
     for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= unit:
-            return f"{value / unit:.3g}{name}"
-    return f"{value:.3g}"
+            return f"{value / unit:.{digits}g}{name}"
+    return f"{value:.{digits}g}"

@@ -21,9 +21,19 @@ from experiments.measure.table import NOTE_COLUMNS, save_table
 from experiments.report import summary as report
 from experiments.report.study_tables import COUNTS, is_tabled, kept_speed, write_tables
 from experiments.report.summary import tables_folder
-from experiments.report.tables import COMPRESSED, DamagedTableError, read_about, read_csv, read_table
+from experiments.report.tables import COMPRESSED, DamagedTableError, read_about, read_arrays, read_csv, read_table
 from experiments.report.write_record import SPEED
-from experiments.store.packed import MEASURED, WEIGHTS, NotGatheredError, is_packed, read_done, take, unpack
+from experiments.store.packed import (
+    ARRAYS,
+    DAMAGE,
+    MEASURED,
+    WEIGHTS,
+    NotGatheredError,
+    is_packed,
+    read_done,
+    take,
+    unpack,
+)
 from experiments.store.runs import Run, check_writable, config_hash
 from experiments.study.config import Study, Variant, load_study, profile_names
 from experiments.study.invocation import typed
@@ -113,6 +123,8 @@ def find_runs(source: Path, scratch: Path) -> tuple[list[FoundRun], list[str]]:
                 read_table(folder / "measures.csv")
                 read_csv(folder / "notes.csv", NOTE_COLUMNS)
                 read_about(folder / "measured.json", [] if (folder / WEIGHTS).is_file() else COUNTS)
+                if (folder / ARRAYS).is_file():
+                    read_arrays(folder / ARRAYS)
             runs.append(FoundRun(place, folder, config, result))
         except NotGatheredError as error:
             left_out.append(f"{place}: {error}")
@@ -157,7 +169,7 @@ def _extract(source: Path, folder: Path) -> bool:
             with tarfile.open(source) as archive:
                 archive.extractall(folder, filter="data")
             return True
-    except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError):
+    except (OSError, tarfile.TarError, *DAMAGE):
         shutil.rmtree(folder, ignore_errors=True)
     return False
 

@@ -21,7 +21,7 @@ def check_replaces(tables: Path, record: Path) -> None:
         UsageError: the study ran with overridden keys and the record did not, or the record has more seeds of a
             variant.
     """
-    if not (long_table(record).is_file() and long_table(tables).is_file()):
+    if not ((record / "runs.csv").is_file() and long_table(tables).is_file()):
         return
     ours, theirs = (_overrides(folder / "study.json") for folder in (tables, record))
     asked = "results --replace takes it nevertheless"

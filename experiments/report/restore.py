@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from experiments.measure.table import save_table
@@ -36,11 +37,13 @@ def restore_tables(name: str, results: Path, study_folder: Path) -> tuple[list[s
         The names of the tables that were computed, and in words what from.
 
     Raises:
-        DamagedTableError: names the file of the record that is damaged.
+        DamagedTableError: names the file of the record that is damaged, or lacks some of the packed runs.
     """
     record = results / name
     runs, lacking = _unpack_runs(record, results, study_folder)
-    if runs and not lacking:
+    if runs and lacking:
+        raise DamagedTableError(record / "runs.csv", f"{lacking[0]} is the hash of no packed run")
+    if runs:
         about = read_about(record / "study.json", ["question", "overrides"])
         write_tables(study_folder, runs, read_table(record / SPEED), about["question"], about["overrides"])
         return [*FROM_RUNS, *FROM_MEASURES], f"{len(runs)} packed runs"
@@ -48,8 +51,7 @@ def restore_tables(name: str, results: Path, study_folder: Path) -> tuple[list[s
         _copy(path, tables_folder(study_folder) / path.name.removesuffix(COMPRESSED))
     for table, content in tradeoff_tables(read_table(long_table(record))).items():
         save_table(tables_folder(study_folder) / f"{table}.csv", content)
-    why = f"{len(lacking)} of {len(lacking) + len(runs)} runs are not packed" if runs else "no runs are packed"
-    return [*FROM_MEASURES], f"measures.csv alone, since {why}"
+    return [*FROM_MEASURES], "measures.csv alone, since no runs are packed"
 
 
 def _unpack_runs(record: Path, results: Path, study_folder: Path) -> tuple[list[Run], list[str]]:
@@ -58,7 +60,10 @@ def _unpack_runs(record: Path, results: Path, study_folder: Path) -> tuple[list[
     table = read_csv(record / "runs.csv", ["variant", "seed"], dtype=str)
     if "config_hash" not in table:
         return [], list(table["seed"])
-    for _, row in table.iterrows():
+    for _, row in table.fillna("").iterrows():
+        if not re.fullmatch(r"[0-9a-f]{8}", row["config_hash"]):
+            lacking.append(row["config_hash"] or "an empty cell")
+            continue
         paths = packed_runs(results, row["config_hash"])
         paths = [path for path in paths if path.parent.parent == record] or paths
         if not paths:
@@ -68,8 +73,11 @@ def _unpack_runs(record: Path, results: Path, study_folder: Path) -> tuple[list[
         try:
             unpack(paths[0], folder)
             config, _ = read_done(folder)
+            read_table(folder / "measures.csv")
         except NotGatheredError as error:
             raise DamagedTableError(paths[0], str(error).removeprefix("damaged: ")) from None
+        except DamagedTableError as error:
+            raise DamagedTableError(paths[0], error.damage.removeprefix(f"{folder}/")) from None
         runs.append(Run(row["variant"], config, folder))
     return runs, lacking
 

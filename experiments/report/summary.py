@@ -49,6 +49,17 @@ def tables_folder(study_folder: Path) -> Path:
     return study_folder / "tables"
 
 
+def check_tables(study_folder: Path) -> None:
+    """Raise if a study has no tables yet.
+
+    Raises:
+        UsageError: names the folder and the command.
+    """
+    tables = tables_folder(study_folder)
+    if not (tables / "measures.csv").is_file():
+        raise UsageError(f"{tables} has no measures.csv: run the study first ({typed('run', study_folder.name)})")
+
+
 def draw_figures(study_folder: Path) -> list[Path]:
     """Draw every figure of a study.
 
@@ -58,10 +69,8 @@ def draw_figures(study_folder: Path) -> list[Path]:
     from analysis.figures.registry import draw_all
     from analysis.figures.saved import Saved
 
-    tables = tables_folder(study_folder)
-    if not (tables / "measures.csv").is_file():
-        raise UsageError(f"{tables} has no measures.csv: run the study first ({typed('run', study_folder.name)})")
-    table = read_measures(study_folder)
+    check_tables(study_folder)
+    tables, table = tables_folder(study_folder), read_measures(study_folder)
     arrays = {}
     for variant in dict.fromkeys(table["variant"]):
         path = tables / f"{file_name(variant)}-seed{SEED_DRAWN}.npz"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import lzma
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pandas as pd
 
 from experiments.errors import UsageError
 from experiments.measure.table import COLUMNS
+from experiments.store.packed import DAMAGE
 from experiments.study.invocation import typed
 
 LONG_TABLE = "measures.csv"
@@ -114,7 +114,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             return {name: x.astype(np.float32) if x.dtype == np.float16 else x for name, x in file.items()}
     except FileNotFoundError:
         raise DamagedTableError(path, "it is gone") from None
-    except (ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
+    except (OSError, *DAMAGE) as error:
         raise DamagedTableError(path, " ".join(str(error).split())) from None
 
 

@@ -7,6 +7,7 @@ import io
 import math
 from itertools import zip_longest
 from pathlib import Path
+from textwrap import shorten
 
 from experiments.report.marked_text import read_block
 from experiments.report.restore import restore_tables
@@ -55,9 +56,13 @@ def compare_tables(committed: Path, fresh: Path) -> list[str]:
     if len(theirs) != len(ours):
         lines.append(f"{committed}: has {len(theirs) - 1} rows, and the runs give {len(ours) - 1}")
     for number, (row, right) in enumerate(zip(theirs[1:], ours[1:], strict=False), 2):
+        if len(row) != len(right):
+            lines.append(f"{committed}: line {number}: has {len(row)} cells; the runs give {len(right)}")
+            continue
         for column, cell, correct in zip(columns, row, right, strict=False):
             if not _same(cell, correct):
-                lines.append(f"{committed}: line {number}, {column}: {cell or '-'}; the runs give {correct or '-'}")
+                found = shorten(cell, 60, placeholder="…") or "-"  # a quote that is not closed spans lines
+                lines.append(f"{committed}: line {number}, {column}: {found}; the runs give {correct or '-'}")
     return first_lines(committed, lines)
 
 

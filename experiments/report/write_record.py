@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from experiments.errors import UsageError
 from experiments.measure.table import save_table
 from experiments.report.marked_text import replace_block
 from experiments.report.pictures import figure_name, small_png
@@ -16,6 +17,7 @@ from experiments.report.study_tables import is_tabled, speed_rows
 from experiments.report.summary import (
     SEED_DRAWN,
     TABLES,
+    check_tables,
     draw_figures,
     markdown,
     read_measures,
@@ -25,6 +27,7 @@ from experiments.report.summary import (
 from experiments.report.tables import COMPRESSED, LONG_TABLE, read_about, read_csv
 from experiments.store.packed import pack
 from experiments.store.runs import file_name, write_atomic
+from experiments.study.invocation import typed
 
 PACKED = "runs"  # folder of the packed runs in a study's record
 PAGE = Path("docs", "index.md")  # page of a checkout with the tables of some studies
@@ -47,11 +50,15 @@ def write_study_record(study_folder: Path, results: Path, page: Path) -> list[Pa
         The files written.
 
     Raises:
-        UsageError: the study has no tables yet.
+        UsageError: the study has no tables yet, or a run of them is neither there nor in the record; nothing is written
+            then.
     """
+    check_tables(study_folder)
     record, kept = results / study_folder.name, []
-    figures = _small_enough(draw_figures(study_folder), record)
     table, tables = read_measures(study_folder), tables_folder(study_folder)
+    text, block = f"{summary(table)}\n".encode(), page_block(study_folder)
+    _check_runs(study_folder, results)
+    figures = _small_enough(draw_figures(study_folder), record)
     sources = [tables / f"{name}.csv" for name in TABLES if name != "measures"]
     for source in [path for path in (*sources, tables / "study.json", *figures) if path.is_file()]:
         target = record / source.name
@@ -60,9 +67,9 @@ def write_study_record(study_folder: Path, results: Path, page: Path) -> list[Pa
         kept.append(target)
     kept.append(_compress(tables / LONG_TABLE, record))
     save_table(record / SPEED, speed_rows(table))
-    write_atomic(record / "summary.txt", lambda file: file.write(f"{summary(table)}\n".encode()))
+    write_atomic(record / "summary.txt", lambda file: file.write(text))
     kept += [record / SPEED, record / "summary.txt", *_keep_runs(study_folder, results)]
-    if replace_block(page, f"results {record.name}", page_block(study_folder)):
+    if replace_block(page, f"results {record.name}", block):
         kept.append(page)
     return kept
 
@@ -95,7 +102,11 @@ def page_block(study_folder: Path) -> str:
     """Return a study's table as the page has it."""
     tables = tables_folder(study_folder)
     overrides = read_about(tables / "study.json", ["overrides"])["overrides"]
-    return markdown(read_measures(study_folder), read_csv(tables / "runs.csv", ["variant", "device"]), overrides)
+    return markdown(
+        read_measures(study_folder),
+        read_csv(tables / "runs.csv", ["variant", "device", "precision", "torch", "commit"]),
+        overrides,
+    )
 
 
 def packed_runs(results: Path, config_hash: str) -> list[Path]:
@@ -117,18 +128,34 @@ def _keep_runs(study_folder: Path, results: Path) -> list[Path]:
         else:
             fresh.replace(target)
             kept.append(target)
-    for stale in set(folder.glob("*.zip")) - set(kept):
-        stale.unlink()
+    tabled = {config_hash for _, _, config_hash in _tabled_runs(study_folder)}
+    for path in set(folder.glob("*.zip")) - set(kept):
+        if path.stem[-8:] not in tabled:  # a run whose folder is gone stays packed
+            path.unlink()
     return kept
+
+
+def _check_runs(study_folder: Path, results: Path) -> None:
+    """Raise if a run of a study's tables is neither in its folder, measured, nor packed in the record."""
+    for folder, _, config_hash in _tabled_runs(study_folder):
+        if not is_tabled(folder) and not packed_runs(results, config_hash):
+            raise UsageError(
+                f"{tables_folder(study_folder) / 'runs.csv'}: {folder.name} is not there, or not measured: "
+                f"{typed('run', study_folder.name)} first"
+            )
 
 
 def _run_folders(study_folder: Path) -> Iterator[tuple[Path, int]]:
     """Yield the folder and the seed of each run of a study's tables that is still there."""
+    return ((folder, seed) for folder, seed, _ in _tabled_runs(study_folder) if is_tabled(folder))
+
+
+def _tabled_runs(study_folder: Path) -> Iterator[tuple[Path, int, str]]:
+    """Yield the folder, the seed and the hash of each run of a study's tables."""
     runs = tables_folder(study_folder) / "runs.csv"
     table = read_csv(runs, [], dtype=str) if runs.is_file() else pd.DataFrame()
     if not {"variant", "seed", "config_hash"} <= set(table):
         return
     for _, row in table.iterrows():
         folder = study_folder / f"{file_name(row['variant'])}-seed{row['seed']}-{row['config_hash']}"
-        if is_tabled(folder):
-            yield folder, int(row["seed"])
+        yield folder, int(row["seed"]), row["config_hash"]

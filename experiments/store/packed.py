@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import io
 import json
+import lzma
 import math
 import os
 import shutil
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -30,6 +32,10 @@ ARRAYS = "arrays.npz"
 TRIANGLE = " (upper triangle)"  # ends the name of a packed matrix that is symmetric
 WEIGHTS = "checkpoint.pt"
 COLOURS = 128  # that a picture shows of a matrix, at most
+DAMAGE = (  # what the libraries raise where a zip file, or the arrays in it, were changed
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError),
+    *(EOFError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, MemoryError),
+)
 ANY_DATE = (1980, 1, 1, 0, 0, 0)  # of every file in a packed run: the same content gives the same bytes
 
 
@@ -84,7 +90,7 @@ def _halved(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return the arrays with the upper triangle alone, row by row, of each matrix that is symmetric."""
     kept = {}
     for name, x in arrays.items():
-        if x.ndim == 2 and x.shape[0] == x.shape[1] and np.array_equal(x, x.T, equal_nan=True):
+        if x.ndim == 2 and x.dtype.kind == "f" and x.shape[0] == x.shape[1] and np.array_equal(x, x.T, equal_nan=True):
             kept[name + TRIANGLE] = x[np.triu_indices(len(x))]
         else:
             kept[name] = x
@@ -92,11 +98,17 @@ def _halved(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _made_whole(packed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the arrays with whole matrices in place of their triangles: undoes ``_halved``."""
+    """Return the arrays with whole matrices in place of their triangles: undoes ``_halved``.
+
+    Raises:
+        ValueError: a triangle is none.
+    """
     arrays = {}
     for name, x in packed.items():
         if name.endswith(TRIANGLE):
             size = (math.isqrt(8 * x.size + 1) - 1) // 2
+            if x.ndim != 1 or x.dtype.kind != "f" or size * (size + 1) != 2 * x.size:
+                raise ValueError(f"{ARRAYS}: {name}: {x.dtype} {list(x.shape)} is no triangle of numbers")
             matrix = np.empty((size, size), x.dtype)
             matrix[np.triu_indices(size)] = x
             matrix.T[np.triu_indices(size)] = x
@@ -133,8 +145,11 @@ def unpack(path: Path, folder: Path) -> None:
                     (folder / name).write_bytes(archive.read(name))
             if ARRAYS in archive.namelist():
                 with np.load(io.BytesIO(archive.read(ARRAYS))) as file:
-                    np.savez_compressed(folder / ARRAYS, **_made_whole(dict(file)))  # type: ignore[arg-type]
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, AttributeError) as error:
+                    arrays = _made_whole(dict(file))
+                np.savez_compressed(folder / ARRAYS, **arrays)  # type: ignore[arg-type]
+    except (OSError, *DAMAGE) as error:
+        if getattr(error, "filename", None):  # of the disk
+            raise
         raise NotGatheredError(f"damaged: {' '.join(str(error).split()) or type(error).__name__}") from None
 
 

@@ -219,6 +219,36 @@ def test_pairs_are_logarithmic_less_uniform_of_one_family():
     np.testing.assert_allclose(pairs["seeds"].iloc[0], [0.01, 0.01])
 
 
+def test_variants_of_unknown_families_are_not_compared(tmp_path):
+    unknown = paired(["4", "log:4"], [1, 1], [np.nan, np.nan])
+    assert equal_cost.draw(unknown, tmp_path) == []
+
+
+def test_ticks_that_are_close_have_digits_in_which_they_differ(tmp_path, monkeypatch):
+    labels = []
+    save = page.save
+
+    def read(figure, *where):
+        figure.draw_without_rendering()
+        labels.extend(label.get_text() for label in figure.axes[0].get_xticklabels())
+        return save(figure, *where)
+
+    monkeypatch.setattr(page, "save", read)
+    rows = study(["a", "b"], 2)
+    rows.loc[rows["measure"] == "parameters", "value"] = np.where(
+        rows.loc[rows["measure"] == "parameters", "variant"] == "a", 21_500_000, 21_600_000
+    )
+    tradeoff.draw(with_fronts(rows), tmp_path)
+    assert len(labels) >= 3
+    assert len(set(labels)) == len(labels)
+    assert all(label.endswith("M") for label in labels)
+
+
+def test_without_a_cost_nothing_is_drawn(tmp_path):
+    rows = study(["a", "b"], 2)
+    assert tradeoff.draw(with_fronts(rows[rows["measure"] == "test_accuracy"]), tmp_path) == []
+
+
 def test_pairs_at_equal_cost_fit_on_a_page(tmp_path):
     count = 12
     many = paired([["4", "log:4"][k % 2] for k in range(count)], [100] * count, ["a"] * count)

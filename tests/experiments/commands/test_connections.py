@@ -56,7 +56,6 @@ def test_where_the_flags_name_a_network_it_alone_is_drawn(capsys, monkeypatch, t
     [
         (["conections"], ["NAME=conections", "did you mean connections", "quickstart"]),
         (["quikstart"], ["NAME=quikstart", "did you mean quickstart", "alexnet-groups", "connections"]),
-        ([], ["name is missing"]),
         (["connections", "--model=alexnt"], ["alexnt", "did you mean alexnet", "torchvision:NAME"]),
         (["connections", "--model"], ["--model=alexnet"]),
         (["connections", "--model.groups=7"], ["7 equal groups"]),

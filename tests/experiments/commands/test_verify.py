@@ -54,6 +54,32 @@ def test_numbers_that_were_edited_by_hand_are_named_with_file_and_line(home, cap
     assert expected <= set(capsys.readouterr().err.splitlines())
 
 
+@pytest.mark.parametrize(
+    "change_row", [lambda row: row.rpartition(",")[0], lambda row: f"{row},777"], ids=["cut", "more"]
+)
+def test_a_row_with_other_cells_is_named(home, change_row, capsys):
+    path = home / "results" / NAME / "curves.csv"
+    head, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([head, *map(change_row, rows)]) + "\n")
+    assert verify.main([NAME]) == 1
+    wrong = len(change_row(rows[0]).split(","))
+    assert f"error: {path}: line 2: has {wrong} cells; the runs give {len(head.split(','))}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("missing", ["run", "hash"])
+def test_a_packed_run_that_is_gone_is_named(home, missing, capsys):
+    record = home / "results" / NAME
+    packed = min((record / "runs").glob("*.zip"))
+    if missing == "run":
+        packed.unlink()
+    else:
+        change(record / "runs.csv", packed.stem[-8:], "")
+    assert verify.main([NAME]) == 1
+    what = packed.stem[-8:] if missing == "run" else "an empty cell"
+    start = f"error: {record / 'runs.csv'}: damaged: {what} is the hash of no packed run"
+    assert capsys.readouterr().err.startswith(start)
+
+
 def test_a_table_that_is_no_text_is_named(home, capsys):
     path = home / "results" / NAME / "measures.csv.xz"
     path.write_bytes(lzma.compress(b"study,\xff\n"))
@@ -68,6 +94,22 @@ def test_an_edited_text_is_named_with_its_line(home, capsys):
     err = capsys.readouterr().err
     assert f"{home / PAGE}: line 6: 9" in err
     assert f"{home / 'results' / NAME / 'summary.txt'}: line 4: n=8; the runs give n=2" in err
+
+
+def test_the_record_keeps_a_run_whose_folder_is_gone_and_wants_every_other(home, trained, tmp_path):
+    folder = tmp_path / "runs" / NAME
+    shutil.copytree(trained, folder)
+    record = home / "results" / NAME
+    first, second = sorted(path.name for path in (record / "runs").glob("*.zip"))[:2]
+    shutil.rmtree(folder / first.removesuffix(".zip"))
+    write_study_record(folder, home / "results", home / PAGE)
+    assert verify.main([NAME]) == 0
+    shutil.rmtree(folder / second.removesuffix(".zip"))
+    (record / "runs" / second).unlink()
+    before = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
+    with pytest.raises(UsageError, match=f"{second.removesuffix('.zip')} is not there, or not measured"):
+        write_study_record(folder, home / "results", home / PAGE)
+    assert before == {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
 
 
 def test_without_packed_runs_the_derived_tables_are_verified_alone(home, capsys):

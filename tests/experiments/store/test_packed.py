@@ -1,11 +1,13 @@
 """Arrays of a packed run: small, and to the eye those of the run."""
 
+import contextlib
 import io
 import zipfile
 
 import numpy as np
+import pytest
 
-from experiments.store.packed import ARRAYS, MEASURED, RECORDS, for_pictures, pack, unpack
+from experiments.store.packed import ARRAYS, MARK, MEASURED, RECORDS, NotGatheredError, for_pictures, pack, unpack
 
 
 def _bytes(arrays):
@@ -59,3 +61,51 @@ def test_a_symmetric_matrix_is_packed_as_one_triangle_and_comes_back_whole(tmp_p
         assert set(whole) == set(arrays)
         for name, x in arrays.items():
             np.testing.assert_array_equal(whole[name], x)
+
+
+def _npz(**arrays):
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def _npy(x):
+    file = io.BytesIO()
+    np.save(file, x)
+    return file.getvalue()
+
+
+DAMAGED = {
+    "a length that is none of a triangle": _npz(**{"m (upper triangle)": np.ones(5)}),
+    "two dimensions": _npz(**{"m (upper triangle)": np.ones((1, 6))}),
+    "text": _npz(**{"m (upper triangle)": np.array(["a", "b", "c"])}),
+    "one array, no archive": _npy(np.ones(3)),
+    "an argument of NumPy": _npz(**{"file.npy": np.ones(3)}).replace(b"file.npy.npy", b"file.npy\0\0\0\0"),
+    "cut": _npz(m=np.ones(100))[:-40],
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED.keys())
+def test_damaged_arrays_are_said_in_a_line(tmp_path, content):
+    with zipfile.ZipFile(tmp_path / "run.zip", "w") as archive:
+        archive.writestr(MARK, '{"schema": 2}')
+        archive.writestr(ARRAYS, content)
+    with pytest.raises(NotGatheredError, match=r"^damaged: ") as error:
+        unpack(tmp_path / "run.zip", tmp_path / "unpacked")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_changed_byte_of_a_packed_run_is_read_or_said(tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    with zipfile.ZipFile(tmp_path / "run.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(MARK, '{"schema": 2}')
+        archive.writestr(ARRAYS, _npz(m=np.arange(30.0)))
+    content = bytearray((tmp_path / "run.zip").read_bytes())
+    for place in rng.integers(0, len(content), 40):
+        changed = content.copy()
+        changed[place] ^= 1 << rng.integers(8)
+        (tmp_path / "changed.zip").write_bytes(changed)
+        with contextlib.suppress(NotGatheredError, FileExistsError):
+            unpack(tmp_path / "changed.zip", tmp_path / f"unpacked-{place}")
