@@ -31,6 +31,7 @@ MEASURED = ("measured.json", "measures.csv", "notes.csv")  # of every run that w
 ARRAYS = "arrays.npz"
 TRIANGLE = " (upper triangle)"  # ends the name of a packed matrix that is symmetric
 WEIGHTS = "checkpoint.pt"
+MOST_BYTES = 1_000_000  # of the arrays of one packed run; the largest are left out
 COLOURS = 128  # that a picture shows of a matrix, at most
 DAMAGE = (  # what the libraries raise where a zip file, or the arrays in it, were changed
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError),
@@ -49,16 +50,15 @@ def pack(folder: Path, target: Path, with_arrays: bool) -> None:
     Args:
         folder: folder of the run.
         target: the file to write.
-        with_arrays: whether its arrays are kept, as precise as a picture shows them: for the seed that is drawn.
+        with_arrays: whether its arrays are kept, as precise as a picture shows them: for the seed that is drawn. Those
+            of a wide network take megabytes; its largest ones are left out.
     """
     contents = {MARK: _json({"schema": SCHEMA})}
     contents |= {name: (folder / name).read_bytes() for name in (*RECORDS, *MEASURED)}
     contents["result.json"] = _json(public(json.loads(contents["result.json"])))
     if with_arrays and (folder / ARRAYS).is_file():
         with np.load(folder / ARRAYS) as file:
-            buffer = io.BytesIO()
-            np.savez_compressed(buffer, **_halved(for_pictures(dict(file))))  # type: ignore[arg-type]
-            contents[ARRAYS] = buffer.getvalue()
+            contents[ARRAYS] = _compressed(_small_enough(_halved(for_pictures(dict(file)))))
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         for name, content in contents.items():
@@ -84,6 +84,23 @@ def _coarse(x: np.ndarray) -> np.ndarray:
         return x
     step = 2.0 ** np.floor(np.log2(large / COLOURS))
     return np.round(x / step) * step
+
+
+def _compressed(arrays: dict[str, np.ndarray]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def _small_enough(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the arrays without the largest, such that those left take at most ``MOST_BYTES``."""
+    sizes = {name: len(_compressed({name: x})) for name, x in arrays.items()}
+    total = sum(sizes.values())
+    for name in sorted(sizes, key=lambda name: -sizes[name]):
+        if total <= MOST_BYTES:
+            break
+        total -= sizes.pop(name)
+    return {name: x for name, x in arrays.items() if name in sizes}
 
 
 def _halved(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

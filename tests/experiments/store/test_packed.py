@@ -63,6 +63,19 @@ def test_a_symmetric_matrix_is_packed_as_one_triangle_and_comes_back_whole(tmp_p
             np.testing.assert_array_equal(whole[name], x)
 
 
+def test_the_largest_arrays_are_left_out_of_a_packed_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.store.packed.MOST_BYTES", 3000)
+    for name in (*RECORDS, *MEASURED):
+        (tmp_path / name).write_text("{}")
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.bytes(size) for name, size in (("a", 900), ("large", 2500), ("b", 700))}
+    np.savez(tmp_path / ARRAYS, **{name: np.frombuffer(x, np.uint8) for name, x in arrays.items()})
+    pack(tmp_path, tmp_path / "run.zip", with_arrays=True)
+    unpack(tmp_path / "run.zip", tmp_path / "unpacked")
+    with np.load(tmp_path / "unpacked" / ARRAYS) as kept:
+        assert {name: x.tobytes() for name, x in kept.items()} == {name: arrays[name] for name in ("a", "b")}
+
+
 def _npz(**arrays):
     file = io.BytesIO()
     np.savez(file, **arrays)
