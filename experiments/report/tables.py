@@ -120,6 +120,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 def _remake(path: Path) -> str:
     folder = path.resolve().parent
-    if folder.parent.name == RECORD:
-        return typed("results", folder.name)
+    for place in (folder, folder.parent):  # the tables of a record, and its packed runs
+        if place.parent.name == RECORD:
+            return typed("results", place.name)
     return typed("sweep" if path.stem in SWEEPS else "run", folder.parent.name)

@@ -59,5 +59,5 @@ def test_runs_that_are_here_go_before_the_record(home, trained, capsys):
 def test_a_damaged_record_is_named(home):
     packed = min((home / "results" / NAME / "runs").glob("*.zip"))
     packed.write_bytes(packed.read_bytes()[:50])
-    with pytest.raises(UsageError, match=f"{packed.name}: damaged: "):
+    with pytest.raises(UsageError, match=f"{packed.name}: damaged: .*make results NAME={NAME}$"):
         figures.main([f"--runs_root={home / 'runs'}"])
