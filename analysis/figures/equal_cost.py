@@ -96,11 +96,12 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
         panel.set_title(HEADINGS[by], fontsize=7)
         panel.tick_params(axis="x", labelsize=6.5)
     panels[-1, 0].set_xlabel("difference in test accuracy: logarithmic − uniform", fontsize=7)
-    page.title(figure, "Logarithmic against uniform groups at equal cost")
+    page.title(figure, "Logarithmic against uniform groups: equal number, parameters or MACs")
     page.caption(
         figure,
-        f"A line compares two variants that differ in groups and widths alone, seed by seed. Costs are equal within "
-        f"{EQUAL_COST:.0%}; the number of groups is the largest of any layer. Grey: an accuracy within "
-        f"{EQUAL_WITHIN:g}. Small dots: seeds. {seeds_note(pairs)}{left_out_note(len(pairs), len(whole), 'lines')}",
+        f"A line compares two variants that differ in groups and widths alone, seed by seed. Parameters and MACs are "
+        f"equal within {EQUAL_COST:.0%}. The number of groups is that of the layer with most. Grey band: differences "
+        f"of at most {EQUAL_WITHIN:g}. Small dots: seeds. {seeds_note(pairs)}"
+        f"{left_out_note(len(pairs), len(whole), 'lines')}",
     )
     return page.save(figure, folder, "equal-cost")

@@ -30,7 +30,7 @@ def costs_shown(summary: pd.DataFrame) -> list[str]:
 def draw(saved: Saved, folder: Path) -> list[Path]:
     """Draw one panel per cost; each variant a point with its 95% interval, and every seed a faint dot.
 
-    Variants on the Pareto front are ringed; a dotted ring means in some resamplings of the seeds alone.
+    Variants on the Pareto front are ringed; a dotted ring means in some resamplings of seeds and times alone.
 
     Args:
         saved: the long table and the Pareto fronts.
@@ -43,7 +43,7 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
     if not costs:
         return []
     styles = page.variant_styles(list(summary["variant"]))
-    wide = 2 if len(costs) == 4 else min(COLUMNS, max(1, len(costs)))
+    wide = 2 if len(costs) == 4 else min(COLUMNS, len(costs))
     deep = -(-len(costs) // wide)
     lines = -(-len(summary) // 3)
     figure, grid = plt.subplots(
@@ -79,11 +79,11 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
     page.title(figure, f"Accuracy against cost ({_seeds(summary)})")
     handles, names = panels[0].get_legend_handles_labels()
     page.legend(figure, handles, names)
-    text = "Ringed: on the Pareto front of the means (none is both cheaper and more accurate)."
+    text = "Ringed: on the Pareto front of the means (no other is as cheap and as accurate, and better in one)."
     if dotted:
-        text += f" Dotted: on it in {SOMETIMES:.0%} or more of the resamplings of the seeds."
+        text += f" Dotted: not on it, but in {SOMETIMES:.0%} or more of the resamplings of seeds and times."
     if "latency" in costs:
-        text += " Bars across: the middle half of the timed calls."
+        text += " Horizontal bars: the middle half of the timed calls."
     if loud := disturbed(table):
         text += f" Other work disturbed the timing of {', '.join(loud)}."
     page.caption(figure, " ".join([text, *dict.fromkeys(notes)]))

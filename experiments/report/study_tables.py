@@ -20,7 +20,11 @@ from experiments.store.runs import Run, config_hash, file_name, public, write_js
 from gconv.cost import count_cost
 
 COUNTS = ("classes", "test_images")  # counts of a run's images, noted when the run is measured
-OF_GROUPS = ("groups", "width", "equal", "equal_to", "budget")  # keys of a model that set its groups and widths
+# Keys of a model that set its groups and widths.
+OF_GROUPS = {
+    *("groups", "cardinality", "spatial", "variant", "replicas"),
+    *("width", "scale", "multiplier", "equal", "equal_to", "budget"),
+}
 
 
 def write_tables(

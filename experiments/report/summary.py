@@ -12,6 +12,7 @@ from analysis.intervals import SEEDS_FOR_INTERVAL, UNBOUNDED, Bounds, measure_bo
 from analysis.nulls import ARBITRARY_PARTITION, LABELS_PERMUTED, ROTATED_FILTERS, UNTRAINED
 from analysis.tradeoff import (
     COSTS,
+    EQUAL_COST,
     EQUAL_WITHIN,
     EQUALITIES,
     FRONT_COLUMNS,
@@ -209,7 +210,7 @@ def _equal_cost_lines(table: pd.DataFrame) -> str:
         return ""
     more = [f"… and {len(rows) - LINES} more pairs in tables/equal_cost.csv"] if len(rows) > LINES else []
     heading = [
-        "At equal cost: difference of accuracy, paired by seed (p by sign flips)",
+        f"At equal cost (within {EQUAL_COST:.0%}): difference of accuracy, paired by seed (p by sign flips)",
         f"{'equal':<12}{'variants':<44}{'difference':<34}{'p':<10}p of equality within {EQUAL_WITHIN:g}",
     ]
     return "\n".join([*heading, *rows[:LINES], *more])

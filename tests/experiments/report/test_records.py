@@ -173,3 +173,5 @@ def test_runs_of_one_family_differ_in_groups_and_widths_alone():
         frozenset({"uniform-4-no-shortcut", "log-4-no-shortcut"}),
         frozenset({"log-4-grey"}),
     }
+    for study in ("resnext-cardinality", "nin-roots", "widen"):  # other keys set their groups and widths
+        assert pd.read_csv(RESULTS / study / "runs.csv")["family"].nunique() == 1, study
