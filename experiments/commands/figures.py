@@ -1,8 +1,7 @@
-"""The ``figures`` command: draws a study, a sweep or a measured folder again, or the connection diagrams."""
+"""The ``figures`` command: draws a study, the record, a sweep or a measured folder again, or connection diagrams."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from experiments.errors import UsageError
 from experiments.report.figure_flags import apply_figure_flags
 from experiments.report.tables import long_table
 from experiments.study.catalogue import HOME, study_names, sweep_names
+from experiments.training.run_context import usable_cores
 
 MEASURED = "measured.json"  # file in every folder that ``measure`` wrote
 OF_RECORD = "figures"  # folder in the run store for figures of the record
@@ -81,11 +81,10 @@ def _draw_record(names: Sequence[str], root: Path) -> Iterator[list[Path]]:
     from analysis.figures import page
 
     output = page.FORMATS, page.WIDTH, page.BARE
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if len(names) == 1:
         yield _draw_one(names[0], root, output)
         return
-    with ProcessPoolExecutor(min(cores, len(names)), get_context("spawn")) as pool:
+    with ProcessPoolExecutor(min(usable_cores(), len(names)), get_context("spawn")) as pool:
         yield from [future.result() for future in [pool.submit(_draw_one, name, root, output) for name in names]]
 
 

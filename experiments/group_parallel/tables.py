@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import asdict
 
@@ -15,6 +14,7 @@ from experiments.measure.table import Item, Note, Value, gather, save_table
 from experiments.report.summary import tables_folder
 from experiments.store.runs import provenance, write_json
 from experiments.training.ranks import run_on_ranks
+from experiments.training.run_context import usable_cores
 
 
 def measure(study: GroupParallel) -> dict[str, list[Item]]:
@@ -43,7 +43,7 @@ def save(study: GroupParallel, measured: dict[str, list[Item]], hardware: str) -
     tables, notes, runs = [], [], []
     for case in study.cases:
         items = measured[case.name]
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = usable_cores()
         if study.device == "cpu" and case.devices > cores:
             items.append(
                 Note("step_time", f"{case.devices} processes share {cores} cores: longer than with a core each")
