@@ -9,7 +9,7 @@ from experiments.commands.kinds import kind_of
 from experiments.errors import UsageError
 from experiments.report.claims import BLOCK, recorded_verdicts
 from experiments.report.tables import long_table
-from experiments.report.verify import compare_block
+from experiments.report.verify import compare_block, fault
 from experiments.study.catalogue import HOME, study_file, study_names
 
 
@@ -37,15 +37,21 @@ def main(arguments: Sequence[str]) -> int:
     failed = 0
     for name in recorded:
         differences, done = kind_of(name).verify(name, HOME, flags if "--retrain" in arguments else None)
-        for line in differences:
-            print(f"error: {line}", file=sys.stderr)
-        failed += bool(differences)
-        verdict = f"{len(differences)} differences" if differences else "no difference"
-        print(f"{name}: {'; '.join(filter(None, [verdict, done]))}", flush=True)
+        failed += _report(name, differences, done)
     if not names:
-        differences = compare_block(HOME / "README.md", BLOCK, recorded_verdicts())
-        for line in differences:
-            print(f"error: {line}", file=sys.stderr)
-        failed += bool(differences)
-        print(f"verdicts: {f'{len(differences)} differences' if differences else 'no difference'}", flush=True)
+        try:
+            differences = compare_block(HOME / "README.md", BLOCK, recorded_verdicts())
+        except UsageError as error:  # a table of the record is damaged
+            differences = [fault(error)]
+        failed += _report("verdicts", differences)
     return 1 if failed else 0
+
+
+def _report(name: str, differences: Sequence[str], done: str = "") -> bool:
+    """Print the differences of a study, or of the verdicts; returns True if there are any."""
+    for line in differences:
+        print(f"error: {line}", file=sys.stderr)
+    count = len(differences)
+    verdict = f"{count} difference{'s' * (count > 1)}" if count else "no difference"
+    print(f"{name}: {'; '.join(filter(None, [verdict, done]))}", flush=True)
+    return count > 0

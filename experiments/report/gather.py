@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from experiments.errors import UsageError
-from experiments.measure.table import NOTE_COLUMNS, save_table
+from experiments.measure.table import save_table
 from experiments.report import summary as report
-from experiments.report.study_tables import COUNTS, is_tabled, kept_speed, write_tables
+from experiments.report.study_tables import COUNTS, check_measures, is_tabled, kept_speed, write_tables
 from experiments.report.summary import tables_folder
-from experiments.report.tables import COMPRESSED, DamagedTableError, read_about, read_arrays, read_csv, read_table
+from experiments.report.tables import COMPRESSED, DamagedTableError, read_table
 from experiments.report.write_record import SPEED
 from experiments.store.packed import (
-    ARRAYS,
     DAMAGE,
     MEASURED,
     WEIGHTS,
@@ -101,7 +100,12 @@ def gather_runs(name: str, source: Path, flags: list[str]) -> None:
 def _take_times(source: Path, study_folder: Path) -> None:
     """Copy the times of a record in ``results/``, unless times of the study were measured here."""
     if (source / SPEED).is_file() and kept_speed(study_folder).empty:
-        save_table(tables_folder(study_folder) / "speed-recorded.csv", read_table(source / SPEED))
+        try:
+            times = read_table(source / SPEED)
+        except DamagedTableError as error:
+            print(f"left out: {error.damage}")
+            return
+        save_table(tables_folder(study_folder) / "speed-recorded.csv", times)
         print(f"times are those of {source / SPEED}")
 
 
@@ -120,11 +124,7 @@ def find_runs(source: Path, scratch: Path) -> tuple[list[FoundRun], list[str]]:
         try:
             config, result = read_done(folder)
             if all((folder / file).is_file() for file in MEASURED):
-                read_table(folder / "measures.csv")
-                read_csv(folder / "notes.csv", NOTE_COLUMNS)
-                read_about(folder / "measured.json", [] if (folder / WEIGHTS).is_file() else COUNTS)
-                if (folder / ARRAYS).is_file():
-                    read_arrays(folder / ARRAYS)
+                check_measures(folder, [] if (folder / WEIGHTS).is_file() else COUNTS)
             runs.append(FoundRun(place, folder, config, result))
         except NotGatheredError as error:
             left_out.append(f"{place}: {error}")

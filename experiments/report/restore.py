@@ -45,6 +45,8 @@ def restore_tables(name: str, results: Path, study_folder: Path) -> tuple[list[s
         raise DamagedTableError(record / "runs.csv", f"{lacking[0]} is the hash of no packed run")
     if runs:
         about = read_about(record / "study.json", ["question", "overrides"])
+        if not isinstance(about["overrides"], dict):
+            raise DamagedTableError(record / "study.json", f"overrides {about['overrides']!r}: not keys and values")
         write_tables(study_folder, runs, read_table(record / SPEED), about["question"], about["overrides"])
         return [*FROM_RUNS, *FROM_MEASURES], f"{len(runs)} packed runs"
     for path in (long_table(record), *sorted(record.glob("*.csv")), record / "study.json"):
@@ -60,6 +62,9 @@ def _unpack_runs(record: Path, results: Path, study_folder: Path) -> tuple[list[
     table = read_csv(record / "runs.csv", ["variant", "seed"], dtype=str)
     if "config_hash" not in table:
         return [], list(table["seed"])
+    if (doubled := table["config_hash"].dropna().duplicated()).any():
+        twice = table["config_hash"].dropna()[doubled].iloc[0]
+        raise DamagedTableError(record / "runs.csv", f"two rows have the hash {twice}")
     for _, row in table.fillna("").iterrows():
         if not re.fullmatch(r"[0-9a-f]{8}", row["config_hash"]):
             lacking.append(row["config_hash"] or "an empty cell")

@@ -15,7 +15,7 @@ from experiments.measure.table import COLUMNS, NOTE_COLUMNS, save_arrays, save_t
 from experiments.models import build_model
 from experiments.report.summary import SEED_DRAWN, tables_folder, tradeoff_tables
 from experiments.report.tables import DamagedTableError, read_about, read_arrays, read_csv, read_table
-from experiments.store.packed import for_pictures
+from experiments.store.packed import ARRAYS, for_pictures
 from experiments.store.runs import Run, config_hash, file_name, public, write_json
 from gconv.cost import count_cost
 
@@ -72,8 +72,8 @@ def write_tables(
     for stale in folder.glob("*.npz"):
         stale.unlink()
     for run in runs:
-        if run.seed == SEED_DRAWN and (run.folder / "arrays.npz").is_file():
-            arrays = for_pictures(read_arrays(run.folder / "arrays.npz"))  # as a packed run has them
+        if run.seed == SEED_DRAWN and (run.folder / ARRAYS).is_file():
+            arrays = for_pictures(read_arrays(run.folder / ARRAYS))  # as a packed run has them
             save_arrays(folder / f"{file_name(run.variant)}-seed{run.seed}.npz", arrays)
 
 
@@ -90,6 +90,23 @@ def is_tabled(folder: Path) -> bool:
     except DamagedTableError:
         return False
     return True
+
+
+def check_measures(folder: Path, counts: Sequence[str] = COUNTS) -> None:
+    """Read the measures of a run, so that damage is found before anything is written.
+
+    Args:
+        folder: folder of the run, which was measured.
+        counts: keys that ``measured.json`` has at least.
+
+    Raises:
+        DamagedTableError: names the file that is damaged.
+    """
+    read_table(folder / "measures.csv")
+    read_csv(folder / "notes.csv", NOTE_COLUMNS)
+    read_about(folder / "measured.json", counts)
+    if (folder / ARRAYS).is_file():
+        read_arrays(folder / ARRAYS)
 
 
 def speed_rows(table: pd.DataFrame) -> pd.DataFrame:

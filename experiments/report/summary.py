@@ -77,8 +77,8 @@ def draw_figures(study_folder: Path) -> list[Path]:
         path = tables / f"{file_name(variant)}-seed{SEED_DRAWN}.npz"
         if path.is_file():
             arrays[variant] = read_arrays(path)
-    curves = read_csv(tables / "curves.csv", ["variant", "seed", "epoch"])
-    fronts = read_csv(tables / "fronts.csv", FRONT_COLUMNS)
+    curves = read_csv(tables / "curves.csv", ["variant", "seed", "epoch"], numbers=("seed", "epoch"))
+    fronts = read_csv(tables / "fronts.csv", FRONT_COLUMNS, numbers=("at", "value", "probability"))
     runs = read_csv(tables / "runs.csv", ["variant"], dtype=str)
     return draw_all(Saved(table, arrays, curves, fronts, runs), study_folder / "figures")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import lzma
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from experiments.store.packed import DAMAGE
 from experiments.study.invocation import typed
 
 LONG_TABLE = "measures.csv"
+GROUPS = r"|\d+|log:\d+|\d+(,\d+)+"  # column of the long table: a text of gconv.Partition, or none
 COMPRESSED = ".xz"  # suffix of a table in the record that is large
 SWEEPS = ("sweep", "importance")  # tables of a sweep
 RECORD = "results"
@@ -61,13 +62,45 @@ def read_table(path: Path) -> pd.DataFrame:
     texts = [column for column in COLUMNS if column not in ("seed", "value")]
     missing = {"seed": "", "value": ""}
     table = read_csv(path, COLUMNS, dtype=dict.fromkeys(texts, str), keep_default_na=False, na_values=missing)
-    if not all(pd.api.types.is_numeric_dtype(table[column]) for column in ("seed", "value")):
-        raise DamagedTableError(path, "seeds or values are no numbers")
+    check_numbers(path, table, ("seed", "value"))
+    if not (table["seed"].dropna() % 1 == 0).all():
+        raise DamagedTableError(path, "a seed is not a whole number")
+    if not (right := table["groups"].str.fullmatch(GROUPS)).all():
+        raise DamagedTableError(path, f"groups {table['groups'][~right].iloc[0]}: not as 4, log:4 or 8,4,4")
     return table
 
 
-def read_csv(path: Path, columns: Sequence[str], **how: Any) -> pd.DataFrame:
-    """Return a table of any columns, which has at least these; ``how`` as of pandas.
+def check_numbers(path: Path, table: pd.DataFrame, columns: Iterable[str]) -> None:
+    """Raise if a cell of these columns is neither a finite number nor empty.
+
+    Raises:
+        DamagedTableError: names the column.
+    """
+    for column in columns if len(table) else ():
+        if not pd.api.types.is_numeric_dtype(table[column]) or np.isinf(table[column]).any():
+            raise DamagedTableError(path, f"{column}: some cells are no finite numbers")
+
+
+def read_text(path: Path) -> str:
+    """Return the content of a text file, decompressed if it is.
+
+    Raises:
+        DamagedTableError: it is gone, or no UTF-8.
+    """
+    try:
+        return read_content(path).decode()
+    except UnicodeDecodeError as error:
+        raise DamagedTableError(path, str(error)) from None
+
+
+def read_csv(path: Path, columns: Sequence[str], numbers: Iterable[str] = (), **how: Any) -> pd.DataFrame:
+    """Return a saved table.
+
+    Args:
+        path: path of the file.
+        columns: columns that it has at least.
+        numbers: those of them whose cells are finite numbers, or empty.
+        how: arguments of ``pandas.read_csv``.
 
     Raises:
         DamagedTableError: it is none, or not whole.
@@ -83,6 +116,7 @@ def read_csv(path: Path, columns: Sequence[str], **how: Any) -> pd.DataFrame:
         raise DamagedTableError(path, " ".join(str(error).split())) from None
     if lacking := [column for column in columns if column not in table]:
         raise DamagedTableError(path, f"it has no column {lacking[0]}, or other separators than commas")
+    check_numbers(path, table, numbers)
     return table
 
 

@@ -9,10 +9,11 @@ from itertools import zip_longest
 from pathlib import Path
 from textwrap import shorten
 
+from experiments.errors import UsageError
 from experiments.report.marked_text import read_block
 from experiments.report.restore import restore_tables
 from experiments.report.summary import read_measures, summary, tables_folder
-from experiments.report.tables import DamagedTableError, long_table, read_content
+from experiments.report.tables import DamagedTableError, long_table, read_text
 from experiments.report.write_record import page_block
 
 SAME = 1e-9  # relative difference of two numbers that is the last bits of another library
@@ -39,11 +40,18 @@ def verify_study(name: str, results: Path, page: Path, scratch: Path) -> tuple[l
             committed = long_table(record) if table == "measures" else record / f"{table}.csv"
             differences += compare_tables(committed, tables_folder(study_folder) / f"{table}.csv")
         text = f"{summary(read_measures(study_folder))}\n"
-        differences += compare_texts(record / "summary.txt", (record / "summary.txt").read_text(encoding="utf-8"), text)
+        differences += compare_texts(record / "summary.txt", read_text(record / "summary.txt"), text)
         differences += compare_block(page, f"results {name}", page_block(study_folder))
-    except (DamagedTableError, OSError) as error:
-        return [error.damage if isinstance(error, DamagedTableError) else f"{error.filename}: {error.strerror}"], ""
+    except (UsageError, OSError) as error:
+        return [fault(error)], ""
     return differences, done
+
+
+def fault(error: UsageError | OSError) -> str:
+    """Return the file and its fault, without the remedy: the record is verified, not made again."""
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}"
+    return error.damage if isinstance(error, DamagedTableError) else str(error)
 
 
 def compare_tables(committed: Path, fresh: Path) -> list[str]:
@@ -67,10 +75,7 @@ def compare_tables(committed: Path, fresh: Path) -> list[str]:
 
 
 def _cells(path: Path) -> list[list[str]]:
-    try:
-        return list(csv.reader(io.StringIO(read_content(path).decode())))
-    except UnicodeDecodeError as error:
-        raise DamagedTableError(path, str(error)) from None
+    return list(csv.reader(io.StringIO(read_text(path))))
 
 
 def compare_texts(path: Path, text: str, fresh: str, before: int = 0) -> list[str]:

@@ -13,7 +13,7 @@ from experiments.errors import UsageError
 from experiments.measure.table import save_table
 from experiments.report.marked_text import replace_block
 from experiments.report.pictures import figure_name, small_png
-from experiments.report.study_tables import is_tabled, speed_rows
+from experiments.report.study_tables import check_measures, is_tabled, speed_rows
 from experiments.report.summary import (
     SEED_DRAWN,
     TABLES,
@@ -136,9 +136,11 @@ def _keep_runs(study_folder: Path, results: Path) -> list[Path]:
 
 
 def _check_runs(study_folder: Path, results: Path) -> None:
-    """Raise if a run of a study's tables is neither in its folder, measured, nor packed in the record."""
+    """Raise if a run of a study's tables is damaged, or neither in its folder, measured, nor packed in the record."""
     for folder, _, config_hash in _tabled_runs(study_folder):
-        if not is_tabled(folder) and not packed_runs(results, config_hash):
+        if is_tabled(folder):
+            check_measures(folder)
+        elif not packed_runs(results, config_hash):
             raise UsageError(
                 f"{tables_folder(study_folder) / 'runs.csv'}: {folder.name} is not there, or not measured: "
                 f"{typed('run', study_folder.name)} first"

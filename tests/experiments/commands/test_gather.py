@@ -76,6 +76,20 @@ def test_a_record_is_gathered_whole_with_its_times(trained, tmp_path, capsys):
     assert "times" not in capsys.readouterr().out
 
 
+def test_damaged_times_of_a_record_are_left_out(trained, tmp_path, capsys):
+    write_study_record(trained, tmp_path / "results", tmp_path / "no.md")
+    record, there = tmp_path / "results" / NAME, tmp_path / "runs" / NAME
+    change = (record / "speed.csv").read_text()[:-9]
+    (record / "speed.csv").write_text(change)
+    capsys.readouterr()
+    gathered(record, tmp_path / "runs")
+    assert capsys.readouterr().out.splitlines() == [
+        f"4 runs gathered into {there}",
+        f"left out: {record / 'speed.csv'}: damaged: its last line is cut off",
+    ]
+    assert values(there).equals(values(trained))
+
+
 def test_a_study_goes_on_around_packed_runs(trained, tmp_path, capsys):
     gathered(packed(trained, tmp_path / "packed"), tmp_path / "runs")
     study = small(tmp_path / "runs", "--seeds=3")

@@ -87,6 +87,75 @@ def test_a_table_that_is_no_text_is_named(home, capsys):
     assert capsys.readouterr().err.startswith(f"error: {path}: damaged: 'utf-8' codec can't decode")
 
 
+@pytest.mark.parametrize(
+    ("edited", "old", "new", "words"),
+    [
+        ("results/{}/study.json", b'"overrides": {', b'"overrides": 4, "more": {', "overrides 4: not keys and values"),
+        ("results/{}/summary.txt", b"n=2", b"n=\xff", "'utf-8' codec can't decode byte 0xff"),
+        (str(PAGE), b"more", b"\xff", "no UTF-8 text: 'utf-8' codec can't decode byte 0xff"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(home, edited, old, new, words, capsys):
+    path = home / edited.format(NAME)
+    content = path.read_bytes()
+    assert old in content
+    path.write_bytes(content.replace(old, new, 1))
+    assert verify.main([NAME]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {path}: ")
+    assert words in line
+
+
+def test_a_doubled_row_of_the_runs_is_named(home, capsys):
+    path = home / "results" / NAME / "runs.csv"
+    head, first, *rest = path.read_text().splitlines()
+    path.write_text("\n".join([head, first, first, *rest]) + "\n")
+    assert verify.main([NAME]) == 1
+    out, err = capsys.readouterr()
+    twice = first.split(",")[head.split(",").index("config_hash")]
+    assert err == f"error: {path}: damaged: two rows have the hash {twice}\n"
+    assert out == f"{NAME}: 1 difference\n"
+
+
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        (",foo,7,", "groups foo: not as 4, log:4 or 8,4,4"),
+        (",4,inf,", "value: some cells are no finite numbers"),
+    ],
+)
+def test_cells_that_no_study_writes_are_named_where_no_runs_are_packed(home, cell, words, capsys):
+    record = home / "results" / NAME
+    shutil.rmtree(record / "runs")
+    path = record / "measures.csv.xz"
+    rows = lzma.decompress(path.read_bytes()).decode()
+    path.write_bytes(lzma.compress(f"{rows}{NAME},dense,0.0,,macs,{cell}\n".encode()))
+    assert verify.main([NAME]) == 1
+    assert capsys.readouterr().err == f"error: {path}: damaged: {words}\n"
+
+
+def test_a_damaged_table_of_the_ledger_is_one_difference_of_the_verdicts(home, monkeypatch, capsys):
+    shutil.copytree(home / "results" / NAME, home / "ledger" / "widen")
+    path = home / "ledger" / "widen" / "measures.csv.xz"
+    path.write_bytes(path.read_bytes()[:99])
+    monkeypatch.setattr("experiments.report.claims.RESULTS", home / "ledger")
+    assert verify.main([]) == 1
+    out, err = capsys.readouterr()
+    assert err.splitlines()[-1].startswith(f"error: {path}: damaged: ")
+    assert out.splitlines()[-1] == "verdicts: 1 difference"
+
+
+def test_nothing_is_recorded_from_a_run_with_damaged_arrays(home, trained, tmp_path):
+    folder = tmp_path / "runs" / NAME
+    shutil.copytree(trained, folder)
+    (arrays,) = folder.glob("dense-seed0-*/arrays.npz")
+    arrays.write_bytes(arrays.read_bytes()[:-200])
+    before = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
+    with pytest.raises(UsageError, match=rf"{arrays}: damaged: "):
+        write_study_record(folder, home / "results", home / PAGE)
+    assert before == {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
+
+
 def test_an_edited_text_is_named_with_its_line(home, capsys):
     change(home / PAGE, "| groups-2 | ", "| groups-2 | 9")
     change(home / "results" / NAME / "summary.txt", "n=2", "n=8")

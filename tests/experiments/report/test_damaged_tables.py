@@ -26,7 +26,10 @@ def test_a_table_is_read_as_it_was_written_also_with_a_mark_and_line_ends_of_win
         (GOOD[:-20], "last line is cut off"),
         ("", "it is empty"),
         ("a,b\n1,2\n", "no column study"),
-        (GOOD.replace("0.5", "half"), "no numbers"),
+        (GOOD.replace("0.5", "half"), "value: some cells are no finite numbers"),
+        (GOOD.replace("0.5", "inf"), "value: some cells are no finite numbers"),
+        (GOOD.replace(",0,", ",0.5,"), "a seed is not a whole number"),
+        (GOOD.replace(",4,", ",log:,"), "groups log:: not as 4, log:4 or 8,4,4"),
         (GOOD + "s,v,0,l,m,,4,0.5,fraction,more\n", "Expected 9 fields"),
         (GOOD.encode().replace(b"s,v", b"\xff,v"), "decode"),
         (None, "it is gone"),
@@ -56,6 +59,14 @@ def test_a_damaged_compressed_table_is_one_line_too(tmp_path, cut):
         tables.read_table(path)
     assert str(error.value).endswith("make results NAME=mine")
     assert "\n" not in str(error.value)
+
+
+def test_a_table_of_no_rows_has_no_wrong_cells(tmp_path):
+    (tmp_path / "fronts.csv").write_text("at,value\n")
+    assert tables.read_csv(tmp_path / "fronts.csv", ["at", "value"], numbers=("at", "value")).empty
+    (tmp_path / "fronts.csv").write_text("at,value\n3,often\n")
+    with pytest.raises(UsageError, match=r"fronts\.csv: damaged: value: some cells are no finite numbers"):
+        tables.read_csv(tmp_path / "fronts.csv", ["at", "value"], numbers=("at", "value"))
 
 
 SWEPT = {
