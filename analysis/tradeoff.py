@@ -59,6 +59,7 @@ def tradeoff_table(table: pd.DataFrame) -> pd.DataFrame:
     was not measured, and latency_lower, latency_upper: the quartiles of the timed calls.
     """
     variants = list(dict.fromkeys(table["variant"]))
+    table = _of_networks(table)
     costs = [*COSTS, *MORE_COSTS, "latency_lower", "latency_upper"]
     rows = []
     for variant in variants:
@@ -163,6 +164,7 @@ def front_table(table: pd.DataFrame) -> pd.DataFrame:
     Returns:
         The columns of ``front_probability``, with the cost of the variant in ``at`` and the measure's name in ``cost``.
     """
+    table = _of_networks(table)
     costs = [cost for cost in COSTS | MORE_COSTS if (table["measure"] == cost).any()]
     fronts = [front_probability(table, cost).rename(columns={"cost": "at"}).assign(cost=cost) for cost in costs]
     return pd.concat(fronts, ignore_index=True) if fronts else pd.DataFrame(columns=pd.Index(FRONT_COLUMNS))
@@ -198,8 +200,9 @@ def equal_pairs(
         p (sign flips, two-sided), p_equivalent (two one-sided tests against ± margin; NaN for one seed), note.
     """
     size = _groups(table) if by == "groups" else _mean_by_variant(table, by)
-    rows = []
-    for baseline, variant in combinations([v for v in dict.fromkeys(table["variant"]) if v in size], 2):
+    variants = [variant for variant in dict.fromkeys(table["variant"]) if variant in size]
+    table, rows = _of_networks(table), []
+    for baseline, variant in combinations(variants, 2):
         small, large = sorted((size[baseline], size[variant]))
         if large - small > (0 if by == "groups" else tolerance * small):
             continue
@@ -303,5 +306,11 @@ def _partitions(table: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def _rows(table: pd.DataFrame, measure: str, layer: str) -> pd.DataFrame:
-    rows = table[(table["measure"] == measure) & (table["layer"].fillna("") == layer)]
+    rows = table[table["measure"] == measure]
+    rows = rows[rows["layer"].fillna("") == layer]
     return rows[rows["null"].fillna("") == ""] if "null" in rows else rows
+
+
+def _of_networks(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the few rows of whole networks: each look-up compares every text of the table that it gets."""
+    return table[table["layer"].fillna("") == ""]

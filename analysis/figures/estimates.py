@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -142,15 +142,20 @@ def draw_marks(
 
     An interval longer than the axis (``within``) ends at the axis in an arrow.
     """
-    means = estimates["mean"].to_numpy()
-    error = np.abs(estimates[["low", "high"]].to_numpy().T - means)  # NaN, which is not drawn, of few seeds
-    for place, (_, row) in zip(np.asarray(places), estimates.iterrows(), strict=True):
-        if row["n"] > 1 and np.isnan(row["low"]):
-            values = np.asarray(row["seeds"])
-            at = np.full(len(values), place)
-            dots = (values, at) if along == "x" else (at, values)
-            axes.plot(*dots, ".", color=mark.colour, alpha=0.5, markersize=0.55 * size, zorder=2)
-    x, y = (means, places) if along == "x" else (places, means)
+    means, low, high = (estimates[column].to_numpy(float) for column in ("mean", "low", "high"))
+    at = np.asarray(places)
+    error = np.abs(np.stack([low, high]) - means)  # NaN, which is not drawn, of few seeds
+
+    def plot(values: NDArray, where: NDArray, marker: str, **style: Any) -> None:
+        if len(values):
+            axes.plot(*((values, where) if along == "x" else (where, values)), marker, color=mark.colour, **style)
+
+    few = (estimates["n"].to_numpy() > 1) & np.isnan(low)
+    of_few = [np.asarray(seeds) for seeds in estimates["seeds"][few]] if few.any() else []
+    if of_few:
+        where = np.repeat(at[few], [len(seeds) for seeds in of_few])
+        plot(np.concatenate(of_few), where, ".", alpha=0.5, markersize=0.55 * size, zorder=2)
+    x, y = (means, at) if along == "x" else (at, means)
     axes.errorbar(
         x,
         y,
@@ -164,13 +169,10 @@ def draw_marks(
         elinewidth=0.8,
         zorder=3 if mark.hollow else 4,
     )
-    for place, (_, row) in zip(np.asarray(places), estimates.iterrows(), strict=True):
-        for edge, beyond, arrow in zip(
-            within, (row["low"] < within[0], row["high"] > within[1]), ("<>" if along == "x" else "v^"), strict=True
-        ):
-            if beyond:
-                at = (edge, place) if along == "x" else (place, edge)
-                axes.plot(*at, arrow, color=mark.colour, markersize=size, markeredgewidth=0, clip_on=False, zorder=5)
+    arrows = "<>" if along == "x" else "v^"
+    for edge, beyond, arrow in zip(within, (low < within[0], high > within[1]), arrows, strict=True):
+        where = at[beyond]
+        plot(np.full(len(where), edge), where, arrow, markersize=size, markeredgewidth=0, clip_on=False, zorder=5)
 
 
 def draw_side_by_side(
@@ -195,13 +197,17 @@ def draw_side_by_side(
         size: size of the marks.
         within: ends of that axis.
     """
-    at = np.asarray(places)
+    at, names = np.asarray(places), estimates[series].to_numpy()
+    moved = at.astype(np.float64)
     for place in np.unique(at):
-        here = estimates[at == place]
-        order = [name for name in styles if name in set(here[series])]
+        here = at == place
+        order = [name for name in styles if name in set(names[here])]
         for name, offset in zip(order, offsets(len(order), 0.65), strict=True):
-            rows = here[here[series] == name]
-            draw_marks(axes, np.full(len(rows), place + offset), rows, styles[name], along, size, within)
+            moved[here & (names == name)] += offset
+    for name, mark in styles.items():
+        rows = names == name
+        if rows.any():
+            draw_marks(axes, moved[rows], estimates[rows], mark, along, size, within)
 
 
 def axis_ends(estimates: pd.DataFrame, *also: float) -> tuple[float, float]:

@@ -149,9 +149,10 @@ def legend(figure: Figure, handles: Sequence[Artist], names: Sequence[str]) -> N
 
 def fix_layout(figure: Figure) -> None:
     """Lay out the figure; later additions move nothing."""
-    if figure.get_layout_engine() is None:
+    engine = figure.get_layout_engine()
+    if engine is None:
         return
-    figure.draw_without_rendering()
+    engine.execute(figure)
     figure.set_layout_engine(None)
     for below in figure.legends:
         below.set_bbox_to_anchor((0, 0, 1, 1), figure.transFigure)

@@ -91,7 +91,7 @@ def test_marks_are_at_their_values_on_the_row_of_their_variant():
     )
     marks = estimates.marks(cells["null"])
     forest._draw_panel(panel, cells, ["a", "b"], marks, forest.Quantity("x", 0), (0, 1), 3.5)
-    untrained, trained = panel.containers
+    trained, untrained = panel.containers
     assert (trained[0].get_xdata().tolist(), trained[0].get_ydata().tolist()) == ([0.5], [1]), "alone: on its row"
     assert (untrained[0].get_xdata().tolist(), untrained[0].get_ydata().tolist()) == ([0.125], [0])
     (bar,) = trained[2]
@@ -119,9 +119,9 @@ def test_marks_of_a_place_are_around_its_middle():
     cells = pd.DataFrame({"null": ["", "untrained", ""], "mean": 0.5, "low": np.nan, "high": np.nan, "n": 1})
     figure, panel = plt.subplots()
     estimates.draw_side_by_side(panel, [0, 0, 1], cells, "null", estimates.marks(cells["null"]), "x", 3, (0, 1))
-    heights = [mark[0].get_ydata()[0] for mark in panel.containers]
-    assert heights[0] + heights[1] == pytest.approx(0) and heights[0] < 0
-    assert heights[2] == 1
+    (trained, alone), (untrained,) = (marks[0].get_ydata() for marks in panel.containers)
+    assert trained + untrained == pytest.approx(0) and trained < 0
+    assert alone == 1
     plt.close(figure)
 
 
@@ -129,7 +129,7 @@ def test_groups_are_side_by_side_with_their_numbers():
     figure, panel = plt.subplots()
     here = pd.DataFrame({"group": [1, 12], "series": "", "mean": [0.5, 0.25], "low": np.nan, "high": np.nan, "n": 1})
     by_group.draw_panel(panel, here, estimates.marks([""]), (0, 1))
-    places = [mark[0].get_xdata().tolist() + mark[0].get_ydata().tolist() for mark in panel.containers]
-    assert places == [[0, 0.5], [1, 0.25]]
+    (marks,) = panel.containers
+    assert marks[0].get_xydata().tolist() == [[0, 0.5], [1, 0.25]]
     assert [text.get_text() for text in panel.get_xticklabels()] == ["1", "12"]
     plt.close(figure)
