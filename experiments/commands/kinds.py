@@ -28,7 +28,7 @@ class Kind(Protocol):
         ...
 
     def restore(self, name: str, home: Path, folder: Path) -> None:
-        """Make the tables of a study's folder, which is empty, again from its record in ``home``."""
+        """Copy what the figures are drawn from, out of the record in ``home``, to a study's folder, which is empty."""
         ...
 
     def write_record(self, folder: Path, home: Path) -> list[Path]:

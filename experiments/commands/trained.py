@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments.launch import is_rank, launch_ranks, run_as_rank
 from experiments.pipeline import run_study
-from experiments.report.restore import restore_tables
+from experiments.report.restore import copy_record
 from experiments.report.retrain import retrain
 from experiments.report.summary import draw_figures
 from experiments.report.verify import verify_study
@@ -38,8 +38,8 @@ def draw(folder: Path) -> list[Path]:
 
 
 def restore(name: str, home: Path, folder: Path) -> None:
-    """Make the tables of a study's folder again from its record in ``home``."""
-    restore_tables(name, home / "results", folder)
+    """Copy tables and arrays of the record in ``home`` to a study's folder."""
+    copy_record(name, home / "results", folder)
 
 
 def write_record(folder: Path, home: Path) -> list[Path]:

@@ -1,4 +1,7 @@
-"""A study's tables, made again from its record: from the packed runs, or from the tables where runs are not packed."""
+"""A study's tables, made again from its record.
+
+They are computed from the packed runs, to verify the record, or copied from it, to draw it.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,8 @@ import re
 from pathlib import Path
 
 from experiments.measure.table import save_table
-from experiments.report.study_tables import write_tables
-from experiments.report.summary import tables_folder, tradeoff_tables
+from experiments.report.study_tables import write_arrays, write_tables
+from experiments.report.summary import SEED_DRAWN, tables_folder, tradeoff_tables
 from experiments.report.tables import (
     COMPRESSED,
     DamagedTableError,
@@ -40,28 +43,43 @@ def restore_tables(name: str, results: Path, study_folder: Path) -> tuple[list[s
         DamagedTableError: names the file of the record that is damaged, or lacks some of the packed runs.
     """
     record = results / name
-    runs, lacking = _unpack_runs(record, results, study_folder)
-    if runs and lacking:
-        raise DamagedTableError(record / "runs.csv", f"{lacking[0]} is the hash of no packed run")
+    runs = _unpack_runs(record, results, study_folder)
     if runs:
         about = read_about(record / "study.json", ["question", "overrides"])
         if not isinstance(about["overrides"], dict):
             raise DamagedTableError(record / "study.json", f"overrides {about['overrides']!r}: not keys and values")
         write_tables(study_folder, runs, read_table(record / SPEED), about["question"], about["overrides"])
         return [*FROM_RUNS, *FROM_MEASURES], f"{len(runs)} packed runs"
-    for path in (long_table(record), *sorted(record.glob("*.csv")), record / "study.json"):
-        _copy(path, tables_folder(study_folder) / path.name.removesuffix(COMPRESSED))
+    _copy_tables(record, study_folder)
     for table, content in tradeoff_tables(read_table(long_table(record))).items():
         save_table(tables_folder(study_folder) / f"{table}.csv", content)
     return [*FROM_MEASURES], "measures.csv alone, since no runs are packed"
 
 
-def _unpack_runs(record: Path, results: Path, study_folder: Path) -> tuple[list[Run], list[str]]:
-    """Unpack the runs of a record's table; returns them, and the hashes of those that are not packed."""
+def copy_record(name: str, results: Path, study_folder: Path) -> None:
+    """Copy what figures are drawn from to an empty folder: tables of a record, and arrays of its packed runs.
+
+    Args:
+        name: name of the study.
+        results: folder of the record.
+        study_folder: the folder, as in the run store.
+
+    Raises:
+        DamagedTableError: as ``restore_tables``.
+    """
+    record = results / name
+    _copy_tables(record, study_folder)
+    write_arrays(study_folder, _unpack_runs(record, results, study_folder, seed=SEED_DRAWN))
+
+
+def _unpack_runs(record: Path, results: Path, study_folder: Path, seed: int | None = None) -> list[Run]:
+    """Unpack the runs of a record's table, of all seeds or of one; none if no run is packed."""
     runs, lacking = [], []
     table = read_csv(record / "runs.csv", ["variant", "seed"], dtype=str)
     if "config_hash" not in table:
-        return [], list(table["seed"])
+        return []
+    if seed is not None:
+        table = table[table["seed"] == str(seed)]
     if (doubled := table["config_hash"].dropna().duplicated()).any():
         twice = table["config_hash"].dropna()[doubled].iloc[0]
         raise DamagedTableError(record / "runs.csv", f"two rows have the hash {twice}")
@@ -84,9 +102,12 @@ def _unpack_runs(record: Path, results: Path, study_folder: Path) -> tuple[list[
         except DamagedTableError as error:
             raise DamagedTableError(paths[0], error.damage.removeprefix(f"{folder}/")) from None
         runs.append(Run(row["variant"], config, folder))
-    return runs, lacking
+    if runs and lacking:
+        raise DamagedTableError(record / "runs.csv", f"{lacking[0]} is the hash of no packed run")
+    return runs
 
 
-def _copy(source: Path, target: Path) -> None:
-    content = read_content(source)
-    write_atomic(target, lambda file: file.write(content))
+def _copy_tables(record: Path, study_folder: Path) -> None:
+    for source in (long_table(record), *sorted(record.glob("*.csv")), record / "study.json"):
+        content, name = read_content(source), source.name.removesuffix(COMPRESSED)
+        write_atomic(tables_folder(study_folder) / name, lambda file, content=content: file.write(content))

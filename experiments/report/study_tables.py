@@ -69,6 +69,16 @@ def write_tables(
     ]
     save_table(folder / "runs.csv", pd.DataFrame(results))
     write_json(folder / "study.json", {"question": question, "overrides": public(overrides)})
+    write_arrays(study_folder, runs)
+
+
+def write_arrays(study_folder: Path, runs: Sequence[Run]) -> None:
+    """Write the arrays that figures draw, of the runs with the seed that is drawn, next to the tables.
+
+    Raises:
+        DamagedTableError: names the file of a run that is damaged.
+    """
+    folder = tables_folder(study_folder)
     for stale in folder.glob("*.npz"):
         stale.unlink()
     for run in runs:
