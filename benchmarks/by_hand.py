@@ -247,7 +247,8 @@ def _rounds(
     seconds_by_name: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(repeats):
         start = turn % len(running)
-        for name in running[start:] + running[:start]:
+        order = running[start:] + running[:start]
+        for name in order[:: -1 if turn % 2 else 1]:  # no way always follows the same one, and finds its memory
             calls[name]()  # memory that the way before it gave back is allocated again here
             seconds_by_name[name].append(seconds_of(name, times[name]))
     return seconds_by_name
@@ -267,7 +268,7 @@ def _add(path: Path, row: Mapping[str, object]) -> None:
         writer = csv.DictWriter(file, list(row))
         if fresh:
             writer.writeheader()
-        writer.writerow(row)
+        writer.writerow({key: f"{x:.4g}" if isinstance(x, float) else x for key, x in row.items()})
 
 
 def _line(case: Case, row: Mapping[str, Any]) -> str:

@@ -85,7 +85,8 @@ def race(
         if not running or clock() >= until:
             break
         start = turn % len(running)
-        for name in running[start:] + running[:start]:
+        order = running[start:] + running[:start]
+        for name in order[:: -1 if turn % 2 else 1]:  # none always follows the same one, and finds its memory
             seconds_by_name[name].append(seconds_of(calls[name], times[name]))
         running = _still_running({name: seconds_by_name[name] for name in running})
         certain = _is_certain({name: seconds_by_name[name] for name in running})
