@@ -14,6 +14,7 @@ from torch.fx import Proxy
 from torch.nn.common_types import _size_2_t
 
 from gconv.kernels.geometry import Geometry
+from gconv.operator.dispatch import is_left_to_aten
 from gconv.operator.fx import leaf
 from gconv.operator.group_weight import PerGroup, check_reparametrisations, fill, refuse_fan_in
 from gconv.operator.library import InputError
@@ -187,6 +188,13 @@ class GroupedConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, O, H', W'), or (C, H, W) to (O, H', W')."""
+        if self._pad_first is None and is_left_to_aten(input, self.geometry):
+            weight, bias = self.weight, self.bias
+            if input.dtype == weight.dtype and (bias is None or bias.dtype == weight.dtype):
+                try:
+                    return F.conv2d(input, weight, bias, self.stride, self.geometry.padding, self.dilation, self.groups)
+                except RuntimeError:  # arguments that do not fit are named below
+                    pass
         if isinstance(input, Proxy):
             named = leaf(self, input)
             return self._conv_forward(input, self.weight, self.bias) if named is None else named

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -19,7 +20,7 @@ def conv2d(x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geomet
     In inference on one image a large weight is kept in the layout of oneDNN, which ATen would convert it to in each
     pass. The bits are the same.
     """
-    if type(weight) is nn.Parameter and weight.nbytes >= KEPT_BYTES and geometry.groups > 1:
+    if type(weight) is nn.Parameter and is_kept(x_NCHW.shape[0], geometry, weight.dtype):
         weight = _in_layout_of_onednn(x_NCHW, weight, bias, geometry)
     return aten.convolve(x_NCHW, weight, bias, geometry, geometry.groups, activation)
 
@@ -32,6 +33,11 @@ def input_gradient(dy_NOHW: Tensor, weight: Tensor, geometry: Geometry, input_si
 def weight_gradient(dy_NOHW: Tensor, x_NCHW: Tensor, geometry: Geometry) -> Tensor:
     """Compute the gradient of the weight."""
     return aten.weight_gradient(dy_NOHW, x_NCHW, geometry, geometry.groups, geometry.weight_shape)
+
+
+def is_kept(images: int, geometry: Geometry, dtype: torch.dtype) -> bool:
+    """Return True if a weight may be kept in the layout of oneDNN: of several groups, large, used on one image."""
+    return images == 1 and geometry.groups > 1 and math.prod(geometry.weight_shape) * dtype.itemsize >= KEPT_BYTES
 
 
 def _in_layout_of_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:

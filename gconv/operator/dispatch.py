@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
-from gconv.kernels import DIFFERENTIABLE, KERNELS, NAMES, OPS, find, refusal, runnable
+from gconv.kernels import DIFFERENTIABLE, KERNELS, NAMES, OPS, find, native, refusal, runnable
 from gconv.kernels.aten import is_channels_last, mean_and_variance
 from gconv.kernels.choose import cached_choice, choose, pixel_bits, together
 from gconv.kernels.choose import forget as forget
@@ -126,6 +127,34 @@ def kernels_for(x: Tensor, geometry: Geometry, input_size: Sequence[int]) -> Ker
     bits = pixel_bits(x.shape[0], input_size[0], input_size[1])
     kernels = _chosen(geometry, x.dtype, x.device, is_channels_last(x), bits, torch.get_num_threads())
     return kernels._replace(together=None) if _forced.separate else kernels
+
+
+def is_left_to_aten(x: Tensor, geometry: Geometry) -> bool:
+    """Return True if one call of ATen's convolution on this input is what would be computed, gradients included.
+
+    With small layers the Python code of the operator takes as long as the convolution, so the caller can skip it.
+    """
+    if is_compiling() or type(x) is not Tensor or _watcher is not None or _forced.name is not None or _forced.separate:
+        return False
+    if torch._C._is_any_autocast_enabled():  # the dtype of the computation is another
+        return False
+    return _is_left_to_aten(geometry, x.dtype, x.device, x.shape, x.stride(), torch.get_num_threads())
+
+
+@cached_choice
+def _is_left_to_aten(
+    geometry: Geometry,
+    dtype: torch.dtype,
+    device: torch.device,
+    shape: torch.Size,
+    stride: tuple[int, ...],
+    threads: int,
+) -> bool:
+    if not geometry.is_uniform or len(shape) != 4 or native.is_kept(shape[0], geometry, dtype):
+        return False
+    last = is_channels_last(torch.empty_strided(shape, stride, device="meta"))
+    case = geometry, dtype, device, last, pixel_bits(shape[0], *shape[2:])
+    return choose("conv2d", *case).kernel == together(*case) == "native"
 
 
 def transformable_kernels(geometry: Geometry) -> Kernels:

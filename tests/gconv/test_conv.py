@@ -8,8 +8,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gconv import GroupedConv2d, Partition, forced_kernel
-from gconv.kernels import runnable
+from gconv.kernels import OPS, runnable
+from gconv.kernels.choose import chosen_by, pixel_bits
 from gconv.kernels.packing import cheapest_packing
+from gconv.kernels.table import Kind
+from gconv.operator import dispatch
+from gconv.operator.library import InputError
 
 EVERY_KERNEL = ("loop", "merged", "tails", "packed", "nested", "masked")  # of uneven groups
 
@@ -245,3 +249,50 @@ def test_same_padding_equals_functional_same_padding():
     x = torch.randn(2, 4, 9, 9)
     expected = F.conv2d(x, layer.weight, layer.bias, padding="same", dilation=(1, 2), groups=2)
     torch.testing.assert_close(layer(x), expected)
+
+
+def goes_straight_to_torch(layer, x):
+    """Whether a call computes what nn.Conv2d computes without the operator."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gconv.conv.grouped_conv2d", lambda *_: None)
+        return layer(x) is not None
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_equal_groups_that_torch_computes_go_straight_to_it(groups):
+    layer, x = GroupedConv2d(8, 8, 3, padding=1, groups=groups), torch.randn(2, 8, 5, 5)
+    with chosen_by({}):
+        assert goes_straight_to_torch(layer, x)
+        assert torch.equal(layer(x), F.conv2d(x, layer.weight, layer.bias, padding=1, groups=groups))
+        with forced_kernel("loop"):
+            assert not goes_straight_to_torch(layer, x)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert not goes_straight_to_torch(layer, x)
+        before = dispatch.watch(lambda *_: None)
+        assert not goes_straight_to_torch(layer, x)
+        dispatch.watch(before)
+        with pytest.raises(InputError, match="8"):
+            layer(torch.randn(2, 9, 5, 5))
+
+
+def test_a_kernel_that_was_measured_as_faster_is_not_passed_by():
+    layer, x = GroupedConv2d(8, 8, 3, padding=1, groups=2), torch.randn(2, 8, 5, 5)
+    kinds = [Kind.of(op, layer.geometry, x.dtype, False, pixel_bits(2, 5, 5)) for op in (*OPS, "step")]
+    with chosen_by({kind: {"native": 2e-3, "packed": 1e-3} for kind in kinds}):
+        assert not goes_straight_to_torch(layer, x)
+    with chosen_by({kind: {"native": 1e-3, "packed": 2e-3} for kind in kinds}):
+        assert goes_straight_to_torch(layer, x)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        GroupedConv2d(8, 8, 3, padding=1, groups="log:3"),
+        GroupedConv2d(8, 8, 3, padding=1, groups=2, padding_mode="circular"),
+        GroupedConv2d(512, 512, 3, padding=1, groups=4),  # one image: its weight is kept in the layout of oneDNN
+    ],
+    ids=["unequal", "circular", "large weight"],
+)
+def test_other_layers_go_through_the_operator(layer):
+    with chosen_by({}):
+        assert not goes_straight_to_torch(layer, torch.randn(1, layer.in_channels, 4, 4))
