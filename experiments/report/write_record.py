@@ -32,7 +32,7 @@ from experiments.study.invocation import typed
 PACKED = "runs"  # folder of the packed runs in a study's record
 PAGE = Path("docs", "index.md")  # page of a checkout with the tables of some studies
 SPEED = "speed.csv"  # times and memory of the architectures, which no run holds
-LARGEST_FIGURE = 1_000_000  # bytes of all its pages; a larger one is left out, as ``make figures`` draws it again
+LARGEST_FIGURE = 600_000  # bytes of all its pages; a larger one is left out, as ``make figures`` draws it again
 
 
 def write_study_record(study_folder: Path, results: Path, page: Path) -> list[Path]:
@@ -58,11 +58,11 @@ def write_study_record(study_folder: Path, results: Path, page: Path) -> list[Pa
     table, tables = read_measures(study_folder), tables_folder(study_folder)
     text, block = f"{summary(table)}\n".encode(), page_block(study_folder)
     _check_runs(study_folder, results)
-    figures = _small_enough(draw_figures(study_folder), record)
-    sources = [tables / f"{name}.csv" for name in TABLES if name != "measures"]
-    for source in [path for path in (*sources, tables / "study.json", *figures) if path.is_file()]:
-        target = record / source.name
-        content = small_png(source) if source.suffix == ".png" else source.read_bytes()
+    contents = _small_enough(draw_figures(study_folder), record)
+    sources = [*(tables / f"{name}.csv" for name in TABLES if name != "measures"), tables / "study.json"]
+    contents |= {source.name: source.read_bytes() for source in sources if source.is_file()}
+    for name, content in contents.items():
+        target = record / name
         write_atomic(target, lambda file, content=content: file.write(content))
         kept.append(target)
     kept.append(_compress(tables / LONG_TABLE, record))
@@ -74,18 +74,18 @@ def write_study_record(study_folder: Path, results: Path, page: Path) -> list[Pa
     return kept
 
 
-def _small_enough(pictures: list[Path], record: Path) -> list[Path]:
-    """Return the PNGs of the figures that the record takes; removes others from it, and names those that are large."""
-    pages = [path for path in pictures if path.suffix == ".png"]
+def _small_enough(pictures: list[Path], record: Path) -> dict[str, bytes]:
+    """Return the PNGs of the figures that the record takes, by name; removes others from it, and names large ones."""
+    pages = {path: small_png(path) for path in pictures if path.suffix == ".png"}
     sizes = Counter()
-    for page in pages:
-        sizes[figure_name(page)] += page.stat().st_size
+    for page, content in pages.items():
+        sizes[figure_name(page)] += len(content)
     large = sorted(figure for figure, size in sizes.items() if size > LARGEST_FIGURE)
     if large:
-        limit = LARGEST_FIGURE / 1e6
-        print(f"left out of {record}, over {limit:.0f} MB each; make figures draws them: {', '.join(large)}")
-    kept = [page for page in pages if figure_name(page) not in large]
-    for stale in {*record.glob("*.png"), *record.glob("*.pdf")} - {record / page.name for page in kept}:
+        limit = LARGEST_FIGURE / 1e3
+        print(f"left out of {record}, over {limit:.0f} KB each; make figures draws them: {', '.join(large)}")
+    kept = {page.name: content for page, content in pages.items() if figure_name(page) not in large}
+    for stale in {*record.glob("*.png"), *record.glob("*.pdf")} - {record / name for name in kept}:
         stale.unlink()
     return kept
 

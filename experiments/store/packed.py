@@ -32,7 +32,7 @@ ARRAYS = "arrays.npz"
 TRIANGLE = " (upper triangle)"  # ends the name of a packed matrix that is symmetric
 WEIGHTS = "checkpoint.pt"
 MOST_BYTES = 1_000_000  # of the arrays of one packed run; the largest are left out
-COLOURS = 128  # that a picture shows of a matrix, at most
+COLOURS = 64  # that a picture shows of a matrix, at most
 DAMAGE = (  # what the libraries raise where a zip file, or the arrays in it, were changed
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError),
     *(EOFError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, MemoryError),
