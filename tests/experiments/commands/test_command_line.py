@@ -64,10 +64,6 @@ def test_without_a_command_it_shows_its_usage(capsys, monkeypatch):
         (["cost", "small", "--csv", "--measure"], ["--measure", "--json"]),
         (["cost", "small", "--regrup=4"], ["regrup", "did you mean regroup"]),
         (["cost", "small", "--regroup=4", "--input_size=1"], ["cannot take an input of 3 × 1 × 1"]),
-        (
-            ["figures", "mobilenet-depthwise", "--runs_root=/nowhere"],
-            ["/nowhere", "make experiment NAME=mobilenet-depthwise"],
-        ),
         (["status", "quikstart"], ["did you mean quickstart"]),
         (["status", "quickstart", "--recipe.lrr=1"], ["recipe.lrr", "recipe.lr"]),
         (["figures", "quickstart", "--to=x"], ["--to=x", "--runs_root"]),
