@@ -63,6 +63,7 @@ def test_a_damaged_record_is_named(home):
         figures.main([f"--runs_root={home / 'runs'}"])
 
 
-def test_a_study_with_neither_runs_nor_record_names_the_command_that_runs_it(home, tmp_path):
+def test_a_study_with_neither_runs_nor_record_names_the_command_that_runs_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.commands.figures.HOME", tmp_path)
     with pytest.raises(UsageError, match=rf"{tmp_path}/none/widen.*make experiment NAME=widen"):
         figures.main(["widen", f"--runs_root={tmp_path}/none"])
