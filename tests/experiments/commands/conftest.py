@@ -2,6 +2,7 @@
 
 import pytest
 
+import experiments.commands.trained  # noqa: F401 - it binds functions that are replaced below
 from experiments.pipeline import run_study
 from small_runs import NAME, small
 from tiny_images import tiny_dataset

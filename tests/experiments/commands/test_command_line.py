@@ -272,3 +272,11 @@ def test_a_rank_ends_with_its_own_code_whatever_libraries_do_at_the_very_end(lau
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
     )
     assert (completed.returncode, completed.stdout) == (code, "registered\n")
+
+
+def test_figures_of_a_study_with_neither_runs_nor_record_name_the_command_that_runs_it(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("experiments.commands.figures.HOME", tmp_path)
+    code, _, err = run(capsys, monkeypatch, "figures", "widen", f"--runs_root={tmp_path}")
+    assert code == 2
+    (line,) = err.splitlines()
+    assert f"{tmp_path}/widen/tables has no measures.csv" in line and "make experiment NAME=widen" in line

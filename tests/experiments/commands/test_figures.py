@@ -61,9 +61,3 @@ def test_a_damaged_record_is_named(home):
     packed.write_bytes(packed.read_bytes()[:50])
     with pytest.raises(UsageError, match=f"{packed.name}: damaged: .*make results NAME={NAME}$"):
         figures.main([f"--runs_root={home / 'runs'}"])
-
-
-def test_a_study_with_neither_runs_nor_record_names_the_command_that_runs_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("experiments.commands.figures.HOME", tmp_path)
-    with pytest.raises(UsageError, match=rf"{tmp_path}/none/widen.*make experiment NAME=widen"):
-        figures.main(["widen", f"--runs_root={tmp_path}/none"])
