@@ -1,5 +1,6 @@
 """The record is recomputed from its packed runs, and what was edited by hand is named."""
 
+import csv
 import lzma
 import shutil
 
@@ -110,10 +111,10 @@ def test_a_doubled_row_of_the_runs_is_named(home, capsys):
     path = home / "results" / NAME / "runs.csv"
     head, first, *rest = path.read_text().splitlines()
     path.write_text("\n".join([head, first, first, *rest]) + "\n")
+    twice, *_ = csv.DictReader([head, first])
     assert verify.main([NAME]) == 1
     out, err = capsys.readouterr()
-    twice = first.split(",")[head.split(",").index("config_hash")]
-    assert err == f"error: {path}: damaged: two rows have the hash {twice}\n"
+    assert err == f"error: {path}: damaged: two rows have the hash {twice['config_hash']}\n"
     assert out == f"{NAME}: 1 difference\n"
 
 
