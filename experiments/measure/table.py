@@ -2,12 +2,13 @@
 
 The long table has one row per value: study, variant, seed, layer, measure, null, groups, value, unit. ``null`` is empty
 for the trained network and names the null otherwise (``analysis.nulls``). ``groups`` is the partition of the layer. A
-note gives the reason for a missing value.
+note gives the reason for a missing value. An infinite one, such as a ratio to zero, is undefined: NaN.
 """
 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -93,7 +94,8 @@ def gather(
     for item in items:
         if isinstance(item, Value):
             built = (groups or {}).get(item.layer, "")
-            rows.append({**fixed, **asdict(item), "groups": item.groups or built, "value": float(item.value)})
+            value = float(item.value) if math.isfinite(item.value) else math.nan
+            rows.append({**fixed, **asdict(item), "groups": item.groups or built, "value": value})
         elif isinstance(item, Note):
             notes.append({**fixed, **asdict(item)})
         else:
