@@ -43,6 +43,7 @@ from gconv.explanation import share_of_dense
 from gconv.kernels import table
 from gconv.kernels.choose import chosen_by
 from gconv.kernels.machine import computes, synchronize, this_machine
+from gconv.kernels.race import order_of_round
 from gconv.tuning import Use
 
 LAYERS = "64@32,96@28,128@16,256@8,512@7"
@@ -246,9 +247,7 @@ def _rounds(
     times = {name: max(1, min(1000, round(SHORT / max(first[name], 1e-6)))) for name in running}
     seconds_by_name: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(repeats):
-        start = turn % len(running)
-        order = running[start:] + running[:start]
-        for name in order[:: -1 if turn % 2 else 1]:  # no way always follows the same one, and finds its memory
+        for name in order_of_round(running, turn):
             calls[name]()  # memory that the way before it gave back is allocated again here
             seconds_by_name[name].append(seconds_of(name, times[name]))
     return seconds_by_name

@@ -84,9 +84,7 @@ def race(
     for turn in range(MAX_ROUNDS):
         if not running or clock() >= until:
             break
-        start = turn % len(running)
-        order = running[start:] + running[:start]
-        for name in order[:: -1 if turn % 2 else 1]:  # none always follows the same one, and finds its memory
+        for name in order_of_round(running, turn):
             seconds_by_name[name].append(seconds_of(calls[name], times[name]))
         running = _still_running({name: seconds_by_name[name] for name in running})
         certain = _is_certain({name: seconds_by_name[name] for name in running})
@@ -94,6 +92,13 @@ def race(
             break
     seconds = {name: median(seconds_by_name[name]) if seconds_by_name.get(name) else t for name, t in first.items()}
     return Race(seconds, {name: len(seconds_by_name.get(name, ())) for name in first}, failed, certain)
+
+
+def order_of_round(names: list[str], turn: int) -> list[str]:
+    """Return the names in the order of a round, so that none always follows the same one, and finds its memory."""
+    start = turn % len(names)
+    order = names[start:] + names[:start]
+    return order[::-1] if turn % 2 else order
 
 
 def _still_running(seconds: dict[str, list[float]]) -> list[str]:
