@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike, NDArray
 
 from analysis.figures.page import Colour
-from analysis.intervals import SEEDS_FOR_INTERVAL, UNBOUNDED, measure_bounds, seed_estimate
+from analysis.intervals import SEEDS_FOR_INTERVAL, UNBOUNDED, Bounds, measure_bounds, seed_estimate
 from analysis.nulls import NULLS, TRAINED
 
 MARGIN = 0.08  # of an axis, on either side
@@ -42,27 +42,39 @@ def seed_estimates(values: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
         ``by``, mean, low, high (NaN below six seeds, which have no interval), n, seeds (the value of each), undefined
         (values left out because they are not finite). Combinations without a finite value are left out.
     """
+    groups = values.groupby(list(by), sort=False, dropna=False)
+    number = groups.ngroup().to_numpy()  # of its combination, for each row; a loop of pandas over them is slow
+    names = list(values.loc[~groups.cumcount().to_numpy(bool), list(by)].itertuples(index=False, name=None))
+    is_finite = np.isfinite(values["value"].to_numpy(float))
+    undefined = np.bincount(number[~is_finite], minlength=len(names))
+    number, finite = number[is_finite], values[is_finite]
+    of_seeds = finite["value"].groupby([number, finite["seed"].to_numpy()], dropna=False).mean()
+    present, first = np.unique(of_seeds.index.get_level_values(0), return_index=True)
+    bounds = _bounds(finite, number)
     rows = []
-    for key, part in values.groupby(list(by), sort=False, dropna=False):
-        finite = part[np.isfinite(part["value"])]
-        if len(finite):
-            of_seeds = finite.groupby("seed", dropna=False)["value"].mean()
-            estimate = seed_estimate(of_seeds.to_numpy(), _bounds(finite))
-            rows.append(
-                (*key, estimate.mean, estimate.low, estimate.high, estimate.n, estimate.seeds, len(part) - len(finite))
-            )
+    for k, seeds in zip(present, np.split(of_seeds.to_numpy(), first)[1:], strict=True):
+        estimate = seed_estimate(seeds, bounds.get(k, UNBOUNDED))
+        ends = estimate.mean, estimate.low, estimate.high
+        rows.append((*names[k], *ends, estimate.n, estimate.seeds, undefined[k]))
     return pd.DataFrame(rows, columns=pd.Index([*by, *ESTIMATE]))
 
 
-def _bounds(values: pd.DataFrame) -> tuple[float, float]:
-    """Return the bounds of the measures in the table; unbounded if it does not name them."""
+def _bounds(values: pd.DataFrame, number: NDArray) -> dict[int, Bounds]:
+    """Return the bounds of the measures of each combination; none if the table does not name them.
+
+    Args:
+        values: columns measure and unit.
+        number: (R,), of the combination that each row belongs to.
+    """
     if not {"measure", "unit"} <= set(values.columns):
-        return UNBOUNDED
-    each = [
-        measure_bounds(str(measure), str(unit))
-        for measure, unit in set(zip(values["measure"], values["unit"], strict=True))
-    ]
-    return min(low for low, _ in each), max(high for _, high in each)
+        return {}
+    bounds: dict[int, Bounds] = {}
+    named = values[["measure", "unit"]].assign(number=number).drop_duplicates()
+    for measure, unit, k in named.itertuples(index=False):
+        low, high = measure_bounds(str(measure), str(unit))
+        least, greatest = bounds.get(k, (low, high))
+        bounds[k] = min(low, least), max(high, greatest)
+    return bounds
 
 
 def seeds_note(estimates: pd.DataFrame) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from analysis.figures import (
@@ -22,27 +23,39 @@ from analysis.figures import (
 from analysis.figures.saved import Figure, Saved
 
 FIGURES: tuple[Figure, ...] = (
-    Figure(overview.draw, ("measures", "arrays", "fronts")),
-    Figure(filters.draw, ("arrays",)),
-    Figure(separation.draw, ("measures", "arrays")),
-    Figure(correlation.draw, ("arrays",)),
-    Figure(nulls.draw, ("measures",)),
-    Figure(interlayer.draw, ("measures", "arrays")),
-    Figure(similarity.draw, ("measures",)),
-    Figure(lesions.draw, ("measures", "arrays")),
-    Figure(probes.draw, ("measures",)),
-    Figure(tradeoff.draw, ("measures", "fronts")),
-    Figure(equal_cost.draw, ("measures", "runs")),
-    Figure(curves.draw, ("curves",)),
+    Figure("overview", overview.draw, ("measures", "arrays", "fronts")),
+    Figure("filters", filters.draw, ("arrays",)),
+    Figure("separation", separation.draw, ("measures", "arrays")),
+    Figure("correlation", correlation.draw, ("arrays",)),
+    Figure("nulls", nulls.draw, ("measures",)),
+    Figure("interlayer", interlayer.draw, ("measures", "arrays")),
+    Figure("similarity", similarity.draw, ("measures",)),
+    Figure("lesions", lesions.draw, ("measures", "arrays")),
+    Figure("probes", probes.draw, ("measures",)),
+    Figure("tradeoff", tradeoff.draw, ("measures", "fronts")),
+    Figure("equal-cost", equal_cost.draw, ("measures", "runs")),
+    Figure("learning-curves", curves.draw, ("curves",)),
 )
 
 
 def draw_all(saved: Saved, folder: Path) -> list[Path]:
-    """Draw every figure whose parts are saved; returns the files written."""
+    """Draw every figure whose parts are saved; returns the files written.
+
+    Pages of an earlier drawing that were not drawn now are removed: they would show other results.
+    """
     page.apply_style()
-    return [
+    drawn = [
         path
         for figure in FIGURES
         if all(getattr(saved, part) is not None for part in figure.needs)
         for path in figure.draw(saved, folder)
     ]
+    for path in {file for figure in FIGURES for file in _pages(figure.name, folder)} - set(drawn):
+        path.unlink()
+    return drawn
+
+
+def _pages(name: str, folder: Path) -> list[Path]:
+    """Return the files of a figure in the formats that are drawn: correlation.png, correlation-2.png."""
+    named = [path for suffix in page.FORMATS for path in folder.glob(f"{name}*.{suffix}")]
+    return [path for path in named if re.fullmatch(rf"{name}(-\d+)?", path.stem)]

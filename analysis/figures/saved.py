@@ -37,9 +37,11 @@ class Figure(NamedTuple):
     """A figure, and the parts of the saved results that it needs.
 
     Attributes:
+        name: of its file; its second page is NAME-2.
         draw: draws from saved results into a folder. Returns the files written, none if nothing was measured.
         needs: parts without which it is not drawn.
     """
 
+    name: str
     draw: Callable[[Saved, Path], list[Path]]
     needs: tuple[Part, ...]

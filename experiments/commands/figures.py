@@ -84,8 +84,10 @@ def _draw_record(names: Sequence[str], root: Path) -> Iterator[list[Path]]:
     if len(names) == 1:
         yield _draw_one(names[0], root, output)
         return
+    longest_first = sorted(names, key=lambda name: -long_table(HOME / "results" / name).stat().st_size)
     with ProcessPoolExecutor(min(usable_cores(), len(names)), get_context("spawn")) as pool:
-        yield from [future.result() for future in [pool.submit(_draw_one, name, root, output) for name in names]]
+        drawn = {name: pool.submit(_draw_one, name, root, output) for name in longest_first}
+        yield from [drawn[name].result() for name in names]
 
 
 def _draw_one(name: str, root: Path, output: tuple[Sequence[str], float, bool]) -> list[Path]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from analysis.figures.registry import FIGURES
 from experiments.commands import trained
 from experiments.data.augment import Views
 from experiments.errors import UsageError
@@ -17,6 +18,7 @@ from experiments.models import build_model
 from experiments.pipeline import measure_all, run_study
 from experiments.report import summary as report
 from experiments.report import write_record
+from experiments.report.pictures import figure_name
 from experiments.store import leases
 from experiments.store.runs import Run
 from experiments.study.catalogue import trained_studies
@@ -274,6 +276,7 @@ def test_figures_are_drawn_from_saved_tables_only(tmp_path):
     assert {path.suffix for path in drawn} == {".pdf", ".png"}
     names = {"filters", "separation", "correlation", "nulls", "interlayer", "similarity", "lesions", "probes"}
     assert {path.stem for path in drawn} == names | {"tradeoff", "learning-curves"}
+    assert {figure_name(path) for path in drawn} <= {figure.name for figure in FIGURES}
 
 
 @pytest.mark.usefixtures("tiny", "no_figures")
