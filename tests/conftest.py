@@ -5,7 +5,6 @@ Nothing heavy is imported before it is needed: the process that only distributes
 
 import gc
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -37,17 +36,6 @@ def no_16_bit_units(monkeypatch):
 def no_shipped_table(monkeypatch):
     """Kernels are chosen by rule; tests of tables write their own."""
     monkeypatch.setattr("gconv.kernels.table.SHIPPED", Path("no such folder"))
-
-
-@pytest.fixture(autouse=True, scope="session")
-def no_tables_of_typesetters():
-    """Fonts in PDFs lack the tables that only a typesetter reads: to cut these took half of the time of a PDF."""
-    with pytest.MonkeyPatch.context() as patch:
-        if find_spec("fontTools"):  # it comes with matplotlib, which the tests of gconv run without
-            from fontTools.subset import Options
-
-            patch.setattr(Options, "_drop_tables_default", [*Options._drop_tables_default, "GDEF", "GPOS", "GSUB"])
-        yield
 
 
 @pytest.fixture(autouse=True)
