@@ -20,7 +20,7 @@ from experiments.report.claims_page import EVERY, claimed, planned, read_rates, 
 from experiments.report.ledger import CLAIM_KEYS, LEDGER, read_claims
 from experiments.report.ledger_figure import draw_ledger
 from experiments.report.marked_text import replace_block
-from experiments.report.records import RESULTS, find_records, read_record
+from experiments.report.records import RESULTS, find_records, read_record, where_measured
 from experiments.study.catalogue import HOME, study_names
 
 RATES = RESULTS / "null-studies" / "rates.csv"
@@ -122,7 +122,8 @@ def recorded_verdicts() -> str:
             effect = f"{interval(finding.part)}|{measured_in}"
             lines.append(f"|{claim.number}|{claim.short}|{finding.verdict}|{effect}|{n}|")
     counts = Counter(finding.verdict for finding in findings)
-    return "\n".join([*lines, "", f"Open: {', '.join(f'{counts[verdict]} {verdict}' for verdict in OPEN)}."])
+    still_open = ", ".join(f"{counts[verdict]} {verdict}" for verdict in OPEN)
+    return "\n".join([*lines, "", f"Open: {still_open}. {where_measured(studies)}"])
 
 
 def ledger_text(claims: Sequence[Claim], findings: Sequence[Finding]) -> str:

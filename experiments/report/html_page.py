@@ -18,6 +18,7 @@ from analysis.intervals import measure_bounds, seed_estimate
 from analysis.tradeoff import tradeoff_table
 from experiments.report.claims import command, interval
 from experiments.report.claims_page import claimed
+from experiments.report.data_names import data_names
 from experiments.report.ledger import LEDGER, read_claims
 from experiments.report.ledger_figure import draw_ledger
 from experiments.report.pictures import embedded, figure_name
@@ -179,7 +180,10 @@ def _notes(tables: Path) -> Table | None:
 
 
 def _provenance(runs: pd.DataFrame) -> Iterator[tuple[str, str]]:
-    for column in ("dataset", "data_hash", "device", "precision", "torch", "torchvision", "numpy", "python", "commit"):
+    if "dataset" in runs:
+        named = data_names(runs[runs["dataset"] != ""])
+        yield "dataset", "; ".join(f"{name} ({images})" if images else name for name, images in named.items())
+    for column in ("data_hash", "device", "precision", "torch", "torchvision", "numpy", "python", "commit"):
         if column in runs:
             yield column.replace("_", " "), ", ".join(value for value in dict.fromkeys(runs[column]) if value)
     if "date" in runs and len(runs):

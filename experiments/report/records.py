@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.evidence import Record, sort_evidence
+from experiments.report.data_names import data_names
 from experiments.report.tables import DamagedTableError, long_table, read_about, read_csv, read_table
 from experiments.store.runs import config_hash, short_commit
 from experiments.study.catalogue import HOME, TRAINED, study_kind, study_names
@@ -132,8 +134,17 @@ def _hardware(runs: pd.DataFrame) -> str:
         return "hardware not recorded"
     runs = runs.fillna("unknown")
     where = dict.fromkeys(f"{r['device']}, {r['precision']}, torch {r['torch']}" for _, r in runs.iterrows())
-    data, commits = dict.fromkeys(runs["dataset"]), dict.fromkeys(short_commit(c) for c in runs["commit"])
-    return f"{'; '.join(where)}; dataset {', '.join(data)}; commit {', '.join(commits)}"
+    commits = dict.fromkeys(short_commit(c) for c in runs["commit"])
+    return f"{'; '.join(where)}; dataset {', '.join(data_names(runs))}; commit {', '.join(commits)}"
+
+
+def where_measured(studies: Iterable[str], results: Path = RESULTS) -> str:
+    """Return the hardware, without the number of threads, and the images of recorded studies, in one line."""
+    tables = [runs for study in studies if len(runs := _runs(results / study))]
+    devices = dict.fromkeys(re.sub(r", \d+ threads$", "", d) for runs in tables for d in runs["device"].dropna())
+    of_images = [runs[runs["data_hash"].notna()] for runs in tables if "data_hash" in runs]
+    images = dict.fromkeys(name for runs in of_images for name in data_names(runs))
+    return f"Measured on {', '.join(devices)}. [Images](results/datasets.yaml): {', '.join(images)}."
 
 
 def _runs(folder: Path) -> pd.DataFrame:

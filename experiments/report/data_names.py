@@ -1,0 +1,30 @@
+"""What results were trained on: an image folder has the name of its images, since its path says nothing to others."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import pandas as pd
+import yaml
+
+from experiments.study.catalogue import HOME
+
+NAMED = HOME / "results" / "datasets.yaml"
+
+
+def data_names(runs: pd.DataFrame) -> dict[str, str]:
+    """Return the datasets of runs, each once: its name, and in words what its images are, if the record says so.
+
+    Args:
+        runs: dataset and data_hash (empty or missing where no images were read) of each run.
+    """
+    hashes = runs["data_hash"] if "data_hash" in runs else [None] * len(runs)
+    pairs = dict.fromkeys(zip(runs["dataset"], hashes, strict=True))
+    return dict(_named().get(str(data_hash), (str(dataset), "")) for dataset, data_hash in pairs)
+
+
+@lru_cache(maxsize=1)
+def _named() -> dict[str, tuple[str, str]]:
+    """Return name and description of each image folder of the record, by the hash of its images."""
+    named = yaml.safe_load(NAMED.read_text(encoding="utf-8"))
+    return {data_hash: (entry["name"], entry["images"]) for data_hash, entry in named.items()}

@@ -1,0 +1,36 @@
+"""Results name their images for what they are, not by a path of the machine that had them."""
+
+import pandas as pd
+import pytest
+
+from experiments.report.data_names import data_names
+from experiments.report.records import RESULTS, where_measured
+
+RUNS = sorted(RESULTS.glob("*/runs.csv"))
+
+
+def test_a_folder_has_the_name_of_its_images_and_an_unknown_one_keeps_its_own():
+    runs = pd.DataFrame(
+        {
+            "dataset": ["folder:PATH", "folder:PATH", "folder:PATH", "photos", "noise"],
+            "data_hash": ["15b015f7c7d7605b", "15b015f7c7d7605b", "0123456789abcdef", "46111302b9bf2687", None],
+        }
+    )
+    assert list(data_names(runs)) == ["imagenette", "folder:PATH", "photos", "noise"]
+    assert "ImageNet" in data_names(runs)["imagenette"]
+    assert data_names(runs)["photos"] == ""
+    assert list(data_names(runs.drop(columns="data_hash"))) == ["folder:PATH", "photos", "noise"]
+
+
+@pytest.mark.parametrize("path", RUNS, ids=[path.parent.name for path in RUNS])
+def test_every_recorded_study_names_its_images(path):
+    assert "folder:PATH" not in data_names(pd.read_csv(path, dtype=str))
+
+
+def test_the_place_of_the_record_is_one_line(tmp_path):
+    for study, device, data in (("a", "Abacus, 1 threads", "1"), ("b", "Abacus, 2 threads", "15b015f7c7d7605b")):
+        (tmp_path / study).mkdir()
+        table = pd.DataFrame({"variant": ["v"], "device": [device], "dataset": ["folder:PATH"], "data_hash": [data]})
+        table.to_csv(tmp_path / study / "runs.csv", index=False)
+    text = where_measured(["a", "b", "none"], tmp_path)
+    assert text == "Measured on Abacus. [Images](results/datasets.yaml): folder:PATH, imagenette."
