@@ -3,6 +3,7 @@
 import re
 import subprocess
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -128,6 +129,17 @@ def test_the_readme_prints_what_the_record_gives_for_three_seeds():
     documented = [line for line in block.splitlines() if line.startswith(("variant ", "dense ", "groups-", "log-"))]
     assert len(documented) == 4
     assert set(documented) <= set(printed)
+
+
+def test_the_caption_of_the_readme_is_what_the_record_found():
+    assert "So does a narrower dense network of [equal cost](results/alexnet-groups/equal_cost.csv)" in " ".join(
+        page("README.md").text.split()
+    )
+    assert re.search(r"^\|12\|Two groups match dense accuracy\|supported\|", recorded_verdicts(), re.MULTILINE)
+    table = pd.read_csv(ROOT / "results" / "alexnet-groups" / "equal_cost.csv")
+    against = table[table["variant"] == "dense-as-groups-2"].groupby("baseline")["p_equivalent"].max()
+    assert set(against.index) == {"dense", "groups-2"}
+    assert (against < 0.05).all(), "within a point of both"
 
 
 def test_the_readme_is_short():
