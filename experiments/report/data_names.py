@@ -7,6 +7,7 @@ from functools import lru_cache
 import pandas as pd
 import yaml
 
+from experiments.errors import UsageError
 from experiments.study.catalogue import HOME
 
 NAMED = HOME / "results" / "datasets.yaml"
@@ -17,6 +18,9 @@ def data_names(runs: pd.DataFrame) -> dict[str, str]:
 
     Args:
         runs: dataset and data_hash (empty or missing where no images were read) of each run.
+
+    Raises:
+        UsageError: ``results/datasets.yaml`` is damaged.
     """
     hashes = runs["data_hash"] if "data_hash" in runs else [None] * len(runs)
     pairs = dict.fromkeys(zip(runs["dataset"], hashes, strict=True))
@@ -26,5 +30,13 @@ def data_names(runs: pd.DataFrame) -> dict[str, str]:
 @lru_cache(maxsize=1)
 def _named() -> dict[str, tuple[str, str]]:
     """Return name and description of each image folder of the record, by the hash of its images."""
-    named = yaml.safe_load(NAMED.read_text(encoding="utf-8"))
-    return {data_hash: (entry["name"], entry["images"]) for data_hash, entry in named.items()}
+    try:
+        named = yaml.safe_load(NAMED.read_text(encoding="utf-8"))
+        return {str(data_hash): (str(entry["name"]), str(entry["images"])) for data_hash, entry in named.items()}
+    except FileNotFoundError:
+        return {}
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(
+            f"{NAMED}: {reason}; write for each hash of images a name and, as images, what they are"
+        ) from None

@@ -3,10 +3,18 @@
 import pandas as pd
 import pytest
 
+from experiments.errors import UsageError
+from experiments.report import data_names as names
 from experiments.report.data_names import data_names
 from experiments.report.records import RESULTS, where_measured
 
 RUNS = sorted(RESULTS.glob("*/runs.csv"))
+
+
+@pytest.fixture(autouse=True)
+def read_again():
+    yield
+    names._named.cache_clear()
 
 
 def test_a_folder_has_the_name_of_its_images_and_an_unknown_one_keeps_its_own():
@@ -34,3 +42,18 @@ def test_the_place_of_the_record_is_one_line(tmp_path):
         table.to_csv(tmp_path / study / "runs.csv", index=False)
     text = where_measured(["a", "b", "none"], tmp_path)
     assert text == "Measured on Abacus. [Images](results/datasets.yaml): folder:PATH, imagenette."
+
+
+@pytest.mark.parametrize("text", ["- a", "a: {name: b}", "a: b", "{", "", "a: {name: b, images: \udcff}"])
+def test_a_damaged_list_of_names_is_one_line(tmp_path, monkeypatch, text):
+    monkeypatch.setattr(names, "NAMED", tmp_path / "datasets.yaml")
+    names._named.cache_clear()
+    (tmp_path / "datasets.yaml").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(UsageError, match=r"^[^\n]*datasets\.yaml: [^\n]*what they are$"):
+        data_names(pd.DataFrame({"dataset": ["folder:PATH"], "data_hash": ["a"]}))
+
+
+def test_without_the_list_a_folder_keeps_its_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(names, "NAMED", tmp_path / "datasets.yaml")
+    names._named.cache_clear()
+    assert list(data_names(pd.DataFrame({"dataset": ["folder:PATH"], "data_hash": ["a"]}))) == ["folder:PATH"]
