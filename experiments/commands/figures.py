@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import tempfile
@@ -84,6 +85,7 @@ def _draw_record(names: Sequence[str], root: Path) -> Iterator[list[Path]]:
     if len(names) == 1:
         yield _draw_one(names[0], root, output)
         return
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of each process: the cores are taken
     longest_first = sorted(names, key=lambda name: -long_table(HOME / "results" / name).stat().st_size)
     with ProcessPoolExecutor(min(usable_cores(), len(names)), get_context("spawn")) as pool:
         drawn = {name: pool.submit(_draw_one, name, root, output) for name in longest_first}
