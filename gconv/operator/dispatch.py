@@ -136,7 +136,7 @@ def is_left_to_aten(x: Tensor, geometry: Geometry) -> bool:
     """
     if is_compiling() or type(x) is not Tensor or _watcher is not None or _forced.name is not None or _forced.separate:
         return False
-    if torch._C._is_any_autocast_enabled():  # the dtype of the computation is another
+    if torch._C._is_any_autocast_enabled() or torch._C._is_tracing():  # the dtype is another; sizes are tensors
         return False
     return _is_left_to_aten(geometry, x.dtype, x.device, x.shape, x.stride(), torch.get_num_threads())
 

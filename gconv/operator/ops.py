@@ -7,8 +7,9 @@ The kernels are called in three ways:
 - A program traced by ``torch.compile`` contains the ops of torch's library (``library.py``), into which Inductor looks
   (``inductor.py``). Equal groups that ATen computes anyway become ATen's convolution, which compilers optimise.
 
-An exported program contains ATen's convolutions only, and does not need this package. With the band kernel forced,
-which is not in ATen, it contains the ops of the library, which choose their kernel where the program runs.
+An exported or traced program contains ATen's convolutions only, and does not need this package. Exported with the band
+kernel forced, which is not in ATen, it contains the ops of the library, which choose their kernel where the program
+runs.
 ``torch.func`` gets ATen's convolutions, which it can transform.
 """
 
@@ -58,6 +59,8 @@ def grouped_conv2d(
         raise ValueError(f"activation {activation!r}: must be one of {', '.join(ACTIVATIONS)}")
     if is_compiling():
         return _traced(x_NCHW, weight, bias, geometry, activation)
+    if torch._C._is_tracing() and dispatch.forced_name() is None:  # by torch.jit, whose program runs anywhere
+        return as_aten_convolutions(x_NCHW, weight, bias, geometry, activation)
     if torch._C._is_any_autocast_enabled():
         x_NCHW, weight, bias = cast(x_NCHW, weight, bias, once=True)
     dispatch.show_layer(x_NCHW, weight, geometry)

@@ -60,6 +60,24 @@ def test_an_exported_program_has_operators_of_torch_alone_and_takes_any_size(gro
     assert "aten.convolution.default" in operators(program.run_decompositions())
 
 
+@pytest.mark.filterwarnings("error::torch.jit.TracerWarning")
+@pytest.mark.parametrize("train", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("groups", GROUPS, ids=str)
+def test_a_program_of_the_older_tracer_has_operators_of_torch_alone_and_takes_any_size(groups, train):
+    first = GroupedConv2d(8, 8, 3, stride=2, padding=1, groups=groups).train(train)
+    second, norm = GroupedConv2d(8, 8, 1, groups=groups), nn.BatchNorm2d(8)
+    model = nn.Sequential(first, Block(second, norm, nn.ReLU()).eval())
+    program = torch.jit.trace(model, torch.randn(1, 8, 7, 9))  # traces again, without gradients, and compares
+    assert {node.kind() for node in program.inlined_graph.nodes()} <= {
+        *("aten::_convolution", "aten::batch_norm", "aten::relu", "aten::relu_", "aten::cat"),
+        *("aten::narrow", "aten::view", "prim::Constant", "prim::GetAttr", "prim::ListConstruct"),
+    }
+    for size in ((1, 8, 7, 9), (5, 8, 20, 11)):
+        x = torch.randn(size)
+        wanted = F.relu(copy.deepcopy(norm).double()(by_loop(second, by_loop(first, x))))
+        torch.testing.assert_close(program(x).double(), wanted, rtol=1e-5, atol=1e-5)
+
+
 def loaded(program):
     """Save and load a program."""
     file = io.BytesIO()
