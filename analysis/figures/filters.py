@@ -67,8 +67,8 @@ def titles(starts: Sequence[float], means: Sequence[float], counts: Sequence[tup
     """
     room = [page.characters_that_fit(right - left, TITLE) for left, right in pairwise(starts)]
     if len(means) == 1:
-        return [f"all: {'–' if isnan(means[0]) else f'{means[0]:.2f}'} ({counts[0][0]} of {counts[0][1]})"]
-    brief = ["–" if isnan(mean) else f"{mean:.2f}" for mean in means]
+        return [f"all: {index_text(means[0])} ({counts[0][0]} of {counts[0][1]})"]
+    brief = [index_text(mean) for mean in means]
     forms = [
         [
             f"group {g}: {mean} ({n} of {all_})"
@@ -82,6 +82,11 @@ def titles(starts: Sequence[float], means: Sequence[float], counts: Sequence[tup
         if all(len(text) <= fits for text, fits in zip(texts, room, strict=True)):
             return texts
     return [text if len(text) <= fits else "" for text, fits in zip(brief, room, strict=True)]
+
+
+def index_text(mean: float) -> str:
+    """Return the mean colour index of a group; a dash where none of its filters is learned."""
+    return "–" if isnan(mean) else f"{mean:.2f}"
 
 
 def draw_strip(

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from analysis.figures import page
-from analysis.figures.filters import draw_strip
+from analysis.figures.filters import draw_strip, index_text
 from analysis.figures.page import Style
 from analysis.figures.saved import Saved
 from analysis.figures.tradeoff import draw_variant
@@ -43,7 +43,7 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
     grid = figure.add_gridspec(2, 2, height_ratios=(1, 1.8))
     strip = figure.add_subplot(grid[0, :])
     _, means, counts = draw_strip(strip, saved.arrays[grouped[0]])
-    of_groups = [f"{mean:.2f} ({n} of {all_})" for mean, (n, all_) in zip(means, counts, strict=True)]
+    of_groups = [f"{index_text(mean)} ({n} of {all_})" for mean, (n, all_) in zip(means, counts, strict=True)]
     name = page.short_names([grouped[0]], 24)[grouped[0]]
     title = f"{name}: colour index by reading group: {', '.join(of_groups)}"
     strip.set_title(page.wrapped(title, page.characters_that_fit(page.WIDTH, 7)), fontsize=7)
@@ -63,7 +63,7 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
     page.caption(
         figure,
         "Top: first-layer filters, a block for each group that reads them; mean colour index, and in brackets how many "
-        "filters learned. Left: separation of the groups by colour (area under the curve), a mark for "
+        "filters learned (–: none). Left: separation of the groups by colour (area under the curve), a mark for "
         "each seed; grey: the mean with labels permuted, of the same seed; line: no separation. Right: mean accuracy "
         "with its 95% interval (of six seeds or more) and median time of an image with its quartiles; dots: seeds.",
     )

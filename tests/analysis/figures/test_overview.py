@@ -62,3 +62,13 @@ def test_every_seed_is_a_dot_at_its_accuracy(tmp_path, monkeypatch):
 
 def test_without_groups_in_the_first_layer_there_is_none(tmp_path):
     assert overview.draw(saved(["dense"], 3, 1), tmp_path) == []
+
+
+def test_a_group_that_learned_no_filter_has_a_dash(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "save", lambda figure, _folder, _name: [figure])
+    made = saved(["groups-2"], 1, 2)
+    made.arrays["groups-2"]["learned"][16:] = False
+    made.arrays["groups-2"]["colour_index"][:] = 0.25
+    (figure,) = overview.draw(made, tmp_path)
+    assert figure.axes[0].get_title().endswith("0.25 (13 of 16), – (0 of 16)")
+    plt.close(figure)
