@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from operator import index
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,9 @@ class GroupedConv2d(nn.Conv2d):
     group. ``group_weights()`` returns views (O_g, C_g, Kh, Kw) of it. There is no tensor (O, C, Kh, Kw), so
     ``nn.init.kaiming_normal_(layer.weight)``, ``weight_norm(layer)`` and structured pruning raise an error. Use
     ``layer.initialise(nn.init.kaiming_normal_)`` and ``layer.parametrise(weight_norm)``, which work for equal and for
-    unequal groups. ``.to(memory_format=…)`` does not change a weight of unequal groups.
+    unequal groups. ``nn.init.kaiming_normal_(layer.weight.data)`` cannot be refused, and gives values that are too
+    large. ``.to(memory_format=…)`` does not change a weight of unequal groups, and
+    ``nn.utils.convert_conv2d_weight_memory_format`` raises an error.
 
     On a CPU an infinity or NaN stays in its group. On other devices kernels that multiply zeros between groups
     (``packed``, ``nested``, ``masked``, ``band``) turn it into NaN in other groups. ``forced_kernel("loop")`` avoids
@@ -116,6 +118,13 @@ class GroupedConv2d(nn.Conv2d):
         super().__setstate__(state)
         if self._parameters.get("weight") is not None:
             self.register_parameter("weight", self._parameters["weight"])
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Apply ``fn`` to all tensors, as ``to`` and ``to_empty`` do, which may make new parameters."""
+        super()._apply(fn, recurse)
+        if self._parameters.get("weight") is not None:
+            self.register_parameter("weight", self._parameters["weight"])
+        return self
 
     def _padding_sides(self) -> tuple[int, int, int, int]:
         if self.padding == "valid":

@@ -5,8 +5,10 @@ Legend: O_g, C_g output and input channels of group g, K kernel, L links of all 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from itertools import islice
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -19,32 +21,49 @@ HINT = "the weight of unequal groups holds one (O_g, C_g, Kh, Kw) per group, not
 class SizeWithoutFanIn:
     """Method ``size`` of a weight (L, Kh, Kw) of unequal groups, which has no single fan-in.
 
-    ``torch.nn.init`` reads the length of single dimensions to compute the fan-in; here that raises.
+    ``torch.nn.init`` reads it to compute the fan-in, and nothing else of it; there it raises.
     """
 
-    def __init__(self, shape: torch.Size) -> None:
-        self.shape = shape
+    def __init__(self, weight: nn.Parameter) -> None:
+        self._weight = ref(weight)
 
-    def __call__(self, dim: int | None = None) -> torch.Size:
-        """Return the shape.
+    def __call__(self, *dim: int, **named: int) -> torch.Size | int:
+        """Return what ``Tensor.size`` does.
 
         Raises:
-            ValueError: ``dim`` is given.
+            ValueError: an initialiser asks that needs filters of one shape.
         """
-        if dim is None:
-            return self.shape
-        raise ValueError(
-            f"{HINT}, so it has no fan-in; write layer.initialise(nn.init.kaiming_normal_, …), which fills each group "
-            f"by its own, or weight.shape[{dim}] for the length of this dimension"
-        )
+        if sys._getframe(1).f_globals.get("__name__") == nn.init.__name__:
+            raise ValueError(
+                f"{HINT}, so it has no fan-in; write layer.initialise(nn.init.kaiming_normal_, …), which fills each "
+                "group by its own"
+            )
+        weight = self._weight()
+        assert weight is not None
+        return Tensor.size(weight, *dim, **named)  # type: ignore[call-overload]
 
 
 def refuse_fan_in(weight: nn.Parameter) -> None:
     """Make initialisers that need a fan-in raise on the weight of unequal groups.
 
-    This sets an attribute. A subclass would not do, because optimizers test for the exact class ``nn.Parameter``.
+    This sets attributes. A subclass would not do, because optimizers test for the exact class ``nn.Parameter``. They
+    are not saved, so that a saved parameter is one of torch alone.
     """
-    weight.size = SizeWithoutFanIn(weight.shape)  # type: ignore[method-assign,assignment]
+    weight.size = SizeWithoutFanIn(weight)  # type: ignore[method-assign,assignment]
+    weight.__getstate__ = SavedAttributes(weight)  # type: ignore[method-assign]
+
+
+class SavedAttributes:
+    """Method ``__getstate__`` of the same weight: its attributes but those of ``refuse_fan_in``."""
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        self._weight = ref(weight)
+
+    def __call__(self) -> dict[str, object]:
+        """Return the attributes by name."""
+        weight = self._weight()
+        assert weight is not None
+        return {name: value for name, value in vars(weight).items() if name not in ("size", "__getstate__")}
 
 
 def fill(parameter: Tensor, draw: Callable[[Tensor], None]) -> None:

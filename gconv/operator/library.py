@@ -290,7 +290,10 @@ def _tangents_of_statistics(output: tuple[Tensor, ...], primals: tuple, tangents
 
 
 def _flops(output: Sequence[int], numbers: Sequence[Any]) -> int:
-    """Return the FLOPs: two for each multiply-accumulate of connected channels, for any kernel."""
+    """Return the FLOPs of an op of the library: two for each multiply-accumulate of connected channels.
+
+    Outside of compiled programs a counter sees the calls of the kernel instead, with the zeros that it multiplies.
+    """
     batch, _, height, width = output
     return 2 * batch * height * width * math.prod(_geometry(numbers).weight_shape)
 

@@ -81,7 +81,10 @@ def grouped_conv2d(
 def as_aten_convolutions(
     x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str = "none"
 ) -> Tensor:
-    """Compute ``grouped_conv2d`` by ATen alone: one convolution if groups are equal, else one per group."""
+    """Compute ``grouped_conv2d`` by ATen alone: one convolution if groups are equal, else one per group.
+
+    The input may lack the batch, as that of ``F.conv2d``: a program that is traced without sizes takes both.
+    """
     window = geometry.stride, geometry.padding, geometry.dilation
     if geometry.is_uniform:
         y = F.conv2d(x_NCHW, weight, bias, *window, geometry.groups)
@@ -90,11 +93,11 @@ def as_aten_convolutions(
     for in_size, out_size, links in zip(
         geometry.in_groups.sizes, geometry.out_groups.sizes, geometry.links, strict=True
     ):
-        x_g, weight_g = x_NCHW.narrow(1, first[0], in_size), weight.narrow(0, first[2], links)
+        x_g, weight_g = x_NCHW.narrow(-3, first[0], in_size), weight.narrow(0, first[2], links)
         bias_g = None if bias is None else bias.narrow(0, first[1], out_size)
         parts.append(F.conv2d(x_g, weight_g.view(out_size, in_size, *geometry.kernel_size), bias_g, *window))
         first = [first[0] + in_size, first[1] + out_size, first[2] + links]
-    y = torch.cat(parts, 1)
+    y = torch.cat(parts, -3)
     return F.relu(y) if activation == "relu" else y
 
 

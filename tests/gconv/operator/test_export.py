@@ -78,6 +78,15 @@ def test_a_program_of_the_older_tracer_has_operators_of_torch_alone_and_takes_an
         torch.testing.assert_close(program(x).double(), wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("groups", GROUPS, ids=str)
+def test_a_program_of_fx_takes_inputs_with_and_without_a_batch(groups):
+    layer = GroupedConv2d(8, 8, 3, groups=groups)
+    program, x = fx.symbolic_trace(layer), torch.randn(2, 8, 6, 7)
+    wanted = by_loop(layer, x)
+    torch.testing.assert_close(program(x).double(), wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(program(x[0]).double(), wanted[0], rtol=1e-5, atol=1e-5)
+
+
 def loaded(program):
     """Save and load a program."""
     file = io.BytesIO()

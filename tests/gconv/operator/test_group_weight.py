@@ -1,6 +1,8 @@
 """The weight of a layer in common tools for convolutions, against one nn.Conv2d per group."""
 
 import copy
+import io
+import pickle
 
 import numpy as np
 import pytest
@@ -66,6 +68,55 @@ def test_an_initialiser_of_filters_is_refused_on_unequal_groups_and_right_by_gro
     torch.manual_seed(1)
     for weight, shape in zip(layer.group_weights(), [(24, 32, 3, 3), (8, 4, 3, 3)], strict=True):
         assert torch.equal(weight, initialiser(torch.empty(shape)))
+
+
+def converted(layer):
+    try:
+        torch.__future__.set_overwrite_module_params_on_conversion(True)
+        return layer.double()
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(False)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: GroupedConv2d(8, 8, 3, groups="5,2,1", device="meta").to_empty(device="cpu"),
+        lambda: nn.utils.skip_init(GroupedConv2d, 8, 8, 3, groups="5,2,1"),
+        lambda: converted(GroupedConv2d(8, 8, 3, groups="5,2,1")),
+        lambda: nn.Sequential(GroupedConv2d(8, 8, 3, groups="5,2,1")).half()[0],
+        lambda: copy.deepcopy(GroupedConv2d(8, 8, 3, groups="5,2,1")),
+        lambda: pickle.loads(pickle.dumps(GroupedConv2d(8, 8, 3, groups="5,2,1"))),
+    ],
+    ids=["to_empty", "skip_init", "overwritten", "half", "deepcopy", "pickle"],
+)
+def test_an_initialiser_of_filters_is_refused_on_a_layer_made_in_another_way(made):
+    layer = made()
+    for initialiser in (nn.init.kaiming_normal_, nn.init.dirac_):
+        with pytest.raises(ValueError, match="initialise"):
+            initialiser(layer.weight)
+
+
+def test_a_weight_prints_and_has_sizes_as_any_tensor():
+    layer = GroupedConv2d(8, 8, 3, groups="5,2,1")
+    plain = nn.Parameter(layer.weight.detach().clone())
+    assert repr(layer.weight) == repr(plain)
+    assert (layer.weight.size(), layer.weight.size(0), layer.weight.size(dim=-1)) == (plain.shape, 30, 3)
+    layer.weight.data = torch.zeros(0)
+    assert layer.weight.size() == layer.weight.shape == (0,)
+
+
+def test_saved_parameters_are_those_of_torch_alone():
+    layer = GroupedConv2d(8, 8, 3, groups="5,2,1")
+    layer.weight.note = [1]
+    file = io.BytesIO()
+    torch.save({"average": list(layer.parameters()), "state": layer.state_dict(keep_vars=True)}, file)
+    assert b"gconv" not in file.getvalue()
+    file.seek(0)
+    loaded = torch.load(file, weights_only=True)
+    assert torch.equal(loaded["average"][0], layer.weight)
+    assert torch.equal(loaded["state"]["weight"], layer.weight)
+    assert pickle.loads(pickle.dumps(layer.weight)).note == [1]
 
 
 def test_initialise_finds_the_fan_in_of_each_group():
