@@ -16,7 +16,7 @@ from analysis.claims import RULE, Claim, Finding, StudyAnswer, judge_claims
 from analysis.effects import Metric
 from analysis.verdict import ALPHA, Part, Verdict
 from experiments.errors import UsageError
-from experiments.report.claims_page import EVERY, claimed, planned, read_rates, write_page
+from experiments.report.claims_page import EVERY, claimed, nulls_of, planned, read_rates, write_page
 from experiments.report.ledger import CLAIM_KEYS, LEDGER, read_claims
 from experiments.report.ledger_figure import draw_ledger
 from experiments.report.marked_text import replace_block
@@ -109,21 +109,25 @@ def study_verdicts(study: str, runs: Path) -> str:
 
 
 def recorded_verdicts() -> str:
-    """Return the verdicts of the record alone as a Markdown table: the decided claims, and how many are open."""
+    """Return the verdicts of the record alone as a Markdown table: the decided claims, and which are open."""
     claims = read_claims(LEDGER)
     studies = dict.fromkeys(study for claim in claims for study in claim.studies)
     records = [read_record(study, "results", RESULTS / study) for study in studies]
     findings = judge_claims(claims, [record for record in records if record is not None])
-    lines = ["| | claim | verdict | effect | in | n |", "|---|---|---|---|---|---|"]
+    lines = ["| | claim | verdict | effect | in | against | n |", "|---|---|---|---|---|---|---|"]
     for claim, finding in zip(claims, findings, strict=True):
         if finding.part is not None and finding.verdict not in OPEN:
             n = "" if finding.n is None else finding.n
             measured_in = quantity(finding.part.test.metric).replace("|", r"\|")  # | ends a cell
-            effect = f"{interval(finding.part)}|{measured_in}"
+            null, *others = nulls_of([finding.part.test]).split("; ")
+            against = "; ".join([null, *(["…"] if others else [])])
+            effect = f"{interval(finding.part)}|{measured_in}|{against}"
             lines.append(f"|{claim.number}|{claim.short}|{finding.verdict}|{effect}|{n}|")
-    counts = Counter(finding.verdict for finding in findings)
-    still_open = ", ".join(f"{counts[verdict]} {verdict}" for verdict in OPEN)
-    return "\n".join([*lines, "", f"Open: {still_open}. {where_measured(studies)}"])
+    still_open = []
+    for verdict in OPEN:
+        numbers = [str(c.number) for c, f in zip(claims, findings, strict=True) if f.verdict == verdict]
+        still_open += [f"{verdict.capitalize()}: {', '.join(numbers)}."] if numbers else []
+    return "\n".join([*lines, "", " ".join([*still_open, where_measured(studies)])])
 
 
 def ledger_text(claims: Sequence[Claim], findings: Sequence[Finding]) -> str:
@@ -218,7 +222,7 @@ def _q(q: float | None) -> str:
 
 def interval(part: Part) -> str:
     """Return an effect and its interval as text."""
-    value = f"{part.effect:+.3g}"
+    value = f"{part.effect:+.3g}" if abs(part.effect) >= 1e-4 or not part.effect else f"{part.effect:+.5f}"
     if part.low is None or part.high is None or part.low == part.high:
         return value
     return f"{value} [{part.low:+.2g}, {part.high:+.2g}]"

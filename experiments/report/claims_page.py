@@ -82,7 +82,7 @@ Written by `make claims ARGS=--markdown > docs/claims.md` from `configs/claims.y
 |---|---|---|---|---|---|---|"""
     lines = [head]
     for claim, of_claim in of_claims:
-        cells = (claim.claim, _measures(claim), _null(claim), _seeds(claim, of_claim), _wrong(of_claim))
+        cells = (claim.claim, _measures(claim), nulls_of(claim.tests), _seeds(claim, of_claim), _wrong(of_claim))
         lines.append(f"| {claim.number} | " + " | ".join(_cell(cell) for cell in (*cells, _power(of_claim))) + " |")
     lines += ["", "Simulated networks without effects:", ""]
     lines += [f"- *{kind}*: {meaning}" for kind, meaning in MEANINGS.items()]
@@ -179,10 +179,10 @@ def _measures(claim: Claim) -> str:
     return ", ".join(f"`{name}`" for name in dict.fromkeys(term.measure for term in terms)) + parts
 
 
-def _null(claim: Claim) -> str:
-    """Return the nulls and the variants that a claim is compared with, by their names."""
+def nulls_of(tests: Sequence[Test]) -> str:
+    """Return the nulls and the variants that some parts of a claim are compared with, by their names."""
     nulls: dict[str, None] = {}
-    for test in claim.tests:
+    for test in tests:
         terms = (*test.metric.of, *test.metric.minus)
         nulls |= dict.fromkeys(term.against for term in terms if term.against)
         others = [v for term in terms for v in term.variants if v not in test.metric.of[0].variants]
