@@ -66,15 +66,15 @@ def draw(rows: pd.DataFrame, folder: Path) -> list[Path]:
     page.caption(
         figure,
         "0: no effect; 1: the smallest effect of interest. Grey: effects smaller than that. =: the claim "
-        "is that there is no difference, or no gain, and is supported inside the grey. Arrow: the interval is "
-        "longer than the axis. No interval: fewer than two seeds, or a count. A claim with several parts has one "
+        "is that there is no difference, or no gain, and is supported inside the grey. Arrow: it goes on "
+        "beyond the axis. No interval: fewer than two seeds, or a count. A claim with several parts has one "
         "row, for the part that decides. n: seeds.",
     )
     return page.save(figure, folder, "ledger")
 
 
 def _draw_row(axes: Axes, place: int, effect: float, low: float, high: float, verdict: str) -> None:
-    """Draw one effect with its interval; an arrow ends an interval that is longer than the axis."""
+    """Draw one effect with its interval; an arrow where either goes on beyond the axis."""
     colour, marker, hollow = STYLES[verdict]
     ink = sns.color_palette("colorblind")[colour]
     if np.isfinite([low, high]).all():
