@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.figures import (
@@ -50,9 +51,14 @@ def draw_all(saved: Saved, folder: Path) -> list[Path]:
         if all(getattr(saved, part) is not None for part in figure.needs)
         for path in figure.draw(saved, folder)
     ]
+    remove_pages(folder, drawn)
+    return drawn
+
+
+def remove_pages(folder: Path, drawn: Sequence[Path]) -> None:
+    """Remove the pages of all figures from a folder, but those that were drawn now."""
     for path in {file for figure in FIGURES for file in _pages(figure.name, folder)} - set(drawn):
         path.unlink()
-    return drawn
 
 
 def _pages(name: str, folder: Path) -> list[Path]:

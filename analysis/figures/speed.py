@@ -70,7 +70,7 @@ def in_words(layer: str) -> str:
 
 def _panel(panel: Axes, steps: pd.DataFrame, colours: dict) -> None:
     """Draw one layer in one dtype: a point per partition and way, the line where time is saved as arithmetic is."""
-    panel.plot([0, 1], [0, 1], color="0.5", linestyle="--", linewidth=0.8, label="ideal 1/G")
+    panel.plot([0, 1], [0, 1], color="0.5", linestyle="--", linewidth=0.8, label="time as MACs")
     panel.axhline(1, color="0.8", linewidth=0.8, zorder=0, label="dense")
     dense = steps[steps["kernel"] == "dense"].groupby("partition")["median"].first()
     for way, marker in WAYS.items():

@@ -95,6 +95,7 @@ def _draw_record(names: Sequence[str], root: Path) -> Iterator[list[Path]]:
 def _draw_one(name: str, root: Path, output: tuple[Sequence[str], float, bool]) -> list[Path]:
     """Draw one recorded study into the run store; returns the files written."""
     from analysis.figures import page
+    from analysis.figures.registry import remove_pages
     from experiments.report.latex import write_latex
 
     page.set_output(*output)
@@ -106,6 +107,7 @@ def _draw_one(name: str, root: Path, output: tuple[Sequence[str], float, bool]) 
             written = [*kind_of(name).draw(folder), *write_latex(folder / "tables")]
         except UsageError as error:
             raise UsageError(str(error)) from None  # which another process can be sent
-        shutil.rmtree(target, ignore_errors=True)
-        target.mkdir(parents=True)
-        return [Path(shutil.copy(path, target / path.name)) for path in written]
+        target.mkdir(parents=True, exist_ok=True)
+        copies = [Path(shutil.copy(path, target / path.name)) for path in written]
+        remove_pages(target, copies)
+        return copies

@@ -32,11 +32,15 @@ def _named() -> dict[str, tuple[str, str]]:
     """Return name and description of each image folder of the record, by the hash of its images."""
     try:
         named = yaml.safe_load(NAMED.read_text(encoding="utf-8"))
-        return {str(data_hash): (str(entry["name"]), str(entry["images"])) for data_hash, entry in named.items()}
+        return {str(data_hash): (_text(entry, "name"), _text(entry, "images")) for data_hash, entry in named.items()}
     except FileNotFoundError:
         return {}
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(
-            f"{NAMED}: {reason}; write for each hash of images a name and, as images, what they are"
-        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError):
+        how = "write for each hash of images its name and, as images, what they are"
+        raise UsageError(f"{NAMED}: {how}") from None
+
+
+def _text(entry: dict[str, str], key: str) -> str:
+    if not isinstance(entry[key], str):
+        raise TypeError(key)
+    return entry[key]

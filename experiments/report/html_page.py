@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from analysis.claims import Claim, Finding, judge_claims
 from analysis.evidence import Record
+from analysis.figures.registry import FIGURES
 from analysis.intervals import measure_bounds, seed_estimate
 from analysis.tradeoff import tradeoff_table
 from experiments.report.claims import command, interval
@@ -31,6 +32,7 @@ from experiments.study.catalogue import study_names
 MOST_BYTES = 5_000_000  # greatest size of a page
 WIDTHS = (1400, 1000, 700)  # pixels of its figures: the widest with which it is small enough
 PAGE = "report.html"
+ALL_FIGURES = ("group-parallel", *(figure.name for figure in FIGURES))
 # All that the page of all studies shows.
 MAIN_FIGURES = ("overview", "separation", "nulls", "interlayer", "lesions", "tradeoff", "equal-cost")
 
@@ -117,7 +119,8 @@ def read_section(name: str, tables: Path, figures: Path, whole: bool = True) -> 
     tables_shown = [_accuracy(measures), _runs(runs), _notes(tables)]
     if whole:
         tables_shown.insert(1, _measures(measures))
-    drawn = [path for path in sorted(figures.glob("*.png")) if whole or figure_name(path) in MAIN_FIGURES]
+    shown = ALL_FIGURES if whole else MAIN_FIGURES
+    drawn = [path for path in sorted(figures.glob("*.png")) if figure_name(path) in shown]
     return Section(
         name,
         str(about["question"]),

@@ -69,6 +69,8 @@ def write_tables(
     ]
     save_table(folder / "runs.csv", pd.DataFrame(results))
     write_json(folder / "study.json", {"question": question, "overrides": public(overrides)})
+    for stale in folder.glob("*.tex"):  # of the tables before these
+        stale.unlink()
     write_arrays(study_folder, runs)
 
 

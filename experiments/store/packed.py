@@ -12,6 +12,7 @@ import json
 import lzma
 import math
 import os
+import re
 import shutil
 import tokenize
 import zipfile
@@ -29,6 +30,7 @@ MARK = "packed.json"
 RECORDS = ("config.json", "result.json", "metrics.jsonl")  # of every run that is done
 MEASURED = ("measured.json", "measures.csv", "notes.csv")  # of every run that was measured
 ARRAYS = "arrays.npz"
+OF_FILTERS = ("colour_index", "learned", "frequency", "first_colour_angle", "selectivity", "filter_groups")
 TRIANGLE = " (upper triangle)"  # ends the name of a packed matrix that is symmetric
 WEIGHTS = "checkpoint.pt"
 MOST_BYTES = 1_000_000  # of the arrays of one packed run; the largest are left out
@@ -135,6 +137,32 @@ def _made_whole(packed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return arrays
 
 
+def _check_arrays(arrays: dict[str, np.ndarray]) -> None:
+    """Raise if arrays hold no numbers, or do not fit each other.
+
+    Raises:
+        ValueError: names the array.
+    """
+    sizes = {name: x.shape for name, x in arrays.items()}
+    for name, x in arrays.items():
+        if x.dtype.kind not in "biuf":
+            raise ValueError(f"{ARRAYS}: {name}: {x.dtype} {list(x.shape)} holds no numbers")
+    for name, x in arrays.items():
+        kind, _, layers = name.partition(" ")
+        wanted: tuple[int, ...] = x.shape
+        if kind == "correlation":
+            filters = {
+                size[0] for other, size in sizes.items() if re.fullmatch(rf"groups {re.escape(layers)} \w+", other)
+            }
+            wanted = 2 * (filters.pop() if filters else x.shape[0],)
+        elif kind == "whitened" and f"{name} rows" in sizes and f"{name} columns" in sizes:
+            wanted = (*sizes[f"{name} rows"], *sizes[f"{name} columns"])
+        elif name in OF_FILTERS and "filters" in sizes:
+            wanted = sizes["filters"][:1]
+        if x.shape != wanted:
+            raise ValueError(f"{ARRAYS}: {name}: {list(x.shape)} does not fit the other arrays: {list(wanted)}")
+
+
 def is_packed(path: Path) -> bool:
     """Tell if a file is a packed run, of any schema."""
     try:
@@ -163,6 +191,7 @@ def unpack(path: Path, folder: Path) -> None:
             if ARRAYS in archive.namelist():
                 with np.load(io.BytesIO(archive.read(ARRAYS))) as file:
                     arrays = _made_whole(dict(file))
+                _check_arrays(arrays)
                 np.savez_compressed(folder / ARRAYS, **arrays)  # type: ignore[arg-type]
     except (OSError, *DAMAGE) as error:
         if getattr(error, "filename", None):  # of the disk
@@ -179,12 +208,15 @@ def read_done(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     config, result = (_record(folder / name) for name in ("config.json", "result.json"))
     if result.get("status") != "done":
         raise NotGatheredError(f"not done: {result.get('status')}: {result.get('reason', 'no reason recorded')}")
+    for key in ("seed", "test_accuracy", "test_loss"):
+        if not isinstance(result.get(key, 0), int | float):
+            raise NotGatheredError(f"damaged: result.json: {key}={result[key]!r}: no number")
     config = {key: value for key, value in config.items() if key != "variant"}
     if config_hash(config) != result.get("config_hash"):
         raise NotGatheredError("damaged: config.json is not the configuration that result.json has the hash of")
     try:
         epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_bytes().splitlines()]
-        whole = len(epochs) >= config["recipe"]["epochs"]
+        whole = len(epochs) >= config["recipe"]["epochs"] and all(isinstance(epoch, dict) for epoch in epochs)
     except (OSError, ValueError, KeyError):
         whole = False
     if not whole:

@@ -30,6 +30,7 @@ from experiments.training.recipe import Recipe
 # jsonargparse reads the values of flags with this loader; there is no public way to give it another for plain types.
 _loaders_dumpers.yaml_default_loader = StrictLoader
 
+MOST_SEEDS = 10_000  # runs of a variant
 PROFILE_KEYS = re.compile(r"(?:seeds|dataset)$|(?:data|model|recipe|measures)\.")
 VARIANT_KEYS = re.compile(r"dataset$|(?:data|model|recipe)\.")  # they decide the outcome of a run, but for its seed
 
@@ -148,8 +149,8 @@ def resolve(name: str, content: dict[str, Any], place: str, flags: list[str]) ->
         settled = _settle({**base, **overrides}, given, f"{place}: variants.{variant}" if overrides else place)
         model = dict(vars(settled["model"]))
         resolved.append(Variant(variant, settled["dataset"], settled["data"], model, settled["recipe"]))
-    if not isinstance(settled["seeds"], int) or settled["seeds"] < 1:
-        raise UsageError(f"seeds={settled['seeds']}: must be at least 1")
+    if not isinstance(settled["seeds"], int) or not 1 <= settled["seeds"] <= MOST_SEEDS:
+        raise UsageError(f"seeds={settled['seeds']}: must be from 1 to {MOST_SEEDS}")
     try:
         execution = Execution(**{key: settled[key] for key in EXECUTION_KEYS})
     except UsageError as error:

@@ -36,9 +36,10 @@ def home(trained, tmp_path, monkeypatch):
 def test_without_runs_the_record_is_drawn(home, trained, names, packed, capsys):
     if not packed:
         shutil.rmtree(home / "results" / NAME / "runs")
-    stale = home / "runs" / "figures" / NAME / "of-before.png"
+    stale = home / "runs" / "figures" / NAME / "correlation-2.png"
     stale.parent.mkdir(parents=True)
     stale.touch()
+    (stale.parent / "mine.txt").touch()
     assert figures.main([*names, f"--runs_root={home / 'runs'}"]) == 0
     out, err = capsys.readouterr()
     accuracy = pd.read_csv(trained / "tables" / "tradeoff.csv")["accuracy"]
@@ -46,6 +47,7 @@ def test_without_runs_the_record_is_drawn(home, trained, names, packed, capsys):
     drawn = ("tradeoff.png", "tradeoff.tex", "fronts.tex", "equal_cost.tex")
     assert out.splitlines() == [str(stale.parent / name) for name in drawn]
     assert not stale.exists()
+    assert (stale.parent / "mine.txt").exists()
     assert bool(err) == bool(names), "which tables are drawn is said where runs were asked for"
 
 

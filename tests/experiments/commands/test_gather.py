@@ -146,6 +146,29 @@ def test_what_cannot_be_taken_is_said_in_a_line_each(trained, tmp_path, capsys):
     assert "missing: groups-2, seeds 0, 1" in lines
 
 
+@pytest.mark.parametrize(
+    ("file", "edit", "reason"),
+    [
+        ("metrics.jsonl", lambda text: b"[1]\n" * 9, "metrics.jsonl is gone or incomplete"),
+        ("result.json", lambda text: json.dumps(json.loads(text) | {"test_accuracy": "high"}).encode(), "no number"),
+    ],
+)
+def test_a_run_with_a_damaged_record_is_left_out_and_not_stored(trained, tmp_path, capsys, file, edit, reason):
+    source = tmp_path / "packed"
+    packed(trained, source)
+    path = next(source.glob("dense-seed1-*"))
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in (files | {file: edit(files[file])}).items():
+            archive.writestr(name, text)
+    gathered(source, tmp_path / "runs")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out: ")]
+    assert line.startswith(f"left out: {path}: damaged: ")
+    assert reason in line
+    assert len(list((tmp_path / "runs" / NAME).glob("*-seed*"))) == 3
+
+
 def test_runs_of_another_study_are_foreign(trained, tmp_path, capsys):
     source = packed(trained, tmp_path / "packed")
     with pytest.raises(UsageError, match=r"no run of widen there that is done \(4 left out\)"):

@@ -44,12 +44,25 @@ def test_the_place_of_the_record_is_one_line(tmp_path):
     assert text == "Measured on Abacus. [Images](results/datasets.yaml): folder:PATH, imagenette."
 
 
-@pytest.mark.parametrize("text", ["- a", "a: {name: b}", "a: b", "{", "", "a: {name: b, images: \udcff}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "- a",
+        "a: {name: b}",
+        "a: b",
+        "a: 5",
+        "a: {name: null, images: b}",
+        "[]",
+        "{",
+        "",
+        "a: {name: b, images: \udcff}",
+    ],
+)
 def test_a_damaged_list_of_names_is_one_line(tmp_path, monkeypatch, text):
     monkeypatch.setattr(names, "NAMED", tmp_path / "datasets.yaml")
     names._named.cache_clear()
     (tmp_path / "datasets.yaml").write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(UsageError, match=r"^[^\n]*datasets\.yaml: [^\n]*what they are$"):
+    with pytest.raises(UsageError, match=r"^[^\n]*datasets\.yaml: write [^\n]*what they are$"):
         data_names(pd.DataFrame({"dataset": ["folder:PATH"], "data_hash": ["a"]}))
 
 

@@ -122,3 +122,37 @@ def test_any_changed_byte_of_a_packed_run_is_read_or_said(tmp_path, seed):
         (tmp_path / "changed.zip").write_bytes(changed)
         with contextlib.suppress(NotGatheredError, FileExistsError):
             unpack(tmp_path / "changed.zip", tmp_path / f"unpacked-{place}")
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("correlation conv1 (upper triangle)", np.zeros(10)),  # 4 × 4, where 3 × 3 is right
+        ("groups conv1 read", np.array(["x"])),
+        ("whitened conv1-conv2", np.zeros((3, 3))),
+        ("colour_index", np.zeros(2)),
+    ],
+)
+def test_arrays_that_do_not_fit_each_other_are_no_packed_run(tmp_path, name, wrong):
+    for record in (*RECORDS, *MEASURED):
+        (tmp_path / record).write_text("{}")
+    arrays = {
+        "correlation conv1": np.eye(3),
+        "groups conv1 read": np.array([0, 0, 1]),
+        **{"whitened conv1-conv2": np.zeros((3, 2)), "whitened conv1-conv2 rows": np.zeros(3, int)},
+        **{"whitened conv1-conv2 columns": np.zeros(2, int)},
+        **{"filters": np.zeros((3, 3, 5, 5)), "colour_index": np.zeros(3)},
+    }
+    np.savez(tmp_path / ARRAYS, **arrays)
+    pack(tmp_path, tmp_path / "run.zip", with_arrays=True)
+    unpack(tmp_path / "run.zip", tmp_path / "right")
+    with zipfile.ZipFile(tmp_path / "run.zip") as archive:
+        files = {file: archive.read(file) for file in archive.namelist()}
+    content = io.BytesIO()
+    np.savez(content, **dict(np.load(io.BytesIO(files[ARRAYS]))) | {name: wrong})
+    with zipfile.ZipFile(tmp_path / "run.zip", "w") as archive:
+        for file, text in (files | {ARRAYS: content.getvalue()}).items():
+            archive.writestr(file, text)
+    array = name.removesuffix(" (upper triangle)")
+    with pytest.raises(NotGatheredError, match=rf"^damaged: arrays.npz: {array}: .*(no numbers|does not fit)"):
+        unpack(tmp_path / "run.zip", tmp_path / "wrong")
