@@ -352,6 +352,8 @@ def _falls_short(part: Part) -> float:
 
     Of studies that decide together without a p, as by times, the one that saves least is shown.
     """
+    if part.effect is None:
+        return 0.0
     away = part.effect - part.test.than
     towards = {"greater": away, "less": -away, "within": -abs(away), "no_greater": -away}[part.test.direction]
     return -towards / part.test.matters

@@ -222,7 +222,8 @@ def _q(q: float | None) -> str:
 
 def interval(part: Part) -> str:
     """Return an effect and its interval as text."""
-    value = f"{part.effect:+.3g}" if abs(part.effect) >= 1e-4 or not part.effect else f"{part.effect:+.5f}"
+    tiny = part.effect and abs(part.effect) < 1e-4
+    value = f"{part.effect:+.5f}" if tiny else f"{part.effect:+.3g}"
     if part.low is None or part.high is None or part.low == part.high:
         return value
     return f"{value} [{part.low:+.2g}, {part.high:+.2g}]"
