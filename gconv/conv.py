@@ -110,20 +110,18 @@ class GroupedConv2d(nn.Conv2d):
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Register a parameter, and have initialisers that need a fan-in raise on a weight of unequal groups."""
-        if name == "weight" and param is not None and not self.geometry.is_uniform:
-            refuse_fan_in(param)
         super().register_parameter(name, param)
+        if name == "weight":
+            refuse_fan_in(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # of a copy, whose parameters are new
         super().__setstate__(state)
-        if self._parameters.get("weight") is not None:
-            self.register_parameter("weight", self._parameters["weight"])
+        refuse_fan_in(self)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Apply ``fn`` to all tensors, as ``to`` and ``to_empty`` do, which may make new parameters."""
         super()._apply(fn, recurse)
-        if self._parameters.get("weight") is not None:
-            self.register_parameter("weight", self._parameters["weight"])
+        refuse_fan_in(self)
         return self
 
     def _padding_sides(self) -> tuple[int, int, int, int]:

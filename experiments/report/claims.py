@@ -119,8 +119,8 @@ def recorded_verdicts() -> str:
         if finding.part is not None and finding.verdict not in OPEN:
             n = "" if finding.n is None else finding.n
             measured_in = quantity(finding.part.test.metric).replace("|", r"\|")  # | ends a cell
-            null, *others = nulls_of([finding.part.test]).split("; ")
-            against = "; ".join([null, *(["…"] if others else [])])
+            null, *others = nulls_of([finding.part.test])
+            against = f"{null}; …" if others else null
             effect = f"{interval(finding.part)}|{measured_in}|{against}"
             lines.append(f"|{claim.number}|{claim.short}|{finding.verdict}|{effect}|{n}|")
     still_open = []

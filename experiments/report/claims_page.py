@@ -82,7 +82,13 @@ Written by `make claims ARGS=--markdown > docs/claims.md` from `configs/claims.y
 |---|---|---|---|---|---|---|"""
     lines = [head]
     for claim, of_claim in of_claims:
-        cells = (claim.claim, _measures(claim), nulls_of(claim.tests), _seeds(claim, of_claim), _wrong(of_claim))
+        cells = (
+            claim.claim,
+            _measures(claim),
+            "; ".join(nulls_of(claim.tests)),
+            _seeds(claim, of_claim),
+            _wrong(of_claim),
+        )
         lines.append(f"| {claim.number} | " + " | ".join(_cell(cell) for cell in (*cells, _power(of_claim))) + " |")
     lines += ["", "Simulated networks without effects:", ""]
     lines += [f"- *{kind}*: {meaning}" for kind, meaning in MEANINGS.items()]
@@ -179,7 +185,7 @@ def _measures(claim: Claim) -> str:
     return ", ".join(f"`{name}`" for name in dict.fromkeys(term.measure for term in terms)) + parts
 
 
-def nulls_of(tests: Sequence[Test]) -> str:
+def nulls_of(tests: Sequence[Test]) -> list[str]:
     """Return the nulls and the variants that some parts of a claim are compared with, by their names."""
     nulls: dict[str, None] = {}
     for test in tests:
@@ -189,7 +195,7 @@ def nulls_of(tests: Sequence[Test]) -> str:
         nulls |= dict.fromkeys(f"`{v.replace(SLOT, name)}`" for v in others for name in test.metric.over or ("",))
         if not test.metric.minus:
             nulls[f"{'exponent' if test.metric.log else test.metric.kind} {test.than:g}"] = None
-    return "; ".join(nulls) or "nothing"
+    return list(nulls) or ["nothing"]
 
 
 def _cell(text: str) -> str:

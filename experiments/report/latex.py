@@ -37,11 +37,10 @@ def write_latex(tables: Path) -> list[Path]:
     """Write ``<name>.tex`` next to each table that a paper prints; they need the package ``booktabs``."""
     written = []
     for name, headings in PRINTED.items():
-        path = tables / f"{name}.tex"
         if not (tables / f"{name}.csv").is_file():
-            path.unlink(missing_ok=True)
             continue
         table = read_csv(tables / f"{name}.csv", [])
+        path = tables / f"{name}.tex"
         text = latex(table[[column for column in headings if column in table]], headings)
         write_atomic(path, lambda file, text=text: file.write(text.encode()))
         written.append(path)

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from experiments.measure.table import save_table
-from experiments.report.study_tables import COUNTS, NOTE_COLUMNS, write_arrays, write_tables
+from experiments.report.study_tables import check_measures, write_arrays, write_tables
 from experiments.report.summary import SEED_DRAWN, tables_folder, tradeoff_tables
 from experiments.report.tables import (
     COMPRESSED,
@@ -96,9 +96,7 @@ def _unpack_runs(record: Path, results: Path, study_folder: Path, seed: int | No
         try:
             unpack(paths[0], folder)
             config, _ = read_done(folder)
-            read_table(folder / "measures.csv")
-            read_csv(folder / "notes.csv", NOTE_COLUMNS)
-            read_about(folder / "measured.json", COUNTS)
+            check_measures(folder)
         except NotGatheredError as error:
             raise DamagedTableError(paths[0], str(error).removeprefix("damaged: ")) from None
         except DamagedTableError as error:

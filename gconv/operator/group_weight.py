@@ -24,10 +24,11 @@ class SizeWithoutFanIn:
     ``torch.nn.init`` reads it to compute the fan-in, and nothing else of it; there it raises.
     """
 
-    def __init__(self, weight: nn.Parameter) -> None:
-        self._weight = ref(weight)
+    def __init__(self, layer: nn.Module, shape: torch.Size) -> None:
+        self._layer = ref(layer)  # not of the weight: torch swaps no tensor that has a weak reference
+        self._shape = shape
 
-    def __call__(self, *dim: int, **named: int) -> torch.Size | int:
+    def __call__(self, dim: int | None = None) -> torch.Size | int:
         """Return what ``Tensor.size`` does.
 
         Raises:
@@ -38,32 +39,35 @@ class SizeWithoutFanIn:
                 f"{HINT}, so it has no fan-in; write layer.initialise(nn.init.kaiming_normal_, …), which fills each "
                 "group by its own"
             )
-        weight = self._weight()
-        assert weight is not None
-        return Tensor.size(weight, *dim, **named)  # type: ignore[call-overload]
-
-
-def refuse_fan_in(weight: nn.Parameter) -> None:
-    """Make initialisers that need a fan-in raise on the weight of unequal groups.
-
-    This sets attributes. A subclass would not do, because optimizers test for the exact class ``nn.Parameter``. They
-    are not saved, so that a saved parameter is one of torch alone.
-    """
-    weight.size = SizeWithoutFanIn(weight)  # type: ignore[method-assign,assignment]
-    weight.__getstate__ = SavedAttributes(weight)  # type: ignore[method-assign]
+        layer = self._layer()
+        weight = None if layer is None else layer._parameters.get("weight")
+        is_own = weight is not None and vars(weight).get("size") is self
+        shape = weight.shape if weight is not None and is_own else self._shape
+        return shape if dim is None else shape[dim]
 
 
 class SavedAttributes:
     """Method ``__getstate__`` of the same weight: its attributes but those of ``refuse_fan_in``."""
 
-    def __init__(self, weight: nn.Parameter) -> None:
-        self._weight = ref(weight)
+    def __init__(self, attributes: dict[str, object]) -> None:
+        self._attributes = attributes
 
     def __call__(self) -> dict[str, object]:
         """Return the attributes by name."""
-        weight = self._weight()
-        assert weight is not None
-        return {name: value for name, value in vars(weight).items() if name not in ("size", "__getstate__")}
+        return {name: value for name, value in self._attributes.items() if name not in ("size", "__getstate__")}
+
+
+def refuse_fan_in(layer: nn.Module) -> None:
+    """Make initialisers that need a fan-in raise on the weight of a layer of unequal groups.
+
+    This sets attributes. A subclass would not do, because optimizers test for the exact class ``nn.Parameter``. They
+    are not saved, so that a saved parameter is one of torch alone.
+    """
+    weight = layer._parameters.get("weight")
+    if weight is None or layer.geometry.is_uniform:  # type: ignore[union-attr]
+        return
+    weight.size = SizeWithoutFanIn(layer, weight.shape)  # type: ignore[method-assign,assignment]
+    weight.__getstate__ = SavedAttributes(vars(weight))  # type: ignore[method-assign]
 
 
 def fill(parameter: Tensor, draw: Callable[[Tensor], None]) -> None:

@@ -70,12 +70,13 @@ def test_an_initialiser_of_filters_is_refused_on_unequal_groups_and_right_by_gro
         assert torch.equal(weight, initialiser(torch.empty(shape)))
 
 
-def converted(layer):
+def converted(layer, conversion):
+    change = getattr(torch.__future__, f"set_{conversion}_module_params_on_conversion")
     try:
-        torch.__future__.set_overwrite_module_params_on_conversion(True)
+        change(True)
         return layer.double()
     finally:
-        torch.__future__.set_overwrite_module_params_on_conversion(False)
+        change(False)
 
 
 @pytest.mark.parametrize(
@@ -83,12 +84,13 @@ def converted(layer):
     [
         lambda: GroupedConv2d(8, 8, 3, groups="5,2,1", device="meta").to_empty(device="cpu"),
         lambda: nn.utils.skip_init(GroupedConv2d, 8, 8, 3, groups="5,2,1"),
-        lambda: converted(GroupedConv2d(8, 8, 3, groups="5,2,1")),
+        lambda: converted(GroupedConv2d(8, 8, 3, groups="5,2,1"), "overwrite"),
+        lambda: converted(GroupedConv2d(8, 8, 3, groups="5,2,1"), "swap"),
         lambda: nn.Sequential(GroupedConv2d(8, 8, 3, groups="5,2,1")).half()[0],
         lambda: copy.deepcopy(GroupedConv2d(8, 8, 3, groups="5,2,1")),
         lambda: pickle.loads(pickle.dumps(GroupedConv2d(8, 8, 3, groups="5,2,1"))),
     ],
-    ids=["to_empty", "skip_init", "overwritten", "half", "deepcopy", "pickle"],
+    ids=["to_empty", "skip_init", "overwritten", "swapped", "half", "deepcopy", "pickle"],
 )
 def test_an_initialiser_of_filters_is_refused_on_a_layer_made_in_another_way(made):
     layer = made()
@@ -102,8 +104,14 @@ def test_a_weight_prints_and_has_sizes_as_any_tensor():
     plain = nn.Parameter(layer.weight.detach().clone())
     assert repr(layer.weight) == repr(plain)
     assert (layer.weight.size(), layer.weight.size(0), layer.weight.size(dim=-1)) == (plain.shape, 30, 3)
-    layer.weight.data = torch.zeros(0)
-    assert layer.weight.size() == layer.weight.shape == (0,)
+    weight = layer.weight
+    weight.data = torch.zeros(0)
+    assert weight.size() == weight.shape == (0,)
+    weight.data = plain.data
+    layer.weight = nn.Parameter(torch.zeros(30, 3, 3))
+    assert weight.size() == plain.shape
+    del layer
+    assert weight.size() == plain.shape
 
 
 def test_saved_parameters_are_those_of_torch_alone():
