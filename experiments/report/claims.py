@@ -13,46 +13,23 @@ from textwrap import wrap
 from typing import Any, get_args
 
 from analysis.claims import RULE, Claim, Finding, StudyAnswer, judge_claims
-from analysis.effects import Metric
-from analysis.verdict import ALPHA, Part, Verdict
+from analysis.verdict import ALPHA, Verdict
 from experiments.errors import UsageError
-from experiments.report.claims_page import EVERY, claimed, nulls_of, planned, read_rates, write_page
+from experiments.report.claims_page import EVERY, planned, read_rates, write_page
 from experiments.report.ledger import CLAIM_KEYS, LEDGER, read_claims
 from experiments.report.ledger_figure import draw_ledger
 from experiments.report.marked_text import replace_block
 from experiments.report.records import RESULTS, find_records, read_record, where_measured
+from experiments.report.verdict_table import claimed, decided_table, interval, part_text, q_text, verdict_text
 from experiments.study.catalogue import HOME, study_names
 
 RATES = RESULTS / "null-studies" / "rates.csv"
 FLAGS = "--json, --explain, --figure, --markdown, --readme, --trials, --runs_root=DIR"
-QUANTITIES = {  # of measures whose name does not say it
-    "test_accuracy": "accuracy",
-    "clean_train_accuracy": "accuracy",
-    "lesion_interaction": "accuracy",
-    "lesion_interaction_any_split": "accuracy",
-    "within_computed": "mean |r|",
-    "between_computed": "mean |r|",
-    "within_input_of_dense": "mean |r|",
-    "between_input_of_dense": "mean |r|",
-    "mean_abs_correlation": "mean |r|",
-    "latent_colour_correlation": "r",
-    "colour_difference": "colour index",
-    "separation_colour_auc": "AUC",
-    "separation_frequency_auc_within_colour": "AUC",
-    "cka_between": "CKA",
-    "on_block_share": "share of energy",
-    "specialisation_smallest_group": "variances of a filter",
-    "specialisation_largest_group": "variances of a filter",
-    "macs": "MACs",
-    "latency": "time",
-    "memory_per_device": "memory",
-    "sent_into_grouped": "share of bytes",
-}
 README, BLOCK = HOME / "README.md", "verdicts"  # the block of the README that ``--readme`` writes
+CLAIMS_PAGE = HOME / "docs" / "claims.md"  # what ``--markdown`` prints
 WIDTH = 120
 CLAIM, RIGHT = 40, 62  # widths of the columns of the ledger: the claim, and the finding
 VERDICT = 13
-OPEN: tuple[Verdict, ...] = ("inconclusive", "not run")
 HEAD = f"{'effect [95% interval]':<26}{'q':>6}{'n':>4}{'needs':>6}  study"
 
 
@@ -75,7 +52,7 @@ def print_claims(flags: Sequence[str]) -> None:
             raise UsageError(f"claims: unknown flag {flag}; there are: {FLAGS}")
     claims = read_claims(LEDGER)
     if "--markdown" in given:
-        print(write_page(claims, read_rates(RATES)))
+        print(recorded_page())
         return
     if "--readme" in given:
         if not replace_block(README, BLOCK, recorded_verdicts()):
@@ -109,25 +86,27 @@ def study_verdicts(study: str, runs: Path) -> str:
 
 
 def recorded_verdicts() -> str:
-    """Return the verdicts of the record alone as a Markdown table: the decided claims, and which are open."""
+    """Return the verdicts of the record alone for the README: the decided claims, and which are open."""
+    claims, findings, studies = _judge_record()
+    return f"{decided_table(claims, findings)} {where_measured(studies)}"
+
+
+def recorded_page() -> str:
+    """Return the ledger as a page in Markdown, with the verdicts of the record alone.
+
+    Raises:
+        UsageError: the ledger or the simulated rates cannot be read.
+    """
+    claims, findings, _ = _judge_record()
+    return write_page(claims, findings, read_rates(RATES))
+
+
+def _judge_record() -> tuple[list[Claim], list[Finding], list[str]]:
+    """Return the claims, what the record says of them, and the names of their studies."""
     claims = read_claims(LEDGER)
-    studies = dict.fromkeys(study for claim in claims for study in claim.studies)
+    studies = list(dict.fromkeys(study for claim in claims for study in claim.studies))
     records = [read_record(study, "results", RESULTS / study) for study in studies]
-    findings = judge_claims(claims, [record for record in records if record is not None])
-    lines = ["| | claim | verdict | effect | in | against | n |", "|---|---|---|---|---|---|---|"]
-    for claim, finding in zip(claims, findings, strict=True):
-        if finding.part is not None and finding.verdict not in OPEN:
-            n = "" if finding.n is None else finding.n
-            measured_in = quantity(finding.part.test.metric).replace("|", r"\|")  # | ends a cell
-            null, *others = nulls_of([finding.part.test])
-            against = f"{null}; …" if others else null
-            effect = f"{interval(finding.part)}|{measured_in}|{against}"
-            lines.append(f"|{claim.number}|{claim.short}|{finding.verdict}|{effect}|{n}|")
-    still_open = []
-    for verdict in OPEN:
-        numbers = [str(c.number) for c, f in zip(claims, findings, strict=True) if f.verdict == verdict]
-        still_open += [f"{verdict.capitalize()}: {', '.join(numbers)}."] if numbers else []
-    return "\n".join([*lines, "", " ".join([*still_open, where_measured(studies)])])
+    return claims, judge_claims(claims, [record for record in records if record is not None]), studies
 
 
 def ledger_text(claims: Sequence[Claim], findings: Sequence[Finding]) -> str:
@@ -195,7 +174,7 @@ def _found(claim: Claim, finding: Finding, places: _StudyLetters) -> list[str]:
     numbers = "".join(
         f"{'' if value is None else value:>{width}}" for value, width in ((finding.n, 4), (finding.seeds, 6))
     )
-    first = f"{interval(finding.part):<26}{_q(finding.q):>6}{numbers}"
+    first = f"{interval(finding.part):<26}{q_text(finding.q):>6}{numbers}"
     study = f"{decides.record.study} {places.letter(decides)}"
     fits = len(first) + 2 + len(study) <= RIGHT
     lines = [f"{first}  {study}"] if fits else [first, *wrap(study, RIGHT)]
@@ -204,38 +183,9 @@ def _found(claim: Claim, finding: Finding, places: _StudyLetters) -> list[str]:
         if other is not decides and len(other.parts) >= finding.number:
             part = other.parts[finding.number - 1]
             lines += wrap(
-                f"{other.record.study} {places.letter(other)}: {_part_text(part)}", RIGHT, subsequent_indent="  "
+                f"{other.record.study} {places.letter(other)}: {part_text(part)}", RIGHT, subsequent_indent="  "
             )
     return lines
-
-
-def _part_text(part: Part) -> str:
-    """Return the finding of another study on a part, in words; with a verdict only if the part has no p."""
-    verdict = part.decided or ""
-    n = "" if part.n is None else f"n {part.n}"
-    return ", ".join(filter(None, (interval(part), n, verdict if part.n is None else "")))
-
-
-def _q(q: float | None) -> str:
-    return "" if q is None else f"{q:.3f}" if q >= 5e-4 else "<.001"
-
-
-def interval(part: Part) -> str:
-    """Return an effect and its interval as text."""
-    tiny = part.effect and abs(part.effect) < 1e-4
-    value = f"{part.effect:+.5f}" if tiny else f"{part.effect:+.3g}"
-    if part.low is None or part.high is None or part.low == part.high:
-        return value
-    return f"{value} [{part.low:+.2g}, {part.high:+.2g}]"
-
-
-def quantity(metric: Metric) -> str:
-    """Return what an effect is measured in, in plain words: ``accuracy``, ``exponent of MACs``, ``share of seeds``."""
-    measure = metric.of[0].measure
-    name = QUANTITIES.get(measure, measure.replace("_", " "))
-    if metric.kind == "slope":
-        return f"exponent of {name}" if metric.log else f"{name} per step"
-    return {"share": "share of seeds", "ratio": f"ratio of {name}"}.get(metric.kind, name)
 
 
 def _explanation(claim: Claim, finding: Finding) -> str:
@@ -251,9 +201,8 @@ def _explanation(claim: Claim, finding: Finding) -> str:
         for answer in (*finding.answers, *finding.others):
             part = next((part for part in answer.parts if part.test == test), None)
             if part is not None:
-                lines.append(f"found      {answer.record.place}/{answer.record.study}: {_part_text(part)}")
-    q = f", q {_q(finding.q)}" if finding.q is not None else ""
-    lines.append(f"verdict    {finding.verdict}{q}{f' ({finding.note})' if finding.note else ''}")
+                lines.append(f"found      {answer.record.place}/{answer.record.study}: {part_text(part)}")
+    lines.append(f"verdict    {verdict_text(finding)}")
     return "\n".join(piece for line in lines for piece in wrap(line, WIDTH, subsequent_indent=" " * 11))
 
 

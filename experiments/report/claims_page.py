@@ -12,10 +12,10 @@ from textwrap import fill
 import numpy as np
 import pandas as pd
 
-from analysis.claims import RULE, Claim
-from analysis.effects import SLOT
+from analysis.claims import RULE, Claim, Finding
 from analysis.verdict import ALPHA, MOST_SEEDS, POWER, Test, seeds_to_find
 from experiments.errors import UsageError
+from experiments.report.verdict_table import cell, claimed, nulls_of, part_text, verdict_text, whole_table
 
 EVERY = " (every study counts)"
 MEANINGS = {
@@ -47,11 +47,12 @@ def read_rates(path: Path) -> pd.DataFrame:
     return rates
 
 
-def write_page(claims: Sequence[Claim], rates: pd.DataFrame) -> str:
-    """Return the page in Markdown, without any result of a study.
+def write_page(claims: Sequence[Claim], findings: Sequence[Finding], rates: pd.DataFrame) -> str:
+    """Return the page in Markdown.
 
     Args:
         claims: claims of the ledger.
+        findings: the verdict on each claim.
         rates: rates of wrong verdicts and of power; see ``read_rates``.
     """
     of_claims = [(claim, _of_claim(claim, rates)) for claim in claims]
@@ -60,10 +61,23 @@ def write_page(claims: Sequence[Claim], rates: pd.DataFrame) -> str:
     head = f"""\
 # The ledger of claims
 
-Written by `make claims ARGS=--markdown > docs/claims.md` from `configs/claims.yaml` and the simulated rates in
-`results/null-studies/rates.csv`; do not edit it. `make claims` prints the verdicts.
+Written by `make claims ARGS=--markdown > docs/claims.md` from `configs/claims.yaml`, the studies in `results/` and the
+simulated rates in `results/null-studies/rates.csv`; do not edit it. `make claims` counts your own runs, too.
 
-## All claims
+## Verdicts
+
+All studies are small: images of 16 to 80 pixels, 2 to 15 epochs, one processor. A verdict holds at this scale and does
+not refute a published result. Of a claim with several parts, the row shows the part that decides.
+
+- **effect**: with its 95% interval, measured **in** this unit.
+- **claimed**: the direction, and the smallest effect of interest. Both were fixed before any verdict was computed.
+- **against**: the null that the effect is compared with; **n**: seeds.
+- **q**: false discovery rate over all claims tested; a verdict needs {ALPHA:g} or less.
+- **needs**: seeds that decide an open claim with a power of {POWER:.0%}, if the smallest effect of interest exists.
+
+{whole_table(claims, findings)}
+
+## Seeds, errors and power
 
 - **seeds**: number of seeds with which the smallest effect of interest is found with a power of {POWER:.0%}. It is that
   of the part that varies most, by the spread of a pilot, before the correction for other claims. In brackets: the least
@@ -89,24 +103,14 @@ Written by `make claims ARGS=--markdown > docs/claims.md` from `configs/claims.y
             _seeds(claim, of_claim),
             _wrong(of_claim),
         )
-        lines.append(f"| {claim.number} | " + " | ".join(_cell(cell) for cell in (*cells, _power(of_claim))) + " |")
+        lines.append(f"| {claim.number} | " + " | ".join(cell(text) for text in (*cells, _power(of_claim))) + " |")
     lines += ["", "Simulated networks without effects:", ""]
     lines += [f"- *{kind}*: {meaning}" for kind, meaning in MEANINGS.items()]
     lines += ["", "Simulated networks with effects:", "", f"- *{PLANTED}*: {MEANING_OF_PLANTED}"]
     lines += ["", "## Limits", "", *_limits(of_claims, runs, studies, seeds), "", "## Each claim", ""]
-    for claim, of_claim in of_claims:
-        lines += [*_details(claim, of_claim), ""]
+    for (claim, of_claim), finding in zip(of_claims, findings, strict=True):
+        lines += [*_details(claim, of_claim, finding), ""]
     return "\n".join([*lines, "## The rule", "", "```text", RULE.rstrip(), "```"])
-
-
-def claimed(test: Test) -> str:
-    """Return the direction of a part and its smallest effect of interest, in words."""
-    if test.direction == "within":
-        return f"within {test.than:g} ± {test.matters:g}"
-    if test.direction == "no_greater":
-        return f"smaller than {test.than + test.matters:g}; there is something if it is above {test.than:g}"
-    away = test.matters if test.direction == "greater" else -test.matters
-    return f"{test.direction} than {test.than:g}; smallest of interest {test.than + away:.4g}"
 
 
 def planned(claim: Claim) -> str:
@@ -185,23 +189,6 @@ def _measures(claim: Claim) -> str:
     return ", ".join(f"`{name}`" for name in dict.fromkeys(term.measure for term in terms)) + parts
 
 
-def nulls_of(tests: Sequence[Test]) -> list[str]:
-    """Return the nulls and the variants that some parts of a claim are compared with, by their names."""
-    nulls: dict[str, None] = {}
-    for test in tests:
-        terms = (*test.metric.of, *test.metric.minus)
-        nulls |= dict.fromkeys(term.against for term in terms if term.against)
-        others = [v for term in terms for v in term.variants if v not in test.metric.of[0].variants]
-        nulls |= dict.fromkeys(f"`{v.replace(SLOT, name)}`" for v in others for name in test.metric.over or ("",))
-        if not test.metric.minus:
-            nulls[f"{'exponent' if test.metric.log else test.metric.kind} {test.than:g}"] = None
-    return list(nulls) or ["nothing"]
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
 def _limits(of_claims: Sequence[tuple[Claim, pd.DataFrame]], runs: int, studies: int, seeds: int) -> list[str]:
     """Return sentences on the meaning of the rates for a study with this number of seeds."""
     most = {
@@ -232,8 +219,8 @@ def _limits(of_claims: Sequence[tuple[Claim, pd.DataFrame]], runs: int, studies:
     return [fill(f"- {text}", 118, subsequent_indent="  ", break_on_hyphens=False) for text in limits]
 
 
-def _details(claim: Claim, of_claim: pd.DataFrame) -> list[str]:
-    lines = [f"### {claim.number}. {claim.claim}", ""]
+def _details(claim: Claim, of_claim: pd.DataFrame, finding: Finding) -> list[str]:
+    lines = [f"### {claim.number}. {claim.claim}", "", f"- verdict: {verdict_text(finding)}"]
     lines += [f"- source: {claim.source}", f"- against: {claim.against}", f"- contradicted by: {claim.contradicts}"]
     lines += [f"- published: {claim.published or 'nothing'}"]
     lines += [f"- studies: {', '.join(claim.studies)}{EVERY if claim.decides == 'every' else ''}"]
@@ -248,4 +235,6 @@ def _details(claim: Claim, of_claim: pd.DataFrame) -> list[str]:
         why = f"; holds by construction: {test.construction}" if test.construction else ""
         part = f"part {number}: " if len(claim.tests) > 1 else ""
         lines.append(f"- {part}`{test.metric}`: {claimed(test)}{why}")
+        for answer in (*finding.answers, *finding.others):
+            lines += [f"  - {answer.record.study}: {part_text(p)}" for p in answer.parts if p.test == test]
     return lines

@@ -17,7 +17,7 @@ from analysis.evidence import Record
 from analysis.figures.registry import FIGURES
 from analysis.intervals import measure_bounds, seed_estimate
 from analysis.tradeoff import tradeoff_table
-from experiments.report.claims import command, interval
+from experiments.report.claims import command
 from experiments.report.claims_page import claimed
 from experiments.report.data_names import data_names
 from experiments.report.ledger import LEDGER, read_claims
@@ -26,6 +26,7 @@ from experiments.report.pictures import embedded, figure_name
 from experiments.report.records import RESULTS, find_records, read_record
 from experiments.report.summary import spread, tables_folder, time_of_image
 from experiments.report.tables import long_table, read_about, read_csv, read_table
+from experiments.report.verdict_table import interval
 from experiments.store.runs import write_atomic
 from experiments.study.catalogue import study_names
 

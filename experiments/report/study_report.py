@@ -15,9 +15,9 @@ from analysis.intervals import measure_bounds, seed_estimate
 from analysis.tradeoff import disturbed, tradeoff_table
 from analysis.verdict import FEWEST_SEEDS
 from experiments.data.datasets import Dataset
-from experiments.report.claims import interval
 from experiments.report.ledger import LEDGER, read_claims
 from experiments.report.summary import NULLS, spread
+from experiments.report.verdict_table import interval
 from experiments.study.invocation import typed
 from experiments.terminal import duration
 

@@ -12,13 +12,15 @@ import pytest
 import yaml
 from scipy import stats
 
+from analysis.claims import judge_claims
 from analysis.effects import Metric, Term
 from experiments.errors import UsageError
 from experiments.report import claims as command
-from experiments.report.claims import print_claims, quantity
+from experiments.report.claims import print_claims
 from experiments.report.claims_page import read_rates, write_page
 from experiments.report.ledger import LEDGER, read_claims
 from experiments.report.tables import read_table
+from experiments.report.verdict_table import quantity
 from experiments.study.catalogue import CONFIGS, study_file, study_names
 
 CLAIMS = read_claims(LEDGER)
@@ -163,6 +165,30 @@ def test_the_page_of_claims_is_the_one_that_the_command_writes(capsys):
     assert capsys.readouterr().out == written, "make claims ARGS=--markdown > docs/claims.md"
 
 
+def test_the_page_shows_every_claim_with_its_verdict_and_what_decides(tmp_path, capsys, monkeypatch):
+    """Root-8 loses .05 ± .001 of accuracy where .005 matters, and has a third of the parameters: contradicted."""
+    planted_nin(tmp_path / "runs", 0.05)
+    (tmp_path / "runs" / "nin-roots" / "tables").rename(tmp_path / "nin-roots")
+    monkeypatch.setattr(command, "RESULTS", tmp_path)
+    print_claims(["--markdown"])
+    page = capsys.readouterr().out
+    rows = [line.split("|")[1:-1] for line in page.splitlines() if re.match(r"\|\d", line)]
+    assert [int(row[0]) for row in rows] == list(range(1, len(CLAIMS) + 1))
+    _, _, verdict, effect, unit, claimed, null, n, _, needs, study = rows[13]
+    assert (verdict, unit, claimed, null, n, needs) == (
+        "contradicted",
+        "accuracy",
+        "within 0 ± 0.005",
+        "`orig`",
+        "8",
+        "",
+    )
+    assert float(effect.split()[0]) == pytest.approx(-0.05, abs=0.001)
+    assert study == "nin-roots"
+    assert {row[2] for row in (rows[0], *rows[16:])} == {"not run"}
+    assert page.count("\n- verdict: ") == len(CLAIMS)
+
+
 RATES = """\
 kind,claim,part,runs,studies,seeds,effect,sd,matters,part_alone,alone,ledger,power
 smooth,2,1,50,400,8,0.01,0.04,0.02,0.1,0.03,0,0.21
@@ -184,7 +210,8 @@ def t_test_power(effect, n):
 def page_of(tmp_path, numbers):
     path = tmp_path / "rates.csv"
     path.write_text(RATES)
-    page = write_page([claim for claim in CLAIMS if claim.number in numbers], read_rates(path))
+    claims = [claim for claim in CLAIMS if claim.number in numbers]
+    page = write_page(claims, judge_claims(claims, []), read_rates(path))
     rows = [[cell.strip() for cell in line.split(" | ")] for line in page.splitlines() if re.match(r"\| \d", line)]
     return page, {int(row[0].strip("| ")): [cell.strip("| ") for cell in row[4:]] for row in rows}
 
