@@ -31,6 +31,7 @@ COMMANDS = {
     "measure": "experiments.commands.measure",
     "claims": "experiments.commands.claims",
 }
+RESUMED = ("run", "sweep")  # commands that save what they have done
 SUITE = (  # modules of the extra ``suite`` that no command goes without
     "PIL",
     "jinja2",
@@ -79,7 +80,9 @@ def entry() -> int:
         return 2
     except KeyboardInterrupt:
         if "TORCHELASTIC_RUN_ID" not in os.environ:  # their launcher reports it once
-            print("\ninterrupted: what was trained is saved; the same command goes on from there", file=sys.stderr)
+            saves = len(sys.argv) > 1 and sys.argv[1] in RESUMED
+            rest = ": what was trained is saved; the same command goes on from there" if saves else ""
+            print(f"\ninterrupted{rest}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

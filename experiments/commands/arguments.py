@@ -25,19 +25,24 @@ def name_and_flags(arguments: list[str], usage: str) -> tuple[str, list[str]]:
     return arguments[0], arguments[1:]
 
 
-def study_folder(arguments: list[str], command: str) -> Path:
-    """Return the folder of the study that the arguments of a command name.
+def study_folder(arguments: list[str], command: str, others: str = "") -> Path:
+    """Return the folder of the study that the arguments of a command name; see ``runs_root``.
 
     Raises:
         UsageError: no such study, or an unknown flag.
     """
     name, flags = name_and_flags(arguments, f"{command} NAME")
     study_file(name)
-    return runs_root(flags, command) / name
+    return runs_root(flags, command, others) / name
 
 
-def runs_root(flags: list[str], command: str) -> Path:
+def runs_root(flags: list[str], command: str, others: str = "") -> Path:
     """Return the folder of the run store from ``--runs_root``; ``runs`` by default.
+
+    Args:
+        flags: flags of the command that nothing else has taken.
+        command: its name.
+        others: further flags of the command, for the message.
 
     Raises:
         UsageError: another flag.
@@ -46,6 +51,7 @@ def runs_root(flags: list[str], command: str) -> Path:
     for flag in flags:
         key, _, value = flag.partition("=")
         if key != "--runs_root" or not value:
-            raise UsageError(f"{command}: unknown flag {flag}; there is: --runs_root=DIR")
+            known = f"there are: --runs_root=DIR, {others}" if others else "there is: --runs_root=DIR"
+            raise UsageError(f"{command}: unknown flag {flag}; {known}")
         root = value
     return Path(root).expanduser()

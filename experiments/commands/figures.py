@@ -16,7 +16,7 @@ from experiments.commands.arguments import name_and_flags, runs_root, study_fold
 from experiments.commands.help import CONNECTIONS
 from experiments.commands.kinds import kind_of
 from experiments.errors import UsageError
-from experiments.report.figure_flags import apply_figure_flags
+from experiments.report.figure_flags import FLAGS, apply_figure_flags
 from experiments.report.tables import long_table
 from experiments.study.catalogue import HOME, study_names, sweep_names
 from experiments.training.run_context import usable_cores
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
         name, flags = name_and_flags(arguments, "figures NAME")
         print(*_draw(name, apply_figure_flags(flags)), sep="\n")
         return 0
-    root = runs_root(apply_figure_flags(arguments), "figures")
+    root = runs_root(apply_figure_flags(arguments), "figures", FLAGS)
     for files in _draw_record([name for name in study_names() if _is_recorded(name)], root):
         print(*files, sep="\n", flush=True)
     return 0
@@ -53,12 +53,12 @@ def _draw(name: str, flags: list[str]) -> list[Path]:
         from experiments.report.summary import draw_measured_folder
 
         if flags:
-            raise UsageError(f"figures {name}: unknown flag {flags[0]}; there are: --format, --width, --bare")
+            raise UsageError(f"figures {name}: unknown flag {flags[0]}; there are: {FLAGS}")
         return draw_measured_folder(Path(name))
     if name in study_names():
         from experiments.report.latex import write_latex
 
-        folder = study_folder([name, *flags], "figures")
+        folder = study_folder([name, *flags], "figures", FLAGS)
         if not long_table(folder / "tables").is_file() and _is_recorded(name):
             print(f"{folder} has no tables: drawn from the record, {HOME / 'results' / name}", file=sys.stderr)
             return next(_draw_record([name], folder.parent))
@@ -66,7 +66,7 @@ def _draw(name: str, flags: list[str]) -> list[Path]:
     if name in sweep_names():
         from experiments.sweep.report import draw_figures
 
-        return draw_figures(runs_root(flags, "figures") / "sweeps" / name)
+        return draw_figures(runs_root(flags, "figures", FLAGS) / "sweeps" / name)
     known = [*study_names(), *sweep_names(), CONNECTIONS]
     near = get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]}? There are: " if near else "; there are: "

@@ -33,6 +33,9 @@ def print_status(arguments: list[str]) -> None:
     """
     as_json = "--json" in arguments
     rest = [a for a in arguments if a != "--json"]
+    for flag in rest:
+        if flag.startswith("--runs_root=") and Path(flag.partition("=")[2]).expanduser().is_file():
+            raise UsageError(f"status: {flag}: a file, not a folder of runs")
     if rest and not rest[0].startswith("-"):
         statuses = [status_of(rest[0], rest[1:])]
     else:

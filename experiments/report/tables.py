@@ -132,8 +132,10 @@ def read_about(path: Path, keys: Sequence[str]) -> dict[str, Any]:
         raise DamagedTableError(path, "it is gone") from None
     except ValueError as error:  # not UTF-8 is one too
         raise DamagedTableError(path, f"no JSON: {error}") from None
-    if not isinstance(about, dict) or not set(keys) <= about.keys():
-        raise DamagedTableError(path, f"it has not the keys {', '.join(keys)}")
+    if not isinstance(about, dict):
+        raise DamagedTableError(path, f"it is a {type(about).__name__}, not a mapping")
+    if missing := [key for key in keys if key not in about]:
+        raise DamagedTableError(path, f"it has not the keys {', '.join(missing)}")
     return about
 
 

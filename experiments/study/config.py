@@ -133,6 +133,8 @@ def resolve(name: str, content: dict[str, Any], place: str, flags: list[str]) ->
     base |= profiles.get(profile, {})
     only = given.pop("only", None)
     touched = {key for overrides in variants.values() for key in overrides} & given.keys()
+    if only == "":
+        raise UsageError(f"--only=: names no variant; there are: {', '.join(variants)}")
     if only and touched:
         raise UsageError(f"--only={only} cannot be combined with --{min(touched)}, which replaces the variants")
     if touched:

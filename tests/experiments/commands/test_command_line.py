@@ -66,7 +66,10 @@ def test_without_a_command_it_shows_its_usage(capsys, monkeypatch):
         (["cost", "small", "--regroup=4", "--input_size=1"], ["cannot take an input of 3 × 1 × 1"]),
         (["status", "quikstart"], ["did you mean quickstart"]),
         (["status", "quickstart", "--recipe.lrr=1"], ["recipe.lrr", "recipe.lr"]),
-        (["figures", "quickstart", "--to=x"], ["--to=x", "--runs_root"]),
+        (["status", "--runs_root=README.md"], ["status: --runs_root=README.md: a file, not a folder"]),
+        (["figures", "quickstart", "--to=x"], ["--to=x", "--runs_root", "--format=A,B, --width=W, --bare"]),
+        (["figures", "--to=x"], ["--to=x", "--runs_root", "--format=A,B, --width=W, --bare"]),
+        (["run", "quickstart", "--only="], ["--only=: names no variant", "groups-2"]),
         (["run", "quickstart", "--recipe.batch_size=0"], ["command line: recipe.batch_size=0: must be at least 1"]),
         (["run", "quickstart", "--recipe.lr=-1"], ["command line: recipe.lr=-1"]),
         (["run", "quickstart", "--recipe.epochs=0"], ["command line: recipe.epochs=0"]),
@@ -217,6 +220,19 @@ def test_an_interrupted_study_ends_cleanly_and_goes_on(tmp_path, notice):
     assert (folder / "metrics.jsonl").is_file()
     assert not (folder / "result.json").exists()
     assert not [p for p in folder.iterdir() if p.name.startswith(".")], "nothing half-written"
+
+
+@pytest.mark.parametrize(("command", "saves"), [("run", True), ("sweep", True), ("verify", False), ("claims", False)])
+def test_only_commands_that_save_say_so_when_interrupted(capsys, monkeypatch, command, saves):
+    def interrupt(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command_line, "main", interrupt)
+    code, _, err = run(capsys, monkeypatch, command, "quickstart")
+    assert code == 130
+    assert (
+        err == f"\ninterrupted{': what was trained is saved; the same command goes on from there' if saves else ''}\n"
+    )
 
 
 @pytest.mark.parametrize("place", ["file", "/proc/nothing"])

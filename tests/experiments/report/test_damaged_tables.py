@@ -91,6 +91,18 @@ def test_a_damaged_table_of_a_sweep_is_one_line_that_names_the_sweep(tmp_path, n
     assert str(error.value).endswith("make sweep NAME=rates")
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("[]", "it is a list, not a mapping"), ('{"a": 1}', "it has not the keys b, c"), ("{", "no JSON"), (None, "gone")],
+)
+def test_damaged_notes_on_tables_say_what_they_lack(tmp_path, content, words):
+    path = tmp_path / "study.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UsageError, match=words):
+        tables.read_about(path, ["a", "b", "c"])
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"\x93NUMPY", b"text", None])
 def test_damaged_arrays_are_one_line(tmp_path, content):
     np.savez(tmp_path / "arrays.npz", a=np.arange(3), b=np.ones(2))
