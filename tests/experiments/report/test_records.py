@@ -169,8 +169,8 @@ def test_runs_of_one_family_differ_in_groups_and_widths_alone():
     cut = {f"{kind}-{groups}" for groups in (3, 4, 5) for kind in ("uniform", "log")}
     widened = {f"uniform-{groups}-as-log-{groups}" for groups in (3, 4, 5)}
     assert families == {
-        frozenset(cut | widened),
-        frozenset({"uniform-4-no-shortcut", "log-4-no-shortcut"}),
+        frozenset({"dense", "groups-2"} | cut | widened),
+        frozenset({"dense-no-shortcut", "uniform-4-no-shortcut", "log-4-no-shortcut"}),
         frozenset({"log-4-grey"}),
     }
     for study in ("resnext-cardinality", "nin-roots", "widen"):  # other keys set their groups and widths
