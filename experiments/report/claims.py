@@ -88,7 +88,9 @@ def study_verdicts(study: str, runs: Path) -> str:
 def recorded_verdicts() -> str:
     """Return the verdicts of the record alone for the README: the decided claims, and which are open."""
     claims, findings, studies = _judge_record()
-    return f"{decided_table(claims, findings)} {where_measured(studies)}"
+    devices, images = map(", ".join, where_measured(studies))
+    table = decided_table(claims, findings)
+    return f"{table} Measured on {devices}. [Images](results/datasets.yaml): {images}."
 
 
 def recorded_page() -> str:

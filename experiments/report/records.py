@@ -138,13 +138,13 @@ def _hardware(runs: pd.DataFrame) -> str:
     return f"{'; '.join(where)}; dataset {', '.join(data_names(runs))}; commit {', '.join(commits)}"
 
 
-def where_measured(studies: Iterable[str], results: Path = RESULTS) -> str:
-    """Return the hardware, without the number of threads, and the images of recorded studies, in one line."""
+def where_measured(studies: Iterable[str], results: Path = RESULTS) -> tuple[list[str], list[str]]:
+    """Return the hardware, without the number of threads, and the images of recorded studies."""
     tables = [runs for study in studies if len(runs := _runs(results / study))]
     devices = dict.fromkeys(re.sub(r", \d+ threads$", "", d) for runs in tables for d in runs["device"].dropna())
     of_images = [runs[runs["data_hash"].notna()] for runs in tables if "data_hash" in runs]
     images = dict.fromkeys(name for runs in of_images for name in data_names(runs))
-    return f"Measured on {', '.join(devices)}. [Images](results/datasets.yaml): {', '.join(images)}."
+    return list(devices), list(images)
 
 
 def _runs(folder: Path) -> pd.DataFrame:

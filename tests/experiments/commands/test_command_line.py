@@ -230,9 +230,8 @@ def test_only_commands_that_save_say_so_when_interrupted(capsys, monkeypatch, co
     monkeypatch.setattr(command_line, "main", interrupt)
     code, _, err = run(capsys, monkeypatch, command, "quickstart")
     assert code == 130
-    assert (
-        err == f"\ninterrupted{': what was trained is saved; the same command goes on from there' if saves else ''}\n"
-    )
+    saved = ": what was trained is saved; the same command goes on from there" if saves else ""
+    assert err == f"\ninterrupted{saved}\n"
 
 
 @pytest.mark.parametrize("place", ["file", "/proc/nothing"])
