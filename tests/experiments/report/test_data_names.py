@@ -35,13 +35,12 @@ def test_every_recorded_study_names_its_images(path):
     assert "folder:PATH" not in data_names(pd.read_csv(path, dtype=str))
 
 
-def test_the_place_of_the_record_is_one_line(tmp_path):
+def test_the_record_names_each_device_once_and_images_by_their_content(tmp_path):
     for study, device, data in (("a", "Abacus, 1 threads", "1"), ("b", "Abacus, 2 threads", "15b015f7c7d7605b")):
         (tmp_path / study).mkdir()
         table = pd.DataFrame({"variant": ["v"], "device": [device], "dataset": ["folder:PATH"], "data_hash": [data]})
         table.to_csv(tmp_path / study / "runs.csv", index=False)
-    text = where_measured(["a", "b", "none"], tmp_path)
-    assert text == "Measured on Abacus. [Images](results/datasets.yaml): folder:PATH, imagenette."
+    assert where_measured(["a", "b", "none"], tmp_path) == (["Abacus"], ["folder:PATH", "imagenette"])
 
 
 @pytest.mark.parametrize(
