@@ -45,6 +45,13 @@ it lies outside.
 A claim that there is no gain ("no_greater") is supported if the effect is smaller than the margin, and contradicted \
 if it is greater than "no effect".
 
+Effects
+The terms of an effect are joined by seed. With "each layer" they are joined by the name of the layer, too, and the \
+effect of a seed is the mean over the layers. A term of several variants, a|b|c, is their mean. "At equal macs": \
+accuracy is interpolated, linearly in the logarithm of the cost, between the variants of each family; the effect is \
+the mean difference over the costs that both families span. A slope is that of the least-squares line; an exponent is \
+the slope of the logarithms.
+
 Tests
 With up to {EXACT_SEEDS} seeds the test tries all sign flips of the values. It needs no normal distribution. It is \
 exact where a value is as likely to lie above the centre as the same distance below it, as the difference of two \
@@ -52,17 +59,20 @@ like networks is. (With 8 seeds, strongly skewed effects err in up to 12% instea
 too.) The interval (95%) holds all values that the test does not reject. With more seeds, Student's t gives both. A \
 share of seeds has the exact binomial test and interval.
 A claim of several parts is supported if every part is: the largest p counts. It is contradicted if one part is: the \
-smallest p counts, times the number of parts, because more parts would otherwise mean more false contradictions.
+smallest p counts, times the number of all parts, because more parts would otherwise mean more false contradictions.
 
 From p to verdict
-p is doubled, because data may speak for or against a claim. It is {ALPHA:g} if the 95% interval ends at "no effect".
+Each claim has two one-sided p: for it, and against it. The p for a claim is 1 if its effect is shown to be too small.
 Among many claims some are supported by chance. Therefore q decides: the false discovery rate of Benjamini and \
-Hochberg over all claims tested, never below p. A claim is supported if its q for the claim is at most {ALPHA:g}, \
-and contradicted if its q against the claim is. So at most {ALPHA:.0%} of the claims called supported are expected \
-to be false, and {ALPHA:.0%} of those called contradicted, where claims are independent or depend on each other \
-positively, as those of one study do. (Holm's correction would leave 8 seeds without any verdict: their smallest p \
-is {smallest_p(8):.4f}, and Holm multiplies it by the number of claims.)
+Hochberg. It is computed from the one-sided p: once from those for all claims tested, and once from those against \
+all claims. A q is never below twice its p, so that no verdict says more than the 95% interval. A claim is supported \
+if its q for the claim is at most {ALPHA:g}, and contradicted if its q against the claim is. So at most {ALPHA:.0%} \
+of the claims called supported are expected to be false, and {ALPHA:.0%} of those called contradicted, where the \
+tests are exact and claims are independent or depend on each other positively, as those of one study do. (Holm's \
+correction would leave 8 seeds without any verdict: their smallest p is {smallest_p(8):.4f}, and Holm multiplies it \
+by the number of claims.)
 The table prints the q of the verdict; if the verdict is inconclusive, the q for the claim.
+A p in a note is the doubled one.
 "needs" is printed if the verdict is inconclusive: the number of seeds that find the smallest effect of interest with \
 a probability of {POWER:.0%}. It assumes the spread seen so far (or that of a pilot) and the other claims as they are.
 
@@ -87,8 +97,8 @@ Runs of one study in different precision are no evidence. Of runs/ and results/ 
 
 Counts and times
 Counts (parameters, MACs) do not vary: the value itself is the interval. The interval of a timing is the quartiles \
-of its repeats, which cover the median with about 95% for 15 repeats. It holds for the machine named. Neither has a \
-p or a q.
+of its repeats, which cover the median with about 95% for 15 repeats. It holds for the machine named. An effect of \
+several timings, such as an exponent, has the widest bounds that their quartiles allow. Neither has a p or a q.
 """
 RULE = "\n".join(line if line[:1].islower() else fill(line, 118) for line in _TEXT.splitlines())
 

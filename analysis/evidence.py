@@ -67,7 +67,7 @@ def sort_evidence(table: pd.DataFrame, runs: pd.DataFrame, missing: pd.DataFrame
         The runs that are no evidence for any claim; the runs that are no evidence for claims about filters; and why the
         whole record is no evidence, an empty text if it is.
     """
-    lost, unlearned = {}, {}
+    lost = {}
     for _, row in missing.iterrows():
         if row["status"] == "diverged":
             lost[row["variant"], int(row["seed"])] = "diverged"
@@ -78,12 +78,23 @@ def sort_evidence(table: pd.DataFrame, runs: pd.DataFrame, missing: pd.DataFrame
         least, _ = proportion_interval(round(accuracy * of_images), of_images)
         if least <= 1 / of_all:
             lost[variant, int(seed)] = f"at chance (accuracy {accuracy:.3f}, {of_all} classes)"
-    learned = table[(table["measure"] == "learned_filters") & (table["null"].fillna("") == "")]
-    for _, row in learned[learned["value"] < FEW_LEARNED].iterrows():
-        unlearned[row["variant"], int(row["seed"])] = f"learned {row['value']:.0%} of its first filters"
     precisions = dict.fromkeys(runs["precision"].dropna()) if "precision" in runs else {}
     refused = f"runs of mixed precision ({', '.join(precisions)})" if len(precisions) > 1 else ""
-    return lost, unlearned, refused
+    return lost, unlearned_runs(table), refused
+
+
+def unlearned_runs(table: pd.DataFrame) -> Lost:
+    """Return the runs that are no evidence for claims about filters: most of their first filters are noise still.
+
+    Args:
+        table: the long table.
+    """
+    learned = table[(table["measure"] == "learned_filters") & (table["null"].fillna("") == "")]
+    few = learned[learned["value"] < FEW_LEARNED]
+    return {
+        (row["variant"], int(row["seed"])): f"learned {row['value']:.0%} of its first filters"
+        for _, row in few.iterrows()
+    }
 
 
 def _recorded(runs: pd.DataFrame, column: str) -> dict[str, int]:

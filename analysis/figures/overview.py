@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from analysis.evidence import FEW_LEARNED, unlearned_runs
 from analysis.figures import page
 from analysis.figures.filters import draw_strip, index_text
 from analysis.figures.page import Style
@@ -48,7 +49,9 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
     title = f"{name}: colour index by reading group: {', '.join(of_groups)}"
     strip.set_title(page.wrapped(title, page.characters_that_fit(page.WIDTH, 7)), fontsize=7)
     left, right = figure.add_subplot(grid[1, 0]), figure.add_subplot(grid[1, 1])
-    _draw_separation(left, separation, styles)
+    of_noise = unlearned_runs(saved.measures)
+    learned = [run not in of_noise for run in zip(separation["variant"], separation["seed"], strict=True)]
+    _draw_separation(left, separation[learned], styles)
     accuracy = saved.measures[saved.measures["measure"] == "test_accuracy"].groupby("variant")["value"]
     for _, row in costs.dropna(subset="latency").iterrows():
         draw_variant(right, row, "latency", accuracy.get_group(row["variant"]), styles)
@@ -64,7 +67,8 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
         figure,
         "Top: first-layer filters, a block for each group that reads them; mean colour index, and in brackets how many "
         "filters learned (–: none). Left: separation of the groups by colour (area under the curve), a mark for "
-        "each seed; grey: the mean with labels permuted, of the same seed; line: no separation. Right: mean accuracy "
+        f"each seed of which {FEW_LEARNED:.0%} of the filters or more learned; grey: the mean with labels permuted, of "
+        "the same seed; line: no separation. Right: mean accuracy "
         "with its 95% interval (of six seeds or more) and median time of an image with its quartiles; dots: seeds.",
     )
     return page.save(figure, folder, "overview")

@@ -67,12 +67,13 @@ simulated rates in `results/null-studies/rates.csv`; do not edit it. `make claim
 ## Verdicts
 
 All studies are small: images of 16 to 80 pixels, 2 to 15 epochs, one processor. A verdict holds at this scale and does
-not refute a published result. Of a claim with several parts, the row shows the part that decides.
+not refute a published result. Of a claim with several parts, the row shows the part that decides. A claim is
+contradicted if one of its parts is: [each claim](#each-claim) has the others, which may agree with it.
 
-- **effect**: with its 95% interval, measured **in** this unit.
+- **effect**: with its 95% interval, measured **in** this unit. Of a time: with the bounds that the quartiles allow.
 - **claimed**: the direction, and the smallest effect of interest. Both were fixed before any verdict was computed.
 - **against**: the null that the effect is compared with; **n**: seeds.
-- **q**: false discovery rate over all claims tested; a verdict needs {ALPHA:g} or less.
+- **q**: false discovery rate over all claims, by [the rule](#the-rule); a verdict needs {ALPHA:g} or less.
 - **needs**: seeds that decide an open claim with a power of {POWER:.0%}, if the smallest effect of interest exists.
 
 {whole_table(claims, findings)}

@@ -44,6 +44,19 @@ def test_every_seed_is_drawn_with_its_null(tmp_path, monkeypatch):
     plt.close(figure)
 
 
+def test_a_seed_of_which_most_filters_are_noise_has_no_mark(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "save", lambda figure, _folder, _name: [figure])
+    made = saved(["groups-2"], 4, 2)
+    rows = [("groups-2", seed, "conv1", "learned_filters", "", share) for seed, share in enumerate((0.9, 0.5, 0.49, 0))]
+    learned = pd.DataFrame(rows, columns=["variant", "seed", "layer", "measure", "null", "value"])
+    table = pd.concat([made.measures, learned.assign(study="s", groups="", unit="")])
+    (figure,) = overview.draw(Saved(table, made.arrays, None, pd.DataFrame()), tmp_path)
+    nulls, seeds = figure.axes[1].lines[1:3]
+    assert list(seeds.get_ydata()) == pytest.approx([0.5, 0.55])
+    assert len(nulls.get_ydata()) == 2
+    plt.close(figure)
+
+
 @pytest.mark.parametrize(("variants", "labels"), [(["groups-2", "dense"], 2), ([f"uniform-{n}" for n in range(9)], 0)])
 def test_variants_are_named_below_the_marks_where_their_names_fit(tmp_path, monkeypatch, variants, labels):
     monkeypatch.setattr(page, "save", lambda figure, _folder, _name: [figure])
