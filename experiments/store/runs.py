@@ -116,12 +116,12 @@ class Run:
     @property
     def result(self) -> dict[str, Any] | None:
         """Record that ``finish`` wrote, or None while the run has not ended."""
-        return _read_json(self.folder / "result.json")
+        return _read_json(self.folder / "result.json", "status")
 
     @property
     def failure(self) -> dict[str, Any] | None:
         """Record that ``fail`` wrote, or None: the reason why the last try did not come to an end."""
-        return _read_json(self.folder / "failure.json")
+        return _read_json(self.folder / "failure.json", "reason")
 
     @contextmanager
     def lock(self) -> Iterator[Lease | None]:
@@ -247,15 +247,18 @@ def public(values: dict[str, Any]) -> dict[str, Any]:
     return {k: "folder:PATH" if k == "dataset" and str(v).startswith("folder:") else v for k, v in values.items()}
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """Return the content of a JSON file; None if there is no file, or, with a warning, if it is damaged."""
+def _read_json(path: Path, key: str) -> dict[str, Any] | None:
+    """Return the mapping with this key in a JSON file; None without a file, or, with a warning, if it is damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError:
-        print(f"warning: {path} is damaged and counts as missing", file=sys.stderr, flush=True)
-        return None
+        content = None
+    if isinstance(content, dict) and key in content:
+        return content
+    print(f"warning: {path} is damaged and counts as missing", file=sys.stderr, flush=True)
+    return None
 
 
 def _now() -> str:

@@ -117,6 +117,17 @@ def test_runs_of_other_configurations_and_damaged_folders_are_counted_apart(stud
     assert out.startswith("quickstart: 4 runs: 0 done, 0 running, 0 failed, 4 to do; 3 of other configurations")
 
 
+@pytest.mark.parametrize("content", ["[]", "{}", "null", "{"])
+def test_a_damaged_result_is_named_and_the_run_is_to_do(study, tmp_path, capsys, content):
+    run = plan(study)[0].run
+    lived(run, 1)
+    (run.folder / "result.json").write_text(content)
+    status.print_status(["quickstart", *FLAGS[:3], f"--runs_root={tmp_path}"])
+    said = capsys.readouterr()
+    assert said.out.startswith("quickstart: 4 runs: 0 done, 0 running, 0 failed, 4 to do")
+    assert f"warning: {run.folder / 'result.json'} is damaged and counts as missing" in said.err
+
+
 def test_without_a_name_every_study_has_a_line_and_one_that_cannot_be_read_hides_no_other(
     tmp_path, capsys, monkeypatch
 ):
