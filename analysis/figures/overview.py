@@ -68,8 +68,8 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
         "Top: first-layer filters, a block for each group that reads them; mean colour index, and in brackets how many "
         "filters learned (–: none). Left: separation of the groups by colour (area under the curve), a mark for "
         f"each seed of which {FEW_LEARNED:.0%} of the filters or more learned; grey: the mean with labels permuted, of "
-        "the same seed; line: no separation. Right: mean accuracy "
-        "with its 95% interval (of six seeds or more) and median time of an image with its quartiles; dots: seeds.",
+        "the same seed; line: no separation. Right: mean accuracy with its 95% interval (of six seeds or more) and "
+        "median time of an image with its quartiles; dots: seeds.",
     )
     return page.save(figure, folder, "overview")
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from experiments.commands.kinds import kind_of
 from experiments.errors import UsageError
-from experiments.report.claims import BLOCK, CLAIMS_PAGE, README, recorded_page, recorded_verdicts
+from experiments.report.claims import BLOCK, CLAIMS_PAGE, README, judge_record, recorded_page, recorded_verdicts
 from experiments.report.tables import long_table, read_text
 from experiments.report.verify import compare_block, compare_texts, fault
 from experiments.study.catalogue import HOME, study_file, study_names
@@ -40,8 +40,9 @@ def main(arguments: Sequence[str]) -> int:
         failed += _report(name, differences, done)
     if not names:
         try:
-            differences = compare_block(README, BLOCK, recorded_verdicts())
-            differences += compare_texts(CLAIMS_PAGE, read_text(CLAIMS_PAGE), recorded_page())
+            judged = judge_record()
+            differences = compare_block(README, BLOCK, recorded_verdicts(judged))
+            differences += compare_texts(CLAIMS_PAGE, read_text(CLAIMS_PAGE), recorded_page(judged))
         except UsageError as error:  # a table of the record is damaged
             differences = [fault(error)]
         failed += _report("verdicts", differences)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import wrap
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from analysis.claims import RULE, Claim, Finding, StudyAnswer, judge_claims
 from analysis.verdict import ALPHA, Verdict
@@ -52,10 +52,10 @@ def print_claims(flags: Sequence[str]) -> None:
             raise UsageError(f"claims: unknown flag {flag}; there are: {FLAGS}")
     claims = read_claims(LEDGER)
     if "--markdown" in given:
-        print(recorded_page())
+        print(recorded_page(judge_record()))
         return
     if "--readme" in given:
-        if not replace_block(README, BLOCK, recorded_verdicts()):
+        if not replace_block(README, BLOCK, recorded_verdicts(judge_record())):
             raise UsageError(f"claims: {README} has no lines <!-- {BLOCK} --> and <!-- end {BLOCK} -->")
         print(README)
         return
@@ -85,30 +85,41 @@ def study_verdicts(study: str, runs: Path) -> str:
     return ledger_text(claims, judge_claims(claims, [record]))
 
 
-def recorded_verdicts() -> str:
-    """Return the verdicts of the record alone for the README: the decided claims, and which are open."""
-    claims, findings, studies = _judge_record()
-    devices, images = map(", ".join, where_measured(studies))
-    table = decided_table(claims, findings)
-    return f"{table} Measured on {devices}. [Images](results/datasets.yaml): {images}."
+class JudgedRecord(NamedTuple):
+    """The claims, what the record alone says of each, and the names of their studies."""
+
+    claims: list[Claim]
+    findings: list[Finding]
+    studies: list[str]
 
 
-def recorded_page() -> str:
-    """Return the ledger as a page in Markdown, with the verdicts of the record alone.
+def judge_record() -> JudgedRecord:
+    """Judge the ledger by the record alone.
 
     Raises:
-        UsageError: the ledger or the simulated rates cannot be read.
+        UsageError: the ledger or a table of the record cannot be read.
     """
-    claims, findings, _ = _judge_record()
-    return write_page(claims, findings, read_rates(RATES))
-
-
-def _judge_record() -> tuple[list[Claim], list[Finding], list[str]]:
-    """Return the claims, what the record says of them, and the names of their studies."""
     claims = read_claims(LEDGER)
     studies = list(dict.fromkeys(study for claim in claims for study in claim.studies))
     records = [read_record(study, "results", RESULTS / study) for study in studies]
-    return claims, judge_claims(claims, [record for record in records if record is not None]), studies
+    findings = judge_claims(claims, [record for record in records if record is not None])
+    return JudgedRecord(claims, findings, studies)
+
+
+def recorded_verdicts(judged: JudgedRecord) -> str:
+    """Return the verdicts of the record for the README: the decided claims, and which are open."""
+    devices, images = map(", ".join, where_measured(judged.studies))
+    table = decided_table(judged.claims, judged.findings)
+    return f"{table} Measured on {devices}. [Images](results/datasets.yaml): {images}."
+
+
+def recorded_page(judged: JudgedRecord) -> str:
+    """Return the ledger as a page in Markdown, with the verdicts of the record.
+
+    Raises:
+        UsageError: the simulated rates cannot be read.
+    """
+    return write_page(judged.claims, judged.findings, read_rates(RATES))
 
 
 def ledger_text(claims: Sequence[Claim], findings: Sequence[Finding]) -> str:

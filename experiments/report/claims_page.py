@@ -1,4 +1,4 @@
-"""The ledger as a page: the test of each claim, the seeds that it needs, and the error rate and power of the rule.
+"""The ledger as a page: of each claim the verdict, the test, the seeds, and the error rate and power of the rule.
 
 The rates are those of ``benchmarks.null_studies``: simulated networks, through the measures and the rule.
 """
