@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import sys
 from importlib import import_module
+from itertools import pairwise
 from typing import NoReturn
 
 from experiments.commands.help import HELP, USAGE, command_help, wants_help
@@ -60,6 +62,9 @@ def main(arguments: list[str]) -> int:
     if wants_help(rest):
         print(command_help(name, rest), end="")
         return 0
+    for flag, following in pairwise([*rest, "-"]):
+        if re.fullmatch(r"--[\w.]+=", flag) or (flag.startswith("--") and following == ""):
+            raise UsageError(f"{name}: {flag}: the value is missing")
     return import_module(COMMANDS[name]).main(rest)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.errors import UsageError
+from experiments.name_hints import unknown_flag
 from experiments.study.catalogue import study_file
+from experiments.study.execution import folder_path
 from experiments.study.invocation import typed
 
 
@@ -25,18 +28,18 @@ def name_and_flags(arguments: list[str], usage: str) -> tuple[str, list[str]]:
     return arguments[0], arguments[1:]
 
 
-def study_folder(arguments: list[str], command: str, others: str = "") -> Path:
+def study_folder(arguments: list[str], command: str, others: Sequence[str] = ()) -> Path:
     """Return the folder of the study that the arguments of a command name; see ``runs_root``.
 
     Raises:
-        UsageError: no such study, or an unknown flag.
+        UsageError: no such study, an unknown flag, or a file where a folder is asked for.
     """
     name, flags = name_and_flags(arguments, f"{command} NAME")
     study_file(name)
     return runs_root(flags, command, others) / name
 
 
-def runs_root(flags: list[str], command: str, others: str = "") -> Path:
+def runs_root(flags: list[str], command: str, others: Sequence[str] = ()) -> Path:
     """Return the folder of the run store from ``--runs_root``; ``runs`` by default.
 
     Args:
@@ -45,13 +48,12 @@ def runs_root(flags: list[str], command: str, others: str = "") -> Path:
         others: further flags of the command, for the message.
 
     Raises:
-        UsageError: another flag.
+        UsageError: another flag, or a file where a folder is asked for.
     """
     root = "runs"
     for flag in flags:
-        key, _, value = flag.partition("=")
-        if key != "--runs_root" or not value:
-            known = f"there are: --runs_root=DIR, {others}" if others else "there is: --runs_root=DIR"
-            raise UsageError(f"{command}: unknown flag {flag}; {known}")
+        key, has_value, value = flag.partition("=")
+        if key != "--runs_root" or not has_value:
+            raise unknown_flag(command, flag, ["--runs_root=DIR", *others])
         root = value
-    return Path(root).expanduser()
+    return folder_path("--runs_root", root)

@@ -19,6 +19,7 @@ from experiments.measure.table import save_table
 from experiments.models.named import add_model_arguments, build_named_model, full_name
 from experiments.store.runs import file_name
 from experiments.study.config import parser_error, strict_parser
+from experiments.study.execution import folder_path
 from gconv import ChannelShuffle, GroupedConv2d, Partition
 from gconv.partition import Spec
 
@@ -52,7 +53,7 @@ def draw_connections(flags: list[str]) -> list[Path]:
     except ValueError as error:
         raise UsageError(f"figures connections --model={name}: {error}") from None
     page.apply_style()
-    folder = Path(given.runs_root).expanduser() / "connections"
+    folder = folder_path("--runs_root", given.runs_root) / "connections"
     drawn = [] if any(flag.startswith("--model") for flag in flags) else _draw_layers(folder)
     defaults = parser.get_defaults()
     named = {key: value for key, value in arguments.items() if key == "groups" or value != defaults[f"model.{key}"]}

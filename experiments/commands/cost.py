@@ -47,7 +47,8 @@ def print_cost(name: str, flags: list[str]) -> None:
     except ArgumentError as error:
         raise UsageError(f"cost {name}: {parser_error(error, parser)}") from None
     _check(given)
-    model = build_named_model(name, given)
+    with torch.device("cpu" if given.measure else "meta"):  # to count, no model needs weights
+        model = build_named_model(name, given)
     title = f"one image of {given.input_size} × {given.input_size} pixels"
     try:
         if given.regroup is None:
@@ -77,8 +78,7 @@ def _print_counted(name: str, model: nn.Module, given: Namespace, title: str) ->
 
 
 def _print_regrouped(name: str, model: nn.Module, given: Namespace, title: str) -> None:
-    # Only a measurement needs weights: without them any model is cut and counted at once.
-    regrouped = regroup(model if given.measure else model.to("meta"), given.regroup, given.where)
+    regrouped = regroup(model, given.regroup, given.where)
     before, after = regrouped.costs((3, given.input_size, given.input_size))
     models = {"before": regrouped.original, "after": regrouped.model}
     measured = _measure(models, given) if given.measure else {"before": {}, "after": {}}

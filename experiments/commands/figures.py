@@ -16,6 +16,7 @@ from experiments.commands.arguments import name_and_flags, runs_root, study_fold
 from experiments.commands.help import CONNECTIONS
 from experiments.commands.kinds import kind_of
 from experiments.errors import UsageError
+from experiments.name_hints import unknown_flag
 from experiments.report.figure_flags import FLAGS, apply_figure_flags
 from experiments.report.tables import long_table
 from experiments.study.catalogue import HOME, study_names, sweep_names
@@ -53,7 +54,7 @@ def _draw(name: str, flags: list[str]) -> list[Path]:
         from experiments.report.summary import draw_measured_folder
 
         if flags:
-            raise UsageError(f"figures {name}: unknown flag {flags[0]}; there are: {FLAGS}")
+            raise unknown_flag(f"figures {name}", flags[0], FLAGS)
         return draw_measured_folder(Path(name))
     if name in study_names():
         from experiments.report.latex import write_latex

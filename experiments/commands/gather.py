@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 
 from experiments.commands.arguments import name_and_flags
@@ -19,6 +20,9 @@ def main(arguments: list[str]) -> int:
     name, flags = name_and_flags(arguments, "gather NAME")
     if study_kind(name) != TRAINED:
         raise UsageError(f"gather {name}: this study trains no runs that could be added; name one that trains")
+    for flag in flags:
+        if (key := flag.partition("=")[0]) != "--from" and get_close_matches(key, ["--from"]):
+            raise UsageError(f"gather {name}: {flag}: did you mean --from=PATH?")
     sources = [flag.removeprefix("--from=") for flag in flags if flag.startswith("--from=")]
     if len(sources) != 1 or not sources[0]:
         raise UsageError(f"gather {name}: --from=PATH is missing: a folder or an archive with runs")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from experiments.commands.arguments import runs_root
 from experiments.errors import UsageError
 from experiments.report.html_page import PAGE, write_recorded_page, write_study_page, write_whole_page
 from experiments.report.records import RESULTS
@@ -24,11 +25,10 @@ def main(arguments: list[str]) -> int:
     """
     name, runs = "", Path("runs")
     for argument in arguments:
-        key, _, value = argument.partition("=")
-        if key == "--runs_root" and value:
-            runs = Path(value).expanduser()
-        elif argument.startswith("-") or name:
-            raise UsageError(f"report: unknown argument {argument}; there are: NAME, --runs_root=DIR")
+        if argument.startswith("-"):
+            runs = runs_root([argument], "report")
+        elif name:
+            raise UsageError(f"report {name} {argument}: one study at a time, or all without a name")
         else:
             name = argument
     if not name:

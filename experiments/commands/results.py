@@ -14,7 +14,7 @@ def main(arguments: list[str]) -> int:
     Raises:
         UsageError: no such study, no tables yet, or a record with more evidence.
     """
-    folder = study_folder([a for a in arguments if a != "--replace"], "results")
+    folder = study_folder([a for a in arguments if a != "--replace"], "results", ["--replace"])
     if "--replace" not in arguments:
         check_replaces(folder / "tables", HOME / "results" / folder.name)
     print(*kind_of(folder.name).write_record(folder, HOME), sep="\n")

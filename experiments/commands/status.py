@@ -33,9 +33,6 @@ def print_status(arguments: list[str]) -> None:
     """
     as_json = "--json" in arguments
     rest = [a for a in arguments if a != "--json"]
-    for flag in rest:
-        if flag.startswith("--runs_root=") and Path(flag.partition("=")[2]).expanduser().is_file():
-            raise UsageError(f"status: {flag}: a file, not a folder of runs")
     if rest and not rest[0].startswith("-"):
         statuses = [status_of(rest[0], rest[1:])]
     else:
@@ -90,7 +87,8 @@ def _detail(run: dict[str, Any]) -> str:
     if run["state"] == "failed":
         return run["reason"] + ("; the next start tries it again" if run["again"] else "")
     if run["state"] == "to do":
-        return f"from epoch {run['epoch'] + 1} of {run['epochs']}" if run.get("epoch") else ""
+        begun, whole = run.get("epoch", 0), run.get("epoch", 0) >= run.get("epochs", 1)
+        return "trained, not tested" if whole else f"from epoch {begun + 1} of {run['epochs']}" if begun else ""
     since = datetime.fromisoformat(run["since"]).astimezone()
     today = since.date() == datetime.now().astimezone().date()
     left = f"about {duration(run['seconds_left'])} left" if "seconds_left" in run else "time left not known yet"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 from experiments.commands.kinds import kind_of
 from experiments.errors import UsageError
@@ -27,6 +28,9 @@ def main(arguments: Sequence[str]) -> int:
     flags = [argument for argument in arguments if argument.startswith("-") and argument != "--retrain"]
     if len(names) > 1:
         raise UsageError(f"verify: {names[1]}: one study at a time, or all without a name")
+    for flag in flags:
+        if get_close_matches(flag.partition("=")[0], ["--retrain"], cutoff=0.8):
+            raise UsageError(f"verify: {flag}: did you mean --retrain, which takes no value?")
     if flags and "--retrain" not in arguments:
         raise UsageError(f"verify: {flags[0]}: says how to train again; give --retrain too")
     if names:

@@ -16,6 +16,7 @@ from experiments.group_parallel.one_step import Case, Way
 from experiments.models import model_builder
 from experiments.study.catalogue import locate_study
 from experiments.study.config import parser_error, strict_parser
+from experiments.study.execution import folder_path
 from experiments.study.strict_yaml import place_of, read_yaml
 from experiments.training.ranks import device_for
 
@@ -88,7 +89,7 @@ def resolve(name: str, content: dict[str, Any], place: str, flags: Sequence[str]
     device = device_for(settled["device"], max(case.devices for case in cases))
     for case in cases:
         _check(case, f"{place}: variants.{case.name}")
-    folder = Path(settled["runs_root"]).expanduser() / name
+    folder = folder_path("runs_root", settled["runs_root"]) / name
     return GroupParallel(
         name, settled["question"], tuple(cases), settled["repeats"], device, settled["timeout"], folder
     )

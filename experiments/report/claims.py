@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, get_args
 from analysis.claims import RULE, Claim, Finding, StudyAnswer, judge_claims
 from analysis.verdict import ALPHA, Verdict
 from experiments.errors import UsageError
+from experiments.name_hints import unknown_flag
 from experiments.report.claims_page import EVERY, planned, read_rates, write_page
 from experiments.report.ledger import CLAIM_KEYS, LEDGER, read_claims
 from experiments.report.ledger_figure import draw_ledger
@@ -24,7 +25,8 @@ from experiments.report.verdict_table import claimed, decided_table, interval, p
 from experiments.study.catalogue import HOME, study_names
 
 RATES = RESULTS / "null-studies" / "rates.csv"
-FLAGS = "--json, --explain, --figure, --markdown, --readme, --trials, --runs_root=DIR"
+FORMS = ("--json", "--explain", "--figure", "--markdown", "--readme")  # of what is printed: one at a time
+FLAGS = (*FORMS, "--trials", "--runs_root=DIR")
 README, BLOCK = HOME / "README.md", "verdicts"  # the block of the README that ``--readme`` writes
 CLAIMS_PAGE = HOME / "docs" / "claims.md"  # what ``--markdown`` prints
 WIDTH = 120
@@ -41,15 +43,17 @@ def print_claims(flags: Sequence[str]) -> None:
     """
     runs, given = Path("runs"), set()
     for flag in flags:
-        key, _, value = flag.partition("=")
-        if key == "--runs_root" and value:
+        key, has_value, value = flag.partition("=")
+        if key == "--runs_root" and has_value:
             runs = Path(value).expanduser()
             if not runs.is_dir():
                 raise UsageError(f"claims: {flag}: no such folder")
-        elif flag in ("--json", "--explain", "--figure", "--markdown", "--readme", "--trials"):
+        elif flag in FLAGS:
             given.add(flag)
         else:
-            raise UsageError(f"claims: unknown flag {flag}; there are: {FLAGS}")
+            raise unknown_flag("claims", flag, FLAGS)
+    if len(forms := [form for form in FORMS if form in given]) > 1:
+        raise UsageError(f"claims: {' '.join(forms)}: give one of them")
     claims = read_claims(LEDGER)
     if "--markdown" in given:
         print(recorded_page(judge_record()))
@@ -60,7 +64,7 @@ def print_claims(flags: Sequence[str]) -> None:
         print(README)
         return
     studies = dict.fromkeys(study for claim in claims for study in claim.studies)
-    records = [record for study in studies for record in find_records(study, runs, trials="--trials" in given)]
+    records = [record for study in studies for record in find_records(study, runs, RESULTS, trials="--trials" in given)]
     findings = judge_claims(claims, records)
     if "--json" in given:
         rows = [_as_json(*row) for row in zip(claims, findings, strict=True)]

@@ -7,7 +7,7 @@ from experiments.errors import UsageError
 FORMATS = ("pdf", "png", "svg", "eps")
 WIDTHS = {"column": 3.25, "page": 5.5}  # inches
 INCH = 2.54  # cm
-FLAGS = "--format=A,B, --width=W, --bare"
+FLAGS = ("--format=A,B", "--width=W", "--bare")
 NARROWEST, WIDEST = 6.0, 60.0  # cm
 HELP = f"""\
   --format=A,B     of the files: {", ".join(FORMATS)}; pdf,png by default

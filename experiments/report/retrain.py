@@ -33,7 +33,10 @@ def retrain(name: str, record: Path, runs: Path, scratch: Path, flags: Sequence[
         flags: flags of ``run``, such as ``--dataset=folder:PATH``.
 
     Returns:
-        A line on each difference, and a sentence on the run that was trained.
+        A line on each difference, and a sentence on the run that was trained, or why none was.
+
+    Raises:
+        UsageError: a wrong flag, or a dataset that is not there where a flag names it.
     """
     done = []
     for folder in sorted(runs.glob("*-seed*")):
@@ -56,6 +59,8 @@ def retrain(name: str, record: Path, runs: Path, scratch: Path, flags: Sequence[
         study = load_study(name, [*(f"--{key}={value}" for key, value in given.items()), *flags])
         planned = runs_of(study)
     except UsageError as error:
+        if flags:
+            raise
         return [], f"nothing retrained: {error}"
     same = next((p for p in planned if config_hash(p.run.config) == config_hash(config)), None)
     if same is None:

@@ -116,12 +116,12 @@ class Run:
     @property
     def result(self) -> dict[str, Any] | None:
         """Record that ``finish`` wrote, or None while the run has not ended."""
-        return _read_json(self.folder / "result.json", "status")
+        return _read_json(self.folder / "result.json", _keys_of_result)
 
     @property
     def failure(self) -> dict[str, Any] | None:
         """Record that ``fail`` wrote, or None: the reason why the last try did not come to an end."""
-        return _read_json(self.folder / "failure.json", "reason")
+        return _read_json(self.folder / "failure.json", lambda _: ("reason",))
 
     @contextmanager
     def lock(self) -> Iterator[Lease | None]:
@@ -247,15 +247,20 @@ def public(values: dict[str, Any]) -> dict[str, Any]:
     return {k: "folder:PATH" if k == "dataset" and str(v).startswith("folder:") else v for k, v in values.items()}
 
 
-def _read_json(path: Path, key: str) -> dict[str, Any] | None:
-    """Return the mapping with this key in a JSON file; None without a file, or, with a warning, if it is damaged."""
+def _keys_of_result(result: dict[str, Any]) -> tuple[str, ...]:
+    """Return the keys that nothing can go without: those of a run that is done, or the reason why it is not."""
+    return ("status", "test_accuracy", "seconds") if result.get("status") == "done" else ("status", "reason")
+
+
+def _read_json(path: Path, needed: Callable[[dict[str, Any]], tuple[str, ...]]) -> dict[str, Any] | None:
+    """Return a mapping from a JSON file; None if there is no file, or, with a warning, if a needed key is missing."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError:
         content = None
-    if isinstance(content, dict) and key in content:
+    if isinstance(content, dict) and all(key in content for key in needed(content)):
         return content
     print(f"warning: {path} is damaged and counts as missing", file=sys.stderr, flush=True)
     return None

@@ -133,8 +133,6 @@ def resolve(name: str, content: dict[str, Any], place: str, flags: list[str]) ->
     base |= profiles.get(profile, {})
     only = given.pop("only", None)
     touched = {key for overrides in variants.values() for key in overrides} & given.keys()
-    if only == "":
-        raise UsageError(f"--only=: names no variant; there are: {', '.join(variants)}")
     if only and touched:
         raise UsageError(f"--only={only} cannot be combined with --{min(touched)}, which replaces the variants")
     if touched:
@@ -312,6 +310,9 @@ def parser_error(error: ArgumentError, parser: ArgumentParser) -> str:
     text = " ".join((error.message or "").split())
     text = re.sub(r'Parser key "([^"]+)": ', r"\1: ", text)
     text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.", "")
+    one_of = r"([\w.]+): Does not validate against any .* Subtypes: \[(.*)\] Errors: .* Given value: (.*)$"
+    for wrong in (one_of, r"([\w.]+): Expected an? (\S.*)\. Got value: (.*)$"):
+        text = re.sub(wrong, lambda match: f"{match[1]}={match[3]}: must be {_as_words(match[2])}", text)
     unknown = re.search(
         r"unrecognized arguments: --([\w.-]+)|Option '([\w.-]+)' is not accepted"
         r"|[Kk]ey '?\"?([\w.-]+)'?\"? is not expected|Group '([\w.]+)' does not accept option '([\w.]+)'",
@@ -322,6 +323,13 @@ def parser_error(error: ArgumentError, parser: ArgumentParser) -> str:
         keys = sorted(key for key in vars(parser.get_defaults().as_flat()))
         text = f"unknown key {key}; {hint(key, keys)}"
     return text
+
+
+def _as_words(kinds: str) -> str:
+    """Return the types of a value, as Python writes them, in a user's words."""
+    words = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null"}
+    names = [name.strip(" '\"") for name in re.sub(r"Literal\[(.*?)\]", r"\1", kinds).split(",")]
+    return " or ".join(words.get(name, name) for name in names)
 
 
 def flat_keys(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -45,7 +45,7 @@ class Execution:
 
     def __post_init__(self) -> None:
         for name in ("data_root", "runs_root"):
-            object.__setattr__(self, name, Path(getattr(self, name)).expanduser())
+            object.__setattr__(self, name, folder_path(name, getattr(self, name)))
         for name in ("gpus", "cpus_per_run"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)}: must be at least 1")
@@ -64,3 +64,19 @@ class Execution:
 
 
 KEYS = tuple(field.name for field in fields(Execution))
+
+
+def folder_path(key: str, value: str | Path) -> Path:
+    """Return the path of a folder, which need not be there yet.
+
+    Args:
+        key: key or flag that gave it, for the message.
+        value: the path, perhaps with ``~``.
+
+    Raises:
+        UsageError: it is a file.
+    """
+    path = Path(value).expanduser()
+    if path.is_file():
+        raise UsageError(f"{key}={value}: a file, not a folder")
+    return path

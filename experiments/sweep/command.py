@@ -17,6 +17,7 @@ from experiments.errors import UsageError
 from experiments.store.leases import claim, holder
 from experiments.store.runs import write_json
 from experiments.study.config import Study, load_study
+from experiments.study.execution import folder_path
 from experiments.study.invocation import typed
 from experiments.sweep import report as sweep_report
 from experiments.sweep.engine import LocalSweep, Point, StartWorker, read_points, suggest
@@ -37,11 +38,15 @@ def run_sweep(name: str, arguments: list[str]) -> int:
     """
     sweep = read_sweep(sweep_path(name))
     options, flags = _options(arguments)
-    place = SweepContext(sweep.name, sweep.study, Path(options.get("runs_root", "runs")).expanduser() / "sweeps")
+    root = folder_path("--runs_root", options.get("runs_root", "runs"))
+    place = SweepContext(sweep.name, sweep.study, root / "sweeps")
     runs = options.get("runs") or sweep.content.get("run_cap") or (None if sweep.method == "grid" else DEFAULT_RUNS)
     first = suggest(sweep, [])
     if first is None:
         raise UsageError(f"{sweep.place}: parameters: nothing to suggest")
+    for flag in flags:
+        if flag.removeprefix("--").partition("=")[0] in sweep.parameters:
+            raise UsageError(f"sweep: {flag}: {sweep.place} searches this key; leave out the flag, or edit the file")
     _check_keys(sweep, first, flags)
     study, _ = plan_one(place, sweep.of_one_run(first, flags))
     if options.get("on") == "ray":

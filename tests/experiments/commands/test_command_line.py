@@ -66,11 +66,28 @@ def test_without_a_command_it_shows_its_usage(capsys, monkeypatch):
         (["cost", "small", "--regroup=4", "--input_size=1"], ["cannot take an input of 3 × 1 × 1"]),
         (["status", "quikstart"], ["did you mean quickstart"]),
         (["status", "quickstart", "--recipe.lrr=1"], ["recipe.lrr", "recipe.lr"]),
-        (["status", "--runs_root=README.md"], ["status: --runs_root=README.md: a file, not a folder"]),
+        (["status", "--runs_root=README.md"], ["runs_root=README.md: a file, not a folder"]),
+        (["status", "group-parallel", "--runs_root=README.md"], ["runs_root=README.md: a file, not a folder"]),
+        (["figures", "quickstart", "--runs_root=README.md"], ["--runs_root=README.md: a file, not a folder"]),
+        (["report", "--runs_root=README.md"], ["--runs_root=README.md: a file, not a folder"]),
+        (["report", "--runs_rot=runs"], ["unknown flag --runs_rot=runs; did you mean --runs_root?"]),
+        (["report", "widen", "quickstart"], ["report widen quickstart: one study at a time"]),
+        (["results", "quickstart", "--replce"], ["unknown flag --replce; did you mean --replace?"]),
+        (["gather", "quickstart", "--frm=x"], ["gather quickstart: --frm=x: did you mean --from=PATH?"]),
+        (["verify", "--retran"], ["verify: --retran: did you mean --retrain, which takes no value?"]),
+        (["verify", "--retrain=maybe"], ["verify: --retrain=maybe: did you mean --retrain, which takes no value?"]),
+        (["claims", "--json", "--markdown"], ["claims: --json --markdown: give one of them"]),
+        (["claims", "--runs_root="], ["claims: --runs_root=: the value is missing"]),
+        (["run", "quickstart", "--profile="], ["run: --profile=: the value is missing"]),
+        (["cost", "small", "--regroup", ""], ["cost: --regroup: the value is missing"]),
+        (["sweep", "photos-bayes", "--recipe.lr=1"], ["sweep: --recipe.lr=1: ", "photos-bayes.yaml searches this key"]),
         (["figures", "quickstart", "--to=x"], ["--to=x", "--runs_root", "--format=A,B, --width=W, --bare"]),
         (["figures", "--to=x"], ["--to=x", "--runs_root", "--format=A,B, --width=W, --bare"]),
-        (["run", "quickstart", "--only="], ["--only=: names no variant", "groups-2"]),
+        (["run", "quickstart", "--only="], ["run: --only=: the value is missing"]),
         (["run", "quickstart", "--recipe.batch_size=0"], ["command line: recipe.batch_size=0: must be at least 1"]),
+        (["run", "quickstart", "--seeds_at_once=x"], ["seeds_at_once=x: must be auto or a whole number"]),
+        (["run", "quickstart", "--recipe.precision=fp8"], ["recipe.precision=fp8: must be auto or fp32 or bf16"]),
+        (["run", "quickstart", "--seeds=2.5"], ["command line: seeds=2.5: must be a whole number"]),
         (["run", "quickstart", "--recipe.lr=-1"], ["command line: recipe.lr=-1"]),
         (["run", "quickstart", "--recipe.epochs=0"], ["command line: recipe.epochs=0"]),
         (["run", "quickstart", "--data.cutout=-3"], ["command line: data.cutout=-3"]),
@@ -242,7 +259,7 @@ def test_a_folder_of_runs_that_cannot_be_written_is_refused_before_anything_is_t
     place = place if place.startswith("/") else str(tmp_path / place)
     code, out, err = run(capsys, monkeypatch, "run", "quickstart", f"--runs_root={place}", "--wandb=off")
     assert code == 2
-    assert err.startswith(f"error: runs_root={place}: ")
+    assert err.startswith("error: ") and f"runs_root={place}: " in err
     assert err.count("\n") == 1 and not out
 
 

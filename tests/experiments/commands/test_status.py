@@ -117,7 +117,7 @@ def test_runs_of_other_configurations_and_damaged_folders_are_counted_apart(stud
     assert out.startswith("quickstart: 4 runs: 0 done, 0 running, 0 failed, 4 to do; 3 of other configurations")
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", "null", "{"])
+@pytest.mark.parametrize("content", ["[]", "{}", "null", "{", '{"status": "done"}', '{"status": "diverged"}'])
 def test_a_damaged_result_is_named_and_the_run_is_to_do(study, tmp_path, capsys, content):
     run = plan(study)[0].run
     lived(run, 1)
@@ -126,6 +126,11 @@ def test_a_damaged_result_is_named_and_the_run_is_to_do(study, tmp_path, capsys,
     said = capsys.readouterr()
     assert said.out.startswith("quickstart: 4 runs: 0 done, 0 running, 0 failed, 4 to do")
     assert f"warning: {run.folder / 'result.json'} is damaged and counts as missing" in said.err
+
+
+def test_a_run_that_has_all_its_epochs_is_to_be_tested(study, tmp_path, capsys):
+    lived(plan(study)[0].run, 4)
+    assert re.search(r"to do +\S+, seed 0 +trained, not tested$", ask(capsys, tmp_path, "quickstart"), re.MULTILINE)
 
 
 def test_without_a_name_every_study_has_a_line_and_one_that_cannot_be_read_hides_no_other(

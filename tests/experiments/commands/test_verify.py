@@ -202,6 +202,8 @@ def test_a_run_of_another_study_in_the_record_is_packed_once(home, trained):
 
 
 def test_a_retrained_run_has_the_bits_that_were_recorded(home, capsys):
+    with pytest.raises(UsageError, match=r"unknown key recipe\.lrr"):
+        verify.main([NAME, "--retrain", "--recipe.lrr=1"])
     assert verify.main([NAME, "--retrain"]) == 0
     assert "the same bits" in capsys.readouterr().out
 

@@ -35,7 +35,7 @@ def test_what_is_left_is_the_rest_of_the_run_and_the_runs_that_wait(tmp_path):
 
 def test_a_variant_counts_with_its_own_pace_once_it_is_known_and_runs_that_have_ended_do_not_count(tmp_path):
     planned = planned_runs(tmp_path)
-    planned[1].run.finish("done", {"seconds": 200.0}, "here")  # b: 20 s an epoch
+    planned[1].run.finish("done", {"test_accuracy": 0.5, "seconds": 200.0}, "here")  # b: 20 s an epoch
     lines = StudyProgressLines(planned)
     assert lines.estimate(planned[0].run, 1, 1, 6.0)[0] == 6 + 60 + 200
     planned[0].run.fail(ValueError("its disk is gone"), 0)

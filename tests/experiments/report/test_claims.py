@@ -3,7 +3,6 @@
 import json
 import re
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -111,8 +110,7 @@ def test_what_is_planted_in_the_tables_is_what_the_ledger_says(tmp_path, capsys,
 
 @pytest.fixture
 def nothing_recorded(tmp_path, monkeypatch):
-    find = partial(command.find_records, results=tmp_path / "nothing")
-    monkeypatch.setattr(command, "find_records", find)
+    monkeypatch.setattr(command, "RESULTS", tmp_path / "nothing")
 
 
 def test_results_serve_where_there_are_no_runs(tmp_path, capsys):
@@ -150,6 +148,7 @@ def test_the_ledger_fits_120_columns_and_counts_its_verdicts(tmp_path, capsys):
     assert "make experiment NAME=resnext-cardinality" in text
 
 
+@pytest.mark.usefixtures("nothing_recorded")
 def test_explain_states_the_rule_once_and_every_claim_with_source_and_test(capsys):
     print_claims(["--explain"])
     text = capsys.readouterr().out
@@ -259,7 +258,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
 
 
 def test_an_unknown_flag_is_named():
-    flags = "--json, --explain, --figure, --markdown, --readme, --trials, --runs_root=DIR"
+    flags = "--json, --explain, --figure, --markdown, --readme, --trials, --runs_root=DIR$"
     with pytest.raises(UsageError, match=f"claims: unknown flag --yaml; there are: {flags}"):
         print_claims(["--yaml"])
 

@@ -122,7 +122,7 @@ def test_a_finished_run_without_its_metrics_has_those_of_the_checkpoint(tmp_path
     run = Run.of(tmp_path, "v", {"seed": 0, "data": "d", "recipe": {"epochs": 2}})
     run.begin()
     run.save_checkpoint({"history": [{"epoch": 1}, {"epoch": 2}]})
-    run.finish("done", {}, "cpu")
+    run.finish("done", {"test_accuracy": 0.5, "seconds": 1.0}, "cpu")
     if left:
         (run.folder / "metrics.jsonl").write_text(left)
     assert run.metrics() == [{"epoch": 1}, {"epoch": 2}]

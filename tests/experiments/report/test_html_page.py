@@ -95,7 +95,7 @@ def test_in_a_browser_tables_are_sorted_and_filtered(page):
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(["nothing"], "NAME=nothing: no such study"), (["--all"], "unknown argument --all"), (["widen"], "no tables in")],
+    [(["nothing"], "NAME=nothing: no such study"), (["--all"], "unknown flag --all"), (["widen"], "no tables in")],
 )
 def test_bad_arguments_are_one_clear_line(tmp_path, monkeypatch, arguments, words):
     monkeypatch.setattr(report, "RESULTS", tmp_path / "results")

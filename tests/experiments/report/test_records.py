@@ -135,7 +135,8 @@ def test_runs_of_mixed_precision_are_no_evidence(tmp_path):
     assert record.refused == "runs of mixed precision (float32, bfloat16)"
 
 
-def test_the_ledger_names_why_there_is_no_evidence(tmp_path, capsys):
+def test_the_ledger_names_why_there_is_no_evidence(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("experiments.report.claims.RESULTS", tmp_path / "results")
     write(tables(tmp_path), "--recipe.epochs=1")
     claims = [claim for claim in read_claims(LEDGER) if "quickstart" in claim.studies]
     for finding in judge_claims(claims, records(tmp_path)):

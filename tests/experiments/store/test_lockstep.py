@@ -14,7 +14,7 @@ def runs_in(folder, seeds=3):
 def test_siblings_are_what_is_free_and_equally_far(tmp_path):
     lead, free, ahead, done, held, spare = runs_in(tmp_path, 6)
     ahead.save_checkpoint({"history": [{}], "part": None})
-    done.finish("done", {}, "here")
+    done.finish("done", {"test_accuracy": 0.5, "seconds": 1.0}, "here")
     other = leases.claim(held.folder)
     others = dict(enumerate((free, ahead, done, held, spare)))
     with hold_lockstep_runs(lead, others, 6) as taken:

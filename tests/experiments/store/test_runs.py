@@ -53,7 +53,7 @@ def test_checkpoints_hold_tensors_and_plain_values_only(tmp_path, capsys):
 def test_a_result_carries_its_provenance(tmp_path):
     run = a_run(tmp_path)
     assert run.result is None
-    run.finish("done", {"test_accuracy": 0.9}, "a device")
+    run.finish("done", {"test_accuracy": 0.9, "seconds": 1.0}, "a device")
     result = json.loads((run.folder / "result.json").read_text())
     assert result == run.result
     for key in ("commit", "date", "device", "torch", "config_hash", "data_hash", "python", "seed"):

@@ -87,8 +87,8 @@ def test_every_shipped_study_resolves_and_its_head_is_complete():
     ("flags", "changes", "words"),
     [
         (["--recipe.lrr=1"], {}, ["command line", "recipe.lrr", "did you mean recipe.lr"]),
-        (["--recipe.lr=fast"], {}, ["command line", "recipe.lr", "float", "fast"]),
-        (["--seeds=two"], {}, ["seeds", "int", "two"]),
+        (["--recipe.lr=fast"], {}, ["command line", "recipe.lr", "number", "fast"]),
+        (["--seeds=two"], {}, ["seeds", "whole number", "two"]),
         (["--seeds=0"], {}, ["seeds=0", "from 1 to"]),
         (["--seeds=99999999999999999999"], {}, ["seeds=99999999999999999999", "to 10000"]),
         (["--recipe.epochs=0"], {}, ["recipe.epochs=0", "at least 1"]),

@@ -120,7 +120,7 @@ def test_every_metric_that_is_offered_is_reported_by_a_run(tmp_path, monkeypatch
         ("goal: maximize", "goal: maximize, target: high", ["metric.target=high"]),
         ("goal: maximize", "goal: maximize, impute: mean", ["metric.impute=mean", "worst"]),
         ("recipe.lr:", "recipe.lrr:", ["parameters.recipe.lrr", "did you mean recipe.lr?"]),
-        ("recipe.lr:", "recipe.epochs:", ["parameters.recipe.epochs", "int"]),
+        ("recipe.lr:", "recipe.epochs:", ["parameters.recipe.epochs", "whole number"]),
         ("min: 0.01", "min: 2.0", ["parameters.recipe.lr", "2.0", "not less than max 1.0"]),
         ("min: 0.01", "min: 1e-2", ["parameters.recipe.lr.min", "1e-2 is a text to wandb", "write 0.01"]),
         ("min: 0.01", "min: 1e-7", ["write 1.0e-07"]),
