@@ -28,6 +28,9 @@ MEANINGS = {
 PLANTED, ACCURACY = "planted", "accuracy"
 MEANING_OF_PLANTED = "conv1 splits by colour, then by frequency; groups leave out what they have in common"
 COLUMNS = ("kind", "claim", "part", "runs", "studies", "seeds", "sd", "matters", "part_alone", "alone", "power")
+SHOWN = """\
+A claim is contradicted only if the result under *contradicted by* is shown: by its q, or, for a count or a time, by its
+whole interval. An effect whose interval reaches further does not show it."""
 WEAK = 0.5  # power below which a study will probably miss the smallest effect of interest
 
 
@@ -71,8 +74,10 @@ not refute a published result. Of a claim with several parts, the row shows the 
 contradicted if one of its parts is: [each claim](#each-claim) has the others, which may agree with it.
 
 - **effect**: with its 95% interval, measured **in** this unit. Of a time: with the bounds that the quartiles allow.
+  *Per step*: the slope over variants; a step is a doubling of the number of groups.
 - **claimed**: the direction, and the smallest effect of interest. Both were fixed before any verdict was computed.
-- **against**: the null that the effect is compared with; **n**: seeds.
+- **against**: the null that the effect is compared with. A `name` is a variant of the study. *Share 0.8*, *slope 0*
+  and *exponent 0* are fixed numbers. **n**: seeds.
 - **q**: false discovery rate over all claims, by [the rule](#the-rule); a verdict needs {ALPHA:g} or less.
 - **needs**: seeds that decide an open claim with a power of {POWER:.0%}, if the smallest effect of interest exists.
 
@@ -80,9 +85,10 @@ contradicted if one of its parts is: [each claim](#each-claim) has the others, w
 
 ## Seeds, errors and power
 
-- **seeds**: number of seeds with which the smallest effect of interest is found with a power of {POWER:.0%}. It is that
-  of the part that varies most, by the spread of a pilot, before the correction for other claims. In brackets: the least
-  and the greatest number by the spreads of the kinds of simulated networks.
+- **seeds**: number of seeds that finds the smallest effect of interest with a power of {POWER:.0%}, before the
+  correction for other claims. It comes from the spread that a pilot measured; of several parts the largest number
+  counts. A plus: a part has no pilot, and may need more. In brackets: the least and the greatest number by the spreads
+  of the kinds of simulated networks, which may all be above or below that of the pilot.
 - **wrong**: how often the claim is *supported* if there is no effect, in percent of studies of {seeds} seeds. Each
   claim is judged by itself. This is the worst case: the correction for all claims only lowers the rate. Five numbers
   are those of five kinds of simulated networks, measured as trained ones are: {", ".join(MEANINGS)}.
@@ -109,6 +115,7 @@ contradicted if one of its parts is: [each claim](#each-claim) has the others, w
     lines += [f"- *{kind}*: {meaning}" for kind, meaning in MEANINGS.items()]
     lines += ["", "Simulated networks with effects:", "", f"- *{PLANTED}*: {MEANING_OF_PLANTED}"]
     lines += ["", "## Limits", "", *_limits(of_claims, runs, studies, seeds), "", "## Each claim", ""]
+    lines += [SHOWN, ""]
     for (claim, of_claim), finding in zip(of_claims, findings, strict=True):
         lines += [*_details(claim, of_claim, finding), ""]
     return "\n".join([*lines, "## The rule", "", "```text", RULE.rstrip(), "```"])

@@ -295,7 +295,7 @@ def test_help_lists_the_flags_of_the_model_it_is_asked_about(run):
 WRONG = [
     ([], ["--model needs a name", "--model=alexnet"]),
     (["--model"], ["--model needs a name"]),
-    (["--model="], ["--model needs a name"]),
+    (["--model="], ["measure: --model=: the value is missing"]),
     (["--model=alexnt"], ["--model=alexnt: no such model", "did you mean alexnet?"]),
     (["--model=resnet81"], ["--model=resnet81", "did you mean torchvision:resnet18?"]),
     (["--model=torchvision:resnet81"], ["--model=torchvision:resnet81", "did you mean torchvision:resnet18?"]),
