@@ -99,7 +99,7 @@ def write_whole_page(runs: Path, target: Path) -> Path:
     """Write the page of all studies in ``results/``, with the ledger over runs and record; returns its path."""
     claims = read_claims(LEDGER)
     studies = dict.fromkeys(study for claim in claims for study in claim.studies)
-    records = [record for study in studies for record in find_records(study, runs)]
+    records = [record for study in studies for record in find_records(study, runs, RESULTS)]
     recorded = [name for name in study_names() if long_table(RESULTS / name).is_file()]
     sections = [read_section(name, RESULTS / name, RESULTS / name, whole=False) for name in recorded]
     return _write(sections, records, target, "")

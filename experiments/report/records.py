@@ -26,7 +26,7 @@ OF_A_MACHINE = ("recipe.device", "recipe.precision")  # they change the hash of 
 OF_PLACES = ("--runs_root", "--device")  # flags of ``group-parallel`` that change nothing that it measures
 
 
-def find_records(study: str, runs: Path, results: Path = RESULTS, trials: bool = False) -> list[Record]:
+def find_records(study: str, runs: Path, results: Path, trials: bool = False) -> list[Record]:
     """Return the records of a study, in ``runs`` and then in ``results``; damaged ones are named and left out.
 
     Args:

@@ -9,7 +9,7 @@ import yaml
 
 from analysis.tradeoff import tradeoff_table
 from experiments.__main__ import main
-from experiments.report.claims import BLOCK, judge_record, recorded_verdicts
+from experiments.report.claims import BLOCK, judge_record, recorded_page, recorded_verdicts
 from experiments.report.marked_text import read_block
 from experiments.report.study_report import accuracy_lines
 from experiments.report.tables import read_table
@@ -119,8 +119,17 @@ def test_the_sweeps_are_listed():
 
 
 @pytest.fixture(scope="module")
-def verdicts():
-    return recorded_verdicts(judge_record())
+def judged():
+    return judge_record()
+
+
+@pytest.fixture
+def verdicts(judged):
+    return recorded_verdicts(judged)
+
+
+def test_the_page_of_claims_is_the_one_that_the_command_writes(judged):
+    assert page("docs/claims.md").text == recorded_page(judged) + "\n", "make claims ARGS=--markdown > docs/claims.md"
 
 
 def test_the_readme_has_the_verdicts_of_the_record(verdicts):

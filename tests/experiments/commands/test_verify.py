@@ -160,7 +160,7 @@ def test_nothing_is_recorded_from_a_run_with_damaged_arrays(home, trained, tmp_p
 def test_an_edited_text_is_named_with_its_line(home, capsys):
     change(home / PAGE, "| groups-2 | ", "| groups-2 | 9")
     change(home / "results" / NAME / "summary.txt", "n=2", "n=8")
-    assert verify.main([]) == 1
+    assert verify.main([NAME]) == 1
     err = capsys.readouterr().err
     assert f"{home / PAGE}: line 6: 9" in err
     assert f"{home / 'results' / NAME / 'summary.txt'}: line 4: n=8; the runs give n=2" in err

@@ -55,7 +55,9 @@ def test_the_page_has_claims_figures_tables_provenance_and_commands(page):
 
 
 def test_a_page_of_all_studies_has_their_main_figures(page, tmp_path, monkeypatch):
-    monkeypatch.setattr(html_page, "study_names", lambda: [NAME])
+    (tmp_path / "record").mkdir()
+    (tmp_path / "record" / NAME).symlink_to(RESULTS / NAME)
+    monkeypatch.setattr(html_page, "RESULTS", tmp_path / "record")
     text = write_whole_page(tmp_path, tmp_path / "report.html").read_text(encoding="utf-8")
     titles = re.findall(r'<img alt="([\w -]+) of quickstart"', text)
     assert titles == [name.replace("-", " ") for name in sorted(MAIN_FIGURES)]

@@ -8,7 +8,6 @@ from analysis.claims import judge_claims
 from analysis.effects import Metric, Term
 from analysis.figures import ledger
 from analysis.verdict import Test as Part
-from experiments.report.claims import print_claims
 from experiments.report.ledger import LEDGER, read_claims
 from experiments.report.ledger_figure import COLUMNS, draw_ledger, forest_rows, in_units
 from experiments.report.records import RESULTS, read_record
@@ -54,9 +53,3 @@ def test_intervals_beyond_the_frame_and_a_whole_ledger_fit_the_page(tmp_path):
     ]
     checked(ledger.draw(pd.DataFrame(rows, columns=COLUMNS), tmp_path))
     assert ledger.draw(pd.DataFrame(columns=COLUMNS), tmp_path) == []
-
-
-def test_claims_draws_it_on_request(tmp_path, capsys):
-    print_claims(["--figure", f"--runs_root={tmp_path}"])
-    drawn = str(tmp_path / "figures" / "ledger.png")
-    assert drawn in capsys.readouterr().out.splitlines()
