@@ -103,7 +103,9 @@ def _intent(study: Study, planned: list[PlannedRun]) -> str:
         device = choose_device(recipe.device)
         dtype = str(choose_dtype(recipe.precision, device)).removeprefix("torch.")
         where[f"{device_name(device)}, {dtype}"] = None
-    runs = f"{len(study.variants)} variants × {study.seeds} seeds, {done} of {len(planned)} runs done"
+    variants = f"{len(study.variants)} variant{'s' * (len(study.variants) > 1)}"
+    seeds = f"{study.seeds} seed{'s' * (study.seeds > 1)}"
+    runs = f"{variants} × {seeds}, {done} of {len(planned)} runs done"
     return f"{study.name}: {runs}; {'; '.join(images)}; {'; '.join(where)}; into {study.folder}"
 
 

@@ -94,7 +94,7 @@ def _choose(
     name, words = min(times, key=lambda name: times[name]), "the fastest measured"
     if times.get(ruled.kernel, math.inf) <= EQUAL_TIME_RATIO * times[name]:  # chance would decide
         name, words = ruled.kernel, "as fast as any measured"
-    words += f" on a layer {steps} steps away in size" if steps else ""
+    words += f" on a layer {steps} step{'s' * (steps > 1)} away in size" if steps else ""
     return Choice(name, words, tuple(seconds.items()), steps)
 
 
