@@ -121,7 +121,7 @@ def test_a_measured_layer_stands_in_for_near_sizes_and_not_for_far_ones(own_tabl
     dispatch.forget()
     near = choose.pixel_bits(32, 32, 32)
     assert names(bits=near) == ("masked",) * 3
-    assert "1 steps" in choose.choose("conv2d", LOG, torch.float32, CPU, True, BITS - 2).reason
+    assert "1 step away" in choose.choose("conv2d", LOG, torch.float32, CPU, True, BITS - 2).reason
     assert names(bits=choose.pixel_bits(1, 4, 4)) != ("masked",) * 3
     many = Geometry(Partition((32, *[1] * 32)), Partition((32, *[1] * 32)), (3, 3), padding=(1, 1))
     assert names(many) != ("masked",) * 3  # as wide a group, but many calls for a loop
