@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+
+from experiments import data
+from experiments.data.sources import SOURCES
+from gconv import GroupedConv2d
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"```(\w+)\n# (\S+)\n(.*?)```", re.DOTALL)
@@ -108,3 +113,27 @@ def test_a_claim_takes_yaml_alone(written):
     assert "99" in out and "not run" in out
     explained = (written / "explained.txt").read_text(encoding="utf-8")
     assert "Training makes the filter groups of a layer grow unequally." in " ".join(explained.split())
+
+
+def code_of(path):
+    """Names that the block of CONTRIBUTING for this file defines."""
+    (content,) = [text for _, name, text in BLOCK.findall((ROOT / "CONTRIBUTING.md").read_text()) if name == path]
+    names = {}
+    exec(content, names)
+    return names
+
+
+def test_a_model_takes_its_file():
+    model = code_of("experiments/models/two.py")["two"](classes=5, groups="log:3", width=8)
+    assert model(torch.zeros(2, 3, 16, 16)).shape == (2, 5)
+    assert sum(m.weight.numel() for m in model.modules() if isinstance(m, GroupedConv2d)) == 8 * 3 * 25 + 24 * 9
+
+
+def test_a_dataset_takes_its_file(tmp_path, monkeypatch):
+    monkeypatch.setitem(SOURCES, "gratings", code_of("experiments/data/gratings.py")["gratings_source"])
+    loaded = data.load("gratings", 8, tmp_path, False)
+    assert loaded.classes == ("upright", "flat")
+    assert (len(loaded.train.labels), len(loaded.test.labels)) == (2000, 400)
+    for label, along in ((0, 0), (1, 1)):  # upright: every row of an image is the same
+        pixels = loaded.test.pixels[loaded.test.labels == label]
+        assert (pixels == pixels.narrow(1 + along, 0, 1)).all()

@@ -73,12 +73,12 @@ All studies are small: images of 16 to 80 pixels, 2 to 15 epochs, one processor.
 not refute a published result. Of a claim with several parts, the row shows the part that decides. A claim is
 contradicted if one of its parts is: [each claim](#each-claim) has the others, which may agree with it.
 
-- **effect**: with its 95% interval, measured **in** this unit. Of a time: with the bounds that the quartiles allow.
+- **effect**: with its 95% interval, in this **unit**. Of a time: with the bounds that the quartiles allow.
   *Per step*: the slope over variants; a step is a doubling of the number of groups.
 - **claimed**: the direction, and the smallest effect of interest. Both were fixed before any verdict was computed.
 - **against**: the null that the effect is compared with. A `name` is a variant of the study. *Share 0.8*, *slope 0*
   and *exponent 0* are fixed numbers. **n**: seeds.
-- **q**: false discovery rate over all claims, by [the rule](#the-rule); a verdict needs {ALPHA:g} or less.
+- **q**: false discovery rate over all claims, by [the rule](#the-rule); a verdict over seeds needs {ALPHA:g} or less.
 - **needs**: seeds that decide an open claim with a power of {POWER:.0%}, if the smallest effect of interest exists.
 
 {whole_table(claims, findings)}

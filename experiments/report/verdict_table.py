@@ -36,7 +36,7 @@ QUANTITIES = {  # of measures whose name does not say it
 
 def decided_table(claims: Sequence[Claim], findings: Sequence[Finding]) -> str:
     """Return the decided claims as a table, and a line with the numbers of the others."""
-    lines = _head("", "claim", "verdict", "effect", "in", "against", "n")
+    lines = _head("", "claim", "verdict", "effect", "unit", "against", "n")
     for claim, finding in zip(claims, findings, strict=True):
         if (part := finding.part) is not None and finding.verdict not in OPEN:
             effect = interval(part), quantity(part.test.metric), _first_null(part.test)
@@ -50,7 +50,7 @@ def decided_table(claims: Sequence[Claim], findings: Sequence[Finding]) -> str:
 
 def whole_table(claims: Sequence[Claim], findings: Sequence[Finding]) -> str:
     """Return all claims as a table with the verdict, what was claimed and found, and the study that decides."""
-    lines = _head("#", "claim", "verdict", "effect", "in", "claimed", "against", "n", "q", "needs", "study")
+    lines = _head("#", "claim", "verdict", "effect", "unit", "claimed", "against", "n", "q", "needs", "study")
     for claim, finding in zip(claims, findings, strict=True):
         cells = [claim.number, claim.short, finding.verdict]
         if (part := finding.part) is not None and finding.record is not None:

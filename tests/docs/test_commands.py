@@ -72,7 +72,7 @@ def test_other_commands_start_what_is_there():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for command in sorted(set(COMMANDS) - set(OF_MAKE)):
         first = shlex.split(command)[0]
-        assert first in ("pip", "ray", "torchrun", "python", ".venv/bin/python"), command
+        assert first.removeprefix(".venv/bin/") in ("pip", "ray", "torchrun", "python"), command
         for extra in re.findall(r"\[([\w,]+)\]", command):
             assert set(extra.split(",")) <= set(extras), command
 
