@@ -9,6 +9,7 @@ import atexit
 import os
 import re
 import sys
+from errno import ENOSPC
 from importlib import import_module
 from itertools import pairwise
 from typing import NoReturn
@@ -93,6 +94,10 @@ def entry() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
+        if error.filename is None and error.errno == ENOSPC:  # of standard output, which is flushed again at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            print(f"error: standard output: {error.strerror}", file=sys.stderr)
+            return 1
         if error.filename is None or error.errno is None:
             raise
         print(f"error: {error.filename}: {error.strerror}; nothing was half-written", file=sys.stderr)

@@ -108,8 +108,10 @@ class Partition:
                 return cls.uniform(channels, _whole(text))
             except _NotWholeError:
                 pass
-        elif isinstance(spec, Sequence) and all(
-            isinstance(s, int) and not isinstance(s, bool) for s in map(_plain, spec)
+        elif (
+            isinstance(spec, Sequence)
+            and not isinstance(spec, bytes)
+            and all(isinstance(s, int) and not isinstance(s, bool) for s in map(_plain, spec))
         ):
             return cls._of_sizes(spec, channels)
         raise ValueError(

@@ -8,7 +8,7 @@ each group of the next layer reads from all groups.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import lru_cache
 
@@ -42,13 +42,21 @@ def channel_shuffle(x_NCHW: Tensor, groups: Spec) -> Tensor:
         return x_NCHW.tracer.create_proxy("call_function", channel_shuffle, (x_NCHW, spec), {})  # type: ignore
     if not isinstance(x_NCHW, Tensor):
         raise TypeError(f"{type(x_NCHW).__name__}: channel_shuffle takes a tensor (N, C, H, W)")
-    channels = x_NCHW.shape[1]
-    if isinstance(groups, Partition) and groups.channels != channels:
-        raise ValueError(f"input has {channels} channels; the groups {groups} cut {groups.channels}")
-    partition = Partition.of(groups, channels)
+    if isinstance(groups, Partition):
+        _check_channels(x_NCHW, groups.channels, f"the groups {groups} cut")
+    elif x_NCHW.dim() < 2:
+        raise ValueError(f"input of shape {tuple(x_NCHW.shape)}: must be (N, C, H, W)")
+    partition = Partition.of(groups, x_NCHW.shape[1])
     if partition.is_uniform:
         return x_NCHW.unflatten(1, (partition.groups, partition.sizes[0])).transpose(1, 2).flatten(1, 2)
     return x_NCHW.index_select(1, torch.tensor(shuffle_order(partition), device=x_NCHW.device))
+
+
+def _check_channels(x_NCHW: Tensor, channels: int, reader: str) -> None:
+    if x_NCHW.dim() < 2:
+        raise ValueError(f"input of shape {tuple(x_NCHW.shape)}: must be (N, C, H, W)")
+    if x_NCHW.shape[1] != channels:
+        raise ValueError(f"input has {x_NCHW.shape[1]} channels; {reader} {channels}")
 
 
 class ChannelPermutation(nn.Module):
@@ -76,7 +84,9 @@ class ChannelPermutation(nn.Module):
         return cls(torch.randperm(channels, device="cpu").tolist())
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """Map (N, C, H, W) to (N, C, H, W)."""
+        """Map (N, C, H, W) to (N, C, H, W); raises ValueError for another number of channels."""
+        if not isinstance(x_NCHW, Proxy):
+            _check_channels(x_NCHW, len(self.order), "the permutation orders")
         return x_NCHW.index_select(1, self.order.to(x_NCHW.device))
 
     def extra_repr(self) -> str:
@@ -101,12 +111,21 @@ class ChannelShuffle(nn.Module):
         self.register_buffer("order", order, persistent=False)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """Map (N, C, H, W) to (N, C, H, W)."""
+        """Map (N, C, H, W) to (N, C, H, W); raises ValueError for another number of channels."""
         if isinstance(x_NCHW, Proxy) and (named := leaf(self, x_NCHW)) is not None:
             return named
         if self.order is None:
             return channel_shuffle(x_NCHW, self.partition)
+        if not isinstance(x_NCHW, Proxy):
+            _check_channels(x_NCHW, self.partition.channels, f"the groups {self.partition} cut")
         return x_NCHW.index_select(1, self.order.to(x_NCHW.device))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ChannelShuffle:
+        super()._apply(fn, recurse)
+        if self.order is not None:  # ``to_empty`` leaves a buffer without values, and so does the meta device
+            device = "cpu" if self.order.is_meta else self.order.device
+            self.order = torch.tensor(shuffle_order(self.partition), device=device)
+        return self
 
     def extra_repr(self) -> str:
         """Return the text in the parentheses of ``print(layer)``."""

@@ -168,12 +168,14 @@ def tune(
         A report, which prints as a table.
 
     Raises:
-        TypeError: ``model`` is no module.
+        TypeError: ``model`` is no module, or ``example`` a shape.
         ValueError: ``budget_s`` is not above 0, or infinite.
     """
     model = unwrapped(model, "tune")
-    if not 0 < budget_s < math.inf:
-        raise ValueError(f"budget_s={budget_s}: must be a number of seconds above 0")
+    if not isinstance(budget_s, int | float) or not 0 < budget_s < math.inf:
+        raise ValueError(f"budget_s={budget_s!r}: must be a number of seconds above 0")
+    if isinstance(example, Sequence) and example and all(isinstance(size, int) for size in example):
+        raise TypeError(f"tune: example={tuple(example)} is a shape; give an input: torch.rand{tuple(example)}")
     arguments = example if isinstance(example, tuple) else (example,)
     start = clock()
     until = start + budget_s

@@ -11,6 +11,8 @@ from experiments.study.catalogue import study_file
 from experiments.study.execution import folder_path
 from experiments.study.invocation import typed
 
+OF_RECORD = "figures"  # folder in the run store for figures and pages of the record
+
 
 def name_and_flags(arguments: list[str], usage: str) -> tuple[str, list[str]]:
     """Split the arguments of a command into the name, which comes first, and the flags.

@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from multiprocessing import get_context
 from pathlib import Path
 
-from experiments.commands.arguments import name_and_flags, runs_root, study_folder
+from experiments.commands.arguments import OF_RECORD, name_and_flags, runs_root, study_folder
 from experiments.commands.help import CONNECTIONS
 from experiments.commands.kinds import kind_of
 from experiments.errors import UsageError
@@ -24,7 +24,6 @@ from experiments.study.catalogue import HOME, study_names, sweep_names
 from experiments.training.run_context import usable_cores
 
 MEASURED = "measured.json"  # file in every folder that ``measure`` wrote
-OF_RECORD = "figures"  # folder in the run store for figures of the record
 
 
 def main(arguments: list[str]) -> int:

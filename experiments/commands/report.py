@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
-from experiments.commands.arguments import runs_root
+from experiments.commands.arguments import OF_RECORD, runs_root
 from experiments.errors import UsageError
 from experiments.report.html_page import PAGE, write_recorded_page, write_study_page, write_whole_page
 from experiments.report.records import RESULTS
@@ -38,7 +39,8 @@ def main(arguments: list[str]) -> int:
         if long_table(tables_folder(runs / name)).is_file():
             page = write_study_page(runs / name)
         elif long_table(RESULTS / name).is_file():
-            page = write_recorded_page(name, runs / name / PAGE)
+            print(f"{runs / name} has no tables: the page is that of the record, {RESULTS / name}", file=sys.stderr)
+            page = write_recorded_page(name, runs / OF_RECORD / name / PAGE)
         else:
             raise UsageError(f"report {name}: no tables in {runs / name} nor in {RESULTS}: {typed('run', name)} first")
     print(f"{page} ({page.stat().st_size / 1e6:.1f} MB)")

@@ -119,7 +119,7 @@ def read_checkpoint(where: str, published: Mapping[str, Any]) -> Checkpoint:
 
     Raises:
         UsageError: no such file or name, a failed download, a damaged file, one that holds more than data or no
-            weights, weights that are not finite.
+            weights, weights that are complex, not finite, or without values.
     """
     path = Path(where).expanduser()
     if path.is_file():
@@ -133,6 +133,10 @@ def read_checkpoint(where: str, published: Mapping[str, Any]) -> Checkpoint:
     else:
         raise UsageError(_missing_file(path, where, published))
     for name, weight in checkpoint.weights.items():
+        if weight.is_meta:
+            raise UsageError(f"--checkpoint={where}: {name} has no values: it was saved from the meta device")
+        if weight.is_complex():
+            raise UsageError(f"--checkpoint={where}: {name} is {weight.dtype}: the weights must be real")
         if not torch.isfinite(weight).all():
             raise UsageError(f"--checkpoint={where}: {name} is not finite: the training that left it had diverged")
     return checkpoint

@@ -150,7 +150,8 @@ def resolve(name: str, content: dict[str, Any], place: str, flags: list[str]) ->
         model = dict(vars(settled["model"]))
         resolved.append(Variant(variant, settled["dataset"], settled["data"], model, settled["recipe"]))
     if not isinstance(settled["seeds"], int) or not 1 <= settled["seeds"] <= MOST_SEEDS:
-        raise UsageError(f"seeds={settled['seeds']}: must be from 1 to {MOST_SEEDS}")
+        where = "command line" if "seeds" in given else place
+        raise UsageError(f"{where}: seeds={settled['seeds']}: must be from 1 to {MOST_SEEDS}")
     try:
         execution = Execution(**{key: settled[key] for key in EXECUTION_KEYS})
     except UsageError as error:
@@ -193,10 +194,15 @@ def _named_overrides(
     Raises:
         UsageError: they are no mapping, or set a key that is not theirs.
     """
-    if not isinstance(content, dict) or not all(isinstance(overrides, dict) for overrides in content.values()):
+    if not isinstance(content, dict):
         raise UsageError(f"{place}: must map names to overrides such as {{{example}}}")
+    for name, overrides in content.items():
+        if not isinstance(overrides, dict):
+            raise UsageError(f"{place}.{name}: {overrides}: must hold overrides such as {{{example}}}, or be {{}}")
     named = {name: flat_keys(overrides) for name, overrides in content.items()}
     for name, overrides in named.items():
+        if not str(name).strip():
+            raise UsageError(f"{place}: {name!r} is no name")
         for key in overrides:
             if not keys.match(key):
                 raise UsageError(f"{place}.{name}: {key} is not {owner}'s to set; {allowed} are")

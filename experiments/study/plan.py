@@ -80,8 +80,11 @@ def plan(study: Study) -> list[PlannedRun]:
     for p in planned[: len(study.variants)]:  # errors are reported before anything is trained
         choose_device(p.variant.recipe.device)
         size = p.variant.views.crop_size
-        with torch.device("meta"):
-            model = p.fresh_model()
+        try:
+            with torch.device("meta"):
+                model = p.fresh_model()
+        except UsageError as error:
+            raise UsageError(f"{study.name}, variant {p.variant.name}: {error}") from None
         try:
             count_cost(model, (3, size, size))
             trace_wiring(model, (3, size, size))

@@ -7,6 +7,7 @@ hooks and export do not change.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -60,7 +61,12 @@ def fuse(model: nn.Module) -> Fused:
 
     Args:
         model: any module, also of torchvision or timm; it may be fused again.
+
+    Raises:
+        TypeError: ``model`` is no module.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"fuse takes a torch.nn.Module, not {reprlib.repr(model)}")
     blocks: dict[str, tuple[tuple[str, ...], ...]] = {}
     skipped: dict[str, str] = {}
     for name, module in model.named_modules():

@@ -419,3 +419,9 @@ def test_models_without_convolutions_called_by_name_are_as_before():
     again = fuse(model)
     assert again.blocks == done.blocks and type(model.own).__mro__.count(Own) == 1
     assert type(copy.deepcopy(model).first[:2]) is Block
+
+
+@pytest.mark.parametrize("model", [None, nn.Conv2d, "resnet18"], ids=repr)
+def test_what_is_no_model_is_named(model):
+    with pytest.raises(TypeError, match=r"fuse takes a torch\.nn\.Module, not "):
+        fuse(model)

@@ -55,9 +55,23 @@ def test_the_layer_shuffles_alike_and_compiles_as_one_graph(sizes):
     assert not layer.state_dict(), "nothing is stored: the order follows from the partition"
 
 
-def test_other_channels_are_refused():
-    with pytest.raises(ValueError, match="5 channels"):
-        channel_shuffle(torch.randn(1, 5, 2, 2), Partition((4, 2)))
+@pytest.mark.parametrize("partition", [Partition((4, 2)), Partition((3, 3))], ids=str)
+@pytest.mark.parametrize("channels", [5, 12])
+def test_other_channels_are_refused(partition, channels):
+    x = torch.randn(1, channels, 2, 2)
+    for shuffle in (lambda x: channel_shuffle(x, partition), ChannelShuffle(partition), ChannelPermutation(range(6))):
+        with pytest.raises(ValueError, match=f"input has {channels} channels; the .* 6"):
+            shuffle(x)
+        with pytest.raises(ValueError, match=r"input of shape \(6,\)"):
+            shuffle(torch.randn(6))
+
+
+def test_a_shuffle_that_was_built_without_memory_has_its_order():
+    with torch.device("meta"):
+        layer = nn.Sequential(ChannelShuffle(Partition((4, 2))))
+    layer.to("meta").to_empty(device="cpu")
+    x = torch.arange(6.0).view(1, 6, 1, 1)
+    assert layer(x).flatten().tolist() == [0, 4, 1, 2, 5, 3]  # places 1/8, 1/4, 3/8, 5/8, 3/4, 7/8
 
 
 def test_a_random_permutation_follows_the_seed_and_is_stored():

@@ -234,3 +234,11 @@ def test_pinned_choices_are_measured_by_nobody(monkeypatch):
             GroupedConv2d(12, 12, 3, groups="log:3")(torch.randn(1, 12, 6, 6))
     finally:
         dispatch.watch(before)
+
+
+def test_a_shape_is_no_example_and_a_budget_is_a_number():
+    layer = GroupedConv2d(8, 8, 3, groups="log:3")
+    with pytest.raises(TypeError, match=r"example=\(2, 8, 9, 9\) is a shape; give an input: torch\.rand\(2, 8, 9, 9\)"):
+        tune(layer, (2, 8, 9, 9))
+    with pytest.raises(ValueError, match="budget_s='long': must be a number of seconds"):
+        tune(layer, torch.rand(1, 8, 9, 9), budget_s="long")

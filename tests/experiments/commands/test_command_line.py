@@ -312,3 +312,12 @@ def test_figures_of_a_study_with_neither_runs_nor_record_name_the_command_that_r
     assert code == 2
     (line,) = err.splitlines()
     assert f"{tmp_path}/widen/tables has no measures.csv" in line and "make experiment NAME=widen" in line
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+def test_a_full_standard_output_is_one_line():
+    with open("/dev/full", "wb") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "experiments", "list"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (ended.returncode, ended.stderr) == (1, "error: standard output: No space left on device\n")

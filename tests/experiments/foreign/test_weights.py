@@ -424,3 +424,17 @@ def test_nothing_that_files_may_name_is_the_thing_itself():
     assert type(IgnoredValue(os.system, "x")) is IgnoredValue
     assert not vars(IgnoredValue(1, 2))
     assert EmptyMapping(list) == {}
+
+
+@pytest.mark.parametrize(
+    ("weight", "words"),
+    [
+        (torch.ones(2, 3, dtype=torch.complex64), "is torch.complex64"),
+        (torch.ones(2, 3, device="meta"), "has no values"),
+    ],
+    ids=["complex", "meta"],
+)
+def test_weights_that_are_no_real_numbers_are_refused(tmp_path, weight, words):
+    torch.save({"hidden.weight": weight}, tmp_path / "weights.pt")
+    with pytest.raises(UsageError, match=rf"hidden\.weight {words}"):
+        read_checkpoint(str(tmp_path / "weights.pt"), {})

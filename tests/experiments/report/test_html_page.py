@@ -21,7 +21,7 @@ def page(tmp_path_factory):
     """The page of a study of the record."""
     root = tmp_path_factory.mktemp("runs")
     assert report.main([NAME, f"--runs_root={root}"]) == 0
-    return root / NAME / "report.html"
+    return root / "figures" / NAME / "report.html"
 
 
 class Links(HTMLParser):
