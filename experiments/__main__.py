@@ -75,7 +75,9 @@ def entry() -> int:
     install_handlers()
     replace_unencodable()
     try:
-        return main(sys.argv[1:])
+        code = main(sys.argv[1:])
+        sys.stdout.flush()  # what fails here is told below, not while the process ends
+        return code
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -315,9 +315,10 @@ def test_figures_of_a_study_with_neither_runs_nor_record_name_the_command_that_r
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
-def test_a_full_standard_output_is_one_line():
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_standard_output_is_one_line(unbuffered):
+    command = [sys.executable, "-m", "experiments", "list"]
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
     with open("/dev/full", "wb") as full:
-        ended = subprocess.run(
-            [sys.executable, "-m", "experiments", "list"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
-        )
+        ended = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (1, "error: standard output: No space left on device\n")
