@@ -42,21 +42,22 @@ def channel_shuffle(x_NCHW: Tensor, groups: Spec) -> Tensor:
         return x_NCHW.tracer.create_proxy("call_function", channel_shuffle, (x_NCHW, spec), {})  # type: ignore
     if not isinstance(x_NCHW, Tensor):
         raise TypeError(f"{type(x_NCHW).__name__}: channel_shuffle takes a tensor (N, C, H, W)")
-    if isinstance(groups, Partition):
-        _check_channels(x_NCHW, groups.channels, f"the groups {groups} cut")
-    elif x_NCHW.dim() < 2:
-        raise ValueError(f"input of shape {tuple(x_NCHW.shape)}: must be (N, C, H, W)")
-    partition = Partition.of(groups, x_NCHW.shape[1])
+    partition = groups if isinstance(groups, Partition) else Partition.of(groups, _channels(x_NCHW))
+    _check_channels(x_NCHW, partition.channels, f"the groups {partition} cut")
     if partition.is_uniform:
         return x_NCHW.unflatten(1, (partition.groups, partition.sizes[0])).transpose(1, 2).flatten(1, 2)
     return x_NCHW.index_select(1, torch.tensor(shuffle_order(partition), device=x_NCHW.device))
 
 
-def _check_channels(x_NCHW: Tensor, channels: int, reader: str) -> None:
+def _channels(x_NCHW: Tensor) -> int:
     if x_NCHW.dim() < 2:
         raise ValueError(f"input of shape {tuple(x_NCHW.shape)}: must be (N, C, H, W)")
-    if x_NCHW.shape[1] != channels:
-        raise ValueError(f"input has {x_NCHW.shape[1]} channels; {reader} {channels}")
+    return x_NCHW.shape[1]
+
+
+def _check_channels(x_NCHW: Tensor, channels: int, reader: str) -> None:
+    if (given := _channels(x_NCHW)) != channels:
+        raise ValueError(f"input has {given} channels; {reader} {channels}")
 
 
 class ChannelPermutation(nn.Module):

@@ -39,6 +39,7 @@ def test_a_make_command_is_understood(command, elsewhere, monkeypatch, capsys):
     monkeypatch.chdir(elsewhere)  # nothing is written to the checkout
     monkeypatch.setattr("experiments.commands.figures._draw_record", lambda *_: iter([[]]))  # it takes a minute
     monkeypatch.setattr("experiments.report.claims.RESULTS", elsewhere)  # to judge the whole record takes seconds
+    monkeypatch.setattr("experiments.report.claims.README", elsewhere / "README.md")  # not the real one
     for module, *arguments in started(command):
         if module == "experiments":
             understood(arguments)

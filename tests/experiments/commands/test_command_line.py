@@ -251,15 +251,18 @@ def test_only_commands_that_save_say_so_when_interrupted(capsys, monkeypatch, co
     assert err == f"\ninterrupted{saved}\n"
 
 
-@pytest.mark.parametrize("place", ["file", "/proc/nothing"])
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [("file", "command line: runs_root={}: a file, not a folder\n"), ("/proc/nothing", "runs_root={}: ")],
+)
 def test_a_folder_of_runs_that_cannot_be_written_is_refused_before_anything_is_trained(
-    capsys, monkeypatch, tmp_path, place
+    capsys, monkeypatch, tmp_path, place, said
 ):
     (tmp_path / "file").write_text("not a folder")
     place = place if place.startswith("/") else str(tmp_path / place)
     code, out, err = run(capsys, monkeypatch, "run", "quickstart", f"--runs_root={place}", "--wandb=off")
     assert code == 2
-    assert err.startswith("error: ") and f"runs_root={place}: " in err
+    assert err.startswith(f"error: {said.format(place)}")
     assert err.count("\n") == 1 and not out
 
 
