@@ -4,6 +4,7 @@ Nothing heavy is imported before it is needed: the process that only distributes
 """
 
 import gc
+import os
 import sys
 from pathlib import Path
 
@@ -25,17 +26,24 @@ def pytest_collection_finish():
     gc.enable()
 
 
-@pytest.fixture(autouse=True)
-def no_16_bit_units(monkeypatch):
-    """``precision: auto`` is fp32, whatever this processor has; tests of bf16 ask for it."""
-    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
-    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: False)
+@pytest.fixture(scope="session", autouse=True)
+def the_same_on_every_machine(tmp_path_factory):
+    """``precision: auto`` is fp32 and kernels are chosen by rule, whatever this processor has and its user measured.
 
+    Of the session, so that it holds for fixtures of any scope too. Tests of bf16 and of tables ask for them.
+    """
+    from gconv.operator import dispatch
 
-@pytest.fixture(autouse=True)
-def no_shipped_table(monkeypatch):
-    """Kernels are chosen by rule; tests of tables write their own."""
-    monkeypatch.setattr("gconv.kernels.table.SHIPPED", Path("no such folder"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+        patch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: False)
+        patch.setattr("gconv.kernels.table.SHIPPED", Path("no such folder"))
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        patch.setenv("MPLCONFIGDIR", os.environ.get("MPLCONFIGDIR") or str(cache / "matplotlib"))  # its list of fonts
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("GCONV_TUNE", raising=False)
+        dispatch.forget()
+        yield
 
 
 @pytest.fixture(autouse=True)
