@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from operator import index
 from typing import Any, Literal, Self
 
@@ -37,6 +37,9 @@ class GroupedConv2d(nn.Conv2d):
     unequal groups. ``nn.init.kaiming_normal_(layer.weight.data)`` cannot be refused, and gives values that are too
     large. ``.to(memory_format=…)`` does not change a weight of unequal groups, and
     ``nn.utils.convert_conv2d_weight_memory_format`` raises an error.
+
+    The metadata of a ``state_dict`` has the sizes of unequal groups. ``load_state_dict`` raises an error for a layer
+    of other groups. Formats without metadata, such as safetensors, are not checked.
 
     On a CPU an infinity or NaN stays in its group. On other devices kernels that multiply zeros between groups
     (``packed``, ``nested``, ``masked``, ``band``) turn it into NaN in other groups. ``forced_kernel("loop")`` avoids
@@ -192,6 +195,39 @@ class GroupedConv2d(nn.Conv2d):
     def group_weights(self) -> list[Tensor]:
         """Return views of the weight, one of shape (O_g, C_g, Kh, Kw) per group."""
         return self.geometry.group_weights(self.weight)
+
+    def _partitions(self) -> dict[str, str]:
+        """Return the sizes of unequal groups, for the metadata of a state dict; equal groups have none."""
+        if self.geometry.is_uniform:
+            return {}
+        cuts = {"in_groups": self.geometry.in_groups, "out_groups": self.geometry.out_groups}
+        return {name: ",".join(map(str, cut.sizes)) for name, cut in cuts.items()}
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """Save the parameters as ``nn.Conv2d`` does, and the groups in the metadata of the state dict."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if metadata := getattr(destination, "_metadata", None):
+            metadata[prefix[:-1]] |= self._partitions()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Load parameters, unless the metadata names other groups: their weight may have this shape."""
+        for name, sizes in self._partitions().items():
+            saved = local_metadata.get(name, sizes)
+            if saved != sizes:
+                error_msgs.append(f"{name} of {prefix[:-1] or 'the layer'}: {saved} in the state dict, {sizes} here")
+                return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, O, H', W'), or (C, H, W) to (O, H', W')."""

@@ -1,5 +1,7 @@
 """GroupedConv2d against nn.Conv2d and against loops in float64."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -97,6 +99,35 @@ def test_with_equal_groups_it_is_nn_conv2d(groups):
     ours.load_state_dict(theirs.state_dict())
     assert (ours.in_channels, ours.out_channels, ours.groups) == (8, 16, groups)
     assert (ours.stride, ours.padding, ours.kernel_size) == (theirs.stride, theirs.padding, theirs.kernel_size)
+
+
+def test_a_state_dict_of_other_groups_is_refused_by_name(tmp_path):
+    """8·8 + 4·4 + 2·2 + 2·2 weights, in any order: the shapes do not tell."""
+    saved = nn.Sequential(nn.ReLU(), GroupedConv2d(16, 16, 3, groups="8,4,2,2"))
+    torch.save(saved.state_dict(), tmp_path / "weights.pt")
+    state = torch.load(tmp_path / "weights.pt", weights_only=True)
+    assert list(state) == ["1.weight", "1.bias"], "no key of its own"
+    other = nn.Sequential(nn.ReLU(), GroupedConv2d(16, 16, 3, groups="2,2,4,8"))
+    before = other[1].weight.clone()
+    assert before.shape == saved[1].weight.shape
+    for strict in (True, False):
+        with pytest.raises(RuntimeError, match="in_groups of 1: 8,4,2,2 in the state dict, 2,2,4,8 here"):
+            other.load_state_dict(state, strict=strict)
+    assert torch.equal(other[1].weight, before), "nothing is loaded"
+    turned = GroupedConv2d(16, 16, 3, groups="2,2,4,8", in_groups="8,4,2,2")
+    with pytest.raises(RuntimeError, match="out_groups of the layer: 2,2,4,8 in the state dict, 4,8,2,2 here"):
+        GroupedConv2d(16, 16, 3, groups="4,8,2,2", in_groups="8,4,2,2").load_state_dict(turned.state_dict())
+
+
+@pytest.mark.parametrize("groups", ["8,4,2,2", "log:4"])
+def test_a_state_dict_of_the_same_groups_is_loaded_with_and_without_metadata(groups):
+    saved, one, two = (GroupedConv2d(16, 16, 3, groups="8,4,2,2") for _ in range(3))
+    again = GroupedConv2d(16, 16, 3, groups=groups)
+    again.load_state_dict(saved.state_dict())
+    one.load_state_dict(dict(saved.state_dict()))  # as a file of tensors alone gives it
+    two.load_state_dict(copy.deepcopy(saved).state_dict(), assign=True)
+    for layer in (again, one, two):
+        assert torch.equal(layer.weight, saved.weight)
 
 
 @pytest.mark.parametrize("kernel", EVERY_KERNEL)
