@@ -10,7 +10,7 @@ Otherwise the module's own ``forward`` is called.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cache, wraps
 from typing import Any
@@ -21,7 +21,7 @@ from torch.fx import Graph, Node, Proxy
 from torch.nn import functional as F
 
 from gconv.block import CONVOLUTIONS, RELU, Run, run_at, run_block
-from gconv.fusion.recording import constant, recordings
+from gconv.fusion.recording import RecordingError, constant, recordings
 
 FUNCTIONAL_RELUS = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
 
@@ -35,9 +35,7 @@ class FusedForward:
     Attributes:
         kind: kind of all its arguments: tensors, or lists.
         arguments: number of arguments.
-        attributes: value of each attribute that ``forward`` read.
-        children: for each child that ``forward`` read, the names of the child's own children; None if there is no
-            child.
+        attributes, absent, children: what ``forward`` read, as in ``Recorder``.
         runs: names of the modules of each run, as the module calls them; "relu()" for a ReLU called as a function.
         source: Python source of the function.
         names: global names that the function uses, without those that torch.fx always gives.
@@ -45,7 +43,8 @@ class FusedForward:
 
     kind: type
     arguments: int
-    attributes: Mapping[str, Any]
+    attributes: Mapping[tuple[str, str], Any]
+    absent: Set[tuple[str, str]]
     children: Mapping[str, tuple[str, ...] | None]
     runs: tuple[tuple[str, ...], ...]
     source: str
@@ -58,8 +57,8 @@ class FusedForward:
         object.__setattr__(self, "call", names["forward"])
 
     def __reduce__(self) -> tuple:
-        given = (self.kind, self.arguments, self.attributes, self.children, self.runs, self.source, self.names)
-        return FusedForward, given
+        given = (self.kind, self.arguments, self.attributes, self.absent, self.children)
+        return FusedForward, (*given, self.runs, self.source, self.names)
 
     def __deepcopy__(self, memo: Any) -> FusedForward:
         return self
@@ -71,14 +70,29 @@ class FusedForward:
         for argument in arguments:
             if not isinstance(argument, self.kind) or isinstance(argument, Proxy):
                 return False
-        for name, value in self.attributes.items():
-            if constant(getattr(module, name, None), name) != value:
+        for path, names in self.children.items():
+            part = _part(module, path)
+            if (None if part is None else tuple(part._modules)) != names:
                 return False
-        for name, names in self.children.items():
-            child = module._modules.get(name)
-            if (None if child is None else tuple(child._modules)) != names:
+        for path, name in self.absent:
+            part = _part(module, path)
+            if part is None or any(name in of for of in (vars(part), part._modules, part._parameters, part._buffers)):
                 return False
+        try:
+            for (path, name), value in self.attributes.items():
+                if constant(getattr(_part(module, path), name, None), name) != value:
+                    return False
+        except RecordingError:  # a type that no recording takes
+            return False
         return True
+
+
+def _part(module: nn.Module, path: str) -> Any:
+    """Return the module at a path; None if there is none."""
+    part: nn.Module | None = module
+    for name in path.split(".") if path else ():
+        part = None if part is None else part._modules.get(name)
+    return part
 
 
 def fused_forwards(module: nn.Module) -> tuple[list[FusedForward], dict[str, str]]:
@@ -99,7 +113,7 @@ def fused_forwards(module: nn.Module) -> tuple[list[FusedForward], dict[str, str
         reasons |= why
         if runs:
             code = recorder.graph.python_code("self")
-            given = recorder.kind, recorder.arguments, recorder.attributes, recorder.children
+            given = recorder.kind, recorder.arguments, recorder.attributes, recorder.absent, recorder.children
             names = {name: value for name, value in code.globals.items() if name not in NAMES_OF_FX}
             forwards.append(FusedForward(*given, tuple(runs), code.src, names))
     fused = {name for forward in forwards for run in forward.runs for name in run}

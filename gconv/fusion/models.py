@@ -18,7 +18,6 @@ from gconv.fusion.forward import fused_class, fused_forwards, not_fused, own_cla
 from gconv.fusion.recording import RecordingError
 from gconv.wiring.text_table import aligned
 
-CALLS = ("__call__", "__getattr__", "__getattribute__")  # methods that change what calling a Sequential does
 MOST_ROWS, MOST_NAMES = 18, 6  # most rows of the printed summary, and names in a row
 
 
@@ -117,12 +116,8 @@ def _callable_by(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.
 
 
 def _is_sequential(module: nn.Module) -> bool:
-    """True for a Sequential and no more: a subclass may have a constructor of its own, as torchvision's."""
-    kinds = type(module).__mro__
-    if nn.Sequential not in kinds or "forward" in module.__dict__:
-        return False
-    own = {name for kind in kinds[: kinds.index(nn.Sequential)] if kind is not Block for name in vars(kind)}
-    return all(name.startswith("__") and name not in CALLS for name in own)
+    """Return True for a Sequential and no more: a subclass keeps its class, by which others may know it."""
+    return type(module) in (nn.Sequential, Block) and "forward" not in module.__dict__
 
 
 def _runs(sequential: nn.Module) -> Iterator[tuple[str, ...]]:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import inspect
 import random
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import FunctionType
 from typing import Any
 
@@ -23,6 +25,8 @@ KINDS = (Tensor, list)  # kinds of the arguments of a forward pass
 CONSTANTS = (bool, int, float, complex, str, bytes, type(None), type, FunctionType, torch.dtype, torch.device)
 CONTAINERS = (list, dict, set)
 KEPT_BY_MODULES = frozenset(vars(nn.Module())) - {"training"}  # of a module's attributes, those that torch keeps
+NOWHERE = object()
+_one_at_a_time = threading.RLock()  # while recording, nn.Module itself is watched
 
 
 class RecordingError(Exception):
@@ -31,11 +35,13 @@ class RecordingError(Exception):
 
 def recordings(module: nn.Module) -> Iterator[Recorder]:
     """Record ``forward`` in each mode and for each kind of arguments that it asks for; raise if none can be."""
-    mode, recorded, refusal = module.training, 0, None
+    modes, recorded, refusal = {part: part.training for part in module.modules()}, 0, None
     try:
         for kind in KINDS:
             asked = False
-            for module.training in (True, False):
+            for mode in (True, False):
+                for part in modes:
+                    part.training = mode
                 recorder = Recorder(kind)
                 try:
                     recorder.record(module)
@@ -44,12 +50,13 @@ def recordings(module: nn.Module) -> Iterator[Recorder]:
                 except RecordingError as error:
                     refusal = refusal or error
                 asked |= recorder.asked_for_kind
-                if "training" not in recorder.attributes:
+                if not any(name == "training" for _, name in recorder.attributes):
                     break
             if recorded and not asked:
                 break
     finally:
-        module.training = mode
+        for part, mode in modes.items():
+            part.training = mode
     if refusal is not None and not recorded:
         raise refusal
 
@@ -58,8 +65,10 @@ class Recorder(Tracer):
     """Records one forward pass: every child is one call, independent of its content.
 
     Attributes:
-        attributes: value of each attribute that ``forward`` read.
-        children: for each child that it read, the names of its own children; None where there is no child.
+        attributes: value of each attribute that ``forward`` read, by the path of its module and its name.
+        absent: paths and names that it looked for, and that the object itself did not have; its class may have them,
+            ``nn.Module`` has not.
+        children: for each module that it read, by its path, the names of its children; None where there is no module.
         arguments: number of its arguments, which are all of ``kind``.
         asked_for_kind: True if ``forward`` asked for the type of one.
     """
@@ -71,7 +80,8 @@ class Recorder(Tracer):
         self.kind = kind
         self.arguments = 0
         self.asked_for_kind = False
-        self.attributes: dict[str, Any] = {}
+        self.attributes: dict[tuple[str, str], Any] = {}
+        self.absent: set[tuple[str, str]] = set()
         self.children: dict[str, tuple[str, ...] | None] = {}
         self._state: tuple = ()
 
@@ -89,13 +99,21 @@ class Recorder(Tracer):
         if not all(isinstance(value, CONSTANTS) for value in defaults.values()):
             raise RecordingError("has arguments whose defaults torch.fx does not take")
         self.arguments = len(parameters) - len(defaults)
-        before, draws = dict(vars(module)), _drawn()
-        copies = {n: v.copy() for n, v in before.items() if isinstance(v, CONTAINERS) and n not in KEPT_BY_MODULES}
+        parts = {part: path for path, part in module.named_modules()}
+        before, draws = {part: dict(vars(part)) for part in parts}, _drawn()
+        copies = {
+            (part, name): value.copy()
+            for part, values in before.items()
+            for name, value in values.items()
+            if isinstance(value, CONTAINERS) and name not in KEPT_BY_MODULES
+        }
         self._state = _modes()
-        vars(module).update(copies)
-        module.__class__ = _watched(cls, self)
+        self.children[""] = tuple(module._modules)
+        for (part, name), value in copies.items():
+            vars(part)[name] = value
         try:
-            self.graph = self.trace(module, defaults or None)
+            with _watched(self, parts):
+                self.graph = self.trace(module, defaults or None)
         except RecordingError:
             raise
         except TraceError:
@@ -103,22 +121,29 @@ class Recorder(Tracer):
         except Exception as error:
             raise RecordingError(f"is not for torch.fx: {' '.join(str(error).split())[:80]}") from None
         finally:
-            object.__setattr__(module, "__class__", cls)
-            vars(module).clear()
-            vars(module).update(before)
-        for name, contents in copies.items():
-            if contents != before[name]:
-                raise RecordingError(f"changes the attribute {name}")
+            for part, values in before.items():
+                vars(part).clear()
+                vars(part).update(values)
+        for (part, name), contents in copies.items():
+            if contents != before[part][name]:
+                raise RecordingError(f"changes the attribute {named(parts[part], name)}")
         if draws != _drawn():
             raise RecordingError("draws random numbers in Python")
 
-    def read(self, module: nn.Module, name: str) -> None:
-        """Note that ``forward`` reads an attribute of its module."""
-        if name in module.__dict__["_modules"]:
-            child = module.__dict__["_modules"][name]
-            self.children[name] = None if child is None else tuple(child._modules)
-        elif name in module.__dict__ and name not in KEPT_BY_MODULES:
-            self.attributes[name] = constant(module.__dict__[name], name)
+    def read(self, module: nn.Module, path: str, name: str) -> None:
+        """Note that ``forward`` reads an attribute of a module at some path."""
+        values, children = vars(module), vars(module)["_modules"]
+        if name in children:
+            child = children[name]
+            self.children[named(path, name)] = None if child is None else tuple(child._modules)
+        elif name in values:
+            if name not in KEPT_BY_MODULES:
+                self.attributes[path, name] = constant(values[name], named(path, name))
+        elif name not in values["_parameters"] and name not in values["_buffers"] and not hasattr(nn.Module, name):
+            self.absent.add((path, name))
+            value = getattr(type(module), name, NOWHERE)
+            if value is not NOWHERE and not callable(value) and not hasattr(value, "__get__"):  # it is not code
+                self.attributes[path, name] = constant(value, named(path, name))
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Every child is a leaf."""
@@ -158,20 +183,45 @@ class Result(Proxy):
         raise RecordingError("depends on the types of results")
 
 
-def _watched(cls: type, recorder: Recorder) -> type:
-    """Return a subclass of a module's class that records the attributes read, and refuses to set any."""
+@contextmanager
+def _watched(recorder: Recorder, parts: Mapping[nn.Module, str]) -> Iterator[None]:
+    """Record the attributes read of some modules inside the block, and refuse to set any.
 
-    class Watched(cls):  # type: ignore[misc, valid-type]
-        def __getattribute__(self, name: str) -> Any:
-            if not name.startswith("__"):
-                recorder.read(self, name)
-            return super().__getattribute__(name)
+    The class of a module may not change for that: ``forward`` may compare the types of its children.
 
-        def __setattr__(self, name: str, value: Any) -> None:
+    Args:
+        recorder: records what is read.
+        parts: the modules, with their paths.
+    """
+    thread, set_attribute = threading.get_ident(), nn.Module.__setattr__
+
+    def is_watched(module: nn.Module) -> bool:
+        return threading.get_ident() == thread and module in parts
+
+    def get(self: nn.Module, name: str) -> Any:
+        if not name.startswith("__") and is_watched(self):
+            recorder.read(self, parts[self], name)
+        return object.__getattribute__(self, name)
+
+    def refuse(self: nn.Module, name: str, value: Any) -> None:
+        if is_watched(self):
             new = name.startswith("_tensor_constant")  # given to the module by torch.fx
-            raise RecordingError("makes tensors of its own" if new else f"sets the attribute {name}")
+            reason = "makes tensors of its own" if new else f"sets the attribute {named(parts[self], name)}"
+            raise RecordingError(reason)
+        set_attribute(self, name, value)
 
-    return Watched
+    with _one_at_a_time:
+        nn.Module.__getattribute__, nn.Module.__setattr__ = get, refuse  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            del nn.Module.__getattribute__
+            nn.Module.__setattr__ = set_attribute  # type: ignore[method-assign]
+
+
+def named(path: str, name: str) -> str:
+    """Return the name of an attribute as ``forward`` writes it, without ``self``."""
+    return f"{path}.{name}".lstrip(".")
 
 
 def constant(value: Any, name: str) -> Any:

@@ -287,18 +287,136 @@ def test_a_relu_that_others_read_too_is_left_to_the_module():
     assert fuse(Layer(forward)).blocks == {"": (("conv", "bn"),)}
 
 
-def test_an_attribute_that_changes_brings_the_own_forward_back(folding):
-    def forward(self, x):
-        return self.relu(self.bn(self.conv(x))) * self.scale
+class Gate(nn.Module):
+    strength = 2.0
 
-    ours = stirred(Layer(forward, scale=1.0)).eval()
+    def __init__(self):
+        super().__init__()
+        self.gain, self.is_on, self.inner = 3.0, True, nn.ModuleList([nn.Identity()])
+
+    def apply_to(self, x):
+        return x * self.gain * self.strength
+
+
+class Gated(nn.Module):
+    power = 2
+
+    def __init__(self, read):
+        super().__init__()
+        self.conv, self.bn, self.relu, self.gate = nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), Gate()
+        self.scale, self.read = 1.0, read
+
+    def forward(self, x):
+        return self.read(self, self.relu(self.bn(self.conv(x))))
+
+
+def replaced_by_own_method(gate):
+    gate.apply_to = lambda x: -x
+
+
+def change_class(module):
+    own = type(module)
+    module.__class__ = type(own.__name__, (own,), {"power": 3, "strength": 5.0})
+
+
+CHANGES = {
+    "of the object": (lambda m, y: y * m.scale, lambda m: setattr(m, "scale", 3.0)),
+    "to another type": (lambda m, y: y * m.scale, lambda m: setattr(m, "scale", torch.tensor(3.0))),
+    "to a parameter": (lambda m, y: y * m.scale, lambda m: setattr(m, "scale", nn.Parameter(torch.tensor(3.0)))),
+    "of the class": (lambda m, y: y**m.power, change_class),
+    "of the object over that of the class": (lambda m, y: y**m.power, lambda m: setattr(m, "power", 3)),
+    "new": (lambda m, y: y * getattr(m, "factor", 1.0), lambda m: setattr(m, "factor", 3.0)),
+    "of a child": (lambda m, y: y * m.gate.gain, lambda m: setattr(m.gate, "gain", 5.0)),
+    "of a child, in a branch": (lambda m, y: y if m.gate.is_on else -y, lambda m: setattr(m.gate, "is_on", False)),
+    "of the class of a child": (lambda m, y: y * m.gate.strength, lambda m: change_class(m.gate)),
+    "in a method of a child": (lambda m, y: m.gate.apply_to(y), lambda m: setattr(m.gate, "gain", 5.0)),
+    "the method of a child": (lambda m, y: m.gate.apply_to(y), lambda m: replaced_by_own_method(m.gate)),
+    "mode of a child": (lambda m, y: y if m.gate.training else -y, lambda m: m.gate.train()),
+    "number of the child's children": (
+        lambda m, y: y * len(m.gate.inner),
+        lambda m: m.gate.inner.append(nn.Identity()),
+    ),
+    "of a child in a list": (
+        lambda m, y: y if all(part.training for part in m.gate.inner) else -y,
+        lambda m: m.gate.inner.train(),
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_an_attribute_that_changes_brings_the_own_forward_back(folding, change):
+    read, apply = CHANGES[change]
+    ours = stirred(Gated(read)).eval()
     plain = copy.deepcopy(ours)
     assert fuse(ours).blocks
+    called = []
+    for fused in ours._fused_forwards:
+        object.__setattr__(fused, "call", lambda *a, call=fused.call: called.append(1) or call(*a))
     x = images(dtype=torch.float64)
-    for model in (plain, ours):
-        model.scale = 3.0
     with torch.no_grad():
-        assert torch.equal(ours(x), plain(x))
+        before = plain(x)
+        torch.testing.assert_close(ours(x), before, rtol=1e-10, atol=1e-10)
+        assert called == [1]
+        apply(ours), apply(plain)
+        torch.testing.assert_close(ours(x), plain(x), rtol=1e-10, atol=1e-10)
+        assert not torch.allclose(plain(x), before)
+
+
+def test_modules_and_modes_are_as_before_a_recording():
+    model = Gated(lambda m, y: y if type(m.gate) is Gate and m.gate.training else -y)
+    model.gate.eval()
+    before = {name: dict(vars(part)) for name, part in model.named_modules()}
+    assert fuse(model).blocks == {"": (("conv", "bn", "relu"),)}
+    vars(model).pop("_fused_forwards")
+    assert {name: dict(vars(part)) for name, part in model.named_modules()} == before
+    assert "__getattribute__" not in vars(nn.Module)
+    model.gate.gain = 4.0
+    assert model.gate.gain == 4.0
+
+
+def test_what_forward_does_to_its_children_is_seen():
+    def setting(m, y):
+        m.gate.last = y
+        return y
+
+    def appending(m, y):
+        m.gate.seen.append(1)
+        return y
+
+    for read, says in ((setting, "sets the attribute gate.last"), (appending, "changes the attribute gate.seen")):
+        model = Gated(read)
+        model.gate.seen = []
+        assert fuse(model).skipped == {"conv": f"Gated.forward {says}"} and model.gate.seen == []
+
+
+def test_a_sequential_of_a_class_of_its_own_keeps_class_and_methods(folding):
+    class Backwards(nn.Sequential):
+        def __iter__(self):
+            return iter(list(self._modules.values())[::-1])
+
+    class Stage(nn.Sequential):
+        pass
+
+    class Parent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)
+            self.stage = Stage(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU())
+            self.backwards = Backwards(nn.ReLU(), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1))
+
+        def forward(self, x):
+            y = self.backwards(self.stage(self.bn(self.conv(x))))
+            return y if isinstance(self.stage, Stage) and type(self.stage).__name__ == "Stage" else -y
+
+    ours = stirred(Parent()).eval()
+    plain = copy.deepcopy(ours)
+    assert fuse(ours).blocks == {"": (("conv", "bn"),), "stage": (("0", "1", "2"),), "backwards": (("2", "1", "0"),)}
+    x = images(dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), plain(x), rtol=1e-10, atol=1e-10)
+        for model in (ours, plain):
+            model.stage.append(nn.Sigmoid())
+        torch.testing.assert_close(ours(x), plain(x), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("given", ["list", "tensor"])
@@ -414,7 +532,7 @@ def test_models_without_convolutions_called_by_name_are_as_before():
     }
     assert str(done).splitlines()[:2] == ["module  computed together", "first   0 + 1 + 2"]
     assert list(model.state_dict()) == keys and all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
-    assert type(model.first) is type(model.conv3) is Block and isinstance(model.own, Own)
+    assert type(model.first) is Block and isinstance(model.conv3, Conv3) and isinstance(model.own, Own)
     torch.testing.assert_close(model(x), expected)
     again = fuse(model)
     assert again.blocks == done.blocks and type(model.own).__mro__.count(Own) == 1
