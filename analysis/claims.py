@@ -87,7 +87,7 @@ favours the claim least; in the test against the claim, the value that favours i
 The study that decides
 The first study of the claim that has {FEWEST_SEEDS} seeds decides; if none has, the first that measured the claim. \
 The results of the others are shown. If a claim says "every", all its studies decide together: the parts of each one \
-are parts of the claim.
+are parts of the claim. As long as one of them has not been run, such a claim can only be contradicted.
 A study counts as it stands in its file. If the command line changed what is trained (recipe, model, images), it is \
 a trial and no evidence, unless you ask for it: make claims ARGS="--runs_root=DIR --trials". Its line then says what \
 was changed. The number of seeds, the device, and more images to measure with do not make a trial. Other images than \
@@ -161,12 +161,14 @@ class ChosenStudies:
     Attributes:
         answers: the answers of these studies.
         others: the answers of other studies that measured the claim.
-        note: the records that are no evidence, or that there is no record; empty otherwise.
+        note: the records that are no evidence, and the studies without any; empty otherwise.
+        is_complete: True if all studies that must decide are there.
     """
 
     answers: tuple[StudyAnswer, ...]
     others: tuple[StudyAnswer, ...] = ()
     note: str = ""
+    is_complete: bool = True
 
 
 @dataclass(frozen=True)
@@ -253,7 +255,7 @@ def _test(claim: Claim, chosen: ChosenStudies) -> _Tested:
     answers = chosen.answers
     parts = tuple((part, claim.tests.index(part.test) + 1, s.record) for s in answers for part in s.parts)
     missing = "; ".join(dict.fromkeys(s.missing for s in answers if s.missing))
-    whole = bool(answers) and not missing
+    whole = bool(answers) and not missing and chosen.is_complete
     open_ = [part for part, _, _ in parts if not part.test.construction]
     opposed = [part.oppose for part, _, _ in parts if part.oppose is not None]
     wrong = any(part.decided == "contradicted" for part, _, _ in parts)
@@ -286,11 +288,17 @@ def _choose(claim: Claim, records: Sequence[Record]) -> ChosenStudies:
             by_study.append(max(answers, key=lambda s: (not s.missing, s.seeds)))  # of equals the first
     able = [s for s in by_study if not s.missing]
     enough = [s for s in able if s.seeds >= FEWEST_SEEDS]
-    deciding = able if claim.decides == "every" and able else (enough or able or by_study)[:1]
-    note = "; ".join(refused)
-    if not by_study and not refused:
-        note = f"{' or '.join(claim.studies)} has not been run"
-    return ChosenStudies(tuple(deciding), tuple(s for s in able if all(s is not d for d in deciding)), note)
+    every = claim.decides == "every" and bool(able)
+    deciding = able if every else (enough or able or by_study)[:1]
+    absent = set(claim.studies) - {s.record.study for s in by_study}
+    notes = list(refused)
+    if every:
+        notes += [s.missing for s in by_study if s.missing]
+        notes += [f"{study} has not been run" for study in claim.studies if study in absent and not refused]
+    elif not by_study and not refused:
+        notes = [f"{' or '.join(claim.studies)} has not been run"]
+    others = tuple(s for s in able if all(s is not d for d in deciding))
+    return ChosenStudies(tuple(deciding), others, "; ".join(notes), not every or len(able) == len(claim.studies))
 
 
 def _answer(claim: Claim, record: Record) -> StudyAnswer:

@@ -118,8 +118,9 @@ def measure_effect(table: pd.DataFrame, metric: Metric, lost: Mapping[tuple[str,
         lost: by variant and seed, why the run is no evidence: for example, it diverged.
 
     Raises:
-        NotMeasuredError: a variant, a measure or a null is not in the table, or no seed has all of them.
-        ValueError: a logarithm of a value that is not positive, a share of values other than 0 and 1.
+        NotMeasuredError: a variant, a measure or a null is not in the table, no seed has all of them, or the effect is
+            defined in none (a ratio to 0, a logarithm of a value that is not positive).
+        ValueError: a share of values other than 0 and 1.
     """
     lost, names = lost or {}, _variants(metric)
     for name in names:
@@ -187,6 +188,10 @@ def _per_seed(table: pd.DataFrame, metric: Metric) -> pd.Series:
             raise ValueError(f"{metric}: each seed must have 0 or 1, not {effect[~effect.isin((0, 1))].iloc[0]:g}")
     else:
         effect = of.iloc[:, 0] / minus.iloc[:, 0] if metric.kind == "ratio" else of.sum(axis=1) - minus.sum(axis=1)
+        seeds = effect.index.get_level_values("seed")
+        effect = effect[~seeds.isin(seeds[~np.isfinite(effect)])]
+        if effect.empty:
+            raise NotMeasuredError(f"no seed with a defined value of {metric}")
     by_layer = effect.unstack("layer")
     whole = by_layer.dropna(axis=1)  # the same layers in every seed, where there are such
     return (by_layer if whole.empty else whole).mean(axis=1)
@@ -204,8 +209,9 @@ def _slope(table: pd.DataFrame, metric: Metric) -> pd.Series:
         at.append(float(_values(table, cost).mean()) if metric.by else number)
     y, x = _joined(columns), np.array(at)
     if metric.log:
-        if (y <= 0).any(axis=None) or (x <= 0).any():
-            raise ValueError(f"{metric}: a logarithm needs values above 0")
+        y = y[(y > 0).all(axis=1)]
+        if y.empty or (x <= 0).any():
+            raise NotMeasuredError(f"no seed with a defined value of {metric}: a logarithm needs values above 0")
         y, x = y.apply(np.log), np.log(x)
     steps = x - x.mean()
     return y @ (steps / (steps @ steps))

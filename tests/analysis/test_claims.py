@@ -306,7 +306,14 @@ def test_where_every_study_counts_one_that_contradicts_is_enough():
     counted = Metric("difference", (Term("gain", ("grouped",)),), per_seed=False)
     every = claim(test=Test(counted, "greater", 1.0), studies=("first", "second"), decides="every")
     fast, slow = record([2.0], study="first"), record([0.1], study="second")
-    assert judge_claims([every], [fast])[0].verdict == "supported"
+    (open_,) = judge_claims([every], [fast])
+    assert (open_.verdict, open_.note) == ("not run", "second has not been run")
+    unmeasured = replace(slow, table=slow.table.assign(variant="other"))
+    (open_,) = judge_claims([every], [fast, unmeasured])
+    assert (open_.verdict, open_.note) == ("not run", "runs/second has no variant grouped")
+    assert judge_claims([every], [replace(slow, study="first")])[0].verdict == "contradicted"
+    both = judge_claims([every], [fast, replace(fast, study="second")])
+    assert both[0].verdict == "supported"
     (finding,) = judge_claims([every], [fast, slow])
     assert (finding.verdict, finding.record and finding.record.study) == ("contradicted", "second")
     assert [s.record.study for s in finding.answers] == ["first", "second"]

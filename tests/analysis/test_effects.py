@@ -93,8 +93,22 @@ def test_a_slope_in_logarithms_is_the_exponent_of_a_power_law():
     table = accuracies(w2=[4 * 3, 4 * 5], w4=[16 * 3, 16 * 5], w8=[64 * 3, 64 * 5])
     measured = effect(table, "slope", (accuracy("{}"),), over={"w2": 2, "w4": 4, "w8": 8}, log=True)
     np.testing.assert_allclose(measured.values, [2, 2])
-    with pytest.raises(ValueError, match="above 0"):
+    with pytest.raises(NotMeasuredError, match="above 0"):
         effect(accuracies(w2=[0], w4=[1]), "slope", (accuracy("{}"),), over={"w2": 2, "w4": 4}, log=True)
+
+
+def test_a_seed_whose_effect_is_undefined_is_lost():
+    of, over = (accuracy("{}"),), {"w2": 2, "w4": 4}
+    measured = effect(accuracies(w2=[12, 0, 20], w4=[48, 1, 80]), "slope", of, over=over, log=True)
+    np.testing.assert_allclose(measured.values, [2, 2])
+    assert (measured.lost, measured.note) == (1, "1 of 3 seeds lost (value undefined in 1)")
+    table = accuracies(a=[6, 1, 0, 8], b=[3, 0, 0, 2])
+    measured = effect(table, "ratio", (accuracy("a"),), (accuracy("b"),))
+    assert measured.values.tolist() == [2, 4]
+    assert (measured.lost, measured.note) == (2, "2 of 4 seeds lost (value undefined in 2)")
+    for per_seed in (True, False):
+        with pytest.raises(NotMeasuredError, match="no seed with a defined value of"):
+            effect(accuracies(a=[1], b=[0]), "ratio", (accuracy("a"),), (accuracy("b"),), per_seed=per_seed)
 
 
 def test_the_slot_is_part_of_a_name():
