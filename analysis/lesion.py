@@ -22,6 +22,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from analysis.evaluation_mode import evaluating
 from analysis.responses import collect_responses
 from analysis.stats import null_p
 
@@ -109,22 +110,16 @@ def class_accuracy(model: nn.Module, batches: Batches) -> tuple[NDArray[np.int64
         ValueError: no image, or a class that the model does not know.
     """
     right, images = (np.zeros(0, dtype=np.int64) for _ in range(2))
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            for x, target in batches:
-                scores = model(x)
-                if not right.size:
-                    right, images = (np.zeros(scores.shape[1], dtype=np.int64) for _ in range(2))
-                truth, predicted = target.cpu().numpy(), scores.argmax(1).cpu().numpy()
-                if truth.size and not 0 <= truth.min() <= truth.max() < len(right):
-                    raise ValueError(f"classes {truth.min()} to {truth.max()}: the model knows 0 to {len(right) - 1}")
-                images += np.bincount(truth, minlength=len(right))
-                right += np.bincount(truth[truth == predicted], minlength=len(right))
-    finally:
-        for module in training:
-            module.training = True
+    with evaluating(model), torch.no_grad():
+        for x, target in batches:
+            scores = model(x)
+            if not right.size:
+                right, images = (np.zeros(scores.shape[1], dtype=np.int64) for _ in range(2))
+            truth, predicted = target.cpu().numpy(), scores.argmax(1).cpu().numpy()
+            if truth.size and not 0 <= truth.min() <= truth.max() < len(right):
+                raise ValueError(f"classes {truth.min()} to {truth.max()}: the model knows 0 to {len(right) - 1}")
+            images += np.bincount(truth, minlength=len(right))
+            right += np.bincount(truth[truth == predicted], minlength=len(right))
     if not images.sum():
         raise ValueError("an accuracy needs an image")
     return right, images

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from analysis.evaluation_mode import evaluating
 from analysis.nulls import RANDOM_FILTERS, ROTATED_FILTERS
 from gconv.conv import GroupedConv2d
 
@@ -88,21 +89,16 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     if not norms:
         return model
-    training = [module for module in model.modules() if module.training]
     momenta = [norm.momentum for norm in norms]
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean over all batches
-        norm.train()
-    try:
-        with torch.no_grad():
+    with evaluating(model), torch.no_grad():
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean over all batches
+            norm.train()
+        try:
             for batch in batches:
                 model(batch)
-    finally:
-        model.eval()
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        for module in training:
-            module.training = True
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
     return model

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from analysis.evaluation_mode import evaluating
+
 # Samples at a time. On a CPU they stay in the cache while they are shifted and multiplied.
 CHUNK = {"cpu": 4096, "cuda": 65536}
 ROUNDING = 1e-12  # standard deviation of a channel, relative to its mean, up to which it counts as constant
@@ -256,14 +258,10 @@ def _tapped(model: nn.Module, layers: Sequence[Tap], take: Callable[[Tap, Tensor
         return module.register_forward_hook(after)
 
     handles = [tap(layer) for layer in layers]
-    training = [module for module in model.modules() if module.training]
-    model.eval()
     try:
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             yield
     finally:
-        for module in training:  # one by one: a part of a model may be in evaluation mode
-            module.training = True
         for handle in handles:
             handle.remove()
 

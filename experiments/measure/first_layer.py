@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from analysis import colour, frequency, latent
+from analysis.evaluation_mode import evaluating
 from analysis.nulls import CONTIGUOUS_PARTITION, LABELS_PERMUTED, SPECTRAL_PARTITION, narrowed
 from analysis.separation import mean_auc, mean_range, separation
 from analysis.stats import permuted_labels
@@ -136,20 +137,21 @@ def _colour_selectivity(context: MeasureContext, layer: str) -> tuple[NDArray, s
     """Return the colour selectivity index (O,) of each first-layer filter after its activation, and a note on it."""
     images = context.images
     chain = _filterwise(context.network, layer, next(images.spaced(1).test()))
-    respond = nn.Sequential(*chain).eval()
+    respond = nn.Sequential(*chain)
     filters = len(context.network.get_submodule(layer).weight)  # type: ignore[arg-type]
     try:
         field = colour.receptive_field(chain)
         top = colour.TopResponses(CROPS)
-        for x in images.test():
-            top.add(respond(x))
-        selectivity = colour.colour_selectivity(
-            lambda x: respond(images.normalised(x)),
-            lambda places: images.plain_at(torch.from_numpy(places)),
-            top.top,
-            field,
-            images.batch,
-        )
+        with evaluating(respond):
+            for x in images.test():
+                top.add(respond(x))
+            selectivity = colour.colour_selectivity(
+                lambda x: respond(images.normalised(x)),
+                lambda places: images.plain_at(torch.from_numpy(places)),
+                top.top,
+                field,
+                images.batch,
+            )
     except ValueError as error:
         return np.full(filters, np.nan), str(error)
     silent = f"{selectivity.silent} of {filters} filters respond to no crop" if selectivity.silent else ""
@@ -163,14 +165,12 @@ def _filterwise(model: nn.Module, layer: str, x_NCHW: Tensor) -> list[nn.Module]
     leaves = [module for module in model.modules() if not list(module.children())]
     # A later module may overwrite the tensor of an earlier one but never replaces it: identity shows what follows.
     hooks = [leaf.register_forward_hook(lambda leaf, given, y: ran.append((leaf, given[0], y))) for leaf in leaves]
-    training = [module for module in model.modules() if module.training]
     try:
-        model.eval()(x_NCHW)
+        with evaluating(model):
+            model(x_NCHW)
     finally:
         for hook in hooks:
             hook.remove()
-        for module in training:
-            module.training = True
     chain, after = [], None
     for leaf, given, y in ran:
         if leaf is model.get_submodule(layer):

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from analysis.evaluation_mode import evaluating
 from analysis.lesion import Lesion, lesions
 from analysis.nulls import ARBITRARY_PARTITION, RANDOM_SETS
 from analysis.separation import separation
@@ -145,7 +146,7 @@ def _feeding_module(model: nn.Module, reader: str, images: Tensor) -> str | None
     def arrived(_module: nn.Module, inputs: tuple) -> None:
         feeding.append(next((name for name, y in reversed(outputs) if y is inputs[0]), None))
 
-    with ExitStack() as hooks, torch.no_grad():
+    with ExitStack() as hooks, evaluating(model), torch.no_grad():
         for name, module in model.named_modules():
             if name == reader:
                 hooks.callback(module.register_forward_pre_hook(arrived).remove)
@@ -155,7 +156,5 @@ def _feeding_module(model: nn.Module, reader: str, images: Tensor) -> str | None
                     outputs.append((name, y))
 
                 hooks.callback(module.register_forward_hook(keep).remove)
-        training = model.training
-        model.eval()(images)
-        model.train(training)
+        model(images)
     return feeding[0] if feeding else None

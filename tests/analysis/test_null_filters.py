@@ -71,3 +71,11 @@ def test_calibration_gathers_the_statistics_of_the_images_and_moves_nothing_else
     for name, value in model.state_dict().items():
         if "running" not in name and "tracked" not in name:
             assert torch.equal(value, weights[name]), name
+
+
+def test_a_calibration_that_fails_leaves_modes_and_momenta():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4).eval(), nn.BatchNorm2d(4))
+    with pytest.raises(RuntimeError):
+        calibrate(model, [torch.ones(2, 5, 4, 4)])
+    assert [module.training for module in (model, *model)] == [True, True, False, True]
+    assert [model[1].momentum, model[2].momentum] == [0.1, 0.1]

@@ -29,8 +29,8 @@ def pattern(colour, fine):
     return np.stack([plane, -plane if colour else plane, 0 * plane if colour else plane])
 
 
-def measured(filters, groups, initial=0.0, known=True):
-    """Rows by (measure, null) of the small network with these filters in conv1, which began as noise so large."""
+def prepared(filters, groups, initial=0.0, known=True):
+    """The small network with these filters in conv1, which began as noise so large, ready to be measured."""
     torch.manual_seed(0)
     trained, untrained = (build_model("small", classes=2, groups=groups, width=len(filters)) for _ in range(2))
     start = torch.randn(len(filters), 3, 5, 5, generator=torch.Generator().manual_seed(1))
@@ -39,7 +39,12 @@ def measured(filters, groups, initial=0.0, known=True):
         trained.conv1.weight.copy_(torch.as_tensor(np.stack(filters)) + initial * start)
     run_context = RunContext.of(tiny_dataset(SIZE), Views(image_size=SIZE, crop_size=SIZE), Recipe(device="cpu"))
     options = MeasureOptions(images=8, permutations=199)
-    context = prepare(trained, untrained, run_context, options, initialisation_known=known)
+    return prepare(trained, untrained, run_context, options, initialisation_known=known)
+
+
+def measured(filters, groups, initial=0.0, known=True):
+    """Rows by (measure, null), and notes."""
+    context = prepared(filters, groups, initial, known)
     measured = gather(measure_first_layer(context), "study", "variant", 0)
     return {(row["measure"], row["null"]): row["value"] for _, row in measured.table.iterrows()}, measured.notes
 
@@ -98,3 +103,12 @@ def test_specialisation_is_the_squared_shift_less_what_groups_of_that_size_have_
     """
     values, _ = measured([pattern(k >= 12, k % 2) for k in range(16)], "log:3")
     assert values["specialisation_largest_group", ""] == pytest.approx(0.2667, abs=0.05)
+
+
+def test_each_module_of_the_network_keeps_its_mode():
+    context = prepared([pattern(k >= 6, k % 2) * 9 for k in range(12)], 2)
+    context.network.train()
+    context.network.get_submodule("conv2").eval()
+    before = {name: module.training for name, module in context.network.named_modules()}
+    gather(measure_first_layer(context), "study", "variant", 0)
+    assert {name: module.training for name, module in context.network.named_modules()} == before

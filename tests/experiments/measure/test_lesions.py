@@ -1,5 +1,6 @@
 """The interaction of group and colour among lesions."""
 
+from contextlib import nullcontext
 from copy import deepcopy
 
 import numpy as np
@@ -11,7 +12,7 @@ from analysis.lesion import Lesion
 from experiments.data.augment import Views
 from experiments.measure.context import prepare
 from experiments.measure.first_layer import FirstFilters
-from experiments.measure.lesions import _interaction, measure_lesions
+from experiments.measure.lesions import _feeding_module, _interaction, measure_lesions
 from experiments.measure.options import MeasureOptions
 from experiments.measure.table import gather
 from experiments.models import build_model
@@ -88,3 +89,13 @@ def test_a_network_trained_on_grey_images_is_lesioned_on_colour_ones_too(shown_a
     assert table["lesion_interaction_any_split", ""] == 0.5
     assert table["lesion_interaction", ""] == 0.0
     assert abs(table["lesion_interaction_any_split", "arbitrary partition"]) <= 0.5
+
+
+@pytest.mark.parametrize("channels", [3, 5])
+def test_the_search_for_a_module_leaves_each_module_in_its_mode(channels):
+    """Images of 5 channels are refused by the network."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4).eval(), nn.Conv2d(4, 2, 1))
+    with pytest.raises(RuntimeError) if channels == 5 else nullcontext():
+        assert _feeding_module(model, "2", torch.ones(2, channels, 4, 4)) == "1"
+    assert [module.training for module in (model, *model)] == [True, True, False, True]
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model)
