@@ -50,8 +50,6 @@ def train_together(study: Study, group: list[PlannedRun], lines: ProgressLines) 
     runs, fresh = [p.run for p in group], [p.fresh_model for p in group]
     ends: list[dict[str, Any] | Exception] = []
     for p, tracker, end in zip(group, trackers, train_seeds(runs, fresh, context, trackers, lines), strict=True):
-        if isinstance(end, dict):
-            end |= {"seeds_at_once": len(group)}
         try:
             record = _record(p, context, tracker, end, device_name(context.device))
         except Exception as error:

@@ -35,12 +35,18 @@ class MultiSeedLearner(Learner):
         for model in models:
             model.to(context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._networks = list(models)
-        super().__init__(WideNetwork(self._networks), context, steps)
+        self._wide_network = WideNetwork(self._networks)
+        super().__init__(self._wide_network, context, steps)
 
     @property
     def networks(self) -> list[nn.Module]:
         """The networks as they are now; views of the wide network, not copies."""
         return self._networks
+
+    @property
+    def wide_network(self) -> WideNetwork:
+        """The network that computes all of them in training; in evaluation each computes for itself."""
+        return self._wide_network
 
     def _logits(self, xs: list[Tensor]) -> Tensor:
         return self._model(xs)

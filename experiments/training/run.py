@@ -60,7 +60,7 @@ def train_run(
     try:
         with (
             stop_signal.deferred(together=process_group.size > 1),
-            kernels_of(run, model, context, process_group) as kernels,
+            kernels_of([run], [model], context, process_group) as kernels,
         ):
             if process_group.size == 1:
                 learner = Learner(model, context, context.steps)
@@ -99,7 +99,8 @@ def train_seeds(
 
     Returns:
         For each run the result of ``train_run``, or the exception it would raise: ``RunFailedError``, or
-        ``LeaseLostError`` where another process has taken over the run, without harm to the others.
+        ``LeaseLostError`` where another process has taken over the run, without harm to the others. The result of a
+        run that ended together with others has ``seeds_at_once``, how many these were with it.
 
     Raises:
         KeyboardInterrupt: a stop signal has come; the checkpoints are of the last step.
@@ -144,13 +145,15 @@ def _train_in_lockstep(
     choose_kernels()
     with stop_signal.deferred():
         learner = MultiSeedLearner(models, context, context.steps)
-        session = TrainingSession(runs, learner, context, trackers, lines)
-        try:
-            train(learner, session)
-        except DivergedError as error:
-            session.save_others(error.index)
-            raise
-        return session.results()
+        with kernels_of(runs, [learner.wide_network, learner.networks[0]], context) as kernels:
+            session = TrainingSession(runs, learner, context, trackers, lines)
+            try:
+                train(learner, session)
+            except DivergedError as error:
+                session.save_others(error.index)
+                raise
+        more = {"kernels": kernels, "seeds_at_once": len(runs)}
+        return [end | more if isinstance(end, dict) else end for end in session.results()]
 
 
 def _equally_far(runs: Sequence[Run], candidates: Sequence[int]) -> list[int]:

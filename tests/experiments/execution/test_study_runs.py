@@ -60,7 +60,8 @@ def test_a_whole_study_at_once_gives_the_tables_of_the_study_alone(tmp_path, mon
     first, second = plan(studies[0]), plan(studies[1])
     for p, q in zip(first, second, strict=True):
         assert p.run.folder.name == q.run.folder.name, "no part of what a run is"
-        assert q.run.result.keys() - p.run.result.keys() == {"seeds_at_once"}
+        assert q.run.result.keys() ^ p.run.result.keys() == {"seeds_at_once"}
+        assert (q.run.result["seeds_at_once"], q.run.result["kernels"]) == (2, "by rule")
         assert abs(p.run.result["test_loss"] - q.run.result["test_loss"]) < TOLERANCE
         assert not list(q.run.folder.glob("lease-*"))
     assert "seeds_at_once" not in studies[1].overrides
@@ -104,6 +105,7 @@ def test_a_seed_that_diverges_beside_others_is_recorded_as_diverged(tmp_path, ca
     assert "seed 0: accuracy" in lines[0] and lines[0].endswith("(together with seeds 1, 2)")
     assert "seed 2: diverged: the loss became" in lines[2]
     assert [p.run.result["status"] for p in planned] == ["done", "done", "diverged"]
+    assert [p.run.result.get("seeds_at_once") for p in planned] == [2, 2, None], "as many as came to the end together"
 
 
 @pytest.mark.usefixtures("tiny")
