@@ -2,7 +2,8 @@
 
 Processes on one machine, or on several that share a file system, divide a study by leasing its runs. A lease is a file
 ``lease-<n>.json`` of which the highest number counts. Who wants the folder creates the next number, which a file system
-grants to exactly one (``O_EXCL``). Numbers only rise, so that a process with an old view cannot take a held folder.
+grants to exactly one (``O_EXCL``). Only then it removes the lower numbers, so the highest one stays. A process with an
+old view may create a number that was removed: so it lists the folder again, and gives up if a higher number is there.
 
 A holder shows its heartbeat by counting up in its file. A lease is free again when it was given back, when its process
 is known to be dead (same machine), or when its count has stood still for ``EXPIRY_S`` seconds of the watcher's own
@@ -84,8 +85,8 @@ class Lease:
         Raises:
             LeaseLostError: another process has taken it over.
         """
-        folder, number = self.path.parent, _number(self.path)
-        if self._lost or not self.path.exists() or _path(folder, number + 1).exists():
+        folder = self.path.parent
+        if self._lost or not _is_highest(self.path):
             self._lost = True
             raise LeaseLostError(f"{folder}: this process stood still for long, and another one has taken the run over")
 
@@ -139,6 +140,9 @@ def claim(folder: Path) -> Lease | None:
         raise
     finally:
         os.close(descriptor)
+    if not _is_highest(path):  # others have claimed the folder since it was listed
+        path.unlink(missing_ok=True)
+        return None
     for stale in old:
         stale.unlink(missing_ok=True)
     return Lease(path, holder)
@@ -180,6 +184,11 @@ def _leases(folder: Path) -> list[Path]:
     """Return the lease files of a folder, the valid one last."""
     names = os.listdir(folder) if folder.is_dir() else []
     return sorted((folder / name for name in names if re.fullmatch(r"lease-[0-9]+\.json", name)), key=_number)
+
+
+def _is_highest(path: Path) -> bool:
+    """Tell if a lease is there and no other of its folder has a higher number."""
+    return _leases(path.parent)[-1:] == [path]
 
 
 def _read(path: Path) -> tuple[bytes, Holder | None]:

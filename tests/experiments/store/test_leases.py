@@ -142,6 +142,36 @@ def test_who_stood_still_for_long_has_lost_and_learns_it_before_writing(tmp_path
     assert holder(tmp_path) is not None
 
 
+def test_who_claims_by_an_old_view_gets_nothing_though_its_number_is_free_again(tmp_path, monkeypatch):
+    """It has listed lease-1. Before it creates lease-2, one process has had lease-2, and another holds lease-3."""
+    first = claim(tmp_path)
+    assert first is not None
+    first.release()
+    open_file, others = os.open, []
+
+    def late(path, flags, *mode):
+        if flags & os.O_EXCL and not others:
+            others.append(None)
+            second = claim(tmp_path)
+            assert second is not None
+            second.release()
+            others.append(claim(tmp_path))
+        return open_file(path, flags, *mode)
+
+    monkeypatch.setattr(leases.os, "open", late)
+    assert claim(tmp_path) is None
+    others[1].check()
+    assert [p.name for p in tmp_path.iterdir()] == ["lease-3.json"]
+
+
+def test_a_lease_is_lost_to_any_higher_number(tmp_path):
+    lease = claim(tmp_path)
+    assert lease is not None
+    (tmp_path / "lease-3.json").touch()  # whoever had lease-2 has been and gone
+    with pytest.raises(LeaseLostError, match="taken the run over"):
+        lease.check()
+
+
 @pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize("hours", [-1000, 1000])
 def test_a_clock_that_is_set_changes_nothing(tmp_path, monkeypatch, hours):
