@@ -22,6 +22,7 @@ from experiments.group_parallel.verify import verify_record
 from experiments.report.claims import study_verdicts
 from experiments.report.summary import read_measures, tables_folder
 from experiments.report.tables import DamagedTableError, read_about
+from experiments.store import leases
 from experiments.store.runs import config_hash, write_atomic, write_json
 from experiments.study.catalogue import locate_study
 from experiments.study.invocation import typed
@@ -32,30 +33,43 @@ VERSION = 1  # raise when what is measured changes
 
 
 def run(name: str, flags: Sequence[str]) -> int:
-    """Measure what is not measured yet, draw and report; returns how many processes failed, 0 or 1."""
+    """Measure what is not measured yet, draw and report; returns how many processes failed, 0 or 1.
+
+    Two processes that measure at once would slow each other down. So the second waits for the tables of the first.
+    """
     study = load(name, flags)
     tables = tables_folder(study.folder)
-    hardware = device_name(torch.device(study.device))
-    key, kept = _key(study), tables / "study.json"
-    if not _is_measured(study):
-        kept.unlink(missing_ok=True)
-        ranks = max(case.devices for case in study.cases)
-        print(f"measuring {len(study.cases)} variants on {ranks} processes ({hardware}) …", flush=True)
-        try:
-            measured = measure(study)
-        except RunFailedError as error:
-            print(f"failed: {error}; the same command tries again", flush=True)
-            return 1
-        save(study, measured, hardware)
-        given = [flag for flag in flags if not flag.startswith("--runs_root=")]  # not where it lies
-        write_json(kept, {"question": study.question, "key": key, "overrides": given})
-    paths = draw(study.folder)
+    if (by := leases.holder(tables)) is not None:
+        print(f"in measurement by another process ({by.pid} on {by.host}); waiting for it", flush=True)
+    with leases.wait_for_lease(tables):
+        if not _is_measured(study):
+            try:
+                _measure(study, flags)
+            except RunFailedError as error:
+                print(f"failed: {error}; the same command tries again", flush=True)
+                return 1
+        paths = draw(study.folder)
     print(f"\n{study.question}\n\n{summary(read_measures(study.folder))}\n")
     if verdicts := study_verdicts(study.folder.name, study.folder.parent):
         print(f"Verdicts of this study alone (make claims prints the ledger)\n{verdicts}\n")
     print(f"tables:  {tables}")
     print("figures: " + "\n         ".join(str(path) for path in paths if path.suffix == ".png"))
     return 0
+
+
+def _measure(study: GroupParallel, flags: Sequence[str]) -> None:
+    """Measure every case and write the tables.
+
+    Raises:
+        RunFailedError: a process failed.
+    """
+    kept = tables_folder(study.folder) / "study.json"
+    kept.unlink(missing_ok=True)
+    hardware, ranks = device_name(torch.device(study.device)), max(case.devices for case in study.cases)
+    print(f"measuring {len(study.cases)} variants on {ranks} processes ({hardware}) …", flush=True)
+    save(study, measure(study), hardware)
+    given = [flag for flag in flags if not flag.startswith("--runs_root=")]  # not where it lies
+    write_json(kept, {"question": study.question, "key": _key(study), "overrides": given})
 
 
 def status(name: str, flags: Sequence[str]) -> dict[str, Any]:
@@ -125,7 +139,9 @@ def write_record(folder: Path, home: Path) -> list[Path]:
     """
     figures = draw(folder)
     tables = tables_folder(folder)
-    contents = {path.name: path.read_bytes() for path in (*sorted(tables.iterdir()), *figures)}
+    contents = {
+        path.name: path.read_bytes() for path in (*sorted(tables.glob("*.csv")), *tables.glob("study.json"), *figures)
+    }
     contents["summary.txt"] = f"{summary(read_measures(folder))}\n".encode()
     record = home / "results" / folder.name
     for name, content in contents.items():

@@ -1,6 +1,8 @@
 """Networks whose groups are spread over real processes, and the study that measures them."""
 
 import json
+import os
+import socket
 import time
 
 import pandas as pd
@@ -17,6 +19,7 @@ from experiments.group_parallel import study as group_parallel
 from experiments.group_parallel import tables as group_parallel_tables
 from experiments.group_parallel.rank_network import Redistribution, rank_network, rank_values
 from experiments.report.tables import read_table
+from experiments.store import leases
 from experiments.study.catalogue import CONFIGS, GROUP_PARALLEL, study_names, trained_studies
 from experiments.study.strict_yaml import read_yaml
 from experiments.training.ranks import device_for, run_on_ranks
@@ -217,7 +220,8 @@ def test_the_study_is_measured_once_and_gives_the_verdict_on_claim_26(tmp_path, 
     assert command_line.main(["figures", GROUP_PARALLEL, f"--runs_root={tmp_path}"]) == 0
     assert "group-parallel.png" in capsys.readouterr().out
     kept = group_parallel.write_record(tmp_path / GROUP_PARALLEL, tmp_path)
-    assert {"measures.csv", "runs.csv", "summary.txt", "group-parallel.pdf"} <= {path.name for path in kept}
+    names = {"measures.csv", "notes.csv", "runs.csv", "study.json", "summary.txt"}
+    assert {path.name for path in kept} == names | {"group-parallel.pdf", "group-parallel.png"}
     assert group_parallel.verify(GROUP_PARALLEL, tmp_path, None)[0] == []
     record = tmp_path / "results" / GROUP_PARALLEL / "measures.csv"
     rows = record.read_text().splitlines()
@@ -243,4 +247,42 @@ def test_a_lost_rank_ends_the_study_with_one_line_and_nothing_half_measured(tmp_
     monkeypatch.setattr(group_parallel_tables, "run_on_ranks", lost)
     assert command_line.main(["run", GROUP_PARALLEL, *SMALL, f"--runs_root={tmp_path}"]) == 1
     assert "failed: rank 2 of 4 was killed by signal 9" in capsys.readouterr().out
-    assert not (tmp_path / GROUP_PARALLEL).exists()
+    assert [path.name for path in (tmp_path / GROUP_PARALLEL).rglob("*.*")] == ["lease-1.json"]
+
+
+def test_the_second_of_two_processes_waits_and_takes_the_tables_of_the_first(tmp_path, capsys, monkeypatch):
+    tables, ended = tmp_path / GROUP_PARALLEL / "tables", []
+    other = leases.claim(tables)
+    assert other is not None
+
+    def the_other_ends(_seconds):
+        other.release()
+        ended.append(other)
+
+    def draw(_folder):
+        assert leases.claim(tables) is None, "nobody else writes now"
+        return []
+
+    monkeypatch.setattr("experiments.store.leases.time.sleep", the_other_ends)
+    monkeypatch.setattr(group_parallel, "measure", lambda _study: pytest.fail("measured beside the other"))
+    monkeypatch.setattr(group_parallel, "_is_measured", lambda _study: bool(ended))
+    monkeypatch.setattr(group_parallel, "draw", draw)
+    monkeypatch.setattr(group_parallel, "read_measures", lambda _folder: None)
+    monkeypatch.setattr(group_parallel, "summary", lambda _table: "")
+    monkeypatch.setattr(group_parallel, "study_verdicts", lambda *_: "")
+    assert command_line.main(["run", GROUP_PARALLEL, *SMALL, f"--runs_root={tmp_path}"]) == 0
+    line = f"in measurement by another process ({os.getpid()} on {socket.gethostname()}); waiting for it"
+    assert capsys.readouterr().out.splitlines()[0] == line
+    assert leases.holder(tables) is None
+
+
+def test_measuring_and_writing_the_tables_is_done_under_the_lease(tmp_path, monkeypatch):
+    tables = tmp_path / GROUP_PARALLEL / "tables"
+
+    def lost(_study):
+        assert leases.claim(tables) is None
+        raise RunFailedError("rank 1 of 4 ended")
+
+    monkeypatch.setattr(group_parallel, "measure", lost)
+    assert command_line.main(["run", GROUP_PARALLEL, *SMALL, f"--runs_root={tmp_path}"]) == 1
+    assert leases.holder(tables) is None, "given back"
