@@ -147,10 +147,12 @@ def forget() -> None:
 @contextmanager
 def chosen_by(table: tables.Table) -> Iterator[None]:
     """Choose by one table alone inside the block, in all threads; later measurements do not count."""
-    with tables.pinned(table):
+    try:
+        with tables.pinned(table):
+            forget()
+            yield
+    finally:
         forget()
-        yield
-    forget()
 
 
 def variant(kernel: str, op: str, geometry: Geometry, dtype: torch.dtype, x: Tensor, input_size: Sequence[int]) -> str:

@@ -186,6 +186,14 @@ def test_a_pinned_table_alone_speaks(own_table):
     assert names() == ("masked",) * 3
 
 
+def test_what_was_chosen_by_a_table_of_a_block_is_forgotten_also_when_the_block_fails(own_table):
+    table.write(own_table, this_machine(CPU), {kind_of(op): {"masked": 1.0, "loop": 2.0} for op in OPS})
+    with pytest.raises(KeyboardInterrupt), choose.chosen_by({kind_of(op): {"masked": 2.0, "loop": 1.0} for op in OPS}):
+        assert names() == ("loop",) * 3
+        raise KeyboardInterrupt
+    assert names() == ("masked",) * 3
+
+
 @pytest.mark.parametrize(
     ("limit", "family", "bf16", "matrix"),
     [
