@@ -13,6 +13,7 @@ layers.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Iterator
 
@@ -48,6 +49,11 @@ def main() -> None:
         uses = list(uses_of(given, device))
     except (ValueError, AttributeError) as error:
         parser.error(str(error))
+    machine = this_machine(device)
+    try:
+        table.save(machine)
+    except OSError:
+        sys.exit(f"kernel table {table.write_failure(machine)}; nothing is measured")
     clock = time.thread_time if given.cpu_time else time.perf_counter
     start = clock()
     until, done = start + given.seconds, 0
@@ -57,8 +63,10 @@ def main() -> None:
         measure(use, now + 2 * (until - now) / (len(uses) - done), clock)
         done += 1
     left = f", {len(uses) - done} left when time was up" if done < len(uses) else ""
-    machine = this_machine(device)
-    print(f"{done} kinds of op measured in {clock() - start:.0f} s{left}; {machine}\ntable: {table.own_path(machine)}")
+    print(f"{done} kinds of op measured in {clock() - start:.0f} s{left}; {machine}")
+    if failure := table.write_failure(machine):
+        sys.exit(f"kernel table {failure}; the times are lost")
+    print(f"table: {table.own_path(machine)}")
 
 
 def uses_of(given: argparse.Namespace, device: torch.device) -> Iterator[Use]:

@@ -95,6 +95,7 @@ class TuneReport:
         races: race of each kind of op or step that was measured now.
         chosen: the kernel that computes each op or step of the model from now on.
         left: ops and steps that were not measured within the budget.
+        write_failure: reason why the times are in the memory of this process alone; empty if they are in the table.
     """
 
     machine: Machine
@@ -103,17 +104,19 @@ class TuneReport:
     races: dict[tables.Kind, Race]
     chosen: dict[Use, str]
     left: tuple[Use, ...]
+    write_failure: str
 
     @property
     def line(self) -> str:
-        """One line: the number of layers measured, the time taken and the machine."""
+        """One line: the number of layers measured, the time taken and the machine; also if the times are not kept."""
         words = f"{len(self.races)} kinds of op measured in {self.seconds:.1f} s"
         known = len({use.kind for use in self.chosen} - self.races.keys() - {use.kind for use in self.left})
         if known:
             words += f", {known} known before"
         if self.left:
             words += f", {len(self.left)} left when the {self.budget_s:g} s were over"
-        return f"kernels: {words}; {self.machine}"
+        not_kept = f"; not kept after this process: {self.write_failure}" if self.write_failure else ""
+        return f"kernels: {words}; {self.machine}{not_kept}"
 
     def gain(self, use: Use) -> float | None:
         """Return the time of the kernel by rule over that of the chosen kernel; None if either was not measured now."""
@@ -154,8 +157,9 @@ def tune(
     The model is called once or more. The ops of these calls are measured: the forward pass, and both gradients if the
     model is in training mode. Their dtype is that of the weights, or of autocast if it surrounds the call. The number
     of threads is torch's present one. Kernels run in turn; clearly slower ones drop out. The times go into the user's
-    table (``~/.cache/gconv/kernels``), for all programs on this machine. Ops of that table are not measured again.
-    Parameters, gradients, running statistics and random numbers do not change.
+    table (``~/.cache/gconv/kernels``), for all programs on this machine; if it cannot be written, this process alone
+    uses them. Ops of that table are not measured again. Parameters, gradients, running statistics and random numbers
+    do not change.
 
     Args:
         model: model with grouped convolutions; compiled and parallel wrappers are removed first.
@@ -193,7 +197,7 @@ def tune(
             break
     machine = this_machine(next(iter(uses)).device if uses else torch.device("cpu"))
     chosen = {use: use.chosen for use in uses}
-    return TuneReport(machine, clock() - start, budget_s, races, chosen, tuple(left))
+    return TuneReport(machine, clock() - start, budget_s, races, chosen, tuple(left), tables.write_failure(machine))
 
 
 def _uses(model: nn.Module, arguments: Sequence[Any]) -> set[Use]:

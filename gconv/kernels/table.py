@@ -2,8 +2,8 @@
 
 The first line of a table names the machine: device, family of instructions, torch, threads. Tables are shipped in
 ``tables/``, one per family and number of threads, and are valid for all devices of the family. Measurements on a user's
-own machine go to a file in the cache folder, one per machine, which has priority. All tables are plain text, one row
-per kind of layer and kernel.
+own machine go to a file in the cache folder, one per machine, which has priority. If that file cannot be written, they
+are kept in memory for this process. All tables are plain text, one row per kind of layer and kernel.
 """
 
 from __future__ import annotations
@@ -13,18 +13,25 @@ import io
 import math
 import os
 import re
+import uuid
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import torch
 
 from gconv.kernels.geometry import Geometry
 from gconv.kernels.machine import Machine
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 SHIPPED = Path(__file__).parent / "tables"
 FORMAT_LINE = "# gconv kernel table 2"  # with the version of the format
@@ -153,13 +160,29 @@ def is_pinned() -> bool:
     return _pinned is not None
 
 
+_lock = RLock()  # held while a table is extended
+_unwritten: dict[Path, Table] = {}  # measurements that are not in their file
+_failures: dict[Path, str] = {}  # reason why a file cannot be written, in words
+
+
 def own(machine: Machine) -> Table:
-    """Return the user's own table for a machine; empty if there is none that can be used."""
+    """Return the user's own table for a machine, with the times that are in memory; empty if there are none."""
+    path = own_path(machine)
     try:
-        made_on, table = read(own_path(machine))
-    except (TableError, FileNotFoundError):
-        return {}
-    return table if made_on == machine else {}
+        made_on, table = read(path)
+    except (TableError, OSError):
+        made_on, table = machine, {}
+    return _with_unwritten(path, table if made_on == machine else {})
+
+
+def _with_unwritten(path: Path, table: Table) -> Table:
+    """Return a table updated with the measurements that are not in its file; a kind without times is removed."""
+    return {kind: times for kind, times in (table | _unwritten.get(path, {})).items() if times}
+
+
+def write_failure(machine: Machine) -> str:
+    """Return the reason why the user's own table could not be written, with its path; empty if it could."""
+    return _failures.get(own_path(machine), "")
 
 
 def load(machine: Machine) -> Table:
@@ -179,11 +202,12 @@ def _load(machine: Machine) -> Table:
             wanted = (machine.family, machine.threads)
             if (made_on.family, made_on.threads) != wanted or (path == own_path(machine) and made_on != machine):
                 raise TableError(f"it was made on {made_on}, and this is {machine}")
-            table |= times
-        except FileNotFoundError:
-            pass
+        except (FileNotFoundError, NotADirectoryError):
+            times = {}
         except (TableError, OSError) as error:
+            times = {}
             warnings.warn(f"kernel table {path} is ignored: {error}; `make bench-kernels` rebuilds it", stacklevel=2)
+        table |= _with_unwritten(path, times)
     return table
 
 
@@ -252,19 +276,69 @@ def text_of(machine: Machine, table: Mapping[Kind, Mapping[str, float]]) -> str:
 
 
 def write(path: Path, machine: Machine, table: Mapping[Kind, Mapping[str, float]]) -> None:
-    """Write a table atomically."""
+    """Write a table atomically.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    new.write_text(text_of(machine, table), encoding="utf-8")
-    new.replace(path)
+    new = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")  # several machines may share the folder
+    try:
+        new.write_text(text_of(machine, table), encoding="utf-8")
+        new.replace(path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
 
 
-def extend(machine: Machine, measured: Iterable[tuple[Kind, Mapping[str, float]]]) -> Table:
+def save(machine: Machine) -> None:
+    """Write the user's own table, with the times that are in memory. A file that cannot be used is rebuilt.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path = own_path(machine)
+    with _lock:
+        try:
+            with _file_lock(path):
+                write(path, machine, own(machine))
+        except OSError as error:
+            _failures[path] = f"{path} cannot be written: {error.strerror or error}"
+            raise
+        _unwritten.pop(path, None)
+        _failures.pop(path, None)
+
+
+@contextmanager
+def _file_lock(path: Path) -> Iterator[None]:
+    """Lock a table against other processes inside the block, where the system has file locks."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f".{path.name}.lock"), "w") as locked:  # the table itself is replaced at each change
+        if fcntl is None:
+            yield
+            return
+        with suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(locked, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                fcntl.flock(locked, fcntl.LOCK_UN)  # closing is not enough if a process was forked meanwhile
+
+
+def extend(machine: Machine, measured: Iterable[tuple[Kind, Mapping[str, float]]]) -> None:
     """Add measurements to the user's own table, in place of older ones; a kind without times is removed.
 
-    A file that cannot be used is rebuilt.
+    If the file cannot be written, they are kept in memory for this process, with one warning.
     """
-    table = own(machine) | {kind: dict(times) for kind, times in measured}
-    table = {kind: times for kind, times in table.items() if times}
-    write(own_path(machine), machine, table)
-    return table
+    path = own_path(machine)
+    with _lock:
+        # Not changed in place: other threads read it.
+        _unwritten[path] = _unwritten.get(path, {}) | {kind: dict(times) for kind, times in measured}
+        has_warned = path in _failures
+        try:
+            save(machine)
+        except OSError:
+            if not has_warned:
+                words = f"kernel table {_failures[path]}; measured times are kept in memory, for this process alone"
+                warnings.warn(words, stacklevel=2)

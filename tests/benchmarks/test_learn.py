@@ -1,5 +1,6 @@
 """The kernel that the benchmark learns is the one that is chosen, within the time that it is given."""
 
+import os
 import re
 import sys
 
@@ -41,3 +42,23 @@ def test_what_is_learned_is_what_is_chosen(monkeypatch, capsys):
 def test_nothing_is_begun_when_time_is_up(monkeypatch, capsys):
     run(monkeypatch, *SMALL, "--seconds=0")
     assert capsys.readouterr().out.startswith("0 kinds of op measured in 0 s, 16 left when time was up; ")
+
+
+def test_nothing_is_measured_that_cannot_be_kept(monkeypatch):
+    monkeypatch.setattr(learn, "measure", lambda *_: pytest.fail("measured"))
+    monkeypatch.setenv("XDG_CACHE_HOME", os.devnull)
+    path = re.escape(str(table.own_path(this_machine(CPU))))
+    with pytest.raises(SystemExit, match=rf"^kernel table {path} cannot be written: \w[^\n]*; nothing is measured$"):
+        run(monkeypatch, *SMALL)
+
+
+def test_times_that_could_not_be_kept_are_not_reported_as_kept(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+
+    def measure_without_a_folder(use, *_):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+        table.extend(this_machine(CPU), [(use.kind, {"loop": 1.0})])
+
+    monkeypatch.setattr(learn, "measure", measure_without_a_folder)
+    with pytest.warns(UserWarning, match="cannot be written"), pytest.raises(SystemExit, match="; the times are lost$"):
+        run(monkeypatch, *SMALL)

@@ -1,6 +1,7 @@
 """Measuring a model's own layers: what is measured, what is chosen from then on, and what stays as it was."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -215,6 +216,34 @@ def test_whatever_is_computed_first_is_measured_on_request(tmp_path):
     assert [line.split()[1] for line in first.splitlines()] == [*OPS, "step"]
     assert all("log:3" in line and " measured in " in line for line in first.splitlines())
     assert (second, done.returncode) == ("", 0)
+
+
+@pytest.mark.filterwarnings("ignore:kernel table")
+def test_a_table_that_cannot_be_written_costs_the_report_a_word_and_no_speed(clock, monkeypatch):
+    model = network()
+    kept = tune(model, X, 1000, clock).line
+    assert kept.endswith(str(this_machine(CPU)))
+    monkeypatch.setenv("XDG_CACHE_HOME", os.devnull)
+    dispatch.forget()
+    assert chosen(model[3], (2, 16, 8, 8))[1] == "merged"
+    line = tune(model, X, 1000, clock).line
+    assert chosen(model[3], (2, 16, 8, 8)) == (("packed", "loop", "loop"), None)
+    path = re.escape(str(table.own_path(this_machine(CPU))))
+    assert re.search(rf"; not kept after this process: {path} cannot be written: \w[^\n]*$", line)
+    again = tune(model, X, 1000, clock)
+    assert not again.races
+    assert "not kept" in again.line
+
+
+def test_a_forward_pass_measures_on_request_without_a_place_to_keep_it():
+    environment = os.environ | {"GCONV_TUNE": "1", "XDG_CACHE_HOME": os.devnull}
+    program = PROGRAM.partition("import gconv")
+    text = "import torch\nimport gconv" + program[2]
+    done = subprocess.run([sys.executable, "-c", text], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("gconv: ")] == [*OPS, "step"]
+    assert len([line for line in lines if "cannot be written" in line]) == 1
 
 
 def test_the_variable_is_one_or_zero(monkeypatch):

@@ -1,6 +1,8 @@
 """Choice of the kernel of a layer: tables on disk, the choice from them, the rule without them, the explanation."""
 
+import multiprocessing
 import re
+import threading
 import warnings
 from dataclasses import replace
 
@@ -160,7 +162,8 @@ def test_a_table_made_elsewhere_is_ignored(own_table, tmp_path, monkeypatch):
         dispatch.forget()
         with pytest.warns(UserWarning, match=r"is ignored: it was made on .*, and this is "):
             assert names() != ("masked",) * 3
-    assert table.extend(here, [(kind_of("conv2d"), {"loop": 1.0})]) == {kind_of("conv2d"): {"loop": 1.0}}
+    table.extend(here, [(kind_of("conv2d"), {"loop": 1.0})])
+    assert table.own(here) == {kind_of("conv2d"): {"loop": 1.0}}
 
 
 def test_the_number_of_threads_counts_at_once(own_table):
@@ -255,6 +258,52 @@ def test_a_folder_in_the_place_of_the_table_is_no_obstacle(own_table):
     own_table.mkdir(parents=True)
     with pytest.warns(UserWarning, match="ignored"):
         GroupedConv2d(16, 16, 3, groups="log:3")(torch.randn(2, 16, 8, 8))
+
+
+def extend_often(first):
+    for channels in range(first, first + 100):
+        table.extend(this_machine(CPU), [(replace(kind_of("conv2d"), channels=channels), {"loop": 1.0})])
+
+
+@pytest.mark.parametrize("worker", [multiprocessing.get_context("fork").Process, threading.Thread])
+def test_processes_and_threads_that_measure_at_once_lose_nothing(own_table, worker):
+    workers = [worker(target=extend_often, args=(first,)) for first in (0, 100)]
+    for each in workers:
+        each.start()
+    for each in workers:
+        each.join()
+    assert sorted(kind.channels for kind in table.read(own_table)[1]) == list(range(200))
+    assert {path.name for path in own_table.parent.iterdir()} == {own_table.name, f".{own_table.name}.lock"}
+
+
+def test_a_system_without_file_locks_goes_on_without(own_table, monkeypatch):
+    monkeypatch.setattr(table, "fcntl", None)
+    extend_often(0)
+    assert len(table.read(own_table)[1]) == 100
+
+
+def test_what_cannot_be_written_holds_for_this_process_and_is_written_later(own_table):
+    """One warning names the path and the reason; also a removal holds, and other programs' times are kept."""
+    here, other = this_machine(CPU), kind_of("conv2d", UNIFORM)
+    in_the_way = own_table.parents[1]
+    in_the_way.write_text("no folder")
+    says = rf"^kernel table {re.escape(str(own_table))} cannot be written: (Not a directory|File exists); .* in memory"
+    with pytest.warns(UserWarning, match=says) as warned:
+        for op in OPS:
+            table.extend(here, [(kind_of(op), {"masked": 1.0, "loop": 2.0})])
+        table.extend(here, [(kind_of(OPS[1]), {})])
+        dispatch.forget()
+        assert names()[::2] == ("masked",) * 2
+    assert len(warned) == 1
+    assert "\n" not in str(warned[0].message)
+    kept = {kind_of(op): {"masked": 1.0, "loop": 2.0} for op in OPS[::2]}
+    assert table.own(here) == kept
+    assert str(own_table) in table.write_failure(here)
+    in_the_way.unlink()
+    table.write(own_table, here, {other: {"loop": 3.0}, kind_of(OPS[1]): {"loop": 3.0}})
+    table.extend(here, [(kind_of("step"), {"apart": 4.0})])
+    assert table.read(own_table)[1] == kept | {other: {"loop": 3.0}, kind_of("step"): {"apart": 4.0}}
+    assert table.write_failure(here) == ""
 
 
 @pytest.fixture
