@@ -60,5 +60,8 @@ def test_times_that_could_not_be_kept_are_not_reported_as_kept(tmp_path, monkeyp
         table.extend(this_machine(CPU), [(use.kind, {"loop": 1.0})])
 
     monkeypatch.setattr(learn, "measure", measure_without_a_folder)
-    with pytest.warns(UserWarning, match="cannot be written"), pytest.raises(SystemExit, match="; the times are lost$"):
+    with (
+        pytest.warns(UserWarning, match="cannot be written"),
+        pytest.raises(SystemExit, match=r"; the times are lost$"),
+    ):
         run(monkeypatch, *SMALL)
