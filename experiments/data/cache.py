@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+import uuid
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ def read_index(folder: Path) -> dict[str, Any] | None:
         if not damage:
             return index
     print(f"warning: {folder} is damaged: {damage}; decoding the images again", file=sys.stderr, flush=True)
-    aside = folder.with_name(f"damaged-{os.getpid()}-{folder.name}")
+    aside = folder.with_name(f"damaged-{uuid.uuid4().hex[:12]}-{folder.name}")
     try:
         folder.rename(aside)  # who has it mapped keeps what is mapped
     except FileNotFoundError:
@@ -94,7 +95,7 @@ def content_of(base: Path, train: list[Path], test: list[Path], root: Path) -> C
     content = Content(digest, tuple(same))
     text = json.dumps(asdict(content))
     memory.parent.mkdir(parents=True, exist_ok=True)
-    fresh = memory.with_suffix(f".{os.getpid()}")
+    fresh = memory.with_name(f".{memory.name}.{uuid.uuid4().hex[:12]}")  # several machines may share the folder
     fresh.write_text(f"{_check(text)} {text}", encoding="utf-8")
     fresh.replace(memory)
     return content

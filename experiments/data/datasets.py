@@ -7,8 +7,8 @@ torchvision, downloaded on request; ``folder:PATH`` is any tree ``train/<class>/
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,7 @@ def _decode(source: Source, size: int, folder: Path, spec: str) -> dict[str, Any
     needed, free = sum(source.count.values()) * size**2 * 3, shutil.disk_usage(folder.parent).free
     if needed > free:
         raise UsageError(f"dataset={spec}: decoding needs {needed >> 20} MiB in {folder.parent}, {free >> 20} are free")
-    fresh = folder.with_name(f"unfinished-{os.getpid()}-{folder.name}")
+    fresh = folder.with_name(f"unfinished-{uuid.uuid4().hex[:12]}-{folder.name}")  # several machines may share it
     try:
         fresh.mkdir()
         index: dict[str, Any] = {"image_size": size, "classes": source.classes}

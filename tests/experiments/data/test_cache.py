@@ -1,6 +1,8 @@
 """A damaged cache of decoded images is detected, reported, and made again as it was."""
 
 import json
+import os
+import shutil
 
 import pytest
 import torch
@@ -88,3 +90,17 @@ def test_a_damaged_memory_of_a_digest_makes_no_other_dataset(tmp_path, image_fol
     (memory,) = tmp_path.glob("data/cache/digests/*")
     memory.write_text(damage(memory.read_text()))
     assert load(image_folder, tmp_path).key == before.key
+
+
+def test_files_that_a_process_of_the_same_number_writes_on_another_machine_are_left_alone(tmp_path, image_folder):
+    before = load(image_folder, tmp_path)
+    folder = the_cache(tmp_path)
+    (memory,) = tmp_path.glob("data/cache/digests/*")
+    shutil.rmtree(folder)
+    memory.unlink()
+    others = [folder.with_name(f"unfinished-{os.getpid()}-{folder.name}"), memory.with_suffix(f".{os.getpid()}")]
+    others[0].mkdir()
+    others[1].write_text("half")
+    assert load(image_folder, tmp_path).key == before.key
+    assert others[0].is_dir()
+    assert others[1].read_text() == "half"
