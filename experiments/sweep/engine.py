@@ -179,10 +179,18 @@ class LocalSweep:
             point = self._next()
             if point is None:
                 return
-            worker = next((w for w in self._workers if w not in busy), None) or self._new_worker()
+            idle = next((w for w in self._workers if w not in busy), None)
+            worker = idle or self._new_worker()
             point.state, point.reason, worker.point = "running", "", point
             self._save()
-            worker.link.send(self.sweep.of_one_run(point.values, self.flags))
+            try:
+                worker.link.send(self.sweep.of_one_run(point.values, self.flags))
+            except OSError:
+                if idle is None:
+                    self._lose(worker, point)
+                else:  # it died between two points: another worker trains this one
+                    self._workers.remove(worker)
+                    self._again.insert(0, point)
 
     def _next(self) -> Point | None:
         if self._again:
@@ -217,19 +225,27 @@ class LocalSweep:
         try:
             word, content = worker.link.recv()
         except (EOFError, OSError):
-            worker.process.join()
-            self._workers.remove(worker)
-            self._end(point, "failed", f"its process ended with {worker.process.exitcode}")
+            self._lose(worker, point)
             return
         if word == "began":
             point.run, point.history = content
         elif word == "epoch":
             point.note(content)
-            worker.link.send(point.number in to_stop(self.sweep, self.points))
+            is_stopped = point.number in to_stop(self.sweep, self.points)
+            try:
+                worker.link.send(is_stopped)
+            except OSError:
+                self._lose(worker, point)
         else:
             worker.point = None
             record, point.history = content
             self._end(point, record["status"], record.get("reason", ""))
+
+    def _lose(self, worker: Worker, point: Point) -> None:
+        """Record that a worker died, and its point with it."""
+        worker.process.join()
+        self._workers.remove(worker)
+        self._end(point, "failed", f"its process ended with {worker.process.exitcode}")
 
     def _end(self, point: Point, state: str, reason: str) -> None:
         point.state, point.reason = state, reason

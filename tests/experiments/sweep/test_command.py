@@ -335,6 +335,62 @@ def test_a_worker_that_dies_takes_one_point_with_it(tmp_path, capsys):
     assert (local.points[0].state, local.points[0].reason) == ("failed", "its process ended with 1")
 
 
+def test_a_worker_that_dies_after_its_message_of_an_epoch_takes_one_point_with_it(tmp_path):
+    sweep = read_sweep(file(tmp_path, RANDOM))
+    local = LocalSweep(sweep, SweepContext("example", "quickstart", tmp_path), [], 4, 1)
+    link, theirs = Pipe()
+    worker = Worker(ThreadProcess(lambda: None), link, Point(0, {"recipe.lr": 0.1, "model.groups": 1}))
+    local.points, local._workers = [worker.point], [worker]
+    theirs.send(("epoch", {"epoch": 1, "test_accuracy": 0.5, "seconds": 2.0}))
+    theirs.close()
+    local._listen(worker)
+    assert local._workers == []
+    (point,) = read_points(tmp_path / "example")
+    assert (point.state, point.reason, point.seconds) == ("failed", "its process ended with 1", 2.0)
+
+
+def lost_worker():
+    link, theirs = Pipe()
+    theirs.close()
+    return ThreadProcess(lambda: None), link
+
+
+def test_the_point_of_a_worker_that_died_while_idle_goes_to_a_new_one(tmp_path):
+    received = []
+
+    def begin(*_):
+        link, theirs = Pipe()
+
+        def train():
+            while True:
+                try:
+                    received.append(theirs.recv())
+                except EOFError:
+                    return
+                theirs.send(("ended", ({"status": "done"}, [{"epoch": 1, "test_accuracy": 0.5}])))
+
+        return ThreadProcess(train), link
+
+    sweep = read_sweep(file(tmp_path, RANDOM))
+    local = LocalSweep(sweep, SweepContext("example", "quickstart", tmp_path), [], 3, 1, begin)
+    local._workers = [Worker(*lost_worker())]
+    local.run()
+    assert [point.state for point in local.points] == ["done"] * 3
+    assert len(received) == 3
+    for point, flags in zip(local.points, received, strict=True):
+        assert f"--recipe.lr={point.values['recipe.lr']}" in flags
+
+
+def test_workers_that_die_at_once_end_the_sweep_without_a_loop(tmp_path):
+    sweep = read_sweep(file(tmp_path, RANDOM))
+    local = LocalSweep(
+        sweep, SweepContext("example", "quickstart", tmp_path), [], 50, 1, begin=lambda *_: lost_worker()
+    )
+    local.run()
+    assert [point.state for point in local.points] == ["failed"] * sweep_engine.MAX_FIRST_FAILURES
+    assert {point.reason for point in local.points} == {"its process ended with 1"}
+
+
 def command(path, tmp_path, *flags):
     return [sys.executable, "-m", "experiments", "sweep", str(path), "--local", f"--runs_root={tmp_path}/runs", *flags]
 
