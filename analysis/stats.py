@@ -103,8 +103,15 @@ def permutation_p(observed: float, null: ArrayLike) -> float:
 
     So p is never 0, and a test at level α is wrong at most α of the time (Phipson & Smyth 2010). Values within rounding
     of the observation count as ties; rounding is relative to the largest value, so that no unit changes p.
+
+    Raises:
+        ValueError: the observed value or a value of the null is NaN.
     """
     draws = np.asarray(null, dtype=np.float64)
+    if math.isnan(observed):
+        raise ValueError("observed value: NaN cannot be compared")
+    if missing := np.count_nonzero(np.isnan(draws)):
+        raise ValueError(f"{missing} of {draws.size} values of the null: NaN cannot be compared")
     tie = 1e-12 * float(np.abs(draws[np.isfinite(draws)]).max(initial=abs(observed)))
     return float((1 + np.count_nonzero(draws >= observed - tie)) / (1 + draws.size))
 
@@ -113,7 +120,7 @@ def null_p(observed: float, null: ArrayLike, side: Side) -> float:
     """Return ``permutation_p`` on one side: "greater" than the null, "less", or "two-sided" (the smaller p, doubled).
 
     Raises:
-        ValueError: an unknown side.
+        ValueError: an unknown side, or a NaN.
     """
     draws = np.asarray(null, dtype=np.float64)
     greater, less = permutation_p(observed, draws), permutation_p(-observed, -draws)

@@ -62,6 +62,16 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
 def test_p_counts_the_observation_and_ties():
     assert permutation_p(2.0, [1.0, 2.0, 3.0]) == pytest.approx(3 / 4)
     assert permutation_p(9.0, [1.0, 2.0, 3.0]) == pytest.approx(1 / 4)
+    assert permutation_p(9.0, [1.0, -math.inf, math.inf]) == pytest.approx(2 / 4)
+
+
+def test_nan_is_no_value_of_a_null():
+    with pytest.raises(ValueError, match=r"^9 of 9 values of the null: NaN cannot be compared$"):
+        permutation_p(1.0, [math.nan] * 9)
+    with pytest.raises(ValueError, match=r"^1 of 3 values of the null: NaN"):
+        null_p(1.0, [0.0, math.nan, 2.0], "less")
+    with pytest.raises(ValueError, match=r"^observed value: NaN"):
+        permutation_p(math.nan, [1.0, 2.0])
 
 
 def test_p_to_either_side():
