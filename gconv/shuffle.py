@@ -4,6 +4,9 @@ With equal groups it is the published shuffle: view (G, C/G), transpose, flatten
 sorted by their relative position inside their group, (j + 1/2) / size, and ties by group. For equal groups this gives
 the published order. So any range of neighbouring outputs has channels of every group in proportion to its size, and
 each group of the next layer reads from all groups.
+
+As in ``nn.ChannelShuffle``, inputs are (N, C, …): dimension 1 has the channels. So an image without a batch, (C, H, W),
+is taken for (N, C, L): give it a batch first, ``image[None]``.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ def channel_shuffle(x_NCHW: Tensor, groups: Spec) -> Tensor:
     """Interleave the channels of the groups.
 
     Args:
-        x_NCHW: (N, C, H, W).
+        x_NCHW: (N, C, H, W), or any other (N, C, …); never (C, H, W), whose rows would be shuffled.
         groups: partition of the C channels, or anything that ``Partition.of`` reads (``4``, ``"log:3"``).
 
     Raises:
@@ -41,7 +44,7 @@ def channel_shuffle(x_NCHW: Tensor, groups: Spec) -> Tensor:
         spec = ",".join(map(str, groups.sizes)) if isinstance(groups, Partition) else groups
         return x_NCHW.tracer.create_proxy("call_function", channel_shuffle, (x_NCHW, spec), {})  # type: ignore
     if not isinstance(x_NCHW, Tensor):
-        raise TypeError(f"{type(x_NCHW).__name__}: channel_shuffle takes a tensor (N, C, H, W)")
+        raise TypeError(f"{type(x_NCHW).__name__}: channel_shuffle takes a tensor (N, C, …)")
     partition = groups if isinstance(groups, Partition) else Partition.of(groups, _channels(x_NCHW))
     _check_channels(x_NCHW, partition.channels, f"the groups {partition} cut")
     if partition.is_uniform:
@@ -51,13 +54,15 @@ def channel_shuffle(x_NCHW: Tensor, groups: Spec) -> Tensor:
 
 def _channels(x_NCHW: Tensor) -> int:
     if x_NCHW.dim() < 2:
-        raise ValueError(f"input of shape {tuple(x_NCHW.shape)}: must be (N, C, H, W)")
+        raise ValueError(f"input of shape {tuple(x_NCHW.shape)}: must be (N, C, …)")
     return x_NCHW.shape[1]
 
 
 def _check_channels(x_NCHW: Tensor, channels: int, reader: str) -> None:
     if (given := _channels(x_NCHW)) != channels:
-        raise ValueError(f"input has {given} channels; {reader} {channels}")
+        is_image = x_NCHW.dim() == 3 and x_NCHW.shape[0] == channels
+        remedy = f"; input of shape {tuple(x_NCHW.shape)} has no batch: give x[None]" if is_image else ""
+        raise ValueError(f"input has {given} channels; {reader} {channels}{remedy}")
 
 
 class ChannelPermutation(nn.Module):
@@ -85,7 +90,7 @@ class ChannelPermutation(nn.Module):
         return cls(torch.randperm(channels, device="cpu").tolist())
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """Map (N, C, H, W) to (N, C, H, W); raises ValueError for another number of channels."""
+        """Map (N, C, …) to (N, C, …); raises ValueError for another number of channels."""
         if not isinstance(x_NCHW, Proxy):
             _check_channels(x_NCHW, len(self.order), "the permutation orders")
         return x_NCHW.index_select(1, self.order.to(x_NCHW.device))
@@ -112,7 +117,7 @@ class ChannelShuffle(nn.Module):
         self.register_buffer("order", order, persistent=False)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """Map (N, C, H, W) to (N, C, H, W); raises ValueError for another number of channels."""
+        """Map (N, C, …) to (N, C, …); raises ValueError for another number of channels."""
         if isinstance(x_NCHW, Proxy) and (named := leaf(self, x_NCHW)) is not None:
             return named
         if self.order is None:

@@ -19,6 +19,25 @@ def test_equal_groups_shuffle_as_torch_does(groups):
     assert torch.equal(channel_shuffle(x, Partition.uniform(12, groups)), nn.ChannelShuffle(groups)(x))
 
 
+@pytest.mark.parametrize("shape", [(3, 6, 5), (6, 6, 4), (2, 6, 2, 3), (2, 6, 2, 2, 2)], ids=str)
+def test_dimension_1_is_that_of_the_channels_in_every_shape_as_in_torch(shape):
+    """(6, 6, 4) is a batch of six too, not an image of six channels."""
+    x, uneven = torch.randn(shape), Partition((4, 2))
+    assert torch.equal(channel_shuffle(x, 2), nn.ChannelShuffle(2)(x))
+    for shuffled in (channel_shuffle(x, uneven), ChannelShuffle(uneven)(x)):
+        assert torch.equal(shuffled, x[:, [0, 4, 1, 2, 5, 3]])  # places 1/8, 1/4, 3/8, 5/8, 3/4, 7/8
+    assert channel_shuffle(torch.arange(6.0)[None], 2).tolist() == [[0, 3, 1, 4, 2, 5]]  # no pixels, as after pooling
+
+
+@pytest.mark.parametrize("partition", [Partition((4, 2)), Partition((3, 3))], ids=str)
+def test_an_image_without_a_batch_is_told_what_it_lacks(partition):
+    image = torch.randn(6, 4, 4)
+    for shuffle in (lambda x: channel_shuffle(x, partition), ChannelShuffle(partition), ChannelPermutation(range(6))):
+        with pytest.raises(ValueError, match=r"input has 4 channels; .* \(6, 4, 4\) has no batch: give x\[None\]"):
+            shuffle(image)
+        assert shuffle(image[None]).shape == (1, 6, 4, 4)
+
+
 @given(st.integers(1, 6), st.integers(1, 6))
 def test_the_rule_for_unequal_groups_gives_the_published_order_for_equal_ones(groups, size):
     published = torch.arange(groups * size).view(groups, size).T.flatten().tolist()
