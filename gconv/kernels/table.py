@@ -313,7 +313,7 @@ def save(machine: Machine) -> None:
 def _file_lock(path: Path) -> Iterator[None]:
     """Lock a table against other processes inside the block, where the system has file locks."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(f".{path.name}.lock"), "w") as locked:  # the table itself is replaced at each change
+    with open(path.with_name(f".{path.name}.lock"), "wb") as locked:  # the table itself is replaced at each change
         if fcntl is None:
             yield
             return
