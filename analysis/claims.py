@@ -219,6 +219,11 @@ class _Tested:
     chosen: ChosenStudies
 
 
+def claims_of_study(study: str, claims: Sequence[Claim]) -> list[Claim]:
+    """Return the claims that a study can decide, each as a claim of this study alone."""
+    return [replace(claim, studies=(study,)) for claim in claims if study in claim.studies]
+
+
 def judge_claims(claims: Sequence[Claim], records: Sequence[Record]) -> list[Finding]:
     """Give the verdicts on the claims of a ledger, by ``RULE``.
 

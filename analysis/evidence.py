@@ -92,7 +92,7 @@ def unlearned_runs(table: pd.DataFrame) -> Lost:
     learned = table[(table["measure"] == "learned_filters") & (table["null"].fillna("") == "")]
     few = learned[learned["value"] < FEW_LEARNED]
     return {
-        (row["variant"], int(row["seed"])): f"learned {row['value']:.0%} of its first filters"
+        (row["variant"], int(row["seed"])): f"learned {row['value']:.0%} of the first filters"
         for _, row in few.iterrows()
     }
 

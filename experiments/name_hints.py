@@ -7,7 +7,7 @@ from difflib import SequenceMatcher, get_close_matches
 
 from experiments.errors import UsageError
 
-MAX_NAMES_LISTED = 12
+MAX_NAMES_LISTED = 16
 
 
 def hint(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:

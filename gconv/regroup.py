@@ -157,7 +157,7 @@ def regroup(model: nn.Module, groups: Spec, where: Where = None, keep: Keep = "s
             changed.append(layer)
     if not changed:
         (reason, count), *_ = Counter(skipped.values()).most_common(1)
-        most = "" if count == len(skipped) else f" (so {count} of them)"
+        most = "" if count == len(skipped) else f" ({count} of them for this reason)"
         example = next(name for name in skipped if skipped[name] == reason)
         raise ValueError(f"groups={groups!r} cuts 0 of {len(names)} convolutions; {example}: {reason}{most}")
     return Regrouped(model, _replace(regrouped, cut), tuple(changed), skipped)

@@ -16,6 +16,8 @@ def checked(paths):
         assert 800 < pixels.shape[1] <= 1.05 * 200 * page.WIDTH, "text does not run over the edge"
         assert pixels.shape[0] <= 11 * 200, "it fits on a page"
         assert pixels.std() > 5
+        edges = pixels[:2], pixels[-2:], pixels[:, :2], pixels[:, -2:]
+        assert min(edge.min() for edge in edges) == 255, "nothing is cut off at an edge"
         content = pdf.read_bytes()
         assert b"/FontFile2" in content
         assert b"/Type3" not in content

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from analysis.evidence import FEW_LEARNED, unlearned_runs
 from analysis.figures import page
@@ -58,6 +59,7 @@ def draw(saved: Saved, folder: Path) -> list[Path]:
     right.set_xlabel("time per image (ms)", fontsize=7)
     right.set_ylabel("test accuracy", fontsize=7)
     right.tick_params(labelsize=6.5)
+    right.xaxis.set_major_locator(MaxNLocator(4))
     variants = list(costs["variant"])
     looks = [styles[variant] for variant in variants]
     handles = [Line2D([], [], color=s.colour, marker=s.marker, markersize=4, linestyle="") for s in looks]

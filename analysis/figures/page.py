@@ -61,6 +61,7 @@ def apply_style() -> None:
         **fontsizes.neurips2024(),
         **axes.lines(),
         **{"figure.titlesize": 9, "axes.titlesize": 7, "axes.labelsize": 8, "legend.fontsize": 8},
+        "text.hinting": "no_hinting",  # hinted text has another width at each resolution: a caption would be cut off
         **{"pdf.fonttype": 42, "ps.fonttype": 42, "font.family": "DejaVu Sans", "savefig.dpi": 200},
     }
     for key, value in settings.items():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from experiments.errors import UsageError
 from experiments.name_hints import unknown_flag
-from experiments.study.catalogue import study_file
+from experiments.study.catalogue import locate_study, study_kind
 from experiments.study.execution import folder_path
 from experiments.study.invocation import typed
 
@@ -31,14 +31,15 @@ def name_and_flags(arguments: list[str], usage: str) -> tuple[str, list[str]]:
 
 
 def study_folder(arguments: list[str], command: str, others: Sequence[str] = ()) -> Path:
-    """Return the folder of the study that the arguments of a command name; see ``runs_root``.
+    """Return the folder of a study, which the arguments of a command give by its name or its file; see ``runs_root``.
 
     Raises:
         UsageError: no such study, an unknown flag, or a file where a folder is asked for.
     """
     name, flags = name_and_flags(arguments, f"{command} NAME")
-    study_file(name)
-    return runs_root(flags, command, others) / name
+    study, _ = locate_study(name)
+    study_kind(name)  # which reads the file
+    return runs_root(flags, command, others) / study
 
 
 def runs_root(flags: list[str], command: str, others: Sequence[str] = ()) -> Path:

@@ -20,7 +20,7 @@ from experiments.errors import UsageError
 from experiments.name_hints import unknown_flag
 from experiments.report.figure_flags import FLAGS, apply_figure_flags
 from experiments.report.tables import long_table
-from experiments.study.catalogue import HOME, study_names, sweep_names
+from experiments.study.catalogue import FILE_ENDS, HOME, study_names, sweep_names
 from experiments.training.run_context import usable_cores
 
 MEASURED = "measured.json"  # file in every folder that ``measure`` wrote
@@ -56,7 +56,7 @@ def _draw(name: str, flags: list[str]) -> list[Path]:
         if flags:
             raise unknown_flag(f"figures {name}", flags[0], FLAGS)
         return draw_measured_folder(Path(name))
-    if name in study_names():
+    if name in study_names() or name.endswith(FILE_ENDS):
         from experiments.report.latex import write_latex
 
         folder = study_folder([name, *flags], "figures", FLAGS)

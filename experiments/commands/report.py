@@ -11,7 +11,7 @@ from experiments.report.html_page import PAGE, write_recorded_page, write_study_
 from experiments.report.records import RESULTS
 from experiments.report.summary import tables_folder
 from experiments.report.tables import long_table
-from experiments.study.catalogue import study_file
+from experiments.study.catalogue import locate_study, study_kind
 from experiments.study.invocation import typed
 
 
@@ -19,7 +19,7 @@ def main(arguments: list[str]) -> int:
     """Write the page, and print its path and size; returns the exit code.
 
     Args:
-        arguments: the name of a study, or none for all that are recorded; ``--runs_root=DIR``.
+        arguments: the name or the file of a study, or none for all that are recorded; ``--runs_root=DIR``.
 
     Raises:
         UsageError: no such study, no tables of it, or an unknown flag.
@@ -35,7 +35,8 @@ def main(arguments: list[str]) -> int:
     if not name:
         page = write_whole_page(runs, runs / PAGE)
     else:
-        study_file(name)
+        study_kind(name)  # which reads the file
+        name, _ = locate_study(name)
         if long_table(tables_folder(runs / name)).is_file():
             page = write_study_page(runs / name)
         elif long_table(RESULTS / name).is_file():

@@ -12,7 +12,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any, NamedTuple, get_args
 
-from analysis.claims import RULE, Claim, Finding, StudyAnswer, judge_claims
+from analysis.claims import RULE, Claim, Finding, StudyAnswer, claims_of_study, judge_claims
 from analysis.verdict import ALPHA, Verdict
 from experiments.errors import UsageError
 from experiments.name_hints import unknown_flag
@@ -82,7 +82,7 @@ def study_verdicts(study: str, runs: Path) -> str:
 
     A trial is judged too, since it was asked for by name, and is called one.
     """
-    claims = [claim for claim in read_claims(LEDGER) if study in claim.studies]
+    claims = claims_of_study(study, read_claims(LEDGER))
     record = read_record(study, str(runs), runs / study / "tables")
     if not claims or record is None:
         return ""

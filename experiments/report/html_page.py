@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from analysis.claims import Claim, Finding, judge_claims
+from analysis.claims import Claim, Finding, claims_of_study, judge_claims
 from analysis.evidence import Record
 from analysis.figures.registry import FIGURES
 from analysis.intervals import measure_bounds, seed_estimate
@@ -201,9 +201,16 @@ def _commands(name: str, overrides: Mapping[str, Any] | Sequence[str]) -> list[t
         profile = f" PROFILE={overrides['profile']}" if "profile" in overrides else ""
         flags = [f"--{key}={value}" for key, value in overrides.items() if key != "profile"]
     given = f" ARGS={shlex.quote(' '.join(flags))}" if flags else ""
+    train, draw = "train what is not trained yet, measure, test and draw", "draw the figures from the tables"
+    if name not in study_names():
+        file = "FILE.yaml"  # the path is not kept: another machine has another
+        return [
+            (f"make experiment NAME={file}{profile}{given}", f"{train}; {file} is the path of the study's file"),
+            (f"make figures NAME={file}", draw),
+        ]
     return [
-        (f"make experiment NAME={name}{profile}{given}", "train what is not trained yet, measure, test and draw"),
-        (f"make figures NAME={name}", "draw the figures from the tables"),
+        (f"make experiment NAME={name}{profile}{given}", train),
+        (f"make figures NAME={name}", draw),
         (f"make verify NAME={name}", "recompute the tables in results/ from the packed runs"),
         (f"make verify NAME={name} ARGS=--retrain", "and train one run again"),
         ("make claims ARGS=--explain", "the verdicts, with the rule and every test"),
@@ -247,7 +254,7 @@ def _ledger(claims: Sequence[Claim], findings: Sequence[Finding]) -> list[dict[s
 
 
 def _write(sections: Sequence[Section], records: Sequence[Record], target: Path, name: str) -> Path:
-    claims = [claim for claim in read_claims(LEDGER) if not name or name in claim.studies]
+    claims = claims_of_study(name, read_claims(LEDGER)) if name else read_claims(LEDGER)
     findings = judge_claims(claims, records)
     ledger = _ledger(claims, findings) if records else []
     environment = Environment(

@@ -75,7 +75,7 @@ def _trial(study: str, folder: Path, runs: pd.DataFrame, known_data: set[str] | 
     """Return the difference between the runs and those of the study's file; empty where there is none."""
     overrides = _overrides(folder / "study.json")
     if study not in study_names() or study_kind(study) != TRAINED:
-        return _as_flags(overrides)
+        return _as_flags({key: value for key, value in overrides.items() if key not in (*OF_A_MACHINE, "seeds")})
     asked = load_study(study, [f"--{key}={overrides[key]}" for key in (*OF_A_MACHINE, "profile") if key in overrides])
     if "profile" in overrides and {v.dataset for v in asked.variants} != {
         v.dataset for v in load_study(study).variants

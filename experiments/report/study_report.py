@@ -9,15 +9,17 @@ from textwrap import shorten, wrap
 
 import pandas as pd
 
-from analysis.claims import Claim, Finding, judge_claims
+from analysis.claims import Claim, Finding, claims_of_study, judge_claims
 from analysis.evidence import Record
 from analysis.intervals import measure_bounds, seed_estimate
+from analysis.nulls import ROTATED_FILTERS
 from analysis.tradeoff import disturbed, tradeoff_table
 from analysis.verdict import FEWEST_SEEDS
 from experiments.data.datasets import Dataset
 from experiments.report.ledger import LEDGER, read_claims
 from experiments.report.summary import NULLS, spread
 from experiments.report.verdict_table import interval
+from experiments.study.catalogue import study_names
 from experiments.study.invocation import typed
 from experiments.terminal import duration
 
@@ -25,7 +27,7 @@ WIDTH, LINES = 110, 40
 VARIANTS, SENTENCES, VERDICTS, REMARKS = 8, 6, 7, 4  # most lines of each part of the report
 BROKEN = 0.01  # share of a dataset's images from which on it is reported
 FOUND = {  # measures of the sentences, the first with their own nulls
-    "ratio_computed": ("correlation within / between groups", None),
+    "ratio_computed": ("correlation within / between groups", ROTATED_FILTERS),
     "colour_difference": ("difference of colour index between groups", "labels permuted"),
     **NULLS,
 }
@@ -52,7 +54,7 @@ def study_report(
         overrides: keys that the command line changed.
     """
     again = command_again(study, overrides)
-    claims = [claim for claim in read_claims(LEDGER) if study in claim.studies] if record is not None else []
+    claims = claims_of_study(study, read_claims(LEDGER)) if record is not None else []
     findings = judge_claims(claims, [record]) if record is not None else []
     remarks = [*(_of_record(record) if record is not None else []), *_of_times(table), *remarks]
     parts = [
@@ -102,7 +104,11 @@ def finding_lines(table: pd.DataFrame) -> list[str]:
             first = first or variant
             where = "" if variant == first else f" in {variant}"
             lines.append(_line(f"{label[0].upper()}{label[1:]}{where}: {texts['']}; {', '.join(nulls)}."))
-    heading = [_line(f"What was found in {first} (mean over layers and seeds; then its nulls)")] if lines else []
+    heading = (
+        [_line(f"What was found in {first}, the first with groups (mean over layers and seeds; then its nulls)")]
+        if lines
+        else []
+    )
     return [*heading, *lines[:SENTENCES]]
 
 
@@ -159,7 +165,7 @@ def command_again(study: str, overrides: Mapping[str, object]) -> str:
         study: its name.
         overrides: keys that the command line changed; of these only a profile is repeated.
     """
-    if set(overrides) - {"seeds", "profile"}:
+    if study not in study_names() or set(overrides) - {"seeds", "profile"}:
         return "the same command with --seeds={seeds}"
     command, profile = typed("run", study), overrides.get("profile")
     if command.startswith("make"):

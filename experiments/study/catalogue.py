@@ -16,6 +16,7 @@ from experiments.study.strict_yaml import place_of, read_yaml
 _INSTALLED = Path(__file__).parents[1] / "configs"  # their folder in an installed package
 CONFIGS = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[2] / "configs"
 HOME = Path.cwd() if _INSTALLED.is_dir() else CONFIGS.parent  # folder of the record: results/, README.md, docs/
+FILE_ENDS = (".yaml", ".yml")  # of the path of a study's file
 TRAINED, GROUP_PARALLEL = KINDS = ("trained", "group-parallel")  # kinds of studies; the key ``kind`` of a file
 
 
@@ -39,6 +40,8 @@ def study_file(name: str) -> Path:
         return CONFIGS / f"{name}.yaml"
     if name in sweep_names():
         raise UsageError(f"NAME={name}: a sweep, not a study; make sweep NAME={name} searches it")
+    if len(Path(name).parts) > 1:
+        raise UsageError(f"NAME={name}: no such study; the path of a study's file ends in {' or '.join(FILE_ENDS)}")
     raise UsageError(f"NAME={name}: no such study; {hint(name, study_names(), 0.4)}")
 
 
@@ -47,7 +50,7 @@ def locate_study(name: str) -> tuple[str, Path]:
 
     A study whose file lies elsewhere is called after the file and its folder. Raises as ``study_file``.
     """
-    if name.endswith((".yaml", ".yml")):
+    if name.endswith(FILE_ENDS):
         path = Path(name)
         return f"{path.resolve().parent.name}-{path.stem}", path
     return name, study_file(name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from argparse import ArgumentError
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -31,6 +31,7 @@ from experiments.training.recipe import Recipe
 _loaders_dumpers.yaml_default_loader = StrictLoader
 
 MOST_SEEDS = 10_000  # runs of a variant
+OF_A_FILE = ("variants", "profiles")  # keys that are not of one run
 PROFILE_KEYS = re.compile(r"(?:seeds|dataset)$|(?:data|model|recipe|measures)\.")
 VARIANT_KEYS = re.compile(r"dataset$|(?:data|model|recipe)\.")  # they decide the outcome of a run, but for its seed
 
@@ -146,7 +147,13 @@ def resolve(name: str, content: dict[str, Any], place: str, flags: list[str]) ->
     for variant, overrides in variants.items():
         merged = {**base, **overrides, **given}
         _model_name([merged], place)
-        settled = _settle({**base, **overrides}, given, f"{place}: variants.{variant}" if overrides else place)
+        try:
+            settled = _settle({**base, **overrides}, given, f"{place}: variants.{variant}" if overrides else place)
+        except UsageError:
+            _settle(
+                {**base, "model.name": merged["model.name"]}, given, place
+            )  # raises if the fault is not the variant's
+            raise
         model = dict(vars(settled["model"]))
         resolved.append(Variant(variant, settled["dataset"], settled["data"], model, settled["recipe"]))
     if not isinstance(settled["seeds"], int) or not 1 <= settled["seeds"] <= MOST_SEEDS:
@@ -305,14 +312,20 @@ def _parse(flat: dict[str, Any], place: str) -> dict[str, Any]:
         settled = parser.parse_object(_nest(flat, place), _defaults(flat["model.name"]).clone(), defaults=False)
         instantiated = parser.instantiate(settled)
     except ArgumentError as error:
-        raise UsageError(f"{place}: {parser_error(error, parser)}") from None
+        raise UsageError(f"{place}: {parser_error(error, parser, OF_A_FILE)}") from None
     except (ValueError, TypeError) as error:
         raise UsageError(f"{place}: {error}") from None
     return {**vars(instantiated), "model": settled.model}
 
 
-def parser_error(error: ArgumentError, parser: ArgumentParser) -> str:
-    """Return the message of jsonargparse on one line, with the nearest key where a key is unknown."""
+def parser_error(error: ArgumentError, parser: ArgumentParser, others: Sequence[str] = ()) -> str:
+    """Return the message of jsonargparse on one line, with the nearest key where a key is unknown.
+
+    Args:
+        error: error of the parser.
+        parser: has the known keys.
+        others: further keys of the file that is read; none for flags.
+    """
     text = " ".join((error.message or "").split())
     text = re.sub(r'Parser key "([^"]+)": ', r"\1: ", text)
     text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.", "")
@@ -327,6 +340,9 @@ def parser_error(error: ArgumentError, parser: ArgumentParser) -> str:
     if unknown:
         key = ".".join(part for part in unknown.groups() if part)
         keys = sorted(key for key in vars(parser.get_defaults().as_flat()))
+        first, groups = key.partition(".")[0], {known.partition(".")[0] for known in keys} | set(others)
+        if others and first not in groups:
+            key, keys = first, sorted(groups)
         text = f"unknown key {key}; {hint(key, keys)}"
     return text
 
@@ -334,6 +350,7 @@ def parser_error(error: ArgumentError, parser: ArgumentParser) -> str:
 def _as_words(kinds: str) -> str:
     """Return the types of a value, as Python writes them, in a user's words."""
     words = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null"}
+    kinds = kinds.replace("list[int]", "a list of whole numbers").replace(", tuple[int, ...]", "")
     names = [name.strip(" '\"") for name in re.sub(r"Literal\[(.*?)\]", r"\1", kinds).split(",")]
     return " or ".join(words.get(name, name) for name in names)
 

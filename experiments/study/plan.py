@@ -84,7 +84,8 @@ def plan(study: Study) -> list[PlannedRun]:
             with torch.device("meta"):
                 model = p.fresh_model()
         except UsageError as error:
-            raise UsageError(f"{study.name}, variant {p.variant.name}: {error}") from None
+            keys = ", ".join(f"model.{key}={value}" for key, value in p.variant.model.items() if key != "name")
+            raise UsageError(f"{study.name}, variant {p.variant.name}: {error} ({keys})") from None
         try:
             count_cost(model, (3, size, size))
             trace_wiring(model, (3, size, size))

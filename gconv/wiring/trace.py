@@ -11,7 +11,8 @@ from __future__ import annotations
 import inspect
 import sys
 import traceback
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -39,6 +40,7 @@ from gconv.wiring.meta import (
 from gconv.wiring.origins import FilterSet, set_bits
 from gconv.wiring.text_table import aligned
 
+MOST_READERS, MOST_PARTS = 6, 12  # printed of one convolution, and in a line
 ALTERNATIVES = "without wiring these still work: count_cost, and computing_groups (the group that computes each filter)"
 
 
@@ -60,6 +62,17 @@ class LayerWiring:
     inputs_read_by: tuple[int, ...]
     sources: tuple[FilterSet, ...]
     read_by: dict[str, list[frozenset[int]]] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Return how many filters each group computes, and how many each group of each reader reads, a line each."""
+        lines = [
+            f"{self.name}: {len(self.computed_by)} filters",
+            _counted("computed by", ((g,) for g in self.computed_by)),
+        ]
+        readers = list(self.read_by.items())
+        lines += [_counted(f"read by {reader}", map(sorted, sets)) for reader, sets in readers[:MOST_READERS]]
+        more = len(readers) - MOST_READERS
+        return "\n  ".join([*lines, *([f"and read by {more} more"] if more > 0 else [])])
 
     def reading_sets(self, reader: str | None = None) -> list[frozenset[int]]:
         """Return the set of groups that read each filter, (O,); it may be empty or have several groups.
@@ -155,6 +168,14 @@ def trace_wiring(model: nn.Module, input_shape: Shape) -> Wiring:
         reason = f"torch.fx cannot trace{inside}{where}: {_plainly(error)}"
         raise ValueError(f"{kind}: {reason}; {ALTERNATIVES}") from None
     return _connect(model, walk.reads)
+
+
+def _counted(done: str, filters: Iterable[Iterable[int]]) -> str:
+    """Return the number of filters of each group, or set of groups: ``computed by group 0 (32), 1 (32)``."""
+    counts = sorted(Counter(tuple(groups) for groups in filters).items())
+    parts = [f"{'+'.join(map(str, groups)) or 'none'} ({count})" for groups, count in counts]
+    more = [f"and {len(parts) - MOST_PARTS} more"] if len(parts) > MOST_PARTS else []
+    return f"{done} group {', '.join([*parts[:MOST_PARTS], *more])}"
 
 
 def _plainly(error: Exception) -> str:

@@ -349,7 +349,7 @@ def test_measured_images_are_spread_over_all_of_them(images):
         (["--data.crop_size=4"], ["crop_size=4", "dense"]),
         (["--recipe.device=meta"], ["recipe.device=meta", "cpu"]),
         (["--model.groups=5"], ["5 equal groups"]),
-        (["--model.width=-4"], ["model small"]),
+        (["--model.width=-4"], ["model small", "model.width=-4"]),
     ],
     ids=str,
 )

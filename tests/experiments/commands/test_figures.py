@@ -5,7 +5,7 @@ import shutil
 import pandas as pd
 import pytest
 
-from experiments.commands import figures
+from experiments.commands import figures, report, results
 from experiments.errors import UsageError
 from experiments.report.write_record import PAGE, write_study_record
 from small_runs import NAME
@@ -56,6 +56,24 @@ def test_runs_that_are_here_go_before_the_record(home, trained, capsys):
     assert figures.main([NAME, f"--runs_root={home / 'runs'}"]) == 0
     assert capsys.readouterr().out.startswith(str(home / "runs" / NAME / "figures" / "tradeoff.png"))
     assert not (home / "runs" / "figures").exists()
+
+
+def test_a_study_is_drawn_and_reported_by_the_path_of_its_file_and_not_recorded(home, trained, capsys):
+    path = home / "mine" / "study.yaml"
+    path.parent.mkdir()
+    path.write_text("question: mine\nmodel: {name: small}\n")
+    shutil.copytree(trained / "tables", home / "runs" / "mine-study" / "tables")
+    root = f"--runs_root={home / 'runs'}"
+    assert figures.main([str(path), root]) == 0
+    assert capsys.readouterr().out.startswith(str(home / "runs" / "mine-study" / "figures" / "tradeoff.png"))
+    shutil.rmtree(home / "runs" / "mine-study" / "figures")  # a text in the place of a picture
+    assert report.main([str(path), root]) == 0
+    assert (home / "runs" / "mine-study" / "report.html").is_file()
+    with pytest.raises(UsageError, match=r"study.yaml: the record has the studies of .*: copy the file there first"):
+        results.main([str(path), root])
+    for command in (figures.main, report.main, results.main):
+        with pytest.raises(UsageError, match=r"none.yaml"):
+            command([str(home / "none.yaml"), root])
 
 
 def test_a_damaged_record_is_named(home):

@@ -64,6 +64,11 @@ def test_a_page_of_all_studies_has_their_main_figures(page, tmp_path, monkeypatc
     assert f"make report NAME={NAME}" in text
 
 
+def test_a_study_outside_of_configs_is_told_by_its_file():
+    commands = [command for command, _ in html_page._commands("mine-study", {"profile": "cpu", "seeds": 2})]
+    assert commands == ["make experiment NAME=FILE.yaml PROFILE=cpu ARGS=--seeds=2", "make figures NAME=FILE.yaml"]
+
+
 @pytest.mark.skipif(find_browser() is None, reason="no browser with its driver is installed")
 @pytest.mark.parametrize("width", [400, 1400])
 def test_in_a_browser_nothing_fails_overflows_or_is_requested(page, width):

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.claims import judge_claims
+from analysis.claims import claims_of_study, judge_claims
 from analysis.effects import Metric, Term
 from analysis.figures import ledger
 from analysis.verdict import Test as Part
@@ -26,9 +26,12 @@ def test_an_effect_is_in_units_of_what_matters_and_above_0_as_claimed(direction,
 
 def test_the_record_gives_a_row_for_each_claim_that_was_measured(tmp_path):
     claims = read_claims(LEDGER)
-    findings = judge_claims(claims, [read_record("quickstart", "results", RESULTS / "quickstart")])
+    record = read_record("quickstart", "results", RESULTS / "quickstart")
+    alone = claims_of_study("quickstart", claims)
+    assert [row[0] for row in forest_rows(alone, judge_claims(alone, [record])).to_numpy()] == [1, 2, 3, 4, 6, 24]
+    findings = judge_claims(claims, [record])
     rows = forest_rows(claims, findings).set_index("number")
-    assert list(rows.index) == [1, 2, 3, 4, 6, 24]
+    assert list(rows.index) == [1, 2, 3, 4, 6], "24 is of two studies"
     two = next(finding for claim, finding in zip(claims, findings, strict=True) if claim.number == 2)
     assert rows.loc[2, "effect"] == pytest.approx(two.part.effect / two.part.test.matters)
     assert rows.loc[2, "low"] < rows.loc[2, "effect"] < rows.loc[2, "high"] < 0

@@ -79,6 +79,17 @@ def test_what_changes_nothing_that_is_trained_is_evidence(tmp_path, flags):
     assert (record.refused, record.trial) == ("", "")
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [(["--seeds=2"], ""), (["--recipe.device=cpu", "--seeds=1"], ""), (["--recipe.epochs=1"], "--recipe.epochs=1")],
+)
+def test_more_seeds_make_no_trial_of_a_study_outside_of_configs_either(tmp_path, flags, said):
+    folder = tmp_path / "runs" / "mine-study" / "tables"
+    write(folder, *flags)
+    (record,) = find_records("mine-study", tmp_path / "runs", tmp_path / "results", trials=True)
+    assert record.trial == said
+
+
 def test_runs_of_an_earlier_file_are_a_trial_too(tmp_path):
     write(tables(tmp_path), "--recipe.epochs=2")
     (tables(tmp_path) / "study.json").write_text('{"overrides": {}}')
@@ -108,7 +119,7 @@ def test_networks_at_chance_and_filters_that_did_not_learn_are_no_evidence(tmp_p
     (record,) = records(tmp_path)
     assert len(record.lost) == SEEDS * 4  # .11 and .06 of 1000 images: at or below a chance of .1 by the interval
     assert record.lost["groups-2", 0] == "at chance (accuracy 0.110, 10 classes)"
-    assert record.unlearned["groups-2", 0] == "learned 20% of its first filters"
+    assert record.unlearned["groups-2", 0] == "learned 20% of the first filters"
 
 
 def test_of_networks_at_chance_the_ledger_says_so_and_gives_no_verdict(tmp_path):

@@ -68,11 +68,16 @@ def test_it_says_what_was_found_and_what_would_settle_the_rest(record):
     assert int(seeds) == 6 + int(more)
 
 
+NULLS = {"": 1.5, "untrained": 1.0, "random filters": 1.2, "rotated filters": 1.45}
+
+
 def test_a_sentence_has_the_effect_its_interval_and_its_nulls():
-    rows = [("groups-2", seed, null, value) for seed in range(6) for null, value in (("", 1.5), ("untrained", 1.0))]
+    rows = [("groups-2", seed, null, value) for seed in range(6) for null, value in NULLS.items()]
     table = pd.DataFrame(rows, columns=["variant", "seed", "null", "value"])
     table = table.assign(study="s", layer="conv2", measure="ratio_computed", groups="", unit="")
-    assert finding_lines(table)[1] == ("Correlation within / between groups: 1.50 [1.50, 1.50]; untrained 1.00.")
+    assert finding_lines(table)[1] == (
+        "Correlation within / between groups: 1.50 [1.50, 1.50]; untrained 1.00, rotated filters 1.45."
+    )
 
 
 def test_images_that_lack_are_remarked():

@@ -21,6 +21,8 @@ CONTENT = {
     "variants": {"dense": {"model.groups": 1}, "log-4": {"model.groups": "log:4"}},
 }
 
+GROUPS = {"dense": {"model.groups": 1}}
+
 
 def study(*flags, **changes):
     return resolve("example", {**CONTENT, **changes}, "configs/example.yaml", list(flags))
@@ -119,6 +121,11 @@ def test_every_shipped_study_resolves_and_its_head_is_complete():
         ([], {"variants": ["dense"]}, ["variants", "names to overrides"]),
         ([], {"model": {}}, ["model.name is missing"]),
         ([], {"measures": {"images": 0}}, ["measures.images=0"]),
+        ([], {"seeds": "three", "variants": GROUPS}, ["example.yaml: seeds=three"]),
+        ([], {"recipe": {"epoch": 3}, "variants": GROUPS}, ["example.yaml: unknown key recipe.epoch"]),
+        ([], {"variants": {"a": {"recipe.epoch": 3}}}, ["example.yaml: variants.a: unknown key recipe.epoch"]),
+        ([], {"variant": GROUPS}, ["unknown key variant; did you mean variants?"]),
+        ([], {"variants": {"a": {"model.groups": True}}}, ["model.groups=True", "or text or a list of whole numbers"]),
     ],
     ids=lambda value: str(value)[:40],
 )

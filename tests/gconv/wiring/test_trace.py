@@ -11,6 +11,7 @@ from experiments.vision import import_torchvision
 from gconv import GroupedConv2d, Partition
 from gconv.shuffle import ChannelPermutation, ChannelShuffle
 from gconv.wiring import computing_groups, trace_wiring
+from gconv.wiring.trace import LayerWiring
 
 
 def test_alexnet_conv1_belongs_to_the_groups_of_conv2_that_read_it():
@@ -29,6 +30,23 @@ def test_alexnet_conv1_belongs_to_the_groups_of_conv2_that_read_it():
 def test_uneven_groups_read_by_their_sizes():
     wiring = trace_wiring(build_model("small", groups="log:3"), (3, 32, 32))
     assert wiring["conv1"].reading_groups() == [0] * 16 + [1] * 8 + [2] * 8
+    lines = str(wiring["conv1"]).splitlines()
+    assert lines == [
+        "conv1: 32 filters",
+        "  computed by group 0 (32)",
+        "  read by conv2 group 0 (16), 1 (8), 2 (8)",
+    ]
+
+
+def test_a_printed_layer_shows_shared_and_unread_filters_and_stays_short():
+    none, both = frozenset(), frozenset({0, 1})
+    sets = [both, frozenset({1}), both, none]
+    layer = LayerWiring("c", (0, 0, 1, 1), (), (), {f"r{k}": sets for k in range(8)})
+    lines = str(layer).splitlines()
+    assert lines[1:3] == ["  computed by group 0 (2), 1 (2)", "  read by r0 group none (1), 0+1 (2), 1 (1)"]
+    assert lines[-1] == "  and read by 2 more" and len(lines) == 9
+    depthwise = LayerWiring("d", tuple(range(64)), (), ())
+    assert str(depthwise).endswith("10 (1), 11 (1), and 52 more")
 
 
 def test_a_module_called_twice_reads_from_both_calls():
