@@ -19,7 +19,7 @@ from experiments.report import summary as report
 from experiments.report.html_page import write_study_page
 from experiments.report.records import read_record
 from experiments.report.study_report import path_lines, remarks_on_images, remarks_on_notes, study_report
-from experiments.report.study_tables import COUNTS, write_tables
+from experiments.report.study_tables import COUNTS, missing_table, write_tables
 from experiments.report.tables import DamagedTableError, read_about, read_arrays, read_csv, read_table
 from experiments.store import leases
 from experiments.store.packed import MARK, NotGatheredError, read_done, take
@@ -52,7 +52,7 @@ def run_study(
     with process_group.joined():
         failed = train_all(study, planned, process_group)
     done = [p for p in planned if (p.run.result or {}).get("status") == "done"]
-    missing = _missing(planned)
+    missing = missing_table(p.run for p in planned)
     if done:
         with leases.wait_for_lease(
             report.tables_folder(study.folder)
@@ -107,16 +107,6 @@ def _intent(study: Study, planned: list[PlannedRun]) -> str:
     seeds = f"{study.seeds} seed{'s' * (study.seeds > 1)}"
     runs = f"{variants} × {seeds}, {done} of {len(planned)} runs done"
     return f"{study.name}: {runs}; {'; '.join(images)}; {'; '.join(where)}; into {study.folder}"
-
-
-def _missing(planned: list[PlannedRun]) -> pd.DataFrame:
-    """Return the runs that ended without a result, and the reason."""
-    rows = []
-    for p in planned:
-        result = p.run.result or p.run.failure
-        if result is not None and result["status"] != "done":
-            rows.append([p.variant.name, p.run.seed, result["status"], result["reason"]])
-    return pd.DataFrame(rows, columns=["variant", "seed", "status", "reason"])
 
 
 def take_from_others(study: Study, planned: list[PlannedRun]) -> None:

@@ -1,7 +1,8 @@
-"""Runs that were trained elsewhere, added to the folder of a study and drawn together with its runs.
+"""Runs that ended elsewhere, added to the folder of a study and drawn together with its runs.
 
 The hash of a run identifies it and covers everything that decides its outcome. The names of folders and variants do not
-matter. Runs that cannot be added are left out, and one line reports each of them.
+matter. Runs that cannot be added are left out, and one line reports each of them. Runs that diverged are added too: the
+ledger counts their seeds as lost.
 """
 
 from __future__ import annotations
@@ -11,15 +12,26 @@ import tarfile
 import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from experiments.errors import UsageError
 from experiments.measure.table import save_table
 from experiments.report import summary as report
-from experiments.report.study_tables import COUNTS, check_measures, is_tabled, kept_speed, write_tables
+from experiments.report.study_tables import (
+    COUNTS,
+    MISSING,
+    check_measures,
+    is_tabled,
+    kept_speed,
+    missing_table,
+    read_missing,
+    write_tables,
+)
 from experiments.report.summary import tables_folder
 from experiments.report.tables import COMPRESSED, DamagedTableError, read_table
 from experiments.report.write_record import SPEED
@@ -29,7 +41,7 @@ from experiments.store.packed import (
     WEIGHTS,
     NotGatheredError,
     is_packed,
-    read_done,
+    read_ended,
     take,
     unpack,
 )
@@ -40,7 +52,7 @@ from experiments.study.invocation import typed
 
 @dataclass(frozen=True)
 class FoundRun:
-    """A finished run in a folder or an archive.
+    """A run in a folder or an archive that is done, or diverged.
 
     Attributes:
         place: path of the run in messages.
@@ -58,6 +70,11 @@ class FoundRun:
     def hash(self) -> str:
         """Hash of its configuration."""
         return config_hash(self.config)
+
+    @property
+    def done(self) -> bool:
+        """False if it diverged."""
+        return self.result["status"] == "done"
 
 
 def gather_runs(name: str, source: Path, flags: list[str]) -> None:
@@ -80,20 +97,22 @@ def gather_runs(name: str, source: Path, flags: list[str]) -> None:
         study, data, fitting, foreign = choose(runs, studies)
         left_out += foreign
         before = runs_of_folder(study, data)
-        taken = 0
+        taken = []
         for run in fitting:
             reason = _take(study, run, before)
             if reason:
                 left_out.append(f"{run.place}: {reason}")
             else:
-                taken += 1
+                taken.append(run)
     for line in left_out:
         print(f"left out: {line}")
     if not fitting:
-        raise UsageError(f"--from={source}: no run of {name} there that is done ({len(left_out)} left out)")
-    print(f"{taken} run{'s' * (taken != 1)} gathered into {study.folder}")
+        raise UsageError(f"--from={source}: no run of {name} there that has ended ({len(left_out)} left out)")
+    diverged = sum(not run.done for run in taken)
+    of_them = f", of which {diverged} diverged" if diverged else ""
+    print(f"{len(taken)} run{'s' * (len(taken) != 1)} gathered into {study.folder}{of_them}")
     _take_times(source, study.folder)
-    for path in draw(study, data):
+    for path in draw(study, data, source):
         print(path)
 
 
@@ -110,22 +129,22 @@ def _take_times(source: Path, study_folder: Path) -> None:
 
 
 def find_runs(source: Path, scratch: Path) -> tuple[list[FoundRun], list[str]]:
-    """Find every run that is done in a folder or an archive.
+    """Find every run in a folder or an archive that is done, or diverged.
 
     Args:
         source: a folder with folders of runs, packed runs or archives of them; a packed run; or an archive.
         scratch: an empty folder to unpack into.
 
     Returns:
-        The runs, and one line for each run that is damaged or not done.
+        The runs, and one line for each run that is damaged or has not ended.
     """
     runs, left_out = [], []
     for place, folder in _folders(source, scratch, left_out):
         try:
-            config, result = read_done(folder)
-            if all((folder / file).is_file() for file in MEASURED):
+            run = FoundRun(place, folder, *read_ended(folder))
+            if run.done and all((folder / file).is_file() for file in MEASURED):
                 check_measures(folder, [] if (folder / WEIGHTS).is_file() else COUNTS)
-            runs.append(FoundRun(place, folder, config, result))
+            runs.append(run)
         except NotGatheredError as error:
             left_out.append(f"{place}: {error}")
         except DamagedTableError as error:
@@ -218,11 +237,11 @@ def choose(runs: Sequence[FoundRun], studies: Sequence[Study]) -> tuple[Study, s
 
 
 def runs_of_folder(study: Study, data: str) -> list[tuple[Run, dict[str, Any]]]:
-    """Return the runs in a study's folder that are done and fit it, with their results, in the order of its tables."""
+    """Return the runs in a study's folder that have ended and fit it, with results, in the order of its tables."""
     names, runs = [v.name for v in study.variants], []
     for folder in sorted(study.folder.glob("*-seed*")):
         try:
-            config, result = read_done(folder)
+            config, result = read_ended(folder)
         except NotGatheredError:
             continue
         variant = variant_of(study, config)
@@ -235,11 +254,12 @@ def _take(study: Study, run: FoundRun, before: list[tuple[Run, dict[str, Any]]])
     """Take one run; return the reason if it cannot be taken, else an empty text."""
     variant = variant_of(study, run.config)
     assert variant is not None
-    precisions = {str(result.get("precision")) for _, result in before}
+    precisions = {str(result["precision"]) for _, result in before if "precision" in result}
+    precision = run.result.get("precision")
     if same := next((there for there, _ in before if config_hash(there.config) == run.hash), None):
         return f"doubled: {same.folder} has the same hash"
-    if precisions and str(run.result.get("precision")) not in precisions:
-        return f"trained in {run.result.get('precision')}, the runs of {study.folder} in {', '.join(precisions)}"
+    if precisions and precision and precision not in precisions:
+        return f"trained in {precision}, the runs of {study.folder} in {', '.join(precisions)}"
     taken = Run.of(study.folder, variant.name, run.config)
     if not take(run.folder, taken):
         return "in training here, by another process"
@@ -247,13 +267,27 @@ def _take(study: Study, run: FoundRun, before: list[tuple[Run, dict[str, Any]]])
     return ""
 
 
-def draw(study: Study, data: str) -> list[Path]:
-    """Write tables and figures of all runs of a study's folder that are done and measured; returns the figures."""
+def draw(study: Study, data: str, source: Path) -> list[Path]:
+    """Write tables and figures of all runs of a study's folder that have ended; returns the figures.
+
+    Args:
+        study: the study.
+        data: hash of its images.
+        source: the folder or archive with the runs, and perhaps a table of runs that are missing there.
+    """
     runs = runs_of_folder(study, data)
-    measured = [pair for pair in runs if is_tabled(pair[0].folder)]
-    if len(measured) < len(runs):
-        print(f"{len(runs) - len(measured)} runs with weights are not measured yet: {typed('run', study.name)} does so")
-    for line in missing_seeds(study, [run for run, _ in runs]):
+    done = [pair for pair in runs if pair[1]["status"] == "done"]
+    measured = [pair for pair in done if is_tabled(pair[0].folder)]
+    if len(measured) < len(done):
+        print(f"{len(done) - len(measured)} runs with weights are not measured yet: {typed('run', study.name)} does so")
+    tables = tables_folder(study.folder)
+    kept = [folder / "missing.csv" for folder in (tables, source, tables_folder(source))]
+    missing = missing_runs(study, data, [run for run, _ in runs], kept)
+    save_table(tables / "missing.csv", missing)
+    for _, row in missing.iterrows():
+        print(f"{row['status']}: {row['variant']}, seed {row['seed']}: {row['reason']}")
+    seen = {(run.variant, run.seed) for run, _ in runs} | set(zip(missing["variant"], missing["seed"], strict=True))
+    for line in missing_seeds(study, seen):
         print(line)
     if not measured:
         return []
@@ -261,19 +295,48 @@ def draw(study: Study, data: str) -> list[Path]:
     (dataset,) = {result["dataset"] for _, result in measured[:1]}
     if dataset not in {v.dataset for v in study.variants}:
         overrides["dataset"] = dataset
-    seeds = len({run.seed for run, _ in measured})
+    seeds = len({run.seed for run, _ in measured} | set(missing["seed"]))
     if seeds != study.seeds:
         overrides["seeds"] = seeds
     write_tables(study.folder, [run for run, _ in measured], kept_speed(study.folder), study.question, overrides)
     return [path for path in report.draw_figures(study.folder) if path.suffix == ".png"]
 
 
-def missing_seeds(study: Study, runs: Sequence[Run]) -> list[str]:
-    """Return a line for each variant without some of the seeds that another one has, or the study asks for."""
-    seeds = range(max([study.seeds, *(run.seed + 1 for run in runs)]))
-    there = {v.name: {run.seed for run in runs if run.variant == v.name} for v in study.variants}
+def missing_runs(study: Study, data: str, runs: Sequence[Run], kept: Sequence[Path]) -> pd.DataFrame:
+    """Return the runs that diverged, and those that older tables name as missing, as far as they are not there.
+
+    Args:
+        study: the study.
+        data: hash of its images.
+        runs: its runs that have ended.
+        kept: paths of older tables of missing runs, which need not exist.
+    """
+    table, variants = missing_table(runs), {v.name: v for v in study.variants}
+    there, rows = {config_hash(run.config) for run in runs}, []
+    for path in kept:
+        try:
+            older = read_missing(path)
+        except DamagedTableError as error:
+            print(f"left out: {error.damage}")
+            continue
+        for _, row in older[older["variant"].isin(list(variants))].iterrows():
+            wanted = config_hash(variants[row["variant"]].run_config(data, int(row["seed"])))
+            if wanted not in there and row["config_hash"] in ("", wanted):  # a table without hashes is believed
+                there.add(wanted)
+                rows.append([row["variant"], int(row["seed"]), row["status"], row["reason"], wanted])
+    return pd.DataFrame(sorted([*table.values.tolist(), *rows]), columns=pd.Index(MISSING))
+
+
+def missing_seeds(study: Study, seen: Collection[tuple[str, int]]) -> list[str]:
+    """Return a line for each variant without some of the seeds that another one has, or the study asks for.
+
+    Args:
+        study: the study.
+        seen: variant and seed of each run that has ended, or that a line has named.
+    """
+    seeds = range(max([study.seeds, *(seed + 1 for _, seed in seen)]))
     lines = []
-    for name, of_variant in there.items():
-        if lacking := [str(seed) for seed in seeds if seed not in of_variant]:
+    for name in (v.name for v in study.variants):
+        if lacking := [str(seed) for seed in seeds if (name, seed) not in seen]:
             lines.append(f"missing: {name}, seed{'s' * (len(lacking) > 1)} {', '.join(lacking)}")
     return lines

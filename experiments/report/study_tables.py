@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from experiments.store.runs import Run, config_hash, file_name, public, write_js
 from gconv.cost import count_cost
 
 COUNTS = ("classes", "test_images")  # counts of a run's images, noted when the run is measured
+MISSING = ["variant", "seed", "status", "reason", "config_hash"]  # columns of the table of runs without a result
 # Keys of a model that set its groups and widths.
 OF_GROUPS = {
     *("groups", "cardinality", "spatial", "variant", "replicas"),
@@ -72,6 +73,31 @@ def write_tables(
     for stale in folder.glob("*.tex"):  # of the tables before these
         stale.unlink()
     write_arrays(study_folder, runs)
+
+
+def missing_table(runs: Iterable[Run]) -> pd.DataFrame:
+    """Return the runs that ended without a result, and the reason, by variant and seed."""
+    rows = []
+    for run in runs:
+        result = run.result or run.failure
+        if result is not None and result["status"] != "done":
+            rows.append([run.variant, run.seed, result["status"], result["reason"], config_hash(run.config)])
+    return pd.DataFrame(sorted(rows), columns=pd.Index(MISSING))
+
+
+def read_missing(path: Path) -> pd.DataFrame:
+    """Return a table of runs without a result; one without any if there is no such file.
+
+    Raises:
+        DamagedTableError: it is none, or not whole.
+    """
+    if not path.is_file():
+        return pd.DataFrame(columns=pd.Index(MISSING))
+    texts = dict.fromkeys(("variant", "status", "reason", "config_hash"), str)
+    table = read_csv(path, MISSING[:4], numbers=("seed",), dtype=texts, keep_default_na=False)
+    if not (table["seed"] % 1 == 0).all():
+        raise DamagedTableError(path, "a seed is not a whole number")
+    return table.reindex(columns=MISSING, fill_value="")  # older tables have no hashes
 
 
 def write_arrays(study_folder: Path, runs: Sequence[Run]) -> None:

@@ -13,7 +13,7 @@ from experiments.errors import UsageError
 from experiments.measure.table import save_table
 from experiments.report.marked_text import replace_block
 from experiments.report.pictures import figure_name, small_png
-from experiments.report.study_tables import check_measures, is_tabled, speed_rows
+from experiments.report.study_tables import check_measures, is_tabled, read_missing, speed_rows
 from experiments.report.summary import (
     SEED_DRAWN,
     TABLES,
@@ -25,7 +25,7 @@ from experiments.report.summary import (
     tables_folder,
 )
 from experiments.report.tables import COMPRESSED, LONG_TABLE, read_about, read_csv
-from experiments.store.packed import pack
+from experiments.store.packed import NotGatheredError, pack, read_ended
 from experiments.store.runs import file_name, write_atomic
 from experiments.study.invocation import typed
 
@@ -54,12 +54,14 @@ def write_study_record(study_folder: Path, results: Path, page: Path) -> list[Pa
             then.
     """
     check_tables(study_folder)
+    missing = _diverged(study_folder)
     record, kept = results / study_folder.name, []
     table, tables = read_measures(study_folder), tables_folder(study_folder)
     text, block = f"{summary(table)}\n".encode(), page_block(study_folder)
     _check_runs(study_folder, results)
     contents = _small_enough(draw_figures(study_folder), record)
-    sources = [*(tables / f"{name}.csv" for name in TABLES if name != "measures"), tables / "study.json"]
+    names = [name for name in TABLES if name not in ("measures", "missing")]
+    sources = [*(tables / f"{name}.csv" for name in names), tables / "study.json"]
     contents |= {source.name: source.read_bytes() for source in sources if source.is_file()}
     for name, content in contents.items():
         target = record / name
@@ -67,11 +69,21 @@ def write_study_record(study_folder: Path, results: Path, page: Path) -> list[Pa
         kept.append(target)
     kept.append(_compress(tables / LONG_TABLE, record))
     save_table(record / SPEED, speed_rows(table))
+    save_table(record / "missing.csv", missing)
     write_atomic(record / "summary.txt", lambda file: file.write(text))
-    kept += [record / SPEED, record / "summary.txt", *_keep_runs(study_folder, results)]
+    kept += [record / SPEED, record / "missing.csv", record / "summary.txt", *_keep_runs(study_folder, results)]
     if replace_block(page, f"results {record.name}", block):
         kept.append(page)
     return kept
+
+
+def _diverged(study_folder: Path) -> pd.DataFrame:
+    """Return the runs of a study that diverged; those that failed are named and left out: the next start tries them."""
+    missing = read_missing(tables_folder(study_folder) / "missing.csv")
+    diverged = missing["status"] == "diverged"
+    for _, row in missing[~diverged].iterrows():
+        print(f"left out: {row['variant']}, seed {row['seed']}: {row['status']}: {row['reason']}")
+    return missing[diverged]
 
 
 def _small_enough(pictures: list[Path], record: Path) -> dict[str, bytes]:
@@ -115,7 +127,10 @@ def packed_runs(results: Path, config_hash: str) -> list[Path]:
 
 
 def _keep_runs(study_folder: Path, results: Path) -> list[Path]:
-    """Pack the runs of a study's tables, but for those that another study's record has; returns the files written."""
+    """Pack the runs of a study's tables, and those that diverged; returns the files written.
+
+    A run that is done and that another study's record has is not packed again.
+    """
     folder = results / study_folder.name / PACKED
     kept = []
     for run, seed in _run_folders(study_folder):
@@ -128,7 +143,12 @@ def _keep_runs(study_folder: Path, results: Path) -> list[Path]:
         else:
             fresh.replace(target)
             kept.append(target)
-    tabled = {config_hash for _, _, config_hash in _tabled_runs(study_folder)}
+    lost = list(_diverged_runs(study_folder))
+    for run in lost:
+        if run.is_dir():
+            pack(run, target := folder / f"{run.name}.zip", with_arrays=False)
+            kept.append(target)
+    tabled = {config_hash for _, _, config_hash in _tabled_runs(study_folder)} | {run.name[-8:] for run in lost}
     for path in set(folder.glob("*.zip")) - set(kept):
         if path.stem[-8:] not in tabled:  # a run whose folder is gone stays packed
             path.unlink()
@@ -137,14 +157,26 @@ def _keep_runs(study_folder: Path, results: Path) -> list[Path]:
 
 def _check_runs(study_folder: Path, results: Path) -> None:
     """Raise if a run of a study's tables is damaged, or neither in its folder, measured, nor packed in the record."""
+    tables, first = tables_folder(study_folder), f"{typed('run', study_folder.name)} first"
     for folder, _, config_hash in _tabled_runs(study_folder):
         if is_tabled(folder):
             check_measures(folder)
         elif not packed_runs(results, config_hash):
-            raise UsageError(
-                f"{tables_folder(study_folder) / 'runs.csv'}: {folder.name} is not there, or not measured: "
-                f"{typed('run', study_folder.name)} first"
-            )
+            raise UsageError(f"{tables / 'runs.csv'}: {folder.name} is not there, or not measured: {first}")
+    for folder in _diverged_runs(study_folder):
+        packed = results / study_folder.name / PACKED / f"{folder.name}.zip"
+        try:
+            if (folder.is_dir() or not packed.is_file()) and read_ended(folder)[1]["status"] == "done":
+                raise NotGatheredError("done, not diverged")
+        except NotGatheredError as error:
+            raise UsageError(f"{tables / 'missing.csv'}: {folder.name}: {error}: {first}") from None
+
+
+def _diverged_runs(study_folder: Path) -> Iterator[Path]:
+    """Yield the folder of each run of a study that diverged."""
+    missing = read_missing(tables_folder(study_folder) / "missing.csv")
+    for _, row in missing[missing["status"] == "diverged"].iterrows():
+        yield study_folder / f"{file_name(row['variant'])}-seed{row['seed']}-{row['config_hash']}"
 
 
 def _run_folders(study_folder: Path) -> Iterator[tuple[Path, int]]:

@@ -1,7 +1,8 @@
-"""Packed runs: a run that is done in one small file without its weights, to be committed and gathered elsewhere.
+"""Packed runs: a run that has ended in one small file without its weights, to be committed and gathered elsewhere.
 
 A packed run is a zip file with the files of the run's folder that tables and figures are made of, and ``packed.json``,
-which names the schema. Unpacked it is the folder of a run that is done; only steps that need weights are impossible.
+which names the schema. Unpacked it is the folder of a run that has ended; only steps that need weights are impossible.
+Of a run that diverged it holds the configuration and the result alone.
 The same run gives the same bytes on any machine.
 """
 
@@ -27,7 +28,8 @@ from experiments.store.runs import Run, config_hash, public, write_atomic, write
 SCHEMA = 2
 READABLE = (1, SCHEMA)  # in the first, symmetric matrices are whole
 MARK = "packed.json"
-RECORDS = ("config.json", "result.json", "metrics.jsonl")  # of every run that is done
+ENDED = ("config.json", "result.json")  # of every run that is done, or diverged
+RECORDS = (*ENDED, "metrics.jsonl")  # of every run that is done
 MEASURED = ("measured.json", "measures.csv", "notes.csv")  # of every run that was measured
 ARRAYS = "arrays.npz"
 OF_FILTERS = ("colour_index", "learned", "frequency", "first_colour_angle", "selectivity", "filter_groups")
@@ -47,18 +49,20 @@ class NotGatheredError(Exception):
 
 
 def pack(folder: Path, target: Path, with_arrays: bool) -> None:
-    """Pack a run that is done and measured.
+    """Pack a run that is done and measured, or that diverged.
 
     Args:
         folder: folder of the run.
         target: the file to write.
-        with_arrays: whether its arrays are kept, as precise as a picture shows them: for the seed that is drawn. Those
-            of a wide network take megabytes; its largest ones are left out.
+        with_arrays: whether the arrays of a run that is done are kept, as precise as a picture shows them: for the seed
+            that is drawn. Those of a wide network take megabytes; its largest ones are left out.
     """
+    result = json.loads((folder / "result.json").read_bytes())
+    done = result.get("status") != "diverged"
     contents = {MARK: _json({"schema": SCHEMA})}
-    contents |= {name: (folder / name).read_bytes() for name in (*RECORDS, *MEASURED)}
-    contents["result.json"] = _json(public(json.loads(contents["result.json"])))
-    if with_arrays and (folder / ARRAYS).is_file():
+    contents |= {name: (folder / name).read_bytes() for name in ((*RECORDS, *MEASURED) if done else ENDED)}
+    contents["result.json"] = _json(public(result))
+    if done and with_arrays and (folder / ARRAYS).is_file():
         with np.load(folder / ARRAYS) as file:
             contents[ARRAYS] = _compressed(_small_enough(_halved(for_pictures(dict(file)))))
     packed = io.BytesIO()
@@ -205,15 +209,32 @@ def read_done(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         NotGatheredError: the run is not done, or a record of it is damaged or gone.
     """
-    config, result = (_record(folder / name) for name in ("config.json", "result.json"))
-    if result.get("status") != "done":
-        raise NotGatheredError(f"not done: {result.get('status')}: {result.get('reason', 'no reason recorded')}")
+    config, result = read_ended(folder)
+    if result["status"] != "done":
+        raise NotGatheredError(f"not done: {result['status']}: {result['reason']}")
+    return config, result
+
+
+def read_ended(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return configuration and result of a run that is done, or diverged, from its folder.
+
+    Raises:
+        NotGatheredError: the run is neither, or a record of it is damaged or gone.
+    """
+    config, result = (_record(folder / name) for name in ENDED)
+    status = result.get("status")
+    if status not in ("done", "diverged"):
+        raise NotGatheredError(f"not done: {status}: {result.get('reason', 'no reason recorded')}")
     for key in ("seed", "test_accuracy", "test_loss"):
         if not isinstance(result.get(key, 0), int | float):
             raise NotGatheredError(f"damaged: result.json: {key}={result[key]!r}: no number")
     config = {key: value for key, value in config.items() if key != "variant"}
     if config_hash(config) != result.get("config_hash"):
         raise NotGatheredError("damaged: config.json is not the configuration that result.json has the hash of")
+    if status == "diverged":
+        if not isinstance(result.get("reason"), str):
+            raise NotGatheredError("damaged: result.json has no reason why the run diverged")
+        return config, result
     try:
         epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_bytes().splitlines()]
         whole = len(epochs) >= config["recipe"]["epochs"] and all(isinstance(epoch, dict) for epoch in epochs)
@@ -228,10 +249,10 @@ def read_done(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def take(source: Path, run: Run) -> bool:
-    """Copy a run that is done into another folder of the run store, weights too where there are any.
+    """Copy a run that has ended into another folder of the run store; of one that is done also its weights, if any.
 
     Args:
-        source: folder of a run with the same hash, as ``read_done`` accepts it.
+        source: folder of a run with the same hash, as ``read_ended`` accepts it.
         run: the run that it becomes; its folder may hold an unfinished training, which is given up.
 
     Returns:
@@ -245,11 +266,13 @@ def take(source: Path, run: Run) -> bool:
         for old in (WEIGHTS, "checkpoint-previous.pt"):
             (run.folder / old).unlink(missing_ok=True)
         write_json(run.folder / "config.json", {"variant": run.variant, **run.config})
-        if (source / WEIGHTS).is_file():
+        done = json.loads((source / "result.json").read_bytes())["status"] == "done"
+        if done and (source / WEIGHTS).is_file():
             _link(source / WEIGHTS, run.folder / WEIGHTS)
         else:
             write_json(run.folder / MARK, {"schema": SCHEMA})
-        for name in ("metrics.jsonl", ARRAYS, *reversed(MEASURED), "result.json"):  # last, since its presence counts
+        files = ("metrics.jsonl", ARRAYS, *reversed(MEASURED)) if done else ()
+        for name in (*files, "result.json"):  # last, since its presence counts
             if (source / name).is_file():
                 content = (source / name).read_bytes()
                 write_atomic(run.folder / name, lambda file, content=content: file.write(content))

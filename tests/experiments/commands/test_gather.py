@@ -12,6 +12,7 @@ from experiments.commands import gather
 from experiments.errors import UsageError
 from experiments.pipeline import run_study
 from experiments.report import summary as report
+from experiments.report.records import read_record
 from experiments.report.summary import tables_folder
 from experiments.report.write_record import write_study_record
 from experiments.store.packed import MARK, is_packed, pack
@@ -19,6 +20,28 @@ from experiments.study.plan import plan
 from small_runs import NAME, SMALL, small
 
 pytestmark = pytest.mark.usefixtures("quick")
+
+
+def with_diverged(trained, root):
+    """The study with one more run, seed 1 of groups-2 diverged instead of done, as ``run`` leaves it."""
+    folder = root / NAME
+    shutil.copytree(trained, folder)
+    (run,) = folder.glob("groups-2-seed1-*")
+    result = json.loads((run / "result.json").read_text())
+    for path in run.iterdir():
+        if path.name not in ("config.json", "checkpoint.pt"):
+            path.unlink()
+    ended = {"status": "diverged", "reason": "the loss became nan", "epoch": 0}
+    kept = ("seed", "dataset", "precision", "config_hash", "data_hash")
+    (run / "result.json").write_text(json.dumps(ended | {key: result[key] for key in kept}))
+    row = f"groups-2,1,diverged,the loss became nan,{run.name[-8:]}"
+    return folder, run, f"variant,seed,status,reason,config_hash\n{row}\n"
+
+
+def lost(folder):
+    record = read_record(NAME, "there", folder)
+    assert record is not None
+    return record.lost
 
 
 def packed(trained, folder):
@@ -74,6 +97,106 @@ def test_a_record_is_gathered_whole_with_its_times(trained, tmp_path, capsys):
     assert report.read_measures(there).equals(report.read_measures(trained))
     gathered(record, tmp_path / "runs")
     assert "times" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("how", ["folder", "packed"])
+def test_a_run_that_diverged_is_gathered_and_its_seed_is_lost(trained, tmp_path, capsys, how):
+    source, run, missing = with_diverged(trained, tmp_path / "there")
+    if how == "packed":
+        source = packed(source, tmp_path / "packed")
+    gathered(source, tmp_path / "runs")
+    there = tmp_path / "runs" / NAME
+    assert capsys.readouterr().out.splitlines() == [
+        f"4 runs gathered into {there}, of which 1 diverged",
+        "diverged: groups-2, seed 1: the loss became nan",
+    ]
+    assert {path.name for path in (there / run.name).iterdir()} == {"config.json", "result.json", MARK}
+    assert (tables_folder(there) / "missing.csv").read_text() == missing
+    assert lost(tables_folder(there))["groups-2", 1] == "diverged"
+    assert json.loads((tables_folder(there) / "study.json").read_text())["overrides"]["seeds"] == 2
+    gathered(source, tmp_path / "runs")
+    assert capsys.readouterr().out.count(": doubled: ") == 4
+    assert (tables_folder(there) / "missing.csv").read_text() == missing
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+def test_missing_runs_of_a_source_are_kept_until_they_are_there(trained, tmp_path, capsys, hashed):
+    source, run, missing = with_diverged(trained, tmp_path / "there")
+    shutil.rmtree(run)
+    other = "groups-2,0,diverged,of another configuration,00000000\n" if hashed else ""
+    foreign = "groups-77,0,diverged,of another study,\n"
+    text = missing + other + foreign
+    if not hashed:
+        text = "\n".join(line.rpartition(",")[0] for line in text.splitlines()) + "\n"
+    (tables_folder(source) / "missing.csv").write_text(text)
+    there = tables_folder(tmp_path / "runs" / NAME)
+    gathered(source, tmp_path / "runs")
+    assert (there / "missing.csv").read_text() == missing
+    capsys.readouterr()
+    gathered(next(trained.glob("dense-seed0-*")), tmp_path / "runs")
+    assert "missing: " not in capsys.readouterr().out, "it is named already"
+    assert (there / "missing.csv").read_text() == missing
+    gathered(trained, tmp_path / "runs")
+    assert (there / "missing.csv").read_text() == missing.splitlines()[0] + "\n"
+
+
+def test_a_damaged_table_of_missing_runs_is_left_out_in_a_line(trained, tmp_path, capsys):
+    source, _, missing = with_diverged(trained, tmp_path / "there")
+    path = tables_folder(source) / "missing.csv"
+    path.write_text(missing.replace(",1,", ",one,"))
+    gathered(source, tmp_path / "runs")
+    assert f"left out: {path}: damaged: seed: some cells are no finite numbers" in capsys.readouterr().out
+    assert (tables_folder(tmp_path / "runs" / NAME) / "missing.csv").read_text() == missing
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [("reason", "damaged: result.json has no reason why the run diverged"), ("config_hash", "damaged: config.json is")],
+)
+def test_a_diverged_run_with_a_damaged_record_is_left_out(trained, tmp_path, capsys, key, words):
+    source, run, _ = with_diverged(trained, tmp_path / "there")
+    result = json.loads((run / "result.json").read_text())
+    del result[key]
+    (run / "result.json").write_text(json.dumps(result))
+    gathered(source, tmp_path / "runs")
+    out = capsys.readouterr().out
+    assert f"left out: {run}: {words}" in out
+    assert "missing: groups-2, seed 1" in out
+
+
+def test_the_record_has_the_runs_that_diverged_and_gives_them_to_who_gathers_it(trained, tmp_path, capsys):
+    folder, run, missing = with_diverged(trained, tmp_path / "there")
+    gathered(folder, tmp_path / "runs")
+    results, there = tmp_path / "results", tmp_path / "runs" / NAME
+    write_study_record(there, results, tmp_path / "no.md")
+    record = results / NAME
+    assert (record / "missing.csv").read_text() == missing
+    with zipfile.ZipFile(record / "runs" / f"{run.name}.zip") as archive:
+        assert set(archive.namelist()) == {"config.json", "result.json", MARK}
+    gathered(record, tmp_path / "again")
+    assert ("groups-2", 1) in lost(tables_folder(tmp_path / "again" / NAME))
+    shutil.rmtree(there / run.name)
+    write_study_record(there, results, tmp_path / "no.md")
+    assert (record / "runs" / f"{run.name}.zip").is_file(), "a run whose folder is gone stays packed"
+    (record / "runs" / f"{run.name}.zip").unlink()
+    with pytest.raises(UsageError, match=rf"missing.csv: {run.name}: not done: config.json is not there: .* first"):
+        write_study_record(there, results, tmp_path / "no.md")
+
+
+@pytest.mark.parametrize("tables", ["without the table", "with a run that failed"])
+def test_a_record_keeps_no_row_of_a_run_that_did_not_diverge(trained, tmp_path, capsys, tables):
+    folder = tmp_path / "there" / NAME
+    shutil.copytree(trained, folder)
+    record, head = tmp_path / "results" / NAME, "variant,seed,status,reason,config_hash\n"
+    record.mkdir(parents=True)
+    (record / "missing.csv").write_text(f"{head}dense,0,diverged,stale,00000000\n")
+    if tables == "without the table":
+        (tables_folder(folder) / "missing.csv").unlink()
+    else:
+        (tables_folder(folder) / "missing.csv").write_text(f"{head}dense,2,failed,OSError: full,00000000\n")
+    write_study_record(folder, tmp_path / "results", tmp_path / "no.md")
+    assert (record / "missing.csv").read_text() == head
+    assert ("left out: dense, seed 2: failed: OSError: full" in capsys.readouterr().out) == ("failed" in tables)
 
 
 def test_damaged_times_of_a_record_are_left_out(trained, tmp_path, capsys):
@@ -171,7 +294,7 @@ def test_a_run_with_a_damaged_record_is_left_out_and_not_stored(trained, tmp_pat
 
 def test_runs_of_another_study_are_foreign(trained, tmp_path, capsys):
     source = packed(trained, tmp_path / "packed")
-    with pytest.raises(UsageError, match=r"no run of widen there that is done \(4 left out\)"):
+    with pytest.raises(UsageError, match=r"no run of widen there that has ended \(4 left out\)"):
         gather.main(["widen", f"--from={source}", f"--runs_root={tmp_path / 'runs'}"])
     assert capsys.readouterr().out.count("foreign: no run of widen has the hash") == 4
 
@@ -202,7 +325,7 @@ def test_an_archive_of_a_folder_of_runs_is_gathered_with_its_weights(trained, tm
     [
         ([], "--from=PATH is missing"),
         (["--from=/nowhere"], "--from=/nowhere: no such file or folder"),
-        (["--from=."], "no run of quickstart there that is done"),
+        (["--from=."], "no run of quickstart there that has ended"),
     ],
 )
 def test_bad_sources_are_one_clear_line(tmp_path, monkeypatch, flags, words):

@@ -14,11 +14,11 @@ import time
 
 import pytest
 
-from experiments import pipeline
 from experiments.execution import planned_run
 from experiments.measure.table import save_table
+from experiments.report.study_tables import missing_table
 from experiments.store import progress, stop_signal
-from experiments.store.runs import Run
+from experiments.store.runs import Run, config_hash
 from experiments.study.config import load_study
 from experiments.study.plan import plan
 from fault_children import (
@@ -254,14 +254,16 @@ def test_a_run_that_raises_is_told_and_marked_and_the_others_finish(tmp_path, mo
     assert out.count("accuracy") == 2
     study = load_study("quickstart", [*SMALL, f"--runs_root={tmp_path}", *flags])
     planned = plan(study)
-    table = pipeline._missing(planned)
-    assert table.values.tolist() == [["groups-2", 0, "failed", "ZeroDivisionError: division by zero"]]
+    table = missing_table(p.run for p in planned)
+    assert table.values.tolist() == [
+        ["groups-2", 0, "failed", "ZeroDivisionError: division by zero", config_hash(planned[1].run.config)]
+    ]
     save_table(tmp_path / "missing.csv", table)
     failure = planned[1].run.failure
     assert failure is not None
     assert "in breaks" in failure["traceback"], "where it was raised is kept"
     assert run_small(tmp_path, *flags) == 0, "the next start tries it again"
-    assert pipeline._missing(planned).empty
+    assert missing_table(p.run for p in planned).empty
 
 
 # How often to save
