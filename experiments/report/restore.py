@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from experiments.measure.table import save_table
-from experiments.report.study_tables import check_measures, write_arrays, write_tables
+from experiments.report.study_tables import check_measures, missing_table, write_arrays, write_tables
 from experiments.report.summary import SEED_DRAWN, tables_folder, tradeoff_tables
 from experiments.report.tables import (
     COMPRESSED,
@@ -20,11 +21,11 @@ from experiments.report.tables import (
     read_csv,
     read_table,
 )
-from experiments.report.write_record import SPEED, packed_runs
-from experiments.store.packed import NotGatheredError, read_done, unpack
+from experiments.report.write_record import PACKED, SPEED, packed_runs
+from experiments.store.packed import NotGatheredError, read_ended, unpack
 from experiments.store.runs import Run, file_name, write_atomic
 
-FROM_RUNS = ("measures", "runs", "notes", "curves", "layers")  # tables that need the runs
+FROM_RUNS = ("measures", "runs", "missing", "notes", "curves", "layers")  # tables that need the runs
 FROM_MEASURES = ("tradeoff", "fronts", "equal_cost")
 
 
@@ -49,7 +50,9 @@ def restore_tables(name: str, results: Path, study_folder: Path) -> tuple[list[s
         if not isinstance(about["overrides"], dict):
             raise DamagedTableError(record / "study.json", f"overrides {about['overrides']!r}: not keys and values")
         write_tables(study_folder, runs, read_table(record / SPEED), about["question"], about["overrides"])
-        return [*FROM_RUNS, *FROM_MEASURES], f"{len(runs)} packed runs"
+        diverged = _unpack_diverged(record, study_folder)
+        save_table(tables_folder(study_folder) / "missing.csv", missing_table(diverged))
+        return [*FROM_RUNS, *FROM_MEASURES], f"{len(runs) + len(diverged)} packed runs"
     _copy_tables(record, study_folder)
     for table, content in tradeoff_tables(read_table(long_table(record))).items():
         save_table(tables_folder(study_folder) / f"{table}.csv", content)
@@ -93,18 +96,40 @@ def _unpack_runs(record: Path, results: Path, study_folder: Path, seed: int | No
             lacking.append(row["config_hash"])
             continue
         folder = study_folder / f"{file_name(row['variant'])}-seed{row['seed']}-{row['config_hash']}"
+        config, result = _unpack(paths[0], folder)
+        if result["status"] != "done":
+            raise DamagedTableError(record / "runs.csv", f"{row['config_hash']} is the hash of a run that diverged")
         try:
-            unpack(paths[0], folder)
-            config, _ = read_done(folder)
             check_measures(folder)
-        except NotGatheredError as error:
-            raise DamagedTableError(paths[0], str(error).removeprefix("damaged: ")) from None
         except DamagedTableError as error:
             raise DamagedTableError(paths[0], error.damage.removeprefix(f"{folder}/")) from None
         runs.append(Run(row["variant"], config, folder))
     if runs and lacking:
         raise DamagedTableError(record / "runs.csv", f"{lacking[0]} is the hash of no packed run")
     return runs
+
+
+def _unpack_diverged(record: Path, study_folder: Path) -> list[Run]:
+    """Unpack the packed runs of a record that are not in its table: all of them diverged."""
+    hashes = set(read_csv(record / "runs.csv", ["config_hash"], dtype=str)["config_hash"])
+    runs = []
+    for path in sorted((record / PACKED).glob("*.zip")):
+        if path.stem[-8:] not in hashes:
+            config, result = _unpack(path, study_folder / path.stem)
+            if result["status"] == "done":
+                raise DamagedTableError(record / "runs.csv", f"no row has the hash of {path.name}, which is done")
+            variant = read_about(study_folder / path.stem / "config.json", ["variant"])["variant"]
+            runs.append(Run(variant, config, study_folder / path.stem))
+    return runs
+
+
+def _unpack(path: Path, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Unpack a run into a new folder; returns its configuration and its result."""
+    try:
+        unpack(path, folder)
+        return read_ended(folder)
+    except NotGatheredError as error:
+        raise DamagedTableError(path, str(error).removeprefix("damaged: ")) from None
 
 
 def _copy_tables(record: Path, study_folder: Path) -> None:

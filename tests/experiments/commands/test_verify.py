@@ -1,8 +1,10 @@
 """The record is recomputed from its packed runs, and what was edited by hand is named."""
 
 import csv
+import json
 import lzma
 import shutil
+import zipfile
 
 import pytest
 
@@ -10,6 +12,8 @@ from experiments.commands import verify
 from experiments.errors import UsageError
 from experiments.report.retrain import next_seed_interval
 from experiments.report.write_record import PAGE, write_study_record
+from experiments.store.packed import pack
+from experiments.store.runs import config_hash
 from small_runs import NAME
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -79,6 +83,62 @@ def test_a_packed_run_that_is_gone_is_named(home, missing, capsys):
     what = packed.stem[-8:] if missing == "run" else "an empty cell"
     start = f"error: {record / 'runs.csv'}: damaged: {what} is the hash of no packed run"
     assert capsys.readouterr().err.startswith(start)
+
+
+@pytest.fixture
+def diverged(home):
+    """The name of a run of the record that diverged: seed 2 of dense, with the configuration of seed 0."""
+    record = home / "results" / NAME
+    (first,) = (record / "runs").glob("dense-seed0-*.zip")
+    with zipfile.ZipFile(first) as archive:
+        config, result = (json.loads(archive.read(name)) for name in ("config.json", "result.json"))
+    config["seed"] = 2
+    digest = config_hash({key: value for key, value in config.items() if key != "variant"})
+    folder = home / f"dense-seed2-{digest}"
+    folder.mkdir()
+    result = {"status": "diverged", "reason": "the loss became nan", "seed": 2, "config_hash": digest}
+    for name, content in (("config.json", config), ("result.json", result)):
+        (folder / name).write_text(json.dumps(content))
+    pack(folder, record / "runs" / f"{folder.name}.zip", with_arrays=False)
+    with open(record / "missing.csv", "a") as file:
+        file.write(f"dense,2,diverged,the loss became nan,{digest}\n")
+    return folder.name
+
+
+def test_a_run_that_diverged_is_recomputed_too(home, diverged, capsys):
+    assert verify.main([NAME]) == 0
+    assert capsys.readouterr().out == f"{NAME}: no difference; recomputed from 5 packed runs\n"
+
+
+@pytest.mark.parametrize("row", ["dense,0,diverged,invented,", "log-4,7,diverged,invented,00000000", "x,1,failed,y,"])
+def test_an_invented_run_that_diverged_is_a_difference(home, row, capsys):
+    path = home / "results" / NAME / "missing.csv"
+    path.write_text(f"{path.read_text()}{row}\n")
+    assert verify.main([NAME]) == 1
+    assert capsys.readouterr().err == f"error: {path}: has 1 rows, and the runs give 0\n"
+
+
+def test_a_run_that_diverged_and_is_left_out_is_a_difference(home, diverged, capsys):
+    path = home / "results" / NAME / "missing.csv"
+    path.write_text(path.read_text().splitlines()[0] + "\n")
+    assert verify.main([NAME]) == 1
+    assert capsys.readouterr().err == f"error: {path}: has 0 rows, and the runs give 1\n"
+
+
+def test_a_packed_run_without_a_row_and_a_row_of_one_that_diverged_are_named(home, diverged, capsys):
+    path = home / "results" / NAME / "runs.csv"
+    whole = path.read_text()
+    head, first, *rest = whole.splitlines()
+    digest = next(csv.DictReader([head, first]))["config_hash"]
+    path.write_text("\n".join([head, *rest]) + "\n")
+    assert verify.main([NAME]) == 1
+    (packed,) = path.parent.glob(f"runs/*-{digest}.zip")
+    words = f"damaged: no row has the hash of {packed.name}, which is done"
+    assert capsys.readouterr().err == f"error: {path}: {words}\n"
+    path.write_text(whole.replace(digest, diverged[-8:], 1))
+    assert verify.main([NAME]) == 1
+    words = f"damaged: {diverged[-8:]} is the hash of a run that diverged"
+    assert capsys.readouterr().err == f"error: {path}: {words}\n"
 
 
 def test_a_table_that_is_no_text_is_named(home, capsys):
