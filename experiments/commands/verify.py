@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
             judged = judge_record()
             differences = compare_block(README, BLOCK, recorded_verdicts(judged))
             differences += compare_texts(CLAIMS_PAGE, read_text(CLAIMS_PAGE), recorded_page(judged))
-        except UsageError as error:  # a table of the record is damaged
+        except (UsageError, OSError) as error:  # a table of the record is damaged, or a page is gone
             differences = [fault(error)]
         failed += _report("verdicts", differences)
     return 1 if failed else 0

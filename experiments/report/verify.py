@@ -14,7 +14,7 @@ from experiments.report.marked_text import read_block
 from experiments.report.restore import restore_tables
 from experiments.report.summary import read_measures, summary, tables_folder
 from experiments.report.tables import DamagedTableError, long_table, read_text
-from experiments.report.write_record import page_block
+from experiments.report.write_record import ON_PAGE, page_block
 
 SAME = 1e-9  # relative difference of two numbers that is the last bits of another library
 SHOWN = 5  # differences of one file
@@ -41,7 +41,9 @@ def verify_study(name: str, results: Path, page: Path, scratch: Path) -> tuple[l
             differences += compare_tables(committed, tables_folder(study_folder) / f"{table}.csv")
         text = f"{summary(read_measures(study_folder))}\n"
         differences += compare_texts(record / "summary.txt", read_text(record / "summary.txt"), text)
-        differences += compare_block(page, f"results {name}", page_block(study_folder))
+        block = f"results {name}"
+        if name in ON_PAGE or (page.is_file() and read_block(page, block) is not None):
+            differences += compare_block(page, block, page_block(study_folder))
     except (UsageError, OSError) as error:
         return [fault(error)], ""
     return differences, done
@@ -100,10 +102,10 @@ def compare_texts(path: Path, text: str, fresh: str, before: int = 0) -> list[st
 
 
 def compare_block(page: Path, name: str, fresh: str) -> list[str]:
-    """Compare the block of a page with the text that a command writes into it; no difference without the block."""
-    text = read_block(page, name) if page.is_file() else None
+    """Compare the block of a page, which must have it, with the text that a command writes into it."""
+    text = read_block(page, name)
     if text is None:
-        return []
+        return [f"{page}: has no lines <!-- {name} --> and <!-- end {name} -->"]
     before = page.read_text(encoding="utf-8").split(f"<!-- {name} -->\n", 1)[0].count("\n") + 1
     return compare_texts(page, text, fresh, before)
 

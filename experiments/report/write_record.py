@@ -31,6 +31,7 @@ from experiments.study.invocation import typed
 
 PACKED = "runs"  # folder of the packed runs in a study's record
 PAGE = Path("docs", "index.md")  # page of a checkout with the tables of some studies
+ON_PAGE = ("quickstart",)  # studies whose table the page must have
 SPEED = "speed.csv"  # times and memory of the architectures, which no run holds
 LARGEST_FIGURE = 300_000  # bytes of all its pages; a larger one is left out, as ``make figures`` draws it again
 

@@ -5,6 +5,7 @@ import json
 import lzma
 import shutil
 import zipfile
+from types import SimpleNamespace
 
 import pytest
 
@@ -224,6 +225,34 @@ def test_an_edited_text_is_named_with_its_line(home, capsys):
     err = capsys.readouterr().err
     assert f"{home / PAGE}: line 6: 9" in err
     assert f"{home / 'results' / NAME / 'summary.txt'}: line 4: n=8; the runs give n=2" in err
+
+
+@pytest.mark.parametrize("mark", [f"<!-- results {NAME} -->\n", f"<!-- end results {NAME} -->\n"])
+def test_a_page_without_the_block_of_the_study_is_a_difference(home, mark, capsys):
+    change(home / PAGE, mark, "")
+    assert verify.main([NAME]) == 1
+    words = f"has no lines <!-- results {NAME} --> and <!-- end results {NAME} -->"
+    assert capsys.readouterr().err == f"error: {home / PAGE}: {words}\n"
+
+
+def test_a_page_that_is_gone_is_a_difference(home, capsys):
+    (home / PAGE).unlink()
+    assert verify.main([NAME]) == 1
+    assert capsys.readouterr().err == f"error: {home / PAGE}: No such file or directory\n"
+
+
+@pytest.mark.parametrize("readme", ["without marks", "gone"])
+def test_a_readme_without_the_verdicts_is_a_difference(home, readme, monkeypatch, capsys):
+    path = home / "README.md"
+    if readme == "without marks":
+        path.write_text("# Title\n")
+    monkeypatch.setattr(verify, "README", path)
+    monkeypatch.setattr(verify, "kind_of", lambda name: SimpleNamespace(verify=lambda *_: ([], "")))
+    assert verify.main([]) == 1
+    words = (
+        "No such file or directory" if readme == "gone" else "has no lines <!-- verdicts --> and <!-- end verdicts -->"
+    )
+    assert capsys.readouterr().err == f"error: {path}: {words}\n"
 
 
 def test_the_record_keeps_a_run_whose_folder_is_gone_and_wants_every_other(home, trained, tmp_path):
