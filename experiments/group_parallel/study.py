@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,17 @@ import torch
 from analysis.figures import group_parallel as figure
 from experiments.errors import RunFailedError, UsageError
 from experiments.group_parallel.config import GroupParallel, load, study_parser
-from experiments.group_parallel.tables import measure, save, summary
+from experiments.group_parallel.tables import measure, measurement_key, save, summary
 from experiments.group_parallel.verify import verify_record
 from experiments.report.claims import study_verdicts
 from experiments.report.summary import read_measures, tables_folder
 from experiments.report.tables import DamagedTableError, read_about
 from experiments.store import leases
-from experiments.store.runs import config_hash, write_atomic, write_json
+from experiments.store.runs import write_atomic, write_json
 from experiments.study.catalogue import locate_study
 from experiments.study.invocation import typed
 from experiments.study.strict_yaml import read_yaml
 from experiments.training.run_context import device_name
-
-VERSION = 1  # raise when what is measured changes
 
 
 def run(name: str, flags: Sequence[str]) -> int:
@@ -69,7 +66,7 @@ def _measure(study: GroupParallel, flags: Sequence[str]) -> None:
     print(f"measuring {len(study.cases)} variants on {ranks} processes ({hardware}) …", flush=True)
     save(study, measure(study), hardware)
     given = [flag for flag in flags if not flag.startswith("--runs_root=")]  # not where it lies
-    write_json(kept, {"question": study.question, "key": _key(study), "overrides": given})
+    write_json(kept, {"question": study.question, "key": measurement_key(study, hardware), "overrides": given})
 
 
 def status(name: str, flags: Sequence[str]) -> dict[str, Any]:
@@ -87,20 +84,14 @@ def _is_measured(study: GroupParallel) -> bool:
     """Tell if this was measured here and its table is whole; damage is reported."""
     kept = tables_folder(study.folder) / "study.json"
     try:
-        if not kept.is_file() or read_about(kept, []).get("key") != _key(study):
+        hardware = device_name(torch.device(study.device))
+        if not kept.is_file() or read_about(kept, []).get("key") != measurement_key(study, hardware):
             return False
         read_measures(study.folder)
     except DamagedTableError as error:
         print(f"warning: {error.damage}; it is to be measured again", file=sys.stderr, flush=True)
         return False
     return True
-
-
-def _key(study: GroupParallel) -> str:
-    """Return the hash of what decides the outcome."""
-    cases = list(map(asdict, study.cases))
-    hardware = device_name(torch.device(study.device))
-    return config_hash({"version": VERSION, "repeats": study.repeats, "device": hardware, "cases": cases})
 
 
 def verify(name: str, home: Path, flags: Sequence[str] | None) -> tuple[list[str], str]:

@@ -12,9 +12,17 @@ from experiments.group_parallel.config import GroupParallel
 from experiments.group_parallel.one_step import Case, StepCost, measure_rank
 from experiments.measure.table import Item, Note, Value, gather, save_table
 from experiments.report.summary import tables_folder
-from experiments.store.runs import provenance, write_json
+from experiments.store.runs import config_hash, provenance, write_json
 from experiments.training.ranks import run_on_ranks
 from experiments.training.run_context import usable_cores
+
+VERSION = 1  # raise when what is measured changes
+
+
+def measurement_key(study: GroupParallel, hardware: str) -> str:
+    """Return the hash of what decides the outcome."""
+    cases = list(map(asdict, study.cases))
+    return config_hash({"version": VERSION, "repeats": study.repeats, "device": hardware, "cases": cases})
 
 
 def measure(study: GroupParallel) -> dict[str, list[Item]]:
@@ -33,7 +41,7 @@ def measure(study: GroupParallel) -> dict[str, list[Item]]:
         timeout=study.timeout,
     )
     return {
-        case.name: list(_items(case, [of_rank[k] for of_rank in seen if of_rank[k] is not None]))
+        case.name: list(case_items(case, [of_rank[k] for of_rank in seen if of_rank[k] is not None]))
         for k, case in enumerate(study.cases)
     }
 
@@ -42,18 +50,11 @@ def save(study: GroupParallel, measured: dict[str, list[Item]], hardware: str) -
     """Write the tables of the measurements, case by case."""
     tables, notes, runs = [], [], []
     for case in study.cases:
-        items = measured[case.name]
-        cores = usable_cores()
-        if study.device == "cpu" and case.devices > cores:
-            items.append(
-                Note("step_time", f"{case.devices} processes share {cores} cores: longer than with a core each")
-            )
-        gathered = gather(items, study.name, case.name, None)
+        notes_on_cores = cores_notes(case, usable_cores()) if study.device == "cpu" else []
+        gathered = gather([*measured[case.name], *notes_on_cores], study.name, case.name, None)
         tables.append(gathered.table)
         notes.append(gathered.notes)
-        model = f"{case.model['name']}, noise of {case.input_size} pixels"
-        record = {"variant": case.name, "status": "done", "dataset": model, "precision": "float32"}
-        runs.append({**record, **provenance(hardware)})
+        runs.append({**run_record(case), **provenance(hardware)})
         write_json(study.folder / case.name / "result.json", {**runs[-1], **asdict(case)})
     folder = tables_folder(study.folder)
     save_table(folder / "measures.csv", pd.concat(tables, ignore_index=True))
@@ -61,7 +62,19 @@ def save(study: GroupParallel, measured: dict[str, list[Item]], hardware: str) -
     save_table(folder / "runs.csv", pd.DataFrame(runs))
 
 
-def counted_values(case: Case) -> Iterator[Value]:
+def cores_notes(case: Case, cores: int) -> list[Note]:
+    """Return a note if the processes of a case are more than the cores of the CPU that they share."""
+    text = f"{case.devices} processes share {cores} cores: longer than with a core each"
+    return [Note("step_time", text)] if case.devices > cores else []
+
+
+def run_record(case: Case) -> dict[str, str]:
+    """Return the row of a case in ``runs.csv``, without provenance."""
+    model = f"{case.model['name']}, noise of {case.input_size} pixels"
+    return {"variant": case.name, "status": "done", "dataset": model, "precision": "float32"}
+
+
+def _counted_values(case: Case) -> Iterator[Value]:
     """Yield the values of one case that follow from the network and its placement, and need no device."""
     with torch.device("meta"):
         model = case.build()
@@ -75,9 +88,9 @@ def counted_values(case: Case) -> Iterator[Value]:
     yield from _sent([case.bytes_by_formula(plan, rank, learned) for rank in range(case.devices)], "formula")
 
 
-def _items(case: Case, of_ranks: list[StepCost]) -> Iterator[Item]:
+def case_items(case: Case, of_ranks: list[StepCost]) -> Iterator[Item]:
     """Yield the values of one case, and notes on them."""
-    yield from counted_values(case)
+    yield from _counted_values(case)
     memory = [measured.memory for measured in of_ranks]
     yield Value("memory_per_device", max(memory), "bytes")
     yield Value("memory_balance", max(memory) * len(memory) / sum(memory), "of the mean")
@@ -121,12 +134,12 @@ def summary(table: pd.DataFrame) -> str:
             for _, row in measured[measured["variant"] == variant].iterrows()
         }
 
-        def cell(measure: str, form: str, null: str = "", of: dict = of) -> str:
+        def cell(measure: str, form: str, null: str = "", unit: float = 1, of: dict = of) -> str:
             value = of.get((measure, null))
-            return "-" if value is None else format(value, form)
+            return "-" if value is None else format(value / unit, form)
 
         lines.append(
-            f"{variant:<14}{cell('devices', '.0f'):>8}{of['memory_per_device', ''] / 1e6:>9.1f} MB"
+            f"{variant:<14}{cell('devices', '.0f'):>8}{cell('memory_per_device', '.1f', unit=1e6):>9} MB"
             f"{cell('sent', ',.0f'):>14}{cell('sent', ',.0f', 'formula'):>14}{cell('sent_into_grouped', '.0%'):>14}"
             f"{cell('step_time', '.3f'):>9}{cell('imbalance', '.2f'):>11}"
             + "".join(f"{cell('gradient_difference', '.0e', null):>8}" for null in ("", "float64", "rounding"))

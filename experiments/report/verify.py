@@ -58,7 +58,12 @@ def fault(error: UsageError | OSError) -> str:
 
 def compare_tables(committed: Path, fresh: Path) -> list[str]:
     """Compare two tables cell by cell; returns a line on each difference, the first of many alone."""
-    theirs, ours = _cells(committed), _cells(fresh)
+    return compare_csv(committed, read_text(fresh))
+
+
+def compare_csv(committed: Path, fresh: str) -> list[str]:
+    """Compare a table with the text of a fresh one, as ``compare_tables``."""
+    theirs, ours = _cells(read_text(committed)), _cells(fresh)
     columns, wanted = (table[0] if table else [] for table in (theirs, ours))
     if columns != wanted:
         return [f"{committed}: has the columns {','.join(columns)}; the runs give {','.join(wanted)}"]
@@ -76,8 +81,8 @@ def compare_tables(committed: Path, fresh: Path) -> list[str]:
     return first_lines(committed, lines)
 
 
-def _cells(path: Path) -> list[list[str]]:
-    return list(csv.reader(io.StringIO(read_text(path))))
+def _cells(text: str) -> list[list[str]]:
+    return list(csv.reader(io.StringIO(text)))
 
 
 def compare_texts(path: Path, text: str, fresh: str, before: int = 0) -> list[str]:

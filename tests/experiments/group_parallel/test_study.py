@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import time
 
@@ -18,6 +19,7 @@ from experiments.group_parallel import config
 from experiments.group_parallel import study as group_parallel
 from experiments.group_parallel import tables as group_parallel_tables
 from experiments.group_parallel.rank_network import Redistribution, rank_network, rank_values
+from experiments.report.records import RESULTS
 from experiments.report.tables import read_table
 from experiments.store import leases
 from experiments.study.catalogue import CONFIGS, GROUP_PARALLEL, study_names, trained_studies
@@ -228,7 +230,7 @@ def test_the_study_is_measured_once_and_gives_the_verdict_on_claim_26(tmp_path, 
     number = next(k for k, row in enumerate(rows) if ",ddp-2," in row and ",sent,formula," in row)
     rows[number] = rows[number].replace(f"{2 * 4 * parameters:.1f}", "777.0")
     record.write_text("\n".join(rows) + "\n")
-    place = f"{record}: line {number + 1}, ddp-2, sent"
+    place = f"{record}: line {number + 1}, ddp-2, sent (formula)"
     lines, _ = group_parallel.verify(GROUP_PARALLEL, tmp_path, None)
     assert any(line.startswith(f"{place}: 777; it is {8 * parameters:.0f}") for line in lines)
 
@@ -238,6 +240,89 @@ def test_the_study_is_measured_once_and_gives_the_verdict_on_claim_26(tmp_path, 
     monkeypatch.setattr(group_parallel_tables, "run_on_ranks", lost)
     lines, _ = group_parallel.verify(GROUP_PARALLEL, tmp_path, [])
     assert lines[-1] == f"{record.parent}: measured again: failed: rank 1 of 4 ended"
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    """A copy of the record of the study."""
+    shutil.copytree(RESULTS / GROUP_PARALLEL, tmp_path / "results" / GROUP_PARALLEL)
+    return tmp_path / "results" / GROUP_PARALLEL
+
+
+CONV99 = "group-parallel,devices-2,,conv99,sent,,,5.0,bytes per step"
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "words"),
+    [
+        ("measures.csv", "", f"{CONV99}\n", "devices-2, sent of conv99: no value of the study"),
+        (
+            "measures.csv",
+            "",
+            "group-parallel,conv99,,,devices,,,2.0,devices\n",
+            "conv99, devices: no value of the study",
+        ),
+        ("measures.csv", "", "group-parallel,log-4,,,devices,,,4.0,devices\n", "log-4, devices: a second row"),
+        (
+            "measures.csv",
+            ",devices-2,,,memory_per_device,,,198610776.0",
+            ",devices-2,,,memory_per_device,,,1.0",
+            "1; it is",
+        ),
+        ("measures.csv", ",devices-1,,,memory_of_device_1,,,3", ",devices-1,,,memory_of_device_1,,,-3", "memory"),
+        ("measures.csv", ",devices-2,,,sent,,,4125696.0", ",devices-2,,,sent,,,4125697.0", "4125697; it is 4125696"),
+        ("measures.csv", "parameters_per_device,,,26705608.0", "parameters_per_device,,,1.0", "1; it is 26705608"),
+        (
+            "measures.csv",
+            ",devices-1,,,step_time,,,0.3",
+            ",devices-1,,,step_times,,,0.3",
+            "step_time is missing for devices-1",
+        ),
+        ("measures.csv", ",32.0,images", ",32.0,cats", "images_per_device: unit cats; it is images"),
+        (
+            "measures.csv",
+            "group-parallel,devices-1,,,devices",
+            "other,devices-1,,,devices",
+            "study other; it is group-parallel",
+        ),
+        ("measures.csv", "group-parallel,devices-1,,,devices", "group-parallel,devices-1,3,,devices", "seed 3"),
+        ("runs.csv", "ddp-2,done", "ddp-2,dead", "line 5, status: dead; the runs give done"),
+        ("runs.csv", '"lognet, noise', '"alexnet, noise', "dataset: alexnet, noise of 32 pixels; the runs give lognet"),
+        ("runs.csv", "log-4,done", "log-5,done", "variant: log-5; the runs give log-4"),
+        ("runs.csv", "", "conv99,done,x,float32,,,,,,,\n", "has 12 rows, and the runs give 11"),
+        ("notes.csv", "", "garbage,,,,,\n", "has 8 rows, and the runs give 7"),
+        ("notes.csv", "one device sends nothing", "garbage", "note: garbage; the runs give one device sends nothing"),
+        ("notes.csv", "ddp-4,,,step_time,4 processes", "ddp-4,,,step_time,9 processes", "the runs give 4 processes"),
+        ("study.json", '"key": "1aad06ab"', '"key": "00000000"', "key 00000000; the study has 1aad06ab"),
+        ("study.json", "Do groups", "Do cats", "question Do cats allow"),
+        ("study.json", '"overrides": []', '"overrides": 4', "damaged: overrides 4: not a list of flags"),
+        ("study.json", '"overrides": []', '"overrides": ["--only=x"]', "there is no variant x"),
+    ],
+)
+def test_what_was_edited_in_the_record_is_named(recorded, name, old, new, words):
+    path = recorded / name
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1) if old else text + new)
+    lines, _ = group_parallel.verify(GROUP_PARALLEL, recorded.parent.parent, None)
+    assert any(words in line for line in lines), lines
+    assert all(line.startswith(str(recorded)) or "--only=x" in line for line in lines)
+
+
+@pytest.mark.parametrize("quantity", ["memory_per_device", "devices", "step_time_upper"])
+def test_a_record_without_a_quantity_is_one_line_with_the_file(recorded, quantity):
+    path = recorded / "measures.csv"
+    rows = path.read_text().splitlines()
+    path.write_text("\n".join(row for row in rows if f",,,{quantity}," not in row) + "\n")
+    (line,), _ = group_parallel.verify(GROUP_PARALLEL, recorded.parent.parent, None)
+    names = "ddp-2, ddp-4, devices-1, devices-2, devices-4, log-1, log-2, log-4, uniform-1, uniform-2, uniform-4"
+    assert line == f"{path}: {quantity} is missing for {names}"
+
+
+def test_the_summary_of_a_table_without_a_quantity_has_a_dash(recorded):
+    table = read_table(recorded / "measures.csv")
+    lines = group_parallel_tables.summary(table[table["measure"] != "memory_per_device"]).splitlines()
+    assert all(line.split()[2:4] == ["-", "MB"] for line in lines[3:])
 
 
 def test_a_lost_rank_ends_the_study_with_one_line_and_nothing_half_measured(tmp_path, capsys, monkeypatch):
