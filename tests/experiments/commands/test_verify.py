@@ -101,7 +101,7 @@ def diverged(home):
     for name, content in (("config.json", config), ("result.json", result)):
         (folder / name).write_text(json.dumps(content))
     pack(folder, record / "runs" / f"{folder.name}.zip", with_arrays=False)
-    with open(record / "missing.csv", "a") as file:
+    with open(record / "missing.csv", "a", encoding="utf-8") as file:
         file.write(f"dense,2,diverged,the loss became nan,{digest}\n")
     return folder.name
 
