@@ -20,11 +20,11 @@ help: ## show this help
 	@echo '  make experiment NAME=quickstart ARGS="--recipe.lr=0.05"  override any key (ARGS=--help lists them)'
 	@echo '  make cost MODEL=alexnet ARGS="--model.groups=2 --json"   what a network costs'
 
-$(READY): pyproject.toml
+$(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed; name one with make PYTHON=/path/to/python3" >&2; exit 2; }
 	@echo "setting up .venv (once; a minute or two) …"
 	@test -x $(RUN) || "$(PYTHON)" -m venv .venv
-	@.venv/bin/pip install --quiet --disable-pip-version-check --editable ".[suite,dev]"
+	@.venv/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[suite,dev]"
 	@touch $@
 
 setup: $(READY) ## create the virtual environment (every other command does so if needed)
