@@ -113,8 +113,8 @@ def test_terminated_again_and_again(tmp_path, reference):
 
 def test_four_workers_forty_runs_ten_kills(tmp_path, reference):
     """No run is lost, none is doubled, and each ends as it does in a process that is alone."""
-    flags = ["--seeds=10", "--recipe.epochs=12", "--model.width=8"]
-    codes, log, killed = divided(tmp_path, flags, 4, 10, (0.2, 1.0), random.Random(40))
+    flags = ["--seeds=10", "--recipe.epochs=24", "--model.width=8"]  # so long that ten kills come before its end
+    codes, log, killed = divided(tmp_path, flags, 4, 10, (0.1, 0.5), random.Random(40))
     assert killed == 10
     assert set(codes) == {0}
     folders = sorted(path.parent for path in tmp_path.glob("runs/quickstart/*/result.json"))
