@@ -11,20 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gconv.conv import GroupedConv2d
-from gconv.partition import Partition
+from gconv.conv import CONVOLUTIONS, cuts
 from gconv.shuffle import ChannelPermutation, ChannelShuffle
 
 Link = tuple[int, int]  # input, output
-Convolution = nn.Conv2d | GroupedConv2d
-CONVOLUTIONS = (nn.Conv2d, GroupedConv2d)
-
-
-def cuts(conv: Convolution) -> tuple[Partition, Partition]:
-    """Return the partitions of the inputs and of the outputs of a convolution."""
-    if isinstance(conv, GroupedConv2d):
-        return conv.geometry.in_groups, conv.geometry.out_groups
-    return Partition.uniform(conv.in_channels, conv.groups), Partition.uniform(conv.out_channels, conv.groups)
 
 
 def channel_links(layer: nn.Module) -> list[Link]:

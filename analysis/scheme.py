@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from analysis.links import CONVOLUTIONS, cuts
+from gconv.conv import CONVOLUTIONS, cuts
 from gconv.wiring import LayerWiring, trace_wiring
 from gconv.wiring.origins import set_bits
 

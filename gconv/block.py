@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from gconv.conv import GroupedConv2d
+from gconv.conv import CONVOLUTIONS, GroupedConv2d
 from gconv.kernels.geometry import Geometry
 from gconv.operator import dispatch
 from gconv.operator.normalization import fold, normalize, normalize_by_aten
@@ -44,7 +44,6 @@ from gconv.partition import Partition
 Conv = nn.Conv2d | GroupedConv2d
 Run = tuple[Conv, nn.BatchNorm2d | None, nn.ReLU | None]
 Way = Literal["modules", "folded", "counted", "by ATen"]
-CONVOLUTIONS = (nn.Conv2d, GroupedConv2d)
 PLAIN = (*CONVOLUTIONS, nn.BatchNorm2d, nn.ReLU)
 RELU = nn.ReLU()  # stands for a ReLU that is called as a function
 EPILOGUE_DEVICES = ("cuda",)  # device types whose kernels may have an epilogue

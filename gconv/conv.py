@@ -287,6 +287,16 @@ class GroupedConv2d(nn.Conv2d):
         return text + ("" if self.padding_mode == "zeros" else f", padding_mode={self.padding_mode!r}")
 
 
+CONVOLUTIONS = (nn.Conv2d, GroupedConv2d)
+
+
+def cuts(conv: nn.Conv2d | GroupedConv2d) -> tuple[Partition, Partition]:
+    """Return the partitions of the inputs and of the outputs of a convolution."""
+    if isinstance(conv, GroupedConv2d):
+        return conv.geometry.in_groups, conv.geometry.out_groups
+    return Partition.uniform(conv.in_channels, conv.groups), Partition.uniform(conv.out_channels, conv.groups)
+
+
 def _whole(value: Any, name: str, least: int = 1) -> int:
     try:
         whole = index(value)

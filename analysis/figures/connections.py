@@ -17,7 +17,8 @@ from matplotlib.patches import FancyArrowPatch
 from torch import nn
 
 from analysis.figures import page
-from analysis.links import CONVOLUTIONS, Link, channel_links, count_macs, cuts, inputs_seen, spatial_links
+from analysis.links import Link, channel_links, count_macs, inputs_seen, spatial_links
+from gconv.conv import CONVOLUTIONS, cuts
 from gconv.partition import Partition
 
 DIAGRAM = 1.37  # width of one, at least

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import uuid
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -237,7 +238,7 @@ def _record(given: Namespace, name: str, checkpoint: Checkpoint, run_context: Ru
 
 def _write(out: Path, measured: Measured, record: dict[str, Any]) -> list[Path]:
     """Write all files to a temporary folder first, then move them; returns the figures."""
-    fresh = out.resolve().parent / f".{out.resolve().name}.{os.getpid()}"
+    fresh = out.resolve().parent / f".{out.resolve().name}.{uuid.uuid4().hex[:12]}"
     try:
         save_table(fresh / "measures.csv", measured.table)
         save_table(fresh / "notes.csv", measured.notes)

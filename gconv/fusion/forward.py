@@ -20,7 +20,8 @@ from torch import nn
 from torch.fx import Graph, Node, Proxy
 from torch.nn import functional as F
 
-from gconv.block import CONVOLUTIONS, RELU, Run, run_at, run_block
+from gconv.block import RELU, Run, run_at, run_block
+from gconv.conv import CONVOLUTIONS
 from gconv.fusion.recording import RecordingError, constant, recordings
 
 FUNCTIONAL_RELUS = (F.relu, torch.relu, torch.relu_, "relu", "relu_")

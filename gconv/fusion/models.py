@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from gconv.block import CONVOLUTIONS, Block, run_at
+from gconv.block import Block, run_at
+from gconv.conv import CONVOLUTIONS
 from gconv.fusion.forward import fused_class, fused_forwards, not_fused, own_class
 from gconv.fusion.recording import RecordingError
 from gconv.wiring.text_table import aligned

@@ -22,8 +22,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from gconv.conv import GroupedConv2d
-from gconv.partition import Partition
+from gconv.conv import CONVOLUTIONS, GroupedConv2d, cuts
 from gconv.shuffle import ChannelPermutation, ChannelShuffle, channel_shuffle
 from gconv.wiring.flow import Flow, NotFollowedError, Traced, traced_in
 from gconv.wiring.meta import (
@@ -125,7 +124,7 @@ class Wiring(dict[str, LayerWiring]):
 
 def computing_groups(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Return the group that computes each filter, for every ``nn.Conv2d`` and ``GroupedConv2d``, without tracing."""
-    return {name: _cuts(m)[1].labels for name, m in model.named_modules() if isinstance(m, nn.Conv2d | GroupedConv2d)}
+    return {name: cuts(m)[1].labels for name, m in model.named_modules() if isinstance(m, CONVOLUTIONS)}
 
 
 def trace_wiring(model: nn.Module, input_shape: Shape) -> Wiring:
@@ -195,7 +194,9 @@ def _connect(model: nn.Module, reads: dict[str, list[FilterSet]]) -> Wiring:
     """Invert the sources of every input channel into the readers of every filter."""
     layers = Wiring()
     for name, sources in reads.items():
-        in_groups, out_groups = _cuts(model.get_submodule(name))
+        convolution = model.get_submodule(name)
+        assert isinstance(convolution, CONVOLUTIONS)
+        in_groups, out_groups = cuts(convolution)
         layers[name] = LayerWiring(name, out_groups.labels, in_groups.labels, tuple(sources))
     for reader, sources in reads.items():
         reading = layers[reader].inputs_read_by
@@ -215,15 +216,6 @@ def _connect(model: nn.Module, reads: dict[str, list[FilterSet]]) -> Wiring:
                     read[channel] = read[channel] | same if read[channel] else same
             layers[source].read_by[reader] = read
     return layers
-
-
-def _cuts(module: nn.Module) -> tuple[Partition, Partition]:
-    """Return the partitions of the inputs and the outputs of a convolution."""
-    if isinstance(module, GroupedConv2d):
-        return module.geometry.in_groups, module.geometry.out_groups
-    assert isinstance(module, nn.Conv2d)
-    uniform = Partition.uniform
-    return uniform(module.in_channels, module.groups), uniform(module.out_channels, module.groups)
 
 
 def _defaults(model: nn.Module) -> dict[str, Any] | None:
