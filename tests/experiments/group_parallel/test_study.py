@@ -18,6 +18,7 @@ from experiments.errors import RunFailedError, UsageError
 from experiments.group_parallel import config
 from experiments.group_parallel import study as group_parallel
 from experiments.group_parallel import tables as group_parallel_tables
+from experiments.group_parallel.one_step import Case
 from experiments.group_parallel.rank_network import Redistribution, rank_network, rank_values
 from experiments.report.records import RESULTS
 from experiments.report.tables import read_table
@@ -242,9 +243,23 @@ def test_the_study_is_measured_once_and_gives_the_verdict_on_claim_26(tmp_path, 
     assert lines[-1] == f"{record.parent}: measured again: failed: rank 1 of 4 ended"
 
 
+@pytest.fixture(scope="module")
+def plans():
+    """The plan of each case of the study, made once."""
+    return {}
+
+
 @pytest.fixture
-def recorded(tmp_path):
+def recorded(tmp_path, plans, monkeypatch):
     """A copy of the record of the study."""
+    make = Case.plan
+
+    def plan_once(case, model):
+        if repr(case) not in plans:
+            plans[repr(case)] = make(case, model)
+        return plans[repr(case)]
+
+    monkeypatch.setattr(Case, "plan", plan_once)
     shutil.copytree(RESULTS / GROUP_PARALLEL, tmp_path / "results" / GROUP_PARALLEL)
     return tmp_path / "results" / GROUP_PARALLEL
 
