@@ -5,13 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from experiments.commands.arguments import OF_RECORD, runs_root
+from experiments.commands.arguments import OF_RECORD, runs_root, study_folder
 from experiments.errors import UsageError
 from experiments.report.html_page import PAGE, write_recorded_page, write_study_page, write_whole_page
 from experiments.report.records import RESULTS
 from experiments.report.summary import tables_folder
 from experiments.report.tables import long_table
-from experiments.study.catalogue import locate_study, study_kind
 from experiments.study.invocation import typed
 
 
@@ -35,14 +34,14 @@ def main(arguments: list[str]) -> int:
     if not name:
         page = write_whole_page(runs, runs / PAGE)
     else:
-        study_kind(name)  # which reads the file
-        name, _ = locate_study(name)
-        if long_table(tables_folder(runs / name)).is_file():
-            page = write_study_page(runs / name)
-        elif long_table(RESULTS / name).is_file():
-            print(f"{runs / name} has no tables: the page is that of the record, {RESULTS / name}", file=sys.stderr)
-            page = write_recorded_page(name, runs / OF_RECORD / name / PAGE)
+        folder = study_folder([name, f"--runs_root={runs}"], "report")
+        record = RESULTS / folder.name
+        if long_table(tables_folder(folder)).is_file():
+            page = write_study_page(folder)
+        elif long_table(record).is_file():
+            print(f"{folder} has no tables: the page is that of the record, {record}", file=sys.stderr)
+            page = write_recorded_page(folder.name, runs / OF_RECORD / folder.name / PAGE)
         else:
-            raise UsageError(f"report {name}: no tables in {runs / name} nor in {RESULTS}: {typed('run', name)} first")
+            raise UsageError(f"report {name}: no tables in {folder} nor in {RESULTS}: {typed('run', name)} first")
     print(f"{page} ({page.stat().st_size / 1e6:.1f} MB)")
     return 0
