@@ -35,8 +35,10 @@ class GroupedConv2d(nn.Conv2d):
     ``nn.init.kaiming_normal_(layer.weight)``, ``weight_norm(layer)`` and structured pruning raise an error. Use
     ``layer.initialise(nn.init.kaiming_normal_)`` and ``layer.parametrise(weight_norm)``, which work for equal and for
     unequal groups. ``nn.init.kaiming_normal_(layer.weight.data)`` cannot be refused, and gives values that are too
-    large. ``.to(memory_format=…)`` does not change a weight of unequal groups, and
-    ``nn.utils.convert_conv2d_weight_memory_format`` raises an error.
+    large.
+
+    ``.to(memory_format=torch.channels_last)`` stores a weight of unequal groups tap by tap, as (Kh, Kw, L), which is
+    faster; its shape and its numbers stay. ``nn.utils.convert_conv2d_weight_memory_format`` raises an error.
 
     The metadata of a ``state_dict`` has the sizes of unequal groups. ``load_state_dict`` raises an error for a layer
     of other groups. Formats without metadata, such as safetensors, are not checked.
@@ -122,8 +124,19 @@ class GroupedConv2d(nn.Conv2d):
         refuse_fan_in(self)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Apply ``fn`` to all tensors, as ``to`` and ``to_empty`` do, which may make new parameters."""
-        super()._apply(fn, recurse)
+        """Apply ``fn`` to all tensors, as ``to`` and ``to_empty`` do, which may make new parameters.
+
+        The weight of unequal groups is given as (1, L, Kh, Kw), to which a memory format can be applied.
+        """
+
+        def apply(t: Tensor) -> Tensor:
+            if t.dim() != 3 or type(t) not in (Tensor, nn.Parameter):
+                return fn(t)
+            # The stride of the batch tells torch the memory format, of a slice of a larger weight too.
+            span = max(size * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+            return fn(t.as_strided((1, *t.shape), (span, *t.stride()))).squeeze(0)
+
+        super()._apply(apply, recurse)
         refuse_fan_in(self)
         return self
 

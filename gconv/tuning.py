@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 
 from gconv.kernels import DIFFERENTIABLE, OPS, different, find, runnable
 from gconv.kernels import table as tables
-from gconv.kernels.aten import is_channels_last
+from gconv.kernels.aten import empty_weight, is_channels_last
 from gconv.kernels.choose import APART, by_kernel, by_rule, choose, pixel_bits, together
 from gconv.kernels.geometry import Geometry
 from gconv.kernels.machine import Machine, this_machine
@@ -288,7 +288,7 @@ def _calls(use: Use) -> dict[str, Callable[[], object]]:
     generator = torch.Generator(use.device).manual_seed(0)
     x = images(geometry.in_groups.channels, size)
     dy = images(geometry.out_groups.channels, geometry.output_size(size))
-    numbers = torch.empty(geometry.weight_shape, dtype=use.dtype, device=use.device)
+    numbers = empty_weight(x, geometry)
     weight = nn.Parameter(numbers.uniform_(-0.1, 0.1, generator=generator))  # as of a layer
     runs = runnable(geometry, use.dtype, use.device)
     names = different(geometry, sorted(runs, key=lambda name: name != use.by_rule))  # the one by rule is always timed

@@ -123,7 +123,10 @@ def _share(wide: nn.Module, layers: Sequence[nn.Module]) -> None:
         if parts[0].dim() == 0:  # a count of batches, the same for all
             whole = parts[0].clone()
             return whole, [whole] * len(parts)
-        whole = torch.cat(parts)
+        if parts[0].dim() == 3 and parts[0].stride(0) == 1:  # a weight of unequal groups in channels_last: (Kh, Kw, L)
+            whole = torch.cat([part.movedim(0, -1) for part in parts], -1).movedim(-1, 0)
+        else:
+            whole = torch.cat(parts)
         return whole, whole.chunk(len(parts))
 
     for name, parameter in layers[0].named_parameters(recurse=False):

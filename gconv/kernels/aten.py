@@ -90,6 +90,8 @@ def pack(weight: Tensor, geometry: Geometry, groups: int, size: tuple[int, int, 
     """Return a weight in the layout of oneDNN, for ``convolve``: fastest for inputs of one (N, H, W), right for all."""
     shape = [size[0], weight.shape[1] * groups, *size[1:]]
     window = geometry.padding, geometry.stride, geometry.dilation
+    # oneDNN has fast code for channels_last only.
+    weight = weight.contiguous(memory_format=torch.channels_last)
     return torch.ops.mkldnn._reorder_convolution_weight(weight, *window, groups, shape)
 
 
@@ -171,8 +173,23 @@ def weight_gradient(
 
 
 def _backward(dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, groups: int, which: int) -> Tensor:
-    gradients = torch.ops.aten.convolution_backward.default(
-        *(dy, x, weight, None, geometry.stride, geometry.padding, geometry.dilation, False, (0, 0), groups),
-        [which == 0, which == 1, False],
-    )
-    return gradients[which]
+    return gradients(dy, x, weight, geometry, groups, (which == 0, which == 1, False))[which]
+
+
+def empty_weight(x_NCHW: Tensor, geometry: Geometry) -> Tensor:
+    """Return an empty weight in the memory format of images, as ``.to(memory_format=…)`` of a layer gives it."""
+    layout = torch.channels_last if is_channels_last(x_NCHW) else torch.contiguous_format
+    place = {"dtype": x_NCHW.dtype, "device": x_NCHW.device, "memory_format": layout}
+    if geometry.is_uniform:
+        return torch.empty(geometry.weight_shape, **place)
+    return torch.empty((1, *geometry.weight_shape), **place).squeeze(0)
+
+
+def gradients(
+    dy_NOHW: Tensor, x_NCHW: Tensor, weight: Tensor, geometry: Geometry, groups: int, needed: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the gradients of input, weight and bias of ``convolve``, those that are needed."""
+    window = geometry.stride, geometry.padding, geometry.dilation
+    bias_sizes = [weight.shape[0]] if needed[2] else None
+    given = dy_NOHW, x_NCHW, weight, bias_sizes, *window, False, (0, 0), groups, needed
+    return torch.ops.aten.convolution_backward.default(*given)

@@ -20,11 +20,13 @@ from torch import Tensor
 from gconv.kernels import CANDIDATES, DIFFERENTIABLE, OPS, find, machine, refusal
 from gconv.kernels import table as tables
 from gconv.kernels.aten import is_channels_last
+from gconv.kernels.decomposition import HEAVY_NUMBERS
 from gconv.kernels.geometry import Geometry
 from gconv.kernels.machine import this_machine
 from gconv.kernels.packing import cheapest_packing, equal_neighbours
 
 EQUAL_TIME_RATIO = 1.03  # times within 3% count as equal
+FEW_PIXELS = 7  # ``pixel_bits`` of at most 127 pixels
 MACS_OF_A_CALL = 4e6  # multiply-accumulates in whose time a CPU begins and ends a call: 50 to 100 µs
 APART = "apart"  # in the table: a step whose ops each have the kernel of their own choice
 
@@ -46,13 +48,15 @@ class Choice:
     steps: int = 0
 
 
-_cached: list[Any] = []
+MAX_CACHED = 16384  # choices
+on_forget: list[Callable[[], None]] = []  # called by ``forget``
 
 
 def cached_choice(function: Callable[..., Any]) -> Callable[..., Any]:
     """Cache the results of a function until ``forget``."""
-    _cached.append(lru_cache(maxsize=16384)(function))
-    return _cached[-1]
+    cached = lru_cache(maxsize=MAX_CACHED)(function)
+    on_forget.append(cached.cache_clear)
+    return cached
 
 
 def pixel_bits(batch: int, height: int, width: int) -> int:
@@ -140,8 +144,8 @@ def kernel_for(op: str, geometry: Geometry, dtype: torch.dtype, x: Tensor, input
 def forget() -> None:
     """Clear every cached choice, and read the tables again at the next one."""
     tables.forget()
-    for cached in _cached:
-        cached.cache_clear()
+    for clear in on_forget:
+        clear()
 
 
 @contextmanager
@@ -219,8 +223,9 @@ def by_rule(op: str, geometry: Geometry, dtype: torch.dtype, device: torch.devic
     """Return the kernel for a layer without measured times: one of ATen, by the bound of its speed.
 
     On a CPU zeros are not multiplied, and neighbouring groups of one size share a call. The exception is inference on
-    few pixels, where zeros may cost less than calls and the weight with its zeros is kept. Matrix units (AMX) and GPUs
-    are fastest with one wide call.
+    few pixels, where zeros may cost less than calls and the weight with its zeros is kept. For one small image in fp32,
+    torch computes one group by a matrix product, which is faster than oneDNN's convolution of several. Matrix units
+    (AMX) and GPUs are fastest with one wide call.
     """
     silent = "no such layer is measured; by rule "
     on_cpu = device.type == "cpu"
@@ -232,6 +237,8 @@ def by_rule(op: str, geometry: Geometry, dtype: torch.dtype, device: torch.devic
         return Choice("packed", f"{silent}one call, with zeros between the groups")
     if op == "conv2d" and bits and _calls_cost_more_than_zeros(geometry, bits):
         return Choice("packed", f"{silent}one call, with zeros between the groups, for few pixels")
+    if op != "conv2d" and dtype == torch.float32 and 0 < bits <= FEW_PIXELS and geometry.numbers >= HEAVY_NUMBERS:
+        return Choice("loop", f"{silent}one matrix product per group, for few pixels and many weights")
     return Choice("merged", f"{silent}one call for equal groups, no zeros")
 
 

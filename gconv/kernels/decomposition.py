@@ -17,10 +17,12 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import Function
 
 from gconv.kernels import aten, inference_weights
 from gconv.kernels.geometry import Geometry, geometry_of
@@ -28,8 +30,7 @@ from gconv.kernels.new_thread import in_new_thread
 from gconv.kernels.packing import Packing, separate_groups
 
 Packings = tuple[Packing, ...]
-HEAVY_BYTES = 1 << 18  # least size of a weight that is heavy
-HEAVY_RATIO = 4  # least number of its elements, relative to those of the images
+HEAVY_NUMBERS = 1 << 17  # fewest numbers of a weight whose conversions take longer than Python's share of ``_Training``
 
 
 class DecomposedKernel:
@@ -56,39 +57,30 @@ class DecomposedKernel:
     ) -> Tensor:
         """Return the forward pass, (N, O, H', W')."""
         parts = self.decompose(geometry)
-        kept = inference_weights.may_be_kept(weight, x_NCHW, bias, geometry)
-        if kept:
-            weights, heavy = parts.kept_weights(x_NCHW, weight), [False] * len(parts.calls)
-        else:
-            weights, heavy = parts.weights(weight), parts.has_heavy_weights(x_NCHW)
-        inputs: Iterable[Tensor] = _slices(x_NCHW, parts.in_channels, heavy)
-        if kept and not parts.has_zeros:  # ATen copies a slice, and frees the copy before it makes the next one
-            inputs = x_NCHW.split(parts.in_channels, 1)
-        biases = [None] * len(weights) if bias is None else bias.split(parts.out_channels)
-        each = zip(parts.calls, inputs, weights, biases, strict=True)
-        outputs = [_forward(call, x, whole, weight, part, activation) for call, x, whole, part in each]
-        return _joined(outputs, heavy)
+        if parts.has_heavy_weight(x_NCHW) and _is_trained(x_NCHW, weight, bias):
+            return _Training.apply(x_NCHW, weight, bias, parts, activation)
+        return parts.conv2d(x_NCHW, weight, bias, activation)
 
     def input_gradient(self, dy_NOHW: Tensor, weight: Tensor, geometry: Geometry, input_size: Sequence[int]) -> Tensor:
         """Return the gradient of the input, (N, C, H, W)."""
         parts = self.decompose(geometry)
-        heavy = parts.has_heavy_weights(dy_NOHW)
-        outputs = _slices(dy_NOHW, parts.out_channels, heavy)
-        each = zip(parts.calls, outputs, parts.weights(weight), strict=True)
-        gradients = [_input_gradient(call, dy, whole, weight, input_size) for call, dy, whole in each]
-        return _joined(gradients, heavy)
+        each = zip(parts.calls, _slices(dy_NOHW, parts.out_channels), parts.weights(weight), strict=True)
+        return _joined([_input_gradient(call, dy, whole, weight, input_size) for call, dy, whole in each])
 
     def weight_gradient(self, dy_NOHW: Tensor, x_NCHW: Tensor, geometry: Geometry) -> Tensor:
         """Return the gradient of the weight: that of all bins, of which the blocks are kept."""
         parts = self.decompose(geometry)
-        heavy = parts.has_heavy_weights(x_NCHW)
-        outputs = _slices(dy_NOHW, parts.out_channels, heavy)
-        inputs = _slices(x_NCHW, parts.in_channels, heavy)
-        gradients = [_weight_gradient(*each) for each in zip(parts.calls, outputs, inputs, strict=True)]
+        slices = _slices(dy_NOHW, parts.out_channels), _slices(x_NCHW, parts.in_channels)
+        gradients = (_weight_gradient(*each) for each in zip(parts.calls, *slices, strict=True))
         if geometry.is_uniform and not parts.has_zeros:  # filters of one shape, in the memory format that they have
-            return gradients[0] if len(gradients) == 1 else torch.cat(gradients)
-        flat = [call.gradient(part) for call, part in zip(parts.calls, gradients, strict=True)]
-        return (flat[0] if len(flat) == 1 else torch.cat(flat)).view(geometry.weight_shape)
+            return next(gradients) if len(parts.calls) == 1 else torch.cat(list(gradients))
+        each = zip(parts.calls, gradients, strict=True)
+        if geometry.is_uniform or not aten.is_plain(x_NCHW):  # modes and transforms have no copy into a part
+            return torch.cat([call.gradient(whole) for call, whole in each]).view(geometry.weight_shape)
+        gradient = aten.empty_weight(x_NCHW, geometry)
+        for (call, whole), part in zip(each, gradient.split(parts.links), strict=True):
+            call.write_gradient(whole, part)
+        return gradient
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,29 +154,47 @@ class UniformCall:
         """
         if not self.has_zeros:
             return links.view(self.weight_shape)
-        whole = self._workspace(links)
-        if whole is None:
-            whole = links.new_zeros((self.packing.links, *self.geometry.kernel_size))
-        return whole.index_copy_(0, self.places(links.device), links).view(self.weight_shape)
+        whole, places = self._zeros_for(links), self.places(links.device)
+        if is_tap_by_tap(links):
+            _taps(whole).index_copy_(1, places, _taps(links))
+        else:
+            whole.index_copy_(0, places, links)
+        return whole.view(self.weight_shape)
 
     def gradient(self, whole: Tensor) -> Tensor:
         """Return the gradients of connected channel pairs, (L, Kh, Kw), from that of the whole weight."""
         flat = whole.reshape(-1, *self.geometry.kernel_size)
         return flat.index_select(0, self.places(flat.device)) if self.has_zeros else flat
 
-    def _workspace(self, links: Tensor) -> Tensor | None:
-        """Return the workspace of this thread, which keeps its zeros between calls; None if it must not be kept.
+    def write_gradient(self, whole: Tensor, part: Tensor) -> None:
+        """Write the gradients of connected channel pairs into ``part``, (L, Kh, Kw), in the order of its memory."""
+        if not self.has_zeros:
+            part.view(self.weight_shape).copy_(whole)
+        elif is_tap_by_tap(part):
+            taps = whole.permute(2, 3, 0, 1).reshape(self.taps, -1)
+            _taps(part).copy_(taps.index_select(1, self.places(part.device)))
+        else:
+            part.copy_(self.gradient(whole))
 
-        Every call writes all blocks, so that no call uses an old weight. It is not kept on a GPU, where streams would
-        share it, nor with autograd, which would save it, nor in a mode or transform, whose tensors would get into it.
+    def _zeros_for(self, links: Tensor) -> Tensor:
+        """Return zeros for all pairs, in the order of ``links``: a workspace of this thread, or new ones.
+
+        The workspace keeps its zeros between calls. Every call writes all blocks, so that no call uses an old weight.
+        It is not kept on a GPU, where streams would share it, nor with autograd, which would save it, nor in a mode or
+        transform, whose tensors would get into it.
         """
+        layout = torch.channels_last if is_tap_by_tap(links) else torch.contiguous_format
         if torch.is_grad_enabled() or not aten.is_plain(links):
-            return None
+            return self._zeros(links, layout)
         kept = self._local.__dict__.setdefault("kept", {})
-        if links.dtype not in kept:
+        if (links.dtype, layout) not in kept:
             with torch.inference_mode(False):
-                kept[links.dtype] = torch.zeros((self.packing.links, *self.geometry.kernel_size), dtype=links.dtype)
-        return kept[links.dtype]
+                kept[links.dtype, layout] = self._zeros(links, layout)
+        return kept[links.dtype, layout]
+
+    def _zeros(self, links: Tensor, layout: torch.memory_format) -> Tensor:
+        shape = (1, self.packing.links, *self.geometry.kernel_size)
+        return links.new_zeros(shape).contiguous(memory_format=layout).squeeze(0)
 
     def places(self, device: torch.device) -> Tensor:
         """Return the index of each connected channel pair among all pairs of the call, (L,)."""
@@ -239,29 +249,37 @@ class Decomposition:
         """True if channel pairs that are not connected are multiplied too."""
         return any(call.has_zeros for call in self.calls)
 
-    def has_heavy_weights(self, images: Tensor) -> list[bool]:
-        """Return, for each call, True if channels_last images should be made contiguous, not the weight channels_last.
+    def conv2d(self, x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+        """Return the forward pass, which torch can differentiate."""
+        kept = inference_weights.may_be_kept(weight, x_NCHW, bias, self.geometry)
+        weights = self.kept_weights(x_NCHW, weight) if kept else self.weights(weight)
+        inputs: Iterable[Tensor] = _slices(x_NCHW, self.in_channels)
+        if kept and not self.has_zeros:  # ATen copies a slice, and frees the copy before it makes the next one
+            inputs = x_NCHW.split(self.in_channels, 1)
+        each = zip(self.calls, inputs, weights, self.biases(bias), strict=True)
+        return _joined([_forward(call, x, whole, weight, part, activation) for call, x, whole, part in each])
 
-        ATen would convert the contiguous weight in each pass. With many channels and few pixels, the images cost less.
-        """
-        light = [False] * len(self.calls)
-        if self.geometry.is_uniform or not (aten.is_plain(images) and aten.is_channels_last(images)):
-            return light
-        pixels = images.shape[0] * images.shape[2] * images.shape[3]
-        return [
-            call.taps > 1
-            and call.packing.links * call.taps * images.itemsize >= HEAVY_BYTES
-            and call.packing.links * call.taps >= HEAVY_RATIO * pixels * max(in_channels, out_channels)
-            for call, in_channels, out_channels in zip(self.calls, self.in_channels, self.out_channels, strict=True)
-        ]
+    def has_heavy_weight(self, x_NCHW: Tensor) -> bool:
+        """Return True if no zeros are multiplied, and the weight has more numbers than the images, and many."""
+        return not self.has_zeros and self.geometry.numbers >= max(HEAVY_NUMBERS, x_NCHW.numel())
+
+    def biases(self, bias: Tensor | None) -> Sequence[Tensor | None]:
+        """Return the bias of each call."""
+        return [None] * len(self.calls) if bias is None else bias.split(self.out_channels)
 
     def weights(self, weight: Tensor) -> list[Tensor]:
         """Return the weight of each call."""
-        if weight.dim() == 4 and not self.has_zeros:  # equal groups: filters of one shape, in any memory format
-            return list(weight.split(self.out_channels)) if len(self.calls) > 1 else [weight]
+        return [call.weight(part) for call, part in zip(self.calls, self.parts_of(weight), strict=True)]
+
+    def parts_of(self, weight: Tensor) -> Sequence[Tensor]:
+        """Return the weights of the connected channel pairs of each call, (L, Kh, Kw).
+
+        Those of equal groups are (O, C/G, Kh, Kw), in any memory format, if no zeros are between them.
+        """
+        if weight.dim() == 4 and not self.has_zeros:
+            return weight.split(self.out_channels) if len(self.calls) > 1 else [weight]
         links = weight if weight.dim() == 3 else weight.reshape(-1, *self.geometry.kernel_size)
-        parts = links.split(self.links) if len(self.calls) > 1 else [links]
-        return [call.weight(part) for call, part in zip(self.calls, parts, strict=True)]
+        return links.split(self.links) if len(self.calls) > 1 else [links]
 
     def kept_weights(self, x: Tensor, weight: Tensor) -> Sequence[Tensor]:
         """Return the weight of each call in the form that is the fastest in inference, kept between calls."""
@@ -287,35 +305,38 @@ class Decomposition:
         return inference_weights.kept(weight, (self, last, uses), make)
 
 
-def _slices(x: Tensor, channels: list[int], heavy: list[bool]) -> Iterator[Tensor]:
+def is_tap_by_tap(weight: Tensor) -> bool:
+    """Return True if a weight (L, Kh, Kw) is stored as (Kh, Kw, L): one block of filters after the other per tap.
+
+    ``.to(memory_format=torch.channels_last)`` of a layer stores it so. The weight of a group is then copied to
+    channels_last in runs of whole filters.
+    """
+    return weight.dim() == 3 and not weight.is_contiguous() and weight.stride(0) == 1
+
+
+def _taps(weight: Tensor) -> Tensor:
+    """Return a view (Kh·Kw, L) of a weight that is stored tap by tap."""
+    return weight.permute(1, 2, 0).flatten(0, 1)
+
+
+def _slices(x: Tensor, channels: list[int]) -> Iterator[Tensor]:
     """Yield the channels of each call, copied just before it, so that they are still in the cache.
 
     ATen would copy a slice in the forward pass, and again in each backward pass.
     """
     if len(channels) == 1:
-        yield _as_contiguous(x) if heavy[0] else x
+        yield x
         return
     if torch._C._are_functorch_transforms_active():  # which have no rule for a copy in another memory format
         yield from x.split(channels, 1)
         return
     layout = torch.channels_last if aten.is_channels_last(x) else torch.contiguous_format
-    for part, is_heavy in zip(x.split(channels, 1), heavy, strict=True):
-        yield _as_contiguous(part) if is_heavy else part.contiguous(memory_format=layout)
+    for part in x.split(channels, 1):
+        yield part.contiguous(memory_format=layout)
 
 
-def _as_contiguous(x: Tensor) -> Tensor:
-    """Return channels_last images as contiguous; their gradient is channels_last again."""
-    y = x.contiguous()
-    if y.requires_grad:
-        y.register_hook(lambda dy: dy.contiguous(memory_format=torch.channels_last))
-    return y
-
-
-def _joined(parts: list[Tensor], heavy: list[bool]) -> Tensor:
-    """Return the results of all calls as one tensor, those of heavy weights as channels_last again."""
-    if any(heavy):
-        layout = torch.channels_last
-        parts = [part.contiguous(memory_format=layout) if h else part for part, h in zip(parts, heavy, strict=True)]
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Return the results of all calls as one tensor."""
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
@@ -363,6 +384,67 @@ def _pad_bins(x: Tensor, fill: list[int], capacity: int, dim: int) -> Tensor:
 def _without_padding(y: Tensor, fill: list[int], capacity: int) -> Tensor:
     """Return the channels of the bins without padding."""
     return torch.cat([part[:, :size] for part, size in zip(y.split(capacity, 1), fill, strict=True)], 1)
+
+
+def _is_trained(*tensors: Tensor | None) -> bool:
+    """Return True if autograd records a call with these plain tensors on a CPU."""
+    given = [t for t in tensors if t is not None]
+    return torch.is_grad_enabled() and any(t.requires_grad for t in given) and all(map(aten.is_plain, given))
+
+
+class _Training(Function):
+    """Calls without zeros. The backward pass computes both gradients of a call together, from one copy of each slice.
+
+    Weights are made channels_last once, for both passes, and the gradient is written where it belongs, in the order of
+    the weight. If the backward pass is itself differentiated, torch differentiates the forward pass.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, parts: Decomposition, activation: str
+    ) -> Tensor:
+        layout = torch.channels_last if aten.is_channels_last(x) else torch.contiguous_format
+        weights = [whole.contiguous(memory_format=layout) for whole in parts.weights(weight)]
+        inputs, outputs = [], []
+        each = zip(parts.calls, _slices(x, parts.in_channels), weights, parts.biases(bias), strict=True)
+        for call, part, whole, bias_part in each:
+            inputs.append(part)
+            outputs.append(aten.convolve(part, whole, bias_part, call.geometry, call.bins, activation))
+        y = _joined(outputs)
+        ctx.parts, ctx.activation, ctx.calls = parts, activation, len(weights)
+        ctx.save_for_backward(x, weight, bias, *weights, *inputs, *([y] if activation == "relu" else []))
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        parts: Decomposition = ctx.parts
+        x, weight, bias, *saved = ctx.saved_tensors
+        needed = ctx.needs_input_grad[:3]
+        if torch.is_grad_enabled():
+            wanted = [t for t, need in zip((x, weight, bias), needed, strict=True) if need]
+            y = parts.conv2d(x, weight, bias, ctx.activation)
+            gradients = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+            return *(next(gradients) if need else None for need in needed), None, None
+        weights, inputs = saved[: ctx.calls], saved[ctx.calls : 2 * ctx.calls]
+        if ctx.activation == "relu":
+            dy = torch.ops.aten.threshold_backward(dy, saved[-1], 0)
+        dweight = torch.empty_like(weight) if needed[1] else weight
+        dxs, dbiases = [], []
+        outputs = _slices(dy, parts.out_channels)
+        each = zip(parts.calls, outputs, inputs, weights, parts.parts_of(dweight), strict=True)
+        for call, dy_part, x_part, whole, dweight_part in each:
+            dx, dwhole, dbias = aten.gradients(dy_part, x_part, whole, call.geometry, call.bins, needed)
+            dxs.append(dx)
+            dbiases.append(dbias)
+            if needed[1]:
+                call.write_gradient(dwhole, dweight_part)
+        return (
+            _joined(dxs) if needed[0] else None,
+            dweight if needed[1] else None,
+            torch.cat(dbiases) if needed[2] else None,
+            None,
+            None,
+        )
 
 
 SEPARATE = DecomposedKernel(separate_groups)

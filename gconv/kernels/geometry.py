@@ -6,6 +6,7 @@ output channel that are connected).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -65,6 +66,11 @@ class Geometry:
     def links(self) -> tuple[int, ...]:
         """Connected channel pairs of each group."""
         return tuple(i * o for i, o in zip(self.in_groups.sizes, self.out_groups.sizes, strict=True))
+
+    @cached_property
+    def numbers(self) -> int:
+        """Numbers of the weight of all groups."""
+        return sum(self.links) * math.prod(self.kernel_size)
 
     @cached_property
     def weight_shape(self) -> tuple[int, ...]:

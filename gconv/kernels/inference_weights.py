@@ -93,6 +93,7 @@ def _bytes(weight: Tensor) -> ctypes.Array | None:
 
     A view by NumPy would forbid to resize the storage, as FSDP does.
     """
-    if not (weight.is_contiguous() or (weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last))):
+    images = weight if weight.dim() == 4 else weight.unsqueeze(0)
+    if not (weight.is_contiguous() or images.is_contiguous(memory_format=torch.channels_last)):
         return None
     return (ctypes.c_char * weight.nbytes).from_address(weight.data_ptr())

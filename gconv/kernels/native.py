@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -37,7 +36,7 @@ def weight_gradient(dy_NOHW: Tensor, x_NCHW: Tensor, geometry: Geometry) -> Tens
 
 def is_kept(images: int, geometry: Geometry, dtype: torch.dtype) -> bool:
     """Return True if a weight may be kept in the layout of oneDNN: of several groups, large, used on one image."""
-    return images == 1 and geometry.groups > 1 and math.prod(geometry.weight_shape) * dtype.itemsize >= KEPT_BYTES
+    return images == 1 and geometry.groups > 1 and geometry.numbers * dtype.itemsize >= KEPT_BYTES
 
 
 def _in_layout_of_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:

@@ -14,7 +14,7 @@ from torch.compiler import is_compiling
 
 from gconv.kernels import DIFFERENTIABLE, KERNELS, NAMES, OPS, find, native, refusal, runnable
 from gconv.kernels.aten import is_channels_last, mean_and_variance
-from gconv.kernels.choose import cached_choice, choose, pixel_bits, together
+from gconv.kernels.choose import MAX_CACHED, cached_choice, choose, on_forget, pixel_bits, together
 from gconv.kernels.choose import forget as forget
 from gconv.kernels.geometry import Geometry
 
@@ -138,16 +138,32 @@ def is_left_to_aten(x: Tensor, geometry: Geometry) -> bool:
         return False
     if torch._C._is_any_autocast_enabled() or torch._C._is_tracing():  # the dtype is another; sizes are tensors
         return False
-    return _is_left_to_aten(geometry, x.dtype, x.device, x.shape, x.stride(), torch.get_num_threads())
+    # Comparing with the last input is faster than the cache: it hashes neither the geometry nor a device.
+    last, threads = _last_inputs.get(id(geometry), _NO_INPUT), torch.get_num_threads()
+    if x.shape == last[0] and x.stride() == last[1] and x.dtype is last[2] and threads == last[3] and x.is_cpu:
+        return last[4]
+    case = x.shape, x.stride(), x.dtype, threads
+    left = _is_left_to_aten(geometry, x.device, *case)
+    if x.is_cpu:
+        if len(_last_inputs) >= MAX_CACHED:
+            _last_inputs.clear()
+        _last_inputs[id(geometry)] = *case, left, geometry
+    return left
+
+
+# By the id of the geometry, which is held so that no other gets its id: the last input on the CPU, and the answer.
+_last_inputs: dict[int, tuple[torch.Size, tuple[int, ...], torch.dtype, int, bool, Geometry | None]] = {}
+_NO_INPUT = torch.Size(), (), torch.bool, 0, False, None
+on_forget.append(_last_inputs.clear)
 
 
 @cached_choice
 def _is_left_to_aten(
     geometry: Geometry,
-    dtype: torch.dtype,
     device: torch.device,
     shape: torch.Size,
     stride: tuple[int, ...],
+    dtype: torch.dtype,
     threads: int,
 ) -> bool:
     if not geometry.is_uniform or len(shape) != 4 or native.is_kept(shape[0], geometry, dtype):

@@ -193,6 +193,36 @@ def test_channels_last_in_channels_last_out():
             assert layer(x).is_contiguous(memory_format=torch.channels_last), kernel
 
 
+@pytest.mark.parametrize("kernel", EVERY_KERNEL)
+def test_unequal_weights_follow_a_memory_format_and_keep_their_numbers(kernel):
+    """The order in memory changes, as for nn.Conv2d; numbers, gradients, state dict and inference do not."""
+    torch.manual_seed(0)
+    layer = GroupedConv2d(24, 24, 3, padding=1, groups="16,4,4", dtype=torch.float64)
+    last = copy.deepcopy(layer).to(memory_format=torch.channels_last)
+    length = layer.weight.shape[0]
+    assert (layer.weight.stride(), last.weight.stride()) == ((9, 3, 1), (1, 3 * length, length))
+    assert torch.equal(layer.weight, last.weight)
+    x = torch.randn(2, 24, 5, 6, dtype=torch.float64).to(memory_format=torch.channels_last)
+    with forced_kernel(kernel):
+        for each in (layer, last):
+            each(x).square().sum().backward()
+            assert each.weight.grad.stride() == each.weight.stride()
+        torch.testing.assert_close(last.weight.grad, layer.weight.grad)
+        with torch.no_grad():
+            for _ in range(3):  # the weight is kept
+                torch.testing.assert_close(last(x), loops(layer, x))
+            last.weight.data.mul_(2)  # which torch does not count
+            torch.testing.assert_close(last(x) - last.bias.view(-1, 1, 1), 2 * (layer(x) - layer.bias.view(-1, 1, 1)))
+            last.weight.data.div_(2)
+    layer.load_state_dict(last.state_dict())
+    assert layer.weight.is_contiguous()
+    assert last.half().weight.stride(0) == 1
+    assert last.to(memory_format=torch.contiguous_format).weight.is_contiguous()
+    both = torch.empty(1, 2 * length, 3, 3).to(memory_format=torch.channels_last)[0]
+    last.weight = nn.Parameter(both[:length])
+    assert last.to(memory_format=torch.channels_last).weight.data_ptr() == both.data_ptr(), "a slice stays one"
+
+
 @pytest.mark.parametrize("groups", [2, "log:3", "5,2,1"], ids=str)
 def test_compiles_as_one_graph_with_a_dynamic_batch(groups):
     torch._dynamo.reset()

@@ -341,24 +341,26 @@ def test_without_a_table_aten_computes_by_rule_on_every_cpu(cpu, bf16, matrix, d
 
 
 @pytest.mark.parametrize(
-    ("groups", "channels", "pixels", "kernel"),
+    ("groups", "channels", "pixels", "kernel", "training"),
     [
         # Of 64² pairs, log:5 connects 1392 in 4 calls, packed has 2048: 656 zeros × 9 × 1024 = 6.0 million MACs, which
         # cost less than three calls; twice that for two images.
-        ("log:5", 64, 1024, "packed"),
-        ("log:5", 64, 2 * 1024, "merged"),
-        ("log:3", 64, 1024, "merged"),
-        ("log:5", 128, 256, "packed"),
-        ("log:5", 512, 49, "merged"),
-        ("4", 64, 1024, "native"),
+        ("log:5", 64, 1024, "packed", "merged"),
+        ("log:5", 64, 2 * 1024, "merged", "merged"),
+        ("log:3", 64, 1024, "merged", "merged"),
+        ("log:5", 128, 256, "packed", "merged"),
+        # 512² · 0.3398 · 9 = 801,792 weights for 49 pixels: a matrix product per group. 192² · 0.3438 · 9 = 114,048.
+        ("log:5", 512, 49, "merged", "loop"),
+        ("log:5", 512, 128, "merged", "merged"),
+        ("log:4", 192, 49, "packed", "merged"),
+        ("4", 64, 1024, "native", "native"),
     ],
 )
-def test_for_few_pixels_zeros_cost_less_than_calls_in_inference_alone(cpu, groups, channels, pixels, kernel):
+def test_few_pixels_have_rules_of_their_own(cpu, groups, channels, pixels, kernel, training):
     cpu(bf16=False, matrix=False)
     partition = Partition.of(groups, channels)
     geometry = Geometry(partition, partition, (3, 3), padding=(1, 1))
     bits = choose.pixel_bits(1, 1, pixels)
-    training = "native" if kernel == "native" else "merged"
     assert names(geometry, bits=bits) == (kernel, training, training)
     assert choose.together(geometry, torch.float32, CPU, True, bits) == training
 

@@ -7,10 +7,12 @@ import threading
 import pytest
 import torch
 from torch import nn
+from torch.autograd import gradcheck, gradgradcheck
 
 from gconv import GroupedConv2d, forced_kernel
-from gconv.kernels import aten, inference_weights, merged, packed, runnable, tails
+from gconv.kernels import aten, decomposition, inference_weights, loop, merged, packed, runnable, tails
 from gconv.kernels.packing import equal_neighbours, narrow_neighbours
+from gconv.operator.ops import grouped_conv2d
 
 PARTITIONS = {"log": "log:4", "irregular": "5,3,4,4", "equal": 4, "many": [1, 2] * 4 + [4], "halves": 2}
 
@@ -222,26 +224,53 @@ def test_a_traced_program_holds_parameters_and_no_kept_weights():
         torch.testing.assert_close(program(x), layer(x))
 
 
-@pytest.mark.parametrize("kernel", ["loop", "merged", "packed"])
-@pytest.mark.parametrize("batch", [1, 2])
-def test_heavy_weights_have_the_gradients_of_a_loop(kernel, batch):
-    """Images of few pixels are converted in place of a weight of many channels; results stay channels_last."""
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("activation", ["none", "relu"])
+@pytest.mark.parametrize(
+    ("sizes", "kernel"), [((192, 64, 64), kernel) for kernel in ("loop", "merged", "packed")] + [((160, 160), "loop")]
+)
+def test_a_weight_of_many_channels_has_the_gradients_of_a_loop(sizes, kernel, layout, activation):
+    """Both gradients of such a layer are computed together; results have the memory formats of their tensors."""
     torch.manual_seed(0)
-    layer = GroupedConv2d(320, 320, 3, padding=1, groups="192,64,64", bias=False)
-    x = torch.randn(batch, 320, 4, 4).to(memory_format=torch.channels_last).requires_grad_()
-    parts = [part.detach().requires_grad_() for part in layer.group_weights()]
-    inputs = x.split([192, 64, 64], 1)
-    y_loop = torch.cat([nn.functional.conv2d(a, w, padding=1) for a, w in zip(inputs, parts, strict=True)], 1)
+    layer = GroupedConv2d(320, 320, 3, padding=1, groups=sizes, dtype=torch.float64).to(memory_format=layout)
+    x = torch.randn(1, 320, 4, 4, dtype=torch.float64).to(memory_format=torch.channels_last).requires_grad_()
+    assert loop.KERNEL.decompose(layer.geometry).has_heavy_weight(x)
+    weights = [part.detach().clone().requires_grad_() for part in layer.group_weights()]
+    biases = [part.detach().clone().requires_grad_() for part in layer.bias.split(sizes)]
+    parts = zip(x.split(sizes, 1), weights, biases, strict=True)
+    y_loop = torch.cat([nn.functional.conv2d(*part, padding=1) for part in parts], 1)
+    y_loop = y_loop.relu() if activation == "relu" else y_loop
     dy = torch.randn_like(y_loop)
     with forced_kernel(kernel):
-        y = layer(x)
-        dx, dw = torch.autograd.grad(y, [x, layer.weight], dy)
-    dx_loop, *dw_loop = torch.autograd.grad(y_loop, [x, *parts], dy)
-    torch.testing.assert_close(y, y_loop, atol=1e-3, rtol=1e-3)
-    torch.testing.assert_close(dx, dx_loop, atol=1e-3, rtol=1e-3)
-    torch.testing.assert_close(dw, torch.cat([part.flatten(0, 1) for part in dw_loop]), atol=1e-3, rtol=1e-3)
+        y = grouped_conv2d(x, layer.weight, layer.bias, layer.geometry, activation)
+        dx, dw, db = torch.autograd.grad(y, [x, layer.weight, layer.bias], dy)
+    dx_loop, *rest = torch.autograd.grad(y_loop, [x, *weights, *biases], dy)
+    torch.testing.assert_close(y, y_loop)
+    torch.testing.assert_close(dx, dx_loop)
+    for part, part_loop in zip(layer.geometry.group_weights(dw), rest[: len(sizes)], strict=True):
+        torch.testing.assert_close(part, part_loop)
+    torch.testing.assert_close(db, torch.cat(rest[len(sizes) :]))
     assert y.is_contiguous(memory_format=torch.channels_last)
     assert dx.is_contiguous(memory_format=torch.channels_last)
+    if kernel != "packed":
+        assert dw.stride() == layer.weight.stride()
+
+
+@pytest.mark.parametrize("needed", [(True, True, True), (True, False, False), (False, True, False)])
+def test_second_derivatives_where_both_gradients_are_computed_together(monkeypatch, needed):
+    monkeypatch.setattr(decomposition, "HEAVY_NUMBERS", 0)
+    torch.manual_seed(0)
+    layer = GroupedConv2d(6, 6, 3, groups="3,2,1").to(dtype=torch.float64, memory_format=torch.channels_last)
+    given = [torch.randn(1, 6, 3, 4, dtype=torch.float64), layer.weight.detach(), layer.bias.detach()]
+    given = [t.requires_grad_(need) for t, need in zip(given, needed, strict=True)]
+    with forced_kernel("loop"):
+
+        def call(x, weight, bias):
+            return grouped_conv2d(x, weight, bias, layer.geometry)
+
+        assert "_Training" in str(call(*given).grad_fn)
+        assert gradcheck(call, given)
+        assert gradgradcheck(call, given)
 
 
 def test_threads_do_not_share_a_weight():
