@@ -11,7 +11,7 @@ import pytest
 
 from experiments.commands import verify
 from experiments.errors import UsageError
-from experiments.report.retrain import next_seed_interval
+from experiments.report.retrain import compare, next_seed_interval
 from experiments.report.write_record import PAGE, write_study_record
 from experiments.store.packed import pack
 from experiments.store.runs import config_hash
@@ -295,6 +295,24 @@ def test_a_retrained_run_has_the_bits_that_were_recorded(home, capsys):
         verify.main([NAME, "--retrain", "--recipe.lrr=1"])
     assert verify.main([NAME, "--retrain"]) == 0
     assert "the same bits" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "contradicted", "words"),
+    [
+        ({}, False, "the same bits"),
+        ({"torch": "9", "kernels": "other"}, False, "the same bits"),
+        ({"test_loss": 0.4}, True, "test_loss 0.4, recorded 0.5, on the same platform"),
+        ({"test_loss": 0.4, "kernels": "other"}, False, "expected in [0.4032, 1.3968], with other kernels"),
+        ({"test_accuracy": 0.3, "kernels": "other"}, True, "accuracy 0.3000, another seed is expected in"),
+        ({"test_loss": 0.4, "device": "other", "kernels": "other"}, False, "on another platform"),
+    ],
+)
+def test_equal_bits_are_expected_of_the_same_kernels_on_the_same_platform(changes, contradicted, words):
+    recorded = {"device": "d", "precision": "float32", "torch": "2", "kernels": "k", "test_loss": 0.5, "seconds": 3.0}
+    recorded |= {"test_accuracy": 0.9}
+    is_contradicted, comparison = compare(recorded | {"seconds": 9.0} | changes, recorded, [0.8, 0.9, 1.0])
+    assert (is_contradicted, words in comparison) == (contradicted, True), comparison
 
 
 def test_another_seed_is_expected_in_a_known_interval():
