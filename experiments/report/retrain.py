@@ -110,6 +110,6 @@ def next_seed_interval(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)) - half, float(np.mean(values)) + half
 
 
-def _numbers(result: dict[str, Any]) -> dict[str, float]:
+def _numbers(result: Mapping[str, Any]) -> dict[str, float]:
     """Return the numbers of training and evaluation, without times."""
     return {key: value for key, value in result.items() if key.endswith(("_loss", "_accuracy"))}
