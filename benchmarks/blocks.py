@@ -25,6 +25,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from benchmarks.arguments import dtypes, whole
 from benchmarks.kernels import parse_layer
 from benchmarks.plain import AUTOTUNED, autotuned, cudnn, cudnn_names
 from experiments.store.runs import provenance
@@ -89,11 +90,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Convolution, batch normalisation and ReLU, one by one and fused.")
     parser.add_argument("--layers", default=LAYERS[kind])
     parser.add_argument("--partitions", default="1,4,log:4")
-    parser.add_argument("--dtypes", default=DTYPES[kind])
+    parser.add_argument("--dtypes", type=dtypes, default=DTYPES[kind])
     parser.add_argument("--modes", default=",".join(MODES))
     parser.add_argument("--cudnn", help="settings of cuDNN: deterministic, free, benchmark; on a GPU all of them")
-    parser.add_argument("--batch", type=int, default=BATCH[kind])
-    parser.add_argument("--repeats", type=int, default=15, help="timed rounds")
+    parser.add_argument("--batch", type=whole(1), default=BATCH[kind])
+    parser.add_argument("--repeats", type=whole(2), default=15, help="timed rounds")
     parser.add_argument("--csv", type=Path)
     given = parser.parse_args()
     try:
@@ -111,8 +112,6 @@ def main() -> None:
 def cases_of(given: argparse.Namespace, device: torch.device) -> Iterator[Case]:
     """Return all requested cases; raise for a wrong one before anything is timed."""
     for dtype in given.dtypes.split(","):
-        if not isinstance(getattr(torch, dtype, None), torch.dtype):
-            raise ValueError(f"--dtypes={dtype}: write float32, bfloat16 or float16")
         for layer in given.layers.split(","):
             channels = parse_layer(layer)[0]
             for partition in given.partitions.split(","):

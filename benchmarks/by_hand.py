@@ -38,6 +38,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from benchmarks.arguments import dtypes, whole, whole_numbers
 from benchmarks.kernels import SHORT, parse_layer
 from experiments.store.runs import provenance
 from experiments.terminal import replace_unencodable
@@ -93,11 +94,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The operator against the best by hand, and against the ceiling.")
     parser.add_argument("--layers", default=LAYERS)
     parser.add_argument("--partitions", default=PARTITIONS)
-    parser.add_argument("--batches", default="1,8,64")
-    parser.add_argument("--dtypes", help="by default float32, and bfloat16 where the device computes it")
+    parser.add_argument("--batches", type=whole_numbers, default=[1, 8, 64])
+    parser.add_argument("--dtypes", type=dtypes, help="by default float32, and bfloat16 where the device computes it")
     parser.add_argument("--ops", default="forward,step")
     parser.add_argument("--choices", default="shipped,tuned")
-    parser.add_argument("--repeats", type=int, default=6, help="timed rounds")
+    parser.add_argument("--repeats", type=whole(2), default=6, help="timed rounds")
     parser.add_argument("--cpu-time", action="store_true", help="count seconds of the thread, not of the clock")
     parser.add_argument("--to", type=Path, default=Path("runs/by-hand/by_hand.csv"), help="the CSV")
     given = parser.parse_args()
@@ -125,13 +126,11 @@ def cases_of(given: argparse.Namespace) -> Iterator[Case]:
         if not set(getattr(given, option).split(",")) <= set(values):
             raise ValueError(f"--{option}={getattr(given, option)}: write any of {','.join(values)}")
     for dtype in given.dtypes.split(","):
-        if not isinstance(getattr(torch, dtype, None), torch.dtype):
-            raise ValueError(f"--dtypes={dtype}: write float32, bfloat16 or float16")
         for layer in given.layers.split(","):
             for partition in given.partitions.split(","):
                 with torch.device("meta"):
                     _layer(layer, partition)
-                for batch in map(int, given.batches.split(",")):
+                for batch in given.batches:
                     for op in given.ops.split(","):
                         for choice in given.choices.split(","):
                             yield Case(layer, partition, batch, dtype, op, choice)

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from analysis.figures import speed
+from benchmarks.arguments import dtypes, whole
 from experiments.store.runs import provenance
 from experiments.terminal import replace_unencodable
 from experiments.training.run_context import choose_device, device_name
@@ -86,10 +87,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time of every kernel on grouped convolutions, side by side.")
     parser.add_argument("--layers", default=LAYERS[kind])
     parser.add_argument("--partitions", default=PARTITIONS[kind])
-    parser.add_argument("--dtypes", default="bfloat16,float32")
+    parser.add_argument("--dtypes", type=dtypes, default="bfloat16,float32")
     parser.add_argument("--layouts", default="channels_last")
-    parser.add_argument("--batch", type=int, default=BATCH[kind])
-    parser.add_argument("--repeats", type=int, default=15, help="timed rounds")
+    parser.add_argument("--batch", type=whole(1), default=BATCH[kind])
+    parser.add_argument("--repeats", type=whole(2), default=15, help="timed rounds")
     parser.add_argument("--to", type=Path, default=Path("runs/kernels"), help="folder of the CSV and the figure")
     given = parser.parse_args()
     try:
@@ -109,8 +110,6 @@ def main() -> None:
 def cases_of(given: argparse.Namespace, device: torch.device) -> Iterator[Case]:
     """Return all requested cases; raise for a wrong one before anything is timed."""
     for dtype in given.dtypes.split(","):
-        if not isinstance(getattr(torch, dtype, None), torch.dtype):
-            raise ValueError(f"--dtypes={dtype}: write float32, bfloat16 or float16")
         for layout in given.layouts.split(","):
             if layout not in ("channels_last", "contiguous"):
                 raise ValueError(f"--layouts={layout}: write channels_last or contiguous")

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 
 import torch
 
+from benchmarks.arguments import dtypes, whole_numbers
 from benchmarks.kernels import LAYERS, parse_layer
 from experiments.terminal import replace_unencodable
 from experiments.training.run_context import choose_device
@@ -36,9 +37,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure this machine's kernels, for the choice between them.")
     parser.add_argument("--layers", default=LAYERS.get(device.type, LAYERS["cpu"]))
     parser.add_argument("--partitions", default=PARTITIONS)
-    parser.add_argument("--dtypes", help="by default float32, and bfloat16 where the device computes it")
+    parser.add_argument("--dtypes", type=dtypes, help="by default float32, and bfloat16 where the device computes it")
     parser.add_argument("--layouts", default="channels_last,contiguous")
-    parser.add_argument("--batches", default="16,1")
+    parser.add_argument("--batches", type=whole_numbers, default=[16, 1])
     parser.add_argument("--seconds", type=float, default=110.0, help="after which nothing is begun")
     parser.add_argument("--cpu-time", action="store_true", help="count seconds of the thread, not of the clock")
     given = parser.parse_args()
@@ -76,9 +77,7 @@ def uses_of(given: argparse.Namespace, device: torch.device) -> Iterator[Use]:
         if layout not in ("channels_last", "contiguous"):
             raise ValueError(f"--layouts={layout}: write channels_last or contiguous")
         for dtype in given.dtypes.split(","):
-            if not isinstance(getattr(torch, dtype, None), torch.dtype):
-                raise ValueError(f"--dtypes={dtype}: write float32, bfloat16 or float16")
-            for batch in map(int, given.batches.split(",")):
+            for batch in given.batches:
                 for text in given.layers.split(","):
                     channels, size, kernel, stride = parse_layer(text)
                     for cut in given.partitions.split(","):

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.arguments import whole
 from benchmarks.plain import AUTOTUNED, autotuned, cudnn, cudnn_names
 from experiments.models import build_model
 from experiments.store.runs import provenance
@@ -41,8 +42,8 @@ def main() -> None:
     parser.add_argument("--nets", default="lognet:log:3,lognet:log:4,lognet:log:5,alexnet:2,alexnet:4,alexnet:log:3")
     parser.add_argument("--ways", default=f"dense,ours,loop,packed,masked,{AUTOTUNED}")
     parser.add_argument("--cudnn", help="settings of cuDNN: deterministic, free, benchmark; on a GPU all of them")
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--batch", type=whole(1), default=64)
+    parser.add_argument("--repeats", type=whole(2), default=15)
     parser.add_argument("--csv", type=Path)
     given = parser.parse_args()
     device = choose_device("auto")

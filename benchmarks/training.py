@@ -30,6 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.arguments import whole, whole_numbers
 from experiments.data.augment import Views
 from experiments.data.datasets import Dataset, Images
 from experiments.models import build_model
@@ -61,16 +62,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Training throughput, side by side.")
     parser.add_argument("--model", choices=MODELS, default="alexnet")
     parser.add_argument("--groups", help="comma-separated; 1,2,4 or, of lognet, 1,4,log:4 by default")
-    parser.add_argument("--seeds", default="1", help="at once, comma-separated: 1,3,8")
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=6, help="steps in a block")
-    parser.add_argument("--blocks", type=int, default=5, help="timed blocks of each way")
+    parser.add_argument("--seeds", type=whole_numbers, default=[1], help="at once, comma-separated: 1,3,8")
+    parser.add_argument("--batch", type=whole(1), default=128)
+    parser.add_argument("--steps", type=whole(1), default=6, help="steps in a block")
+    parser.add_argument("--blocks", type=whole(1), default=5, help="timed blocks of each way")
     parser.add_argument("--csv", type=Path)
     given = parser.parse_args()
     choose_kernels()
     rows = []
     for groups in (given.groups or GROUPS[given.model]).split(","):
-        ways = ways_to_train(given.model, groups, given.batch, given.steps, [int(k) for k in given.seeds.split(",")])
+        ways = ways_to_train(given.model, groups, given.batch, given.steps, given.seeds)
         rates: dict[str, list[float]] = {name: [] for name in ways}
         for block in range(given.blocks + 1):
             for name, (networks, train) in ways.items():
