@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 
 from gconv import ChannelPermutation, ChannelShuffle, GroupedConv2d
+from gconv.kernels.decomposition import is_tap_by_tap
 from gconv.partition import Partition
 
 
@@ -123,7 +124,7 @@ def _share(wide: nn.Module, layers: Sequence[nn.Module]) -> None:
         if parts[0].dim() == 0:  # a count of batches, the same for all
             whole = parts[0].clone()
             return whole, [whole] * len(parts)
-        if parts[0].dim() == 3 and parts[0].stride(0) == 1:  # a weight of unequal groups in channels_last: (Kh, Kw, L)
+        if is_tap_by_tap(parts[0]):
             whole = torch.cat([part.movedim(0, -1) for part in parts], -1).movedim(-1, 0)
         else:
             whole = torch.cat(parts)

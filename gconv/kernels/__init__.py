@@ -2,7 +2,8 @@
 
 Exports their names, ``find``, ``refusal`` and ``runnable``; ``choose.py`` chooses.
 
-Every kernel is a module with the same four functions; none needs autograd inside:
+Every kernel is a module with the same four functions. Autograd is outside of them (``gconv/operator``), but for the
+backward pass of many weights in ``decomposition.py``:
 
     conv2d(x_NCHW, weight, bias, geometry, activation="none") -> y_NOHW             "none" or "relu"
     input_gradient(dy_NOHW, weight, geometry, input_size) -> dx_NCHW
