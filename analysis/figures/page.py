@@ -100,10 +100,13 @@ def short_names(names: Sequence[str], length: int) -> dict[str, str]:
     return short
 
 
+POINT = r"(?<=\d)\.(?=\d)"  # of a number
+
+
 def wrapped(name: str, length: int, lines: int = 2) -> str:
-    """Return a name in lines, broken after dots, hyphens, commas and spaces; the rest is left out."""
+    """Return a name in lines, broken after dots, hyphens, commas and spaces, not in a number; the rest is left out."""
     rows: list[str] = []
-    for part in re.findall(r"[^-., _]*[-., _]+|[^-., _]+", name):
+    for part in re.findall(rf"(?:[^-., _]|{POINT})*(?:(?!{POINT})[-., _])+|(?:[^-., _]|{POINT})+", name):
         if rows and len((rows[-1] + part).strip()) <= length:
             rows[-1] += part
         else:

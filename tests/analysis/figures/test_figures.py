@@ -56,6 +56,8 @@ def test_names_break_after_dots_hyphens_and_spaces():
     assert page.wrapped("conv2, computed", 15) == "conv2, computed"
     assert page.wrapped("conv2, computed", 10) == "conv2,\ncomputed"
     assert page.wrapped("uniform-4-no-shortcut", 10, 3) == "uniform-4-\nno-\nshortcut"
+    assert page.wrapped("features.10.conv", 9) == "features.\n10.conv"
+    assert page.wrapped("index 0.29 (3), 0.35 (6)", 17) == "index 0.29 (3),\n0.35 (6)", "numbers stay whole"
     assert page.wrapped("a.bb.cc", 3) == "a.\nb…c", "what does not fit into the last line is left out"
 
 
